@@ -1,0 +1,113 @@
+"""Framings: where a face's crop lies in a photo, the crop itself, and the way back.
+
+Coordinates are pixel indices (the centre of the first pixel is 0, 0), x before y. Five points are the
+left eye, right eye, nose tip, left and right corner of the mouth, left meaning left in the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+# ArcFace's targets at 112 px, as measured with the 68-point predictor (eye centres, nose tip, mouth corners).
+ARCFACE_POINTS = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+
+
+@dataclass(frozen=True)
+class Framing:
+    """A square crop that follows the eyes and the mouth."""
+
+    scale: float  # side of the crop relative to FFHQ's
+    centre: float  # centre of the crop on the way from the eyes' centre (0) to the mouth's (1)
+
+
+FRAMINGS = {"ffhq": Framing(scale=1.0, centre=0.1), "tight": Framing(scale=0.68, centre=0.52)}
+
+
+def _rot90(v: np.ndarray) -> np.ndarray:
+    return np.array([-v[1], v[0]])
+
+
+def framing_matrix(points: np.ndarray, framing: str) -> np.ndarray:
+    """The affine map from a crop's unit square to the photo.
+
+    points: (5, 2) pixels of the photo. Returns (2, 3): [x, y] = M @ [u, v, 1] for u, v in [0, 1], with u to
+    the right and v downwards in the crop. Raises ValueError for an unknown framing or degenerate points.
+    Source: the FFHQ crop of Karras et al., 2019; the tight framing is ours (0.68 of it, forehead to chin).
+    """
+    if framing not in FRAMINGS:
+        raise ValueError(f"unknown framing {framing!r}; choose one of {', '.join(FRAMINGS)}")
+    f = FRAMINGS[framing]
+    points = np.asarray(points, dtype=np.float64)
+    eyes, mouth = points[:2].mean(0), points[3:5].mean(0)
+    eye_to_eye, eye_to_mouth = points[1] - points[0], mouth - eyes
+    x = eye_to_eye - _rot90(eye_to_mouth)
+    norm = np.hypot(*x)
+    if not np.isfinite(norm) or norm < 1e-6:
+        raise ValueError("the five points coincide: no crop follows from them")
+    x = x / norm * max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth)) * f.scale
+    y = _rot90(x)
+    centre = eyes + f.centre * eye_to_mouth
+    return np.stack([2 * x, 2 * y, centre - x - y], axis=1)
+
+
+def crop_points(points: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+    """Photo points (k, 2) -> pixel indices of the `size` px crop that `matrix` frames."""
+    linear, offset = matrix[:, :2], matrix[:, 2]
+    return (np.asarray(points, dtype=np.float64) - offset) @ np.linalg.inv(linear).T * size - 0.5
+
+
+def photo_points(points: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+    """Inverse of `crop_points`: pixel indices of the crop (k, 2) -> photo points."""
+    return (np.asarray(points, dtype=np.float64) + 0.5) / size @ matrix[:, :2].T + matrix[:, 2]
+
+
+def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The least-squares similarity that takes points (k, 2) to targets (k, 2): (2, 3). Umeyama, 1991."""
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    sc, tc = source - source.mean(0), target - target.mean(0)
+    u, s, vt = np.linalg.svd(tc.T @ sc / len(source))
+    d = np.array([1.0, np.sign(np.linalg.det(u @ vt))])
+    r = u @ np.diag(d) @ vt
+    scale = (s * d).sum() / sc.var(0).sum()
+    return np.concatenate([scale * r, (target.mean(0) - scale * r @ source.mean(0))[:, None]], axis=1)
+
+
+def arcface_matrix(points: np.ndarray) -> np.ndarray:
+    """Like `framing_matrix`, for ArcFace's 112 px crop of a face with these five points."""
+    m = similarity(ARCFACE_POINTS, points)
+    linear = m[:, :2] * 112
+    return np.concatenate([linear, (m[:, :2] @ [-0.5, -0.5] + m[:, 2])[:, None]], axis=1)
+
+
+def crop(image: Image.Image, matrix: np.ndarray, size: int, pad: str = "reflect") -> Image.Image:
+    """The `size` px square crop of an RGB photo under a framing matrix, antialiased; outside, the photo is
+    continued by `pad` (numpy's modes: reflect, edge)."""
+    corners = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]]) @ matrix.T
+    low = np.floor(corners.min(0)).astype(int) - 2
+    high = np.ceil(corners.max(0)).astype(int) + 3
+    w, h = image.size
+    keep_low, keep_high = np.clip(low, 0, [w - 1, h - 1]), np.clip(high, 1, [w, h])
+    keep_high = np.maximum(keep_high, keep_low + 1)
+    patch = image.convert("RGB").crop((*keep_low, *keep_high))
+    before, after = keep_low - low, high - keep_high
+    if (before > 0).any() or (after > 0).any():
+        widths = ((max(before[1], 0), max(after[1], 0)), (max(before[0], 0), max(after[0], 0)), (0, 0))
+        patch = Image.fromarray(np.pad(np.asarray(patch), widths, mode=pad))
+        keep_low = np.minimum(keep_low, low)
+    side = np.hypot(*matrix[:, 0])
+    if side > 4 * size:  # far larger than the crop: shrink first, so that supersampling stays small
+        shrink = int(side // (2 * size))
+        patch = patch.reduce(shrink)
+    else:
+        shrink = 1
+    over = max(1, int(np.ceil(side / shrink / size)))
+    linear = matrix[:, :2] / (size * over) / shrink
+    offset = (matrix[:, 2] + 0.5 - keep_low) / shrink
+    data = (linear[0, 0], linear[0, 1], offset[0], linear[1, 0], linear[1, 1], offset[1])
+    out = patch.transform((size * over, size * over), Image.Transform.AFFINE, data, Image.Resampling.BICUBIC)
+    return out.reduce(over) if over > 1 else out

@@ -1,0 +1,259 @@
+"""StyleGAN2 (Karras et al., CVPR 2020): generator and discriminator in pure PyTorch.
+
+Layers and state dict follow the common PyTorch port, so its `g_ema` loads as it is. What differs is speed:
+a modulated convolution scales its input by the style and its output by the demodulation, which is the same
+function as modulating the weights (sec. 2.2) but shares one weight over the batch, so that no grouped
+convolution is needed; activations stay channels_last.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SQRT2 = math.sqrt(2.0)
+
+
+def blur_kernel(gain: float = 1.0) -> torch.Tensor:
+    """The 4 x 4 binomial filter of StyleGAN2, summing to `gain`."""
+    k = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    k = torch.outer(k, k)
+    return k / k.sum() * gain
+
+
+def depthwise(x: torch.Tensor, kernel: torch.Tensor, pad: tuple[int, int], up: int = 1) -> torch.Tensor:
+    """Filter each channel of x (N, C, H, W) with a symmetric kernel; up=2 puts zeros between the samples."""
+    c = x.shape[1]
+    weight = kernel.to(x.dtype).expand(c, 1, *kernel.shape)
+    if up == 1:
+        return F.conv2d(F.pad(x, (*pad, *pad)), weight, groups=c)
+    y = F.conv_transpose2d(x, weight, stride=up, groups=c)  # full support; cut to what the padding asks for
+    cut0, cut1 = kernel.shape[0] - 1 - pad[0], kernel.shape[0] - up - pad[1]
+    return y[:, :, cut0 : y.shape[2] - cut1, cut0 : y.shape[3] - cut1]
+
+
+class PixelNorm(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+class EqualLinear(nn.Module):
+    """Linear layer with equalised learning rate; `activate` adds leaky ReLU with gain sqrt 2."""
+
+    def __init__(self, d_in: int, d_out: int, bias_init: float = 0.0, lr_mul: float = 1.0, activate: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(d_out, d_in) / lr_mul)
+        self.bias = nn.Parameter(torch.full((d_out,), float(bias_init)))
+        self.scale, self.lr_mul, self.activate = lr_mul / math.sqrt(d_in), lr_mul, activate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
+        return F.leaky_relu(y, 0.2) * SQRT2 if self.activate else y
+
+
+class ModulatedConv2d(nn.Module):
+    """Style-modulated convolution; activations are scaled, not weights."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, style_dim: int, demodulate: bool = True, upsample: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, c_out, c_in, kernel, kernel))
+        self.modulation = EqualLinear(style_dim, c_in, bias_init=1.0)
+        self.scale = 1 / math.sqrt(c_in * kernel**2)
+        self.kernel, self.demodulate, self.upsample = kernel, demodulate, upsample
+        if upsample:
+            self.blur = nn.Module()
+            self.blur.register_buffer("kernel", blur_kernel(4.0))
+
+    def forward(self, x: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        """x: (N, C, H, W), style: (N, D) -> (N, C', H, W), or twice the size when upsampling."""
+        s = self.modulation(style).float()  # (N, C)
+        weight = self.weight[0] * self.scale
+        x = x * s.to(x.dtype)[:, :, None, None]
+        if self.upsample:
+            y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        else:
+            y = F.conv2d(x, weight, padding=self.kernel // 2)
+        if self.demodulate:
+            energy = weight.float().square().sum((2, 3))  # (C', C)
+            with torch.autocast(x.device.type, enabled=False):
+                demod = torch.rsqrt(s.square() @ energy.T + 1e-8)
+            y = y * demod.to(y.dtype)[:, :, None, None]
+        return depthwise(y, self.blur.kernel, (1, 1)) if self.upsample else y
+
+
+class Noise(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+class Bias(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+
+class StyledConv(nn.Module):
+    """Modulated convolution, noise, bias, leaky ReLU."""
+
+    def __init__(self, c_in: int, c_out: int, style_dim: int, upsample: bool = False):
+        super().__init__()
+        self.conv = ModulatedConv2d(c_in, c_out, 3, style_dim, upsample=upsample)
+        self.noise = Noise()
+        self.activate = Bias(c_out)
+
+    def forward(self, x: torch.Tensor, style: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        y = self.conv(x, style)
+        shift = self.activate.bias[None, :, None, None]
+        if noise is not None:
+            y = y + (self.noise.weight * noise).to(y.dtype)
+        return F.leaky_relu(y + shift.to(y.dtype), 0.2) * SQRT2
+
+
+class ToRGB(nn.Module):
+    def __init__(self, c_in: int, style_dim: int, upsample: bool = True):
+        super().__init__()
+        self.conv = ModulatedConv2d(c_in, 3, 1, style_dim, demodulate=False)
+        self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
+        if upsample:
+            self.upsample = nn.Module()
+            self.upsample.register_buffer("kernel", blur_kernel(4.0))
+
+    def forward(self, x: torch.Tensor, style: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
+        y = self.conv(x, style).float() + self.bias
+        if skip is None:
+            return y
+        with torch.autocast(x.device.type, enabled=False):
+            return y + depthwise(skip, self.upsample.kernel, (2, 1), up=2)
+
+
+class Generator(nn.Module):
+    """Mapping and synthesis network.
+
+    resolution: power of two; channels: {side: channels}; style_dim: D; n_mlp: layers of the mapping.
+    `n_latent` is L = 2 log2(resolution) - 2: one code for each convolution and one for the last ToRGB.
+    """
+
+    def __init__(self, resolution: int, channels: dict[int, int], style_dim: int = 512, n_mlp: int = 8):
+        super().__init__()
+        self.resolution, self.style_dim = resolution, style_dim
+        self.log_size = int(math.log2(resolution))
+        self.n_latent = 2 * self.log_size - 2
+        mapping = [EqualLinear(style_dim, style_dim, lr_mul=0.01, activate=True) for _ in range(n_mlp)]
+        self.style = nn.Sequential(PixelNorm(), *mapping)
+        self.input = nn.Module()
+        self.input.input = nn.Parameter(torch.randn(1, channels[4], 4, 4))
+        self.conv1 = StyledConv(channels[4], channels[4], style_dim)
+        self.to_rgb1 = ToRGB(channels[4], style_dim, upsample=False)
+        self.convs, self.to_rgbs, self.noises = nn.ModuleList(), nn.ModuleList(), nn.Module()
+        for layer in range(2 * self.log_size - 3):
+            side = 2 ** ((layer + 5) // 2)
+            self.noises.register_buffer(f"noise_{layer}", torch.randn(1, 1, side, side))
+        for log in range(3, self.log_size + 1):
+            c_in, c_out = channels[2 ** (log - 1)], channels[2**log]
+            self.convs.append(StyledConv(c_in, c_out, style_dim, upsample=True))
+            self.convs.append(StyledConv(c_out, c_out, style_dim))
+            self.to_rgbs.append(ToRGB(c_out, style_dim))
+
+    def map(self, z: torch.Tensor) -> torch.Tensor:
+        """z: (N, D), standard normal -> w: (N, D)."""
+        return self.style(z)
+
+    def broadcast(self, w: torch.Tensor) -> torch.Tensor:
+        """w: (N, D) -> the same code for every layer, (N, L, D)."""
+        return w[:, None].expand(-1, self.n_latent, -1)
+
+    @torch.no_grad()
+    def mean_latent(self, n: int = 4096, seed: int = 0) -> torch.Tensor:
+        """The centre of w, (D,), from n samples."""
+        z = torch.randn(n, self.style_dim, generator=torch.Generator().manual_seed(seed))
+        return self.map(z.to(self.input.input.device)).mean(0)
+
+    def synthesize(self, w: torch.Tensor, noise: str = "const") -> torch.Tensor:
+        """w: (N, L, D) -> faces (N, 3, R, R), about [-1, 1].
+
+        noise: "const" (the stored maps: the same face each time), "random", or "none".
+        """
+        if w.ndim != 3 or w.shape[1:] != (self.n_latent, self.style_dim):
+            raise ValueError(f"codes must be (N, {self.n_latent}, {self.style_dim}), got {tuple(w.shape)}")
+        n = w.shape[0]
+        x = self.input.input.expand(n, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        if torch.is_autocast_enabled(w.device.type):
+            x = x.to(torch.get_autocast_dtype(w.device.type))
+
+        def layer_noise(i: int) -> torch.Tensor | None:
+            stored = getattr(self.noises, f"noise_{i}")
+            if noise == "random":
+                return torch.randn(n, *stored.shape[1:], device=w.device)
+            return stored if noise == "const" else None
+
+        x = self.conv1(x, w[:, 0], layer_noise(0))
+        skip = self.to_rgb1(x, w[:, 1], None)
+        for k, to_rgb in enumerate(self.to_rgbs):
+            i = 2 * k + 1
+            x = self.convs[2 * k](x, w[:, i], layer_noise(i))
+            x = self.convs[2 * k + 1](x, w[:, i + 1], layer_noise(i + 1))
+            skip = to_rgb(x, w[:, i + 2], skip)
+        return skip
+
+    def forward(self, w: torch.Tensor, noise: str = "const") -> torch.Tensor:
+        return self.synthesize(w, noise)
+
+
+class EqualConv2d(nn.Module):
+    """Convolution with equalised learning rate; `down` blurs and halves; `activate` adds bias and leaky ReLU."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, down: bool = False, activate: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(c_out)) if activate else None
+        self.scale, self.kernel, self.down = 1 / math.sqrt(c_in * kernel**2), kernel, down
+        if down:
+            self.register_buffer("blur", blur_kernel(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight * self.scale
+        if self.down:
+            pad = 2 if self.kernel == 3 else 1
+            y = F.conv2d(depthwise(x, self.blur, (pad, pad)), weight, self.bias, stride=2)
+        else:
+            y = F.conv2d(x, weight, self.bias, padding=self.kernel // 2)
+        return y if self.bias is None else F.leaky_relu(y, 0.2) * SQRT2
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.conv1 = EqualConv2d(c_in, c_in, 3)
+        self.conv2 = EqualConv2d(c_in, c_out, 3, down=True)
+        self.skip = EqualConv2d(c_in, c_out, 1, down=True, activate=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.conv2(self.conv1(x)) + self.skip(x)) / SQRT2
+
+
+class Discriminator(nn.Module):
+    """Residual discriminator with minibatch deviation: (N, 3, R, R) -> logits (N,)."""
+
+    def __init__(self, resolution: int, channels: dict[int, int], group: int = 4):
+        super().__init__()
+        self.group = group
+        sides = [2**k for k in range(int(math.log2(resolution)), 2, -1)]
+        blocks = [ResidualBlock(channels[s], channels[s // 2]) for s in sides]
+        self.convs = nn.Sequential(EqualConv2d(3, channels[resolution], 1), *blocks)
+        self.final_conv = EqualConv2d(channels[4] + 1, channels[4], 3)
+        self.final_linear = nn.Sequential(
+            EqualLinear(channels[4] * 16, channels[4], activate=True), EqualLinear(channels[4], 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.convs(x.contiguous(memory_format=torch.channels_last))
+        n, c, h, w = y.shape
+        g = next(k for k in range(min(self.group, n), 0, -1) if n % k == 0)
+        std = (y.float().view(g, n // g, c, h, w).var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
+        std = std.to(y.dtype).repeat(g)[:, None, None, None].expand(-1, 1, h, w)
+        y = self.final_conv(torch.cat([y, std], 1))
+        return self.final_linear(y.flatten(1)).squeeze(1).float()
