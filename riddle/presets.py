@@ -18,6 +18,8 @@ class Preset:
     levels: tuple[int, int, int]  # slots of the coarse, medium and fine level of a code
     encoder_width: int  # channels of the inversion encoder's first stage; IR-SE50 has 64
     encoder_blocks: tuple[int, ...]  # residual blocks a stage; IR-SE50 has 3, 4, 14, 3
+    encoder_fpn: int  # channels of the feature pyramid; the published e4e: 512
+    encoder_head: int  # channels of a slot's head; the published e4e: 512
     identity: str  # the recogniser trained against (F_e); the paper's is irse50 (ArcFace)
     depth: int = 1  # transformer decoder blocks a level; the paper: 1
     heads: int = 4  # attention heads
@@ -36,17 +38,20 @@ def _paper_channels(resolution: int) -> dict[int, int]:
 _SMOKE = Preset(
     name="smoke", resolution=32, framing="tight", style_dim=64, n_mlp=2,
     channels={4: 32, 8: 32, 16: 32, 32: 16}, levels=(3, 3, 2),
-    encoder_width=16, encoder_blocks=(1, 1, 1, 1), identity="arcface-mobilefacenet",
+    encoder_width=16, encoder_blocks=(1, 1, 1, 1), encoder_fpn=32, encoder_head=32,
+    identity="arcface-mobilefacenet",
 )  # fmt: skip
 _MINI = Preset(
     name="mini", resolution=64, framing="tight", style_dim=256, n_mlp=4,
     channels={4: 128, 8: 128, 16: 128, 32: 128, 64: 64}, levels=(4, 4, 2),
-    encoder_width=32, encoder_blocks=(2, 2, 3, 2), identity="arcface-mobilefacenet",
+    encoder_width=32, encoder_blocks=(2, 2, 3, 1), encoder_fpn=128, encoder_head=96,
+    identity="arcface-mobilefacenet",
 )  # fmt: skip
 _FFHQ256 = Preset(
     name="ffhq256", resolution=256, framing="ffhq", style_dim=512, n_mlp=8,
     channels=_paper_channels(256), levels=(4, 4, 6),
-    encoder_width=64, encoder_blocks=(3, 4, 14, 3), identity="irse50",
+    encoder_width=64, encoder_blocks=(3, 4, 14, 3), encoder_fpn=512, encoder_head=512,
+    identity="irse50",
 )  # fmt: skip
 
 PRESETS = {

@@ -1,0 +1,349 @@
+"""Data sets: LFW pairs, UTKFace, CelebAMask-HQ, FFHQ, CelebA-HQ, One Million Impressions, any folder of images.
+
+Each is found by argument, by [datasets] of the configuration file, or in the folders of RIDDLE_DATA; as a folder
+or as an uncompressed tar. data/README.md says where they come from and on which terms.
+
+    python -m riddle.datasets              # what is here
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from . import config
+from .aligned import AlignedSet, aligned
+from .archives import decode, images_of, open_files
+
+__all__ = [
+    "CLASSES", "DATASETS", "FFHQ", "AlignedSet", "CelebAHQ", "CelebAMaskHQ", "DatasetMissingError", "Folder", "Images",
+    "LFWPairs", "Omi", "Pair", "Samples", "UTKFace", "aligned", "load", "locate", "parse_pairs",
+]  # fmt: skip
+
+# CelebAMask-HQ's classes; the index is the id in a mask.
+CLASSES = (
+    "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip",
+    "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
+)  # fmt: skip
+
+
+class DatasetMissingError(FileNotFoundError):
+    """A data set that is not on this machine: where to get it and where to put it."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    names: tuple[str, ...]  # files or folders looked for under each folder of RIDDLE_DATA
+    source: str
+
+
+_PLACES = {
+    "lfw": _Place(
+        ("lfw.tar", "lfw", "lfw_home", "lfw_deepfunneled"),
+        "the deep-funneled images and pairs.txt from vis-www.cs.umass.edu/lfw (or LFWPairs(download=True), funneled)",
+    ),
+    "utkface": _Place(("utkface.tar", "utkface", "UTKFace"), "'aligned & cropped faces' from susanqq.github.io/UTKFace"),
+    "celebamask_hq": _Place(
+        ("celebamask_hq_1k.tar", "celebamask_hq.tar", "celebamask_hq", "CelebAMask-HQ"),
+        "CelebAMask-HQ.zip from github.com/switchablenorms/CelebAMask-HQ",
+    ),
+    "celeba_hq": _Place(
+        ("celeba_hq.tar", "celeba_hq", "CelebA-HQ-img", "CelebAMask-HQ", "celebamask_hq_1k.tar"),
+        "CelebAMask-HQ.zip from github.com/switchablenorms/CelebAMask-HQ (its CelebA-HQ-img)",
+    ),
+    "ffhq": _Place(
+        ("ffhq.tar", "ffhq", "images1024x1024", "thumbnails128x128"), "images1024x1024 from github.com/NVlabs/ffhq-dataset"
+    ),
+    "omi": _Place(("omi_256.tar", "omi"), "the stimuli from github.com/jcpeterson/omi"),
+}
+
+
+def locate(key: str, root: Path | str | None = None) -> Path:
+    """The folder or tar file of a data set. Raises DatasetMissingError."""
+    place = _PLACES[key]
+    if root is None and (configured := config.named_path("datasets", key)) is not None:
+        root = configured
+    if root is not None:
+        if not Path(root).expanduser().exists():
+            raise DatasetMissingError(f"{key}: {root} does not exist; get {place.source} and give its folder or tar")
+        return Path(root).expanduser()
+    for folder in config.data_folders():
+        for name in place.names:
+            if (folder / name).exists():
+                return folder / name
+    looked = ", ".join(str(f) for f in config.data_folders())
+    raise DatasetMissingError(
+        f"{key}: none of {', '.join(place.names)} in {looked}; get {place.source}, "
+        f"put it there as {place.names[0]} or {place.names[1]}/, or set RIDDLE_DATA to the folder that holds it"
+    )
+
+
+class Images:
+    """Named images. Subclasses say which members belong to which split."""
+
+    name = "images"
+    default_padding = 0  # px reflected around an image before detection
+
+    def __init__(self, root: Path, split: str = "all"):
+        self.root, self.split = root, split
+        self.files = open_files(root)
+        self._members: dict[str, str] = {}
+        self.names: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, name: str) -> Image.Image:
+        """One photo, RGB. Raises KeyError for an unknown name, ValueError for a damaged file."""
+        member = self._members[name]
+        try:
+            return decode(self.files.read(member))
+        except OSError as e:
+            raise ValueError(f"{member} of {self.root} is no readable image ({e}); fetch it again or remove it") from e
+
+    @property
+    def split_hash(self) -> str:
+        """Twelve hex digits that name exactly these images: a hash of the sorted names."""
+        return hashlib.sha256("\n".join(sorted(self.names)).encode()).hexdigest()[:12]
+
+    @property
+    def fingerprint(self) -> str:
+        """Like `split_hash`, over names and file sizes in order: the key of everything cached from them."""
+        listing = "\n".join(f"{n} {self.files.sizes[self._members[n]]}" for n in self.names)
+        return hashlib.sha256(listing.encode()).hexdigest()[:16]
+
+    def _select(self, members: Iterable[str], key: str) -> None:
+        """Keep the members of this split, by file name."""
+        self._members = {PurePosixPath(m).name: m for m in members}
+        if not self._members:
+            raise DatasetMissingError(f"{self.root} holds no images; get {_PLACES[key].source}")
+        self.names = _split_names(sorted(self._members), self.root, self.split)
+
+
+def _split_names(names: list[str], root: Path, split: str) -> list[str]:
+    """The names of a split: by splits.json beside the data (or in it), else by a hash of each name (90:5:5).
+
+    The hash cannot know which photos show one person; splits.json keeps a person within one split.
+    """
+    if split == "all":
+        return names
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"unknown split {split!r}; choose train, val, test or all")
+    for listing in (root / "splits.json", root.parent / "splits.json"):
+        if listing.is_file():
+            content = json.loads(listing.read_text())
+            stem = next((k for k in (root.stem, root.name) if k in content), None)
+            if stem is not None:
+                here = set(names)
+                return [n for n in sorted(content[stem][split]) if n in here]
+    digit = {n: hashlib.sha256(n.encode()).digest()[0] for n in names}
+    low, high = {"train": (26, 256), "val": (13, 26), "test": (0, 13)}[split]
+    return [n for n in names if low <= digit[n] < high]
+
+
+class UTKFace(Images):
+    """UTKFace, 200 px face crops. Zhang et al., 2017. Raises DatasetMissingError."""
+
+    name = "UTKFace"
+    default_padding = 40  # the tight crop of these crops is wider than they are
+
+    def __init__(self, split: str = "train", root: Path | str | None = None):
+        super().__init__(locate("utkface", root), split)
+        self._select(images_of(self.files), "utkface")
+
+    @staticmethod
+    def attributes(name: str) -> dict[str, int | None]:
+        """age in years, gender (0 male, 1 female), race (0 White, 1 Black, 2 Asian, 3 Indian, 4 other) as the file
+        name gives them; None where it does not."""
+        fields = name.split("_")[:3]
+        values = [int(f) if f.isdigit() and (i == 0 or int(f) < 5) else None for i, f in enumerate(fields)]
+        return dict(zip(("age", "gender", "race"), values, strict=True))
+
+
+class CelebAMaskHQ(Images):
+    """CelebA-HQ photos with 19-class masks; as published or as images/ and masks/. Lee et al., 2020."""
+
+    name = "CelebAMask-HQ"
+
+    def __init__(self, split: str = "train", root: Path | str | None = None):
+        super().__init__(locate("celebamask_hq", root), split)
+        photos = [m for m in images_of(self.files) if PurePosixPath(m).parent.name in ("images", "CelebA-HQ-img")]
+        self._select(photos, "celebamask_hq")
+
+    def mask(self, name: str) -> np.ndarray:
+        """(H, W) uint8, an index into `CLASSES`. Raises KeyError for an unknown name."""
+        member = PurePosixPath(self._members[name])
+        base, stem = member.parent.parent, member.stem
+        if member.parent.name == "images":
+            return np.array(decode(self.files.read(str(base / "masks" / f"{stem}.png")), mode=None))
+        parts = base / "CelebAMask-HQ-mask-anno" / str(int(stem) // 2000)
+        mask = np.zeros((512, 512), np.uint8)
+        for index, part in enumerate(CLASSES):  # in the order of the ids: later parts lie on earlier ones
+            file = str(parts / f"{int(stem):05d}_{part}.png")
+            if file in self.files.sizes:
+                mask[np.asarray(decode(self.files.read(file), "L")) > 127] = index
+        return mask
+
+
+class CelebAHQ(Images):
+    """CelebA-HQ photos without masks. Karras et al., 2018."""
+
+    name = "CelebA-HQ"
+
+    def __init__(self, split: str = "test", root: Path | str | None = None):
+        super().__init__(locate("celeba_hq", root), split)
+        self._select((m for m in images_of(self.files) if "mask" not in PurePosixPath(m).parent.name), "celeba_hq")
+
+
+class FFHQ(Images):
+    """FFHQ. Karras et al., 2019; val and test are its last 10,000, halved."""
+
+    name = "FFHQ"
+
+    def __init__(self, split: str = "train", root: Path | str | None = None):
+        super().__init__(locate("ffhq", root), split)
+        self._select(images_of(self.files), "ffhq")
+        numbers = {"train": (0, 60_000), "val": (60_000, 65_000), "test": (65_000, 70_000), "all": (0, 70_000)}
+        low, high = numbers[split]
+        self.names = [n for n in sorted(self._members) if low <= int(PurePosixPath(n).stem) < high]
+
+
+class Omi(Images):
+    """One Million Impressions: StyleGAN2 faces of no real person. Peterson et al., 2022."""
+
+    name = "OMI"
+
+    def __init__(self, split: str = "all", root: Path | str | None = None):
+        super().__init__(locate("omi", root), split)
+        self._select(images_of(self.files), "omi")
+
+
+class Folder(Images):
+    """Any folder or tar of images; the name of an image is its path within."""
+
+    def __init__(self, path: Path | str, name: str | None = None):
+        if not Path(path).exists():
+            raise DatasetMissingError(f"{path} does not exist; give a folder or a tar file of images")
+        super().__init__(Path(path))
+        self.name = name or Path(path).stem
+        self._members = {m: m for m in images_of(self.files)}
+        self.names = list(self._members)
+        if not self.names:
+            raise DatasetMissingError(f"{path} holds no image; give a folder or a tar file of images")
+
+
+class Samples(Folder):
+    """The bundled synthetic faces, data/samples."""
+
+    def __init__(self):
+        super().__init__(config.bundled_folder("samples"), "bundled synthetic faces")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of pairs.txt."""
+
+    fold: int  # 0 to 9
+    a: str
+    b: str
+    same: bool
+
+
+class LFWPairs(Images):
+    """LFW's view 2: ten folds of 300 same and 300 different pairs; for evaluation only. Huang et al., 2007.
+
+    root: a folder or tar with pairs.txt and one folder a person, or scikit-learn's lfw_home, which is also looked
+    for. `version` is deep-funneled, funneled or original. download=True lets scikit-learn fetch the funneled one.
+    Raises DatasetMissingError.
+    """
+
+    name = "LFW"
+
+    def __init__(self, root: Path | str | None = None, download: bool = False):
+        super().__init__(_locate_lfw(root, download))
+        pairs = next((m for m in self.files.sizes if PurePosixPath(m).name == "pairs.txt"), None)
+        if pairs is None:
+            raise DatasetMissingError(f"{self.root} holds no pairs.txt; get it from vis-www.cs.umass.edu/lfw")
+        self.pairs = parse_pairs(self.files.read(pairs).decode())
+        versions: dict[str, list[str]] = {}
+        for member in images_of(self.files):
+            versions.setdefault(_lfw_version(f"{self.root.name}/{member}"), []).append(member)
+        self.version = next((v for v in ("deep-funneled", "funneled", "original") if v in versions), "absent")
+        stems = {PurePosixPath(m).stem: m for m in versions.get(self.version, [])}
+        self.names = sorted({n for p in self.pairs for n in (p.a, p.b)})
+        absent = [n for n in self.names if n not in stems]
+        if absent:
+            raise DatasetMissingError(
+                f"{self.root} lacks {len(absent)} of {len(self.names)} photos of pairs.txt, such as {absent[0]}; "
+                f"get {_PLACES['lfw'].source}"
+            )
+        self._members = {n: stems[n] for n in self.names}
+
+
+def _lfw_version(path: str) -> str:
+    text = path.lower().replace("-", "").replace("_", "")
+    return "deep-funneled" if "deepfunneled" in text else "funneled" if "funneled" in text else "original"
+
+
+def _locate_lfw(root: Path | str | None, download: bool) -> Path:
+    try:
+        return locate("lfw", root)
+    except DatasetMissingError:
+        cache = Path(os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")).expanduser() / "lfw_home"
+        if root is None and download:
+            from sklearn.datasets import fetch_lfw_people
+
+            # Fetches and unpacks everything but loads one person only; the photos are then read as they are:
+            # colour, full size, no slice.
+            fetch_lfw_people(min_faces_per_person=500, resize=0.1)
+        if root is None and (cache / "pairs.txt").is_file():
+            return cache
+        raise
+
+
+def parse_pairs(text: str) -> list[Pair]:
+    """pairs.txt -> pairs: a first line 'folds, n', then per fold n same and n different pairs. Raises ValueError."""
+    lines = [line.split("\t") for line in text.splitlines() if line.strip()]
+    folds, n = (int(x) for x in lines[0])
+    if len(lines) != 1 + 2 * n * folds:
+        raise ValueError(f"pairs.txt has {len(lines) - 1} pairs, its first line says {2 * n * folds}; fetch it again")
+    pairs = []
+    for i, fields in enumerate(lines[1:]):
+        if len(fields) == 3:
+            person, a, b = fields
+            other = person
+        else:
+            person, a, other, b = fields
+        if (len(fields) == 3) != (i % (2 * n) < n):
+            raise ValueError(f"pairs.txt, line {i + 2}: unexpected number of fields; fetch it again")
+        pairs.append(Pair(i // (2 * n), f"{person}_{int(a):04d}", f"{other}_{int(b):04d}", len(fields) == 3))
+    return pairs
+
+
+DATASETS = {
+    "lfw": LFWPairs, "utkface": UTKFace, "celebamask_hq": CelebAMaskHQ, "celeba_hq": CelebAHQ, "ffhq": FFHQ, "omi": Omi,
+    "samples": Samples,
+}  # fmt: skip
+
+
+def load(name: str, split: str | None = None) -> Images:
+    """A data set by its short name (a key of `DATASETS`) or by the path of a folder. Raises DatasetMissingError."""
+    if name not in DATASETS:
+        return Folder(name)
+    return DATASETS[name](split) if split and name not in ("lfw", "samples") else DATASETS[name]()
+
+
+if __name__ == "__main__":
+    for key in DATASETS:
+        try:
+            found = load(key)
+            print(f"{key:14} {len(found):6} images, split {found.split}, hash {found.split_hash}: {found.root}")
+        except DatasetMissingError as e:
+            print(f"{key:14} absent: {e}")

@@ -1,0 +1,96 @@
+"""How close a set of pictures is to another, on the features (N, D) of any network.
+
+The caller names the features: a distance on dlib's features is 'Frechet distance (dlib)', only one on the FID
+Inception network is 'FID'.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """Symmetric square root of a positive semi-definite matrix; round-off below zero is cut."""
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T
+
+
+def gaussian_frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
+    """Squared Frechet distance of two Gaussians: means (D,), covariances (D, D).
+
+    |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)). The trace of the product's root is taken from
+    the symmetric root_a cov_b root_a, which has the same eigenvalues: exact for singular covariances too.
+    Heusel et al., 2017; Dowson and Landau, 1982.
+    """
+    root = _root(np.asarray(cov_a, np.float64))
+    cross = np.linalg.eigvalsh(root @ cov_b @ root)
+    trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.clip(cross, 0, None)).sum()
+    return float(((np.asarray(mean_a) - mean_b) ** 2).sum() + max(trace, 0.0))
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Frechet distance of the Gaussians fitted to features a (N, D) and b (M, D)."""
+    _check(a, b)
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return gaussian_frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+
+
+def kid(a: np.ndarray, b: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Kernel distance, mean and standard deviation over random subsets of features a (N, D) and b (M, D).
+
+    Unbiased squared maximum mean discrepancy under k(x, y) = (x.y / D + 1)^3 (Binkowski et al., 2018): it may be
+    below zero, and unlike the Frechet distance does not depend on the number of pictures.
+    """
+    _check(a, b)
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    size = min(size, len(a), len(b))
+    draw = np.random.default_rng(seed)
+    values = [
+        _mmd(a[draw.choice(len(a), size, replace=False)], b[draw.choice(len(b), size, replace=False)])
+        for _ in range(subsets)
+    ]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _mmd(x: np.ndarray, y: np.ndarray) -> float:
+    n, d = x.shape
+    xx, yy, xy = ((p @ q.T / d + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
+    within = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (n * (n - 1))
+    return float(within - 2 * xy.mean())
+
+
+def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3, chunk: int = 1024) -> tuple[float, float]:
+    """Improved precision and recall of features made (M, D) against real (N, D), each in [0, 1].
+
+    Precision: the share of made points within some real point's distance to its k-th nearest other real point;
+    recall: the same with the roles exchanged. Kynkaanniemi et al., 2019.
+    """
+    _check(real, made, least=k + 1)
+    return _covered(real, made, k, chunk), _covered(made, real, k, chunk)
+
+
+def _covered(support: np.ndarray, points: np.ndarray, k: int, chunk: int) -> float:
+    radii = np.concatenate(
+        [np.partition(_squared_distances(s, support), k, axis=1)[:, k] for s in _chunks(support, chunk)]
+    )
+    inside = [(_squared_distances(p, support) <= radii).any(1) for p in _chunks(points, chunk)]
+    return float(np.concatenate(inside).mean())
+
+
+def _chunks(x: np.ndarray, size: int) -> list[np.ndarray]:
+    return [x[i : i + size] for i in range(0, len(x), size)]
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.clip((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0, None)
+
+
+def _check(a: np.ndarray, b: np.ndarray, least: int = 2) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features must be (N, D) and (M, D) with one D, not {a.shape} and {b.shape}")
+    if min(len(a), len(b)) < least:
+        raise ValueError(f"at least {least} pictures a set are needed, not {len(a)} and {len(b)}")
+    for features in (a, b):
+        if not np.isfinite(features).all():
+            raise ValueError("features hold NaN or infinity: leave out faces that were not found, and count them")

@@ -1,0 +1,149 @@
+"""Who is still recognised: verification rates, their thresholds and intervals, and identity angles.
+
+Scores are similarities: larger means more alike. A score of NaN says that no face was found in one of the two
+pictures; such a pair is never accepted, and never dropped from the count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A rate with its spread and its 95 % interval."""
+
+    mean: float
+    std: float  # over folds, or over the groups of a bootstrap
+    low: float
+    high: float
+    n: int  # items behind the mean
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.std:.3f}"
+
+
+def accepted(scores: np.ndarray, thresholds: np.ndarray | float) -> np.ndarray:
+    """Scores (P,) strictly above their threshold, as booleans; NaN is never accepted."""
+    return np.nan_to_num(np.asarray(scores, np.float64), nan=-np.inf) > thresholds
+
+
+def threshold_at_far(negatives: np.ndarray, far: float = 1e-3) -> float:
+    """The lowest threshold at which no more than the share `far` of the negative scores (P,) is accepted.
+
+    Accepting means scoring strictly above it, so it is itself one of the scores (or minus infinity, when every
+    score may pass). Raises ValueError without a negative pair or for a rate outside [0, 1).
+    """
+    negatives = np.asarray(negatives, np.float64)
+    if negatives.size == 0:
+        raise ValueError("a threshold at a false accept rate needs negative pairs; there are none")
+    if not 0 <= far < 1:
+        raise ValueError(f"a false accept rate lies in [0, 1), not {far}")
+    allowed = int(np.floor(far * negatives.size + 1e-9))
+    descending = np.sort(np.nan_to_num(negatives, nan=-np.inf))[::-1]
+    return float(descending[allowed])
+
+
+def tar_at_far(positives: np.ndarray, negatives: np.ndarray, far: float = 1e-3) -> tuple[float, float]:
+    """(true accept rate, threshold) of positive (P,) and negative (Q,) scores at a false accept rate."""
+    threshold = threshold_at_far(negatives, far)
+    return float(accepted(positives, threshold).mean()), threshold
+
+
+def fold_thresholds(scores: np.ndarray, same: np.ndarray, folds: np.ndarray, far: float = 1e-3) -> dict[int, float]:
+    """Per fold, the threshold at `far` of the negative pairs of all other folds (the LFW protocol).
+
+    scores (P,); same (P,) bool; folds (P,) int. Raises ValueError for fewer than two folds.
+    """
+    names = np.unique(folds)
+    if len(names) < 2:
+        raise ValueError("held-out thresholds need at least two folds; use the recogniser's published threshold")
+    return {int(f): threshold_at_far(scores[~same & (folds != f)], far) for f in names}
+
+
+def best_accuracy_threshold(scores: np.ndarray, same: np.ndarray) -> float:
+    """The threshold that classifies most pairs rightly: scores (P,), same (P,) bool."""
+    scores = np.nan_to_num(np.asarray(scores, np.float64), nan=-np.inf)
+    order = np.argsort(scores, kind="stable")
+    sorted_scores, sorted_same = scores[order], same[order]
+    # Cutting after place k rejects the first k + 1 pairs; equal scores cannot be cut apart.
+    right = np.cumsum(~sorted_same) + (same.sum() - np.cumsum(sorted_same))
+    last_of_equals = np.append(sorted_scores[1:] != sorted_scores[:-1], True)
+    best = int(np.argmax(np.where(last_of_equals, right, -1)))
+    if same.sum() > right[best]:
+        return -np.inf
+    upper = sorted_scores[min(best + 1, len(scores) - 1)]
+    middle = (sorted_scores[best] + upper) / 2
+    return float(middle if np.isfinite(middle) else sorted_scores[best])
+
+
+def fold_accuracy(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> Estimate:
+    """LFW's verification accuracy: each fold at the best threshold of the others."""
+    right = []
+    for f in np.unique(folds):
+        here = folds == f
+        right.append((accepted(scores[here], best_accuracy_threshold(scores[~here], same[~here])) == same[here]).mean())
+    return fold_interval(np.array(right), n=len(scores))
+
+
+def fold_rates(accepts: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """The mean of `accepts` (P,) within each fold, in the order of the folds' numbers: (F,)."""
+    return np.array([accepts[folds == f].mean() for f in np.unique(folds)])
+
+
+def fold_interval(rates: np.ndarray, n: int, level: float = 0.95) -> Estimate:
+    """Mean and standard deviation over folds (F,), with Student's interval for the mean, clipped to [0, 1]."""
+    rates = np.asarray(rates, np.float64)
+    if len(rates) < 2:
+        raise ValueError(f"an interval over folds needs two folds or more, not {len(rates)}")
+    mean, std = rates.mean(), rates.std(ddof=1)
+    half = stats.t.ppf((1 + level) / 2, len(rates) - 1) * std / np.sqrt(len(rates))
+    return Estimate(float(mean), float(std), float(max(mean - half, 0)), float(min(mean + half, 1)), n)
+
+
+def bootstrap_interval(
+    values: np.ndarray, groups: np.ndarray | None = None, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Estimate:
+    """Mean of values (P,) with a percentile interval that resamples whole groups (P,): identities, not pictures.
+
+    Without groups every value is its own. `std` is the standard deviation of the resampled means.
+    """
+    values = np.asarray(values, np.float64)
+    if values.size == 0:
+        raise ValueError("there is nothing to resample")
+    groups = np.arange(len(values)) if groups is None else np.asarray(groups)
+    _, index = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(index, weights=values), np.bincount(index)
+    picks = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    means = sums[picks].sum(1) / sizes[picks].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(values.mean()), float(means.std()), float(low), float(high), len(values))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of the rows of a and b (..., E): (...); NaN where either has NaN."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+
+
+def pairwise_angles(embeddings: np.ndarray) -> np.ndarray:
+    """Angles in degrees between all pairs among K embeddings: (N, K, E) -> (N, K (K - 1) / 2)."""
+    e = np.asarray(embeddings, np.float64)
+    e = e / np.linalg.norm(e, axis=-1, keepdims=True)
+    i, j = np.triu_indices(e.shape[1], 1)
+    return np.degrees(np.arccos(np.clip((e[:, i] * e[:, j]).sum(-1), -1, 1)))
+
+
+def kffa(embeddings: np.ndarray) -> np.ndarray:
+    """Known Factor Feature Angle of each original, in degrees: (N, K, E) -> (N,); its mean is the metric.
+
+    The mean pairwise angle between the K faces made from one original with K passwords (section 4.4; Li et al.,
+    2022). A face not found (NaN) is left out of its own pairs only; an original with fewer than two found is NaN.
+    """
+    angles = pairwise_angles(embeddings)
+    found = np.isfinite(angles)
+    total = np.where(found, angles, 0).sum(1)
+    return np.divide(total, found.sum(1), out=np.full(len(angles), np.nan), where=found.any(1))

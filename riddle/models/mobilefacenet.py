@@ -1,0 +1,159 @@
+"""MobileFaceNet (Chen et al., CCBR 2018) with ArcFace weights: the recogniser the small presets train against.
+
+The state dict is that of `arcface_mobilefacenet_ms1m.safetensors`: one entry a block, in order. Written naively it
+costs more than the generator it judges; `folded()` merges each batch norm into its convolution and keeps
+activations channels_last.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# name of the stage, residual blocks, channels after it, expanded channels, stride of the first convolution
+STAGES = (
+    ("dconv_23", None, 64, 128, 2),
+    ("res_3", 4, 64, 128, 1),
+    ("dconv_34", None, 128, 256, 2),
+    ("res_4", 6, 128, 256, 1),
+    ("dconv_45", None, 128, 512, 2),
+    ("res_5", 2, 128, 256, 1),
+)
+INPUT_SCALE = 127.5 / 128  # the network was trained on (x - 127.5) / 128; here faces lie in [-1, 1]
+
+
+class FrozenPReLU(torch.autograd.Function):
+    """PReLU whose slope gets no gradient: PyTorch's own backward computes one, at ten times the cost."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, slope)
+        return F.prelu(x, slope)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        x, slope = ctx.saved_tensors
+        positive = torch.ops.aten.threshold_backward(grad, x, 0)
+        return torch.lerp(positive, grad, slope[:, None, None]), None
+
+
+class FrozenStridedDepthwise(torch.autograd.Function):
+    """3 x 3 depthwise convolution, stride 2, padding 1, of a frozen weight.
+
+    On a CPU the bfloat16 backward of a strided depthwise convolution takes 40 times its forward; here the gradient
+    is spread over zeros and filtered at stride 1.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        ctx.like = x.shape, x.dtype
+        return F.conv2d(x, weight, bias, 2, 1, groups=weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        shape, dtype = ctx.like
+        spread = torch.zeros(shape, dtype=dtype, device=grad.device).to(memory_format=torch.channels_last)
+        spread[:, :, ::2, ::2] = grad
+        return F.conv2d(spread, weight.flip(2, 3), padding=1, groups=weight.shape[0]), None, None
+
+
+class ConvBlock(nn.Module):
+    """Convolution without bias, batch norm (eps is already in the stored variance), PReLU where `activate`."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, pad: int = 0, groups: int = 1, activate: bool = True):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, pad, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(c_out, eps=0.0)
+        if activate:
+            self.prelu = nn.PReLU(c_out)
+        self.activate = activate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.bn is not None:
+            y = self.bn(self.conv(x))
+            return self.prelu(y) if self.activate else y
+        conv = self.conv
+        if conv.stride == (2, 2) and conv.groups > 1:
+            dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+            y = FrozenStridedDepthwise.apply(x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype))
+        else:
+            y = conv(x)
+        return FrozenPReLU.apply(y, self.prelu.weight.to(y.dtype)) if self.activate else y
+
+    def fold(self) -> None:
+        """Merge the batch norm into the convolution."""
+        gain = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
+        old = self.conv
+        conv = nn.Conv2d(
+            old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, groups=old.groups
+        )
+        conv.weight.data = old.weight.data * gain[:, None, None, None]
+        conv.bias.data = (self.bn.bias - self.bn.running_mean * gain).data
+        self.conv, self.bn = conv, None
+
+
+class MobileFaceNet(nn.Module):
+    """(N, 3, 112, 112) RGB in [-1, 1], aligned as for ArcFace -> (N, 128) of unit length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_1 = ConvBlock(3, 64, 3, 2, 1)
+        self.conv_2_dw = ConvBlock(64, 64, 3, 1, 1, groups=64)
+        self.blocks: list[tuple[str, bool]] = []  # (prefix, residual)
+        c_in = 64
+        for stage, repeats, c_out, wide, stride in STAGES:
+            for prefix in [stage] if repeats is None else [f"{stage}_block{i}" for i in range(repeats)]:
+                self.add_module(f"{prefix}_conv_sep", ConvBlock(c_in, wide, 1))
+                self.add_module(f"{prefix}_conv_dw", ConvBlock(wide, wide, 3, stride, 1, groups=wide))
+                self.add_module(f"{prefix}_conv_proj", ConvBlock(wide, c_out, 1, activate=False))
+                self.blocks.append((prefix, repeats is not None))
+                c_in = c_out
+        self.conv_6sep = ConvBlock(c_in, 512, 1)
+        self.conv_6dw7_7 = ConvBlock(512, 512, 7, groups=512, activate=False)
+        self.fc = nn.Linear(512, 128)
+        self.fc_bn = nn.BatchNorm1d(128, eps=0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv_2_dw(self.conv_1(x * INPUT_SCALE))
+        for prefix, residual in self.blocks:
+            y = x
+            for part in ("sep", "dw", "proj"):
+                y = getattr(self, f"{prefix}_conv_{part}")(y)
+            x = x + y if residual else y
+        y = self.fc(self.conv_6dw7_7(self.conv_6sep(x)).flatten(1))
+        y = y if self.fc_bn is None else self.fc_bn(y)
+        return F.normalize(y.float(), dim=1)
+
+    def folded(self) -> MobileFaceNet:
+        """A frozen copy for inference: the same function, batch norms merged, weights channels_last."""
+        net = copy.deepcopy(self).eval().requires_grad_(False)
+        for module in net.modules():
+            if isinstance(module, ConvBlock):
+                module.fold()
+        gain = net.fc_bn.weight / torch.sqrt(net.fc_bn.running_var + net.fc_bn.eps)
+        net.fc.bias.data = (net.fc.bias - net.fc_bn.running_mean) * gain + net.fc_bn.bias
+        net.fc.weight.data = net.fc.weight * gain[:, None]
+        net.fc_bn = None
+        return net.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def load_mobilefacenet(path: str | Path) -> MobileFaceNet:
+    """The frozen, folded network with the weights of a safetensors file.
+
+    Raises FileNotFoundError, or RuntimeError naming the keys that do not fit.
+    """
+    from safetensors.torch import load_file
+
+    net = MobileFaceNet()
+    state = {k: v.float() for k, v in load_file(str(path)).items()}
+    state |= {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
+    net.load_state_dict(state)
+    return net.folded()

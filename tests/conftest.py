@@ -1,0 +1,55 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def pytest_configure(config):
+    # Two threads are as fast as more at test sizes, and leave room for the notebooks' own processes.
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A machine with nothing on it: no data, weights, cache or configuration of the user."""
+    for variable in ("RIDDLE_DATA", "RIDDLE_WEIGHTS", "RIDDLE_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("RIDDLE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RIDDLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RIDDLE_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "sklearn"))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets; skips where there is none."""
+    named = os.environ.get("RIDDLE_DATA")
+    if not named:
+        pytest.skip("needs real photographs: set RIDDLE_DATA")
+    return Path(named)
+
+
+@pytest.fixture
+def picture():
+    """A function that writes a small image of known pixels and returns them: (path, seed, size) -> (h, w, 3)."""
+
+    def write(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> np.ndarray:
+        pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        return pixels
+
+    return write

@@ -1,0 +1,179 @@
+"""Face parsing: label geometry, metrics against naive counts, published names, and a training that learns."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import maximum_filter, minimum_filter
+
+from riddle.faces.alignment import crop, framing_matrix
+from riddle.models.bisenet import PUBLISHED_CLASSES, BiSeNet
+from riddle.models.parsing import (
+    CLASSES,
+    MIRRORED,
+    PARTS,
+    ParsingNet,
+    confusion,
+    intersection_over_union,
+    labels,
+    parts,
+)
+from riddle.training.loop import LoopConfig, make_accelerator, run
+from riddle.training.parsing import (
+    ParsingConfig,
+    ParsingTask,
+    augment,
+    class_weights,
+    crop_mask,
+    evaluate,
+    learning_rate,
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def test_parts_are_the_eyes_ears_mouth_and_nose():
+    assert PARTS == (2, 4, 5, 8, 9, 10, 11, 12)
+    logits = torch.randn(2, 19, 4, 4)
+    assert torch.equal(parts(logits)[:, 1], logits[:, 4])
+
+
+def test_a_mirror_image_swaps_left_and_right_names():
+    for name, mirrored in zip(CLASSES, (CLASSES[i] for i in MIRRORED), strict=True):
+        pair = {"l_eye": "r_eye", "l_brow": "r_brow", "l_ear": "r_ear"}
+        assert mirrored == {**pair, **{v: k for k, v in pair.items()}}.get(name, name)
+
+
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_parser_gives_logits_of_the_faces_size(side):
+    net = ParsingNet().eval()
+    assert net(torch.randn(2, 3, side, side)).shape == (2, 19, side, side)
+    assert sum(p.numel() for p in net.parameters()) < 1e6
+    with pytest.raises(ValueError, match="16 divides"):
+        net(torch.randn(1, 3, 40, 40))
+
+
+def test_iou_equals_sets_of_pixels():
+    truth, predicted = torch.randint(0, 5, (3, 8, 8)), torch.randint(0, 5, (3, 8, 8))
+    iou = intersection_over_union(confusion(predicted, truth))
+    for c in range(5):
+        a, b = (truth == c), (predicted == c)
+        assert iou[c].item() == pytest.approx((a & b).sum().item() / (a | b).sum().item())
+    assert torch.isnan(iou[5:]).all()
+
+
+@pytest.mark.parametrize("framing", ["tight", "ffhq"])
+@pytest.mark.parametrize("offset", [0, -60])
+def test_a_masks_crop_shows_the_same_pixels_as_the_faces(framing, offset):
+    """A picture whose colour is its class: both crops must agree, inside the photo and in the mirrored border."""
+    ids = np.zeros((160, 160), np.uint8)
+    ids[40:90, 30:130], ids[100:130, 60:100] = 1, 2
+    ids[0:20] = 3
+    photo = Image.fromarray(np.stack([80 * ids] * 3, 2).astype(np.uint8))
+    points = np.array([[60, 66], [100, 60], [82, 85], [66, 105], [98, 100]], float) + offset / 2
+    faces = np.asarray(crop(photo, framing_matrix(points, framing), 64)).astype(float)[..., 0] / 80
+    mask = crop_mask(Image.fromarray(ids), points, framing, 64).astype(float)
+    inner = minimum_filter(mask, 3) == maximum_filter(mask, 3)  # off the borders of regions, where photos blur
+    assert set(np.unique(mask[inner])) - {0.0} and inner.mean() > 0.5
+    assert (np.abs(faces - mask)[inner] > 0.1).mean() < 0.002
+
+
+def test_class_weights_average_to_one_and_favour_the_rare():
+    masks = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    masks[0, 0, :4] = 7
+    plain, rare = class_weights(masks, 0.0), class_weights(masks, 0.5)
+    assert plain[0] == pytest.approx(1) and plain[7] == pytest.approx(1) and plain[3] == 0
+    assert 0.96 * rare[0].item() + 0.04 * rare[7].item() == pytest.approx(1, abs=1e-6)
+    assert rare[7] / rare[0] == pytest.approx((0.96 / 0.04) ** 0.5, rel=1e-5)
+
+
+def test_augmentation_moves_a_mask_as_it_moves_the_face():
+    masks = torch.zeros(16, 32, 32, dtype=torch.uint8)
+    masks[:, 8:20, 4:14] = CLASSES.index("l_eye")
+    shown = (masks > 0).float()[:, None].expand(-1, 3, -1, -1) * 2 - 1
+    faces, moved = augment(shown, masks, ParsingConfig(colour=0.0))
+    bright = faces[:, 0] > 0
+    assert ((moved > 0) == bright).float().mean() > 0.985
+    kinds = {int(m.max()) for m in moved}
+    assert kinds == {CLASSES.index("l_eye"), CLASSES.index("r_eye")}  # mirrored ones changed names
+
+
+def test_learning_rate_warms_up_and_ends_at_zero():
+    assert learning_rate(0.1, 0.1) == pytest.approx(1) and learning_rate(0.05, 0.1) == pytest.approx(0.5)
+    assert learning_rate(1.0, 0.1) == pytest.approx(0) and learning_rate(1.5, 0.1) == pytest.approx(0)
+
+
+def synthetic(n: int) -> dict[str, torch.Tensor]:
+    """Discs (skin) with two dots (the eyes) on a plain ground, in colours that vary."""
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    masks = torch.zeros(n, 32, 32, dtype=torch.uint8)
+    faces = torch.zeros(n, 32, 32, 3)
+    for i in range(n):
+        cx, cy = 16 + 3 * torch.randn(2)
+        masks[i][(x - cx) ** 2 + (y - cy) ** 2 < 100] = 1
+        masks[i][(x - cx + 4) ** 2 + (y - cy + 3) ** 2 < 5] = 4
+        masks[i][(x - cx - 4) ** 2 + (y - cy + 3) ** 2 < 5] = 5
+        palette = torch.tensor([40.0, 170, 0, 0, 90, 90])[:, None] + 12 * torch.randn(6, 3)
+        faces[i] = palette[masks[i].long()]
+    return {"faces": (faces + 5 * torch.randn_like(faces)).clamp(0, 255).byte(), "masks": masks}
+
+
+def test_training_learns_and_resumes_to_the_same_weights(tmp_path):
+    torch.set_num_threads(1)
+    data, held_out = synthetic(48), synthetic(16)
+
+    def train(folder: str, steps: int, horizon: int = 90) -> ParsingTask:
+        config = LoopConfig(out=str(tmp_path / folder), steps=horizon, batch=8, save_every=30, log_every=30)
+        accelerator = make_accelerator(config)
+        torch.manual_seed(0)
+        task = ParsingTask(ParsingConfig(eval_every=30, warmup=0.1), accelerator, data["masks"], held_out)
+        if steps < horizon:
+            stop = task.step
+
+            def limited(batch, progress):
+                if task.counters["step"] >= steps:
+                    raise KeyboardInterrupt
+                return stop(batch, progress)
+
+            task.step = limited
+        try:
+            run(task, data, config, accelerator)
+        except KeyboardInterrupt:
+            pass
+        return task
+
+    whole = train("a", 90)
+    iou = evaluate(whole.average, held_out)
+    assert iou[0] > 0.9 and iou[1] > 0.8 and iou[[4, 5]].mean() > 0.25
+    assert '"val_miou"' in (tmp_path / "a" / "log.jsonl").read_text()
+    train("b", 45)
+    resumed = train("b", 90)
+    for a, b in zip(whole.average.parameters(), resumed.average.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_bisenet_has_the_published_names_and_gives_our_class_order():
+    net = BiSeNet().eval()
+    keys = set(net.state_dict())
+    for key in (
+        "cp.resnet.conv1.weight", "cp.resnet.layer2.0.downsample.1.running_mean", "cp.resnet.layer4.1.bn2.weight",
+        "cp.arm16.conv.conv.weight", "cp.arm32.bn_atten.bias", "cp.conv_head32.bn.weight", "cp.conv_avg.conv.weight",
+        "ffm.convblk.bn.running_var", "ffm.conv2.weight", "conv_out.conv.conv.weight", "conv_out.conv_out.weight",
+    ):  # fmt: skip
+        assert key in keys
+    assert sorted(PUBLISHED_CLASSES) == sorted(CLASSES)
+    state = {f"module.{k}": v.clone() for k, v in net.state_dict().items()}
+    state["module.conv_out16.conv_out.weight"] = torch.zeros(19, 64, 1, 1)
+    state["module.conv_out.conv_out.weight"].zero_()
+    nose = PUBLISHED_CLASSES.index("nose")
+    state["module.conv_out.conv_out.weight"][nose] = 1.0  # features are not negative: the nose wins everywhere
+    net.load_published(state)
+    with torch.no_grad():
+        logits = net(torch.rand(1, 3, 64, 64) * 2 - 1)
+    assert logits.shape == (1, 19, 64, 64)
+    assert (labels(logits) == CLASSES.index("nose")).all()
+    with pytest.raises(RuntimeError, match="ffm"):
+        BiSeNet().load_published({k: v for k, v in state.items() if "ffm" not in k})

@@ -1,0 +1,127 @@
+"""Passwords: derivation against a second implementation, determinism, distribution, interpolation."""
+
+import hashlib
+import math
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from riddle import passwords
+from riddle.models.stylegan2 import Generator
+from riddle.presets import get
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(3)
+    p = get("smoke")
+    return Generator(p.resolution, p.channels, p.style_dim, p.n_mlp).eval()
+
+
+def test_argon2id_agrees_with_another_implementation():
+    argon2 = pytest.importorskip("cryptography.hazmat.primitives.kdf.argon2")
+    salt = hashlib.sha256(b"riddle password v1 mini").digest()[:16]
+    try:
+        kdf = argon2.Argon2id(salt=salt, length=32, iterations=3, lanes=4, memory_cost=65536)
+    except Exception as e:  # an OpenSSL without Argon2
+        pytest.skip(f"cryptography has no Argon2id here: {e}")
+    assert passwords.derive_key("correct horse", "mini") == kdf.derive(b"correct horse")
+
+
+def test_normals_follow_their_definition():
+    key = bytes(range(32))
+    stream = hashlib.shake_256(key).digest(8 * 5)
+    for i, value in enumerate(passwords.normal_from_key(key, 5)):
+        k = int.from_bytes(stream[8 * i : 8 * i + 8], "little") >> 12
+        assert value == pytest.approx(stats.norm.ppf((k + 0.5) / 2**52), abs=1e-6)
+
+
+def test_known_answer():
+    """A passphrase must mean the same face in every later version."""
+    key = passwords.derive_key("correct horse", "mini")
+    assert key.hex() == "0bc1e7f0cc63c2d7c2d81ce4b8371363d32c073da48eef0a1cd7b4ccf79bfd89"
+    np.testing.assert_allclose(passwords.normal_from_key(key, 3), [-0.555273, 0.49581, -2.021231], atol=1e-6)
+
+
+def test_normals_are_normal():
+    z = np.concatenate([passwords.normal_from_key(bytes([i]) * 32, 512) for i in range(40)])
+    assert np.isfinite(z).all()
+    assert stats.kstest(z, "norm").pvalue > 0.01
+
+
+def test_longer_streams_extend_shorter_ones():
+    long, short = passwords.normal_from_key(b"k" * 32, 512), passwords.normal_from_key(b"k" * 32, 64)
+    assert np.array_equal(long[:64], short)
+
+
+def test_same_passphrase_same_key_other_passphrase_other_key(generator):
+    a, again, b = (passwords.password(p, generator, "smoke") for p in ("Ångström 1", "Ångström 1", "Ångström 2"))
+    assert a.shape == (1, 8, 64)
+    assert torch.equal(a, again)
+    assert not torch.allclose(a, b, atol=0.05)
+    z = passwords.normal_from_key(passwords.derive_key("Ångström 1", "smoke"), 64)
+    expected = generator.map(torch.from_numpy(z)[None])
+    assert torch.equal(a, expected[:, None].expand(1, 8, 64))
+
+
+def test_unicode_forms_of_one_passphrase_agree():
+    composed = "Ångström"
+    decomposed = unicodedata.normalize("NFD", composed)
+    assert composed != decomposed
+    assert passwords.derive_key(composed, "mini") == passwords.derive_key(decomposed, "mini")
+
+
+def test_presets_have_their_own_salts():
+    assert passwords.derive_key("x", "mini") != passwords.derive_key("x", "face128")
+    assert len(passwords.salt("mini")) == 16
+
+
+@pytest.mark.parametrize(("bad", "error"), [("", ValueError), (b"bytes", TypeError), (12, TypeError)])
+def test_what_is_no_passphrase(bad, error):
+    with pytest.raises(error, match="passphrase"):
+        passwords.derive_key(bad, "mini")
+
+
+def test_random_keys(generator):
+    keys = passwords.random_keys(6, 11, generator)
+    assert keys.shape == (6, 8, 64)
+    assert torch.allclose(keys[:2], passwords.random_keys(2, 11, generator), atol=1e-6)
+    assert torch.equal(keys, passwords.random_keys(6, 11, generator))
+    assert not torch.allclose(keys, passwords.random_keys(6, 12, generator), atol=0.05)
+    assert torch.equal(keys[:, 0], keys[:, 7])  # one w for every slot
+    with pytest.raises(ValueError, match="n=0"):
+        passwords.random_keys(0, 0, generator)
+
+
+def test_keys_ignore_autocast(generator):
+    plain = passwords.random_keys(2, 0, generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plain, passwords.random_keys(2, 0, generator))
+
+
+@pytest.mark.parametrize("how", ["linear", "slerp"])
+def test_interpolation_ends_at_its_ends(generator, how):
+    a, b = passwords.random_keys(2, 5, generator).split(1)
+    way = passwords.interpolate(a, b, torch.linspace(0, 1, 5), how)
+    assert way.shape == (5, 1, 8, 64)
+    assert torch.allclose(way[0], a, atol=1e-5) and torch.allclose(way[-1], b, atol=1e-5)
+    assert torch.allclose(way[1], passwords.interpolate(a, b, 0.25, how), atol=1e-6)
+
+
+def test_slerp_turns_evenly():
+    a, b = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[0.0, 4.0]]])
+    got = passwords.interpolate(a, b, 1 / 3, "slerp")[0, 0]
+    length = 2 + 2 / 3
+    assert got.tolist() == pytest.approx([length * math.cos(math.pi / 6), length * math.sin(math.pi / 6)], abs=1e-5)
+    assert torch.allclose(passwords.interpolate(a, 2 * a, 0.5, "slerp"), 1.5 * a, atol=1e-6)
+
+
+def test_interpolation_rejects(generator):
+    a = passwords.random_keys(2, 5, generator)
+    with pytest.raises(ValueError, match="shapes"):
+        passwords.interpolate(a, a[:1], 0.5)
+    with pytest.raises(ValueError, match="cubic"):
+        passwords.interpolate(a, a, 0.5, "cubic")

@@ -1,0 +1,474 @@
+"""The pipeline on small untrained networks: what must hold whatever the weights are."""
+
+import base64
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import riddle
+from riddle import zoo
+from riddle.faces import alignment, blending
+from riddle.faces.detection import Face, FaceNotFoundError
+from riddle.models.encryptor import build_encryptor
+from riddle.pipeline import Riddle
+from riddle.presets import get
+from riddle.records import KEYWORD, Record, RecordError, read_record
+
+SMOKE = get("smoke")
+# Five points of an upright face of about 40 px between the eyes, and of a smaller, tilted one.
+LARGE = np.array([[70.0, 80], [110, 80], [90, 100], [74, 124], [106, 124]])
+SMALL = np.array([[201.0, 60], [219, 66], [208, 72], [199, 80], [213, 85]])
+
+
+def face_at(points):
+    low, high = points.min(0) - 15, points.max(0) + 15
+    return Face(box=np.array([*low, *high]), score=1.0, points=points, landmarks=None, detector="fixed")
+
+
+class FixedDetector:
+    """Finds the given faces in any picture."""
+
+    name = "fixed"
+
+    def __init__(self, *points):
+        self.found = [face_at(p) for p in points]
+
+    def detect(self, image):
+        return list(self.found)
+
+
+class Reflection(nn.Module):
+    """An encryptor that is its own exact inverse: it reflects the code at the password."""
+
+    def forward(self, w, key):
+        return 2 * key - w
+
+
+def build(encryptor=None, detector=None, **options):
+    with pytest.warns(UserWarning, match="random"):
+        base = riddle.load("smoke")
+    encryptor = encryptor or base.encryptor
+    detector = detector or FixedDetector(LARGE, SMALL)
+    return Riddle("smoke", base.generator, base.encoder, encryptor, detector=detector, **options)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def mirror():
+    return build(Reflection())
+
+
+@pytest.fixture(scope="module")
+def photo():
+    rng = np.random.default_rng(1)
+    small = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
+    return small.resize((260, 190), Image.Resampling.BICUBIC)
+
+
+def untouched(photo, points=(LARGE, SMALL)):
+    """True where a pixel lies outside the framed squares of all faces."""
+    ys, xs = np.mgrid[: photo.height, : photo.width]
+    outside = np.ones(xs.shape, bool)
+    for p in points:
+        uv = alignment.crop_points(np.stack([xs, ys], -1).reshape(-1, 2), alignment.framing_matrix(p, "tight"), 1) + 0.5
+        outside &= ((uv < 0) | (uv > 1)).any(1).reshape(xs.shape)
+    return outside
+
+
+# Faces and codes
+
+
+def test_shapes_along_the_way(model, photo):
+    faces = model.align(photo)
+    assert faces.shape == (2, 3, 32, 32) and -1 <= faces.min() and faces.max() <= 1
+    w = model.invert(faces)
+    key = model.password("correct horse")
+    assert w.shape == (2, 8, 64) and key.shape == (1, 8, 64)
+    out = model.synthesize(model.encrypt(w, key))
+    assert out.shape == faces.shape and out.abs().max() <= 1
+
+
+def test_align_crops_the_framing(model, photo):
+    expected = alignment.crop(photo, alignment.framing_matrix(LARGE, "tight"), 32)
+    got = model.align(photo, pick="largest")
+    assert got.shape[0] == 1
+    assert np.array_equal(np.asarray(blending.to_image(got[0])), np.asarray(expected))
+
+
+def test_pick_center(photo):
+    wide = Image.new("RGB", (420, 140))
+    wide.paste(photo, (0, 0))
+    centred = build().align(wide, pick="center")
+    assert torch.equal(centred[0], build(detector=FixedDetector(SMALL)).align(wide)[0])
+    with pytest.raises(ValueError, match="leftmost"):
+        build().align(wide, pick="leftmost")
+
+
+def test_a_code_does_not_depend_on_its_batch(model):
+    faces = torch.rand(5, 3, 32, 32) * 2 - 1
+    assert torch.allclose(model.invert(faces, batch=2), model.invert(faces), atol=1e-5)
+    w = model.random_password(5, seed=1)
+    assert torch.allclose(model.synthesize(w, batch=2), model.synthesize(w), atol=1e-4)
+
+
+def test_keys_as_text_single_or_per_face(model):
+    w = model.random_password(3, seed=2)
+    key = model.password("a")
+    assert torch.equal(model.encrypt(w, "a"), model.encrypt(w, key))
+    assert torch.allclose(model.encrypt(w, key.expand(3, -1, -1)), model.encrypt(w, key), atol=1e-6)
+    assert torch.equal(model.encrypt(w, key), model.decrypt(w, key))  # one network does both
+    assert not torch.allclose(model.encrypt(w, key), model.encrypt(w, "b"), atol=1e-4)
+
+
+def test_wrong_shapes_are_refused(model):
+    with pytest.raises(ValueError, match="align"):
+        model.invert(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="codes must be"):
+        model.synthesize(torch.zeros(1, 4, 64))
+
+
+def test_bfloat16_stays_near_and_leaves_passwords_alone(model):
+    fast = build(dtype="bfloat16")
+    assert torch.equal(fast.password("a"), model.password("a"))
+    w = model.random_password(2, seed=3)
+    assert torch.equal(fast.encrypt(w, "a"), model.encrypt(w, "a"))
+    got, expected = fast.synthesize(w), model.synthesize(w)
+    assert got.dtype == torch.float32
+    assert (got - expected).square().mean().sqrt() < 0.03 * expected.square().mean().sqrt() + 0.01
+    with pytest.raises(ValueError, match="int8"):
+        build(dtype="int8")
+
+
+# Photos
+
+
+def test_protect_changes_faces_and_nothing_else(model, photo):
+    out = model.protect(photo, "correct horse")
+    before, after = np.asarray(photo), np.asarray(out.image)
+    assert after.shape == before.shape
+    outside = untouched(photo)
+    assert outside.mean() > 0.5
+    assert np.array_equal(before[outside], after[outside])
+    for p in (LARGE, SMALL):
+        x, y = p[2].astype(int)
+        assert not np.array_equal(before[y - 2 : y + 3, x - 2 : x + 3], after[y - 2 : y + 3, x - 2 : x + 3])
+
+
+def test_the_protected_photo_shows_the_encrypted_faces(model, photo):
+    out = model.protect(photo, "correct horse")
+    codes = model.encrypt(model.invert(model.align(photo)), "correct horse")
+    assert torch.allclose(out.faces, model.synthesize(codes), atol=0.02)
+    x, y = np.rint(LARGE[2]).astype(int)
+    u, v = np.rint(alignment.crop_points(LARGE[2:3], alignment.framing_matrix(LARGE, "tight"), 32)[0]).astype(int)
+    shown = np.asarray(out.image)[y, x].astype(float)
+    nearby = np.asarray(blending.to_image(out.faces[0]))[v - 2 : v + 3, u - 2 : u + 3].astype(float)
+    assert (nearby.min((0, 1)) - 12 <= shown).all() and (shown <= nearby.max((0, 1)) + 12).all()
+
+
+def test_restore_returns_the_inverted_faces_with_the_right_password_only(mirror, photo, tmp_path):
+    inverted = mirror.synthesize(mirror.invert(mirror.align(photo)))
+    path = mirror.protect(photo, "correct horse").save(tmp_path / "out.png")
+    back = mirror.restore(path, "correct horse")
+    assert back.source == "codes"
+    assert (back.faces - inverted).abs().max() < 0.05  # half precision of the stored codes
+    wrong = mirror.restore(path, "wrong horse")
+    assert wrong.source == "codes"
+    assert (wrong.faces - inverted).abs().mean() > 10 * (back.faces - inverted).abs().mean()
+    outside = untouched(photo)
+    assert np.array_equal(np.asarray(back.image)[outside], np.asarray(photo)[outside])
+
+
+def test_file_picture_and_result_restore_alike(mirror, photo, tmp_path):
+    out = mirror.protect(photo, "pw")
+    path = out.save(tmp_path / "out.png")
+    results = [mirror.restore(x, "pw") for x in (path, str(path), Image.open(path), out)]
+    for r in results:
+        assert r.source == "codes"
+        assert np.array_equal(np.asarray(r.image), np.asarray(results[0].image))
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(out.image))
+
+
+def test_without_a_record_the_faces_are_inverted_again(mirror, photo, tmp_path):
+    out = mirror.protect(photo, "pw")
+    bare = out.save(tmp_path / "out.jpg", codes=False)
+    assert mirror.restore(bare, "pw").source == "inversion"
+    png = out.save(tmp_path / "out.png", codes=False)
+    assert KEYWORD not in Image.open(png).info
+    back = mirror.restore(png, "pw")
+    assert back.source == "inversion" and back.faces.shape == (2, 3, 32, 32)
+    expected = mirror.synthesize(mirror.decrypt(mirror.invert(mirror.align(png)), "pw"))
+    assert torch.allclose(back.faces, expected, atol=1e-4)
+
+
+def test_a_key_for_each_face(mirror, photo):
+    keys = mirror.random_password(2, seed=9)
+    back = mirror.restore(mirror.protect(photo, keys), keys)
+    inverted = mirror.synthesize(mirror.invert(mirror.align(photo)))
+    assert (back.faces - inverted).abs().max() < 0.05
+    swapped = mirror.restore(mirror.protect(photo, keys), keys.flip(0))
+    assert (swapped.faces - inverted).abs().mean() > 5 * (back.faces - inverted).abs().mean()
+
+
+def test_protect_reads_files_upright_and_drops_their_metadata(model, photo, tmp_path):
+    source = tmp_path / "camera.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees to view
+    exif[0x010F] = "secret maker"
+    photo.transpose(Image.Transpose.ROTATE_90).save(source, exif=exif, quality=100, subsampling=0)
+    out = model.protect(source, "pw")
+    assert out.image.size == photo.size
+    outside = untouched(photo)
+    assert np.abs(np.asarray(out.image)[outside].astype(int) - np.asarray(photo)[outside]).mean() < 3
+    saved = out.save(tmp_path / "out.png").read_bytes()
+    assert b"secret maker" not in saved and b"eXIf" not in saved
+    assert b"secret maker" not in out.save(tmp_path / "out2.jpg", codes=False).read_bytes()
+
+
+# The record
+
+
+def test_the_record_holds_encrypted_codes_only(mirror, photo, tmp_path):
+    path = mirror.protect(photo, "pw").save(tmp_path / "out.png")
+    data = json.loads(Image.open(path).text[KEYWORD])
+    assert data["version"] == 1 and data["preset"] == "smoke" and data["weights"] == mirror.weights_hash
+    code = np.frombuffer(base64.b64decode(data["faces"][0]["code"]), "<f2").reshape(8, 64)
+    w = mirror.invert(mirror.align(photo))
+    assert np.allclose(code, mirror.encrypt(w, "pw")[0].numpy(), atol=5e-3, rtol=2e-3)
+    matrix = np.array(data["faces"][1]["matrix"]).reshape(2, 3)
+    assert np.allclose(matrix, alignment.framing_matrix(SMALL, "tight"))
+    assert not {"passphrase", "key", "w"} & set(data)
+
+
+def test_many_faces_fit_a_record(tmp_path):
+    """Pillow limits compressed text chunks to a megabyte; a crowd at paper scale is more."""
+    codes = torch.randn(120, 18, 512).half().float()
+    record = Record("ffhq1024", "0" * 64, (8, 8), np.tile(np.eye(2, 3), (120, 1, 1)), codes)
+    from riddle.records import save_picture
+
+    path = save_picture(Image.new("RGB", (8, 8)), tmp_path / "crowd.png", record)
+    assert torch.equal(read_record(Image.open(path)).codes, codes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 7}, "version 7"),
+        ({"preset": "mini"}, "preset 'mini'"),
+        ({"weights": "f" * 64}, "other weights"),
+        ({"size": [1, 1]}, "260 x 190"),
+        ({"faces": [{"matrix": [1, 2], "code": "AAAA"}]}, "damaged"),
+        ({"faces": []}, "damaged"),
+        ({"code_shape": None}, "damaged"),
+    ],
+)
+def test_records_that_do_not_fit_say_why(model, photo, tmp_path, change, message):
+    from PIL.PngImagePlugin import PngInfo
+
+    out = model.protect(photo, "pw")
+    info = PngInfo()
+    info.add_itxt(KEYWORD, json.dumps({**json.loads(out.record.to_json()), **change}))
+    path = tmp_path / "changed.png"
+    out.image.save(path, pnginfo=info)
+    with pytest.raises(RecordError, match=message) as error:
+        model.restore(path, "pw")
+    assert "changed.png" in str(error.value)
+
+
+def test_a_shape_of_another_model_is_refused(model, photo):
+    out = model.protect(photo, "pw")
+    text = out.record.to_json().replace('"code_shape":[8,64]', '"code_shape":[16,32]')
+    with pytest.raises(ValueError, match="must be"):
+        model.decrypt(Record.from_json(text).codes, "pw")
+
+
+# Saving and errors
+
+
+def test_saving_says_what_it_cannot_do(model, photo, tmp_path, monkeypatch):
+    out = model.protect(photo, "pw")
+    with pytest.raises(ValueError, match="codes=False"):
+        out.save(tmp_path / "out.jpg")
+    with pytest.raises(FileNotFoundError, match="create it"):
+        out.save(tmp_path / "absent" / "out.png")
+    path = tmp_path / "out.png"
+    path.write_bytes(b"precious")
+
+    def fail(*_args, **_kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        out.save(path)
+    assert path.read_bytes() == b"precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_no_face_is_an_error_with_the_files_name(photo, tmp_path):
+    empty = build(detector=FixedDetector())
+    path = tmp_path / "landscape.png"
+    photo.save(path)
+    for act in (lambda: empty.align(path), lambda: empty.protect(path, "pw"), lambda: empty.restore(path, "pw")):
+        with pytest.raises(FaceNotFoundError, match="landscape.png"):
+            act()
+
+
+def test_empty_passphrase(model, photo):
+    with pytest.raises(ValueError, match="empty"):
+        model.protect(photo, "")
+
+
+# Paste back
+
+
+@pytest.mark.parametrize("size", [24, 64, 400])
+@pytest.mark.parametrize("points", [LARGE, SMALL], ids=["upright", "tilted"])
+def test_paste_puts_a_crop_back_where_it_was(points, size):
+    """The rendering shows a ramp as the photo would: pasting it must reproduce the photo.
+
+    A shift moves rising and falling ramps apart; rounding moves both alike.
+    """
+    matrix = alignment.framing_matrix(points, "tight")
+    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).reshape(-1, 2)
+    seen = alignment.photo_points(grid, matrix, size).reshape(size, size, 2)
+    there = np.stack(np.meshgrid(np.arange(260), np.arange(190)), -1)
+    means = []
+    for start, slope in ((np.array([5, 10]), 0.9), (np.array([245, 190]), -0.9)):
+        ramp, face = ((start + slope * xy)[..., [0, 1, 0]] for xy in (there, seen))
+        pasted = np.rint(ramp).astype(np.uint8)
+        blending.paste(pasted, Image.fromarray(np.rint(face).astype(np.uint8)), matrix)
+        difference = (pasted - ramp)[~untouched(Image.new("RGB", (260, 190)), [points])]
+        assert np.abs(difference).max() < 2.5
+        means.append(difference.mean(0))
+    shift = (means[0] - means[1]) / 2 / 0.9  # px
+    assert np.abs(shift).max() < 0.1
+
+
+def test_paste_beyond_the_photo_is_cut():
+    photo = np.zeros((60, 50, 3), np.uint8)
+    face = Image.new("RGB", (32, 32), (200, 10, 10))
+    blending.paste(photo, face, np.array([[60.0, 0, -30], [0, 60, -30]]))
+    assert tuple(photo[0, 0]) == (200, 10, 10) and not photo[40:, 40:].any()
+    before = photo.copy()
+    blending.paste(photo, face, np.array([[60.0, 0, 500], [0, 60, 500]]))
+    assert np.array_equal(before, photo)
+    with pytest.raises(ValueError, match="degenerate"):
+        blending.paste(photo, face, np.array([[1.0, 1, 0], [1, 1, 0]]))
+
+
+def test_ellipse_mask():
+    u, v = np.meshgrid(np.linspace(0, 1, 101), np.linspace(0, 1, 101))
+    m = blending.ellipse(u, v)
+    assert m[50, 50] == 1 and m[0].max() == 0 and m[:, 0].max() == 0 and m[5, 5] == 0
+    assert (np.diff(m[50, 50:]) <= 0).all()
+    assert np.allclose(m, m.T) and np.allclose(m, m[::-1])
+    eyes_and_mouth = [(0.316, 0.303), (0.684, 0.303), (0.5, 0.68)]
+    assert all(blending.ellipse(np.array(a), np.array(b)) == 1 for a, b in eyes_and_mouth)
+
+
+class LeftHalfSkin(nn.Module):
+    """A parser that finds skin in the left half of any face."""
+
+    def forward(self, faces):
+        n, _, h, w = faces.shape
+        logits = torch.zeros(n, 19, h, w)
+        logits[:, 0] = 1
+        logits[:, 1, :, : w // 2] = 2
+        return logits
+
+
+def test_parser_mask_follows_the_outline(photo):
+    out = build(parser=LeftHalfSkin(), mask="parser", detector=FixedDetector(LARGE)).protect(photo, "pw")
+    changed = (np.asarray(out.image) != np.asarray(photo)).any(-1)
+    x, y = LARGE[2].astype(int)
+    assert changed[y, x - 20 : x - 5].all() and not changed[y, x + 12 :].any()
+    with pytest.raises(ValueError, match="needs a parser"):
+        build(mask="parser")
+
+
+# Loading
+
+
+def test_load_smoke_is_seeded_and_leaves_the_random_state_alone():
+    torch.manual_seed(4)
+    expected = torch.rand(1)
+    torch.manual_seed(4)
+    with pytest.warns(UserWarning, match="random"):
+        a = riddle.load("smoke")
+    assert torch.equal(torch.rand(1), expected)
+    with pytest.warns(UserWarning):
+        b = riddle.load("smoke")
+    assert a.weights_hash == b.weights_hash
+    w = a.random_password(1, 0)
+    assert torch.equal(a.synthesize(a.encrypt(w, "x")), b.synthesize(b.encrypt(w, "x")))
+
+
+def test_load_from_a_folder(model, tmp_path):
+    for name in ("generator", "encoder", "encryptor"):
+        zoo.save_tensors(tmp_path / f"{name}.safetensors", getattr(model, name).state_dict())
+    mlp = build_encryptor(SMOKE, "mlp")
+    zoo.save_tensors(tmp_path / "encryptor_mlp.safetensors", mlp.state_dict())
+    loaded = riddle.load("smoke", weights=tmp_path)
+    w = model.random_password(2, 0)
+    assert torch.allclose(loaded.synthesize(w), model.synthesize(w), atol=0.03)
+    assert torch.allclose(loaded.encrypt(w, "pw"), model.encrypt(w, "pw"), atol=0.03)
+    assert loaded.weights_hash != model.weights_hash  # half precision is other weights
+    ablation = riddle.load("smoke", weights=tmp_path, encryptor="encryptor_mlp")
+    assert type(ablation.encryptor) is type(mlp)
+    (tmp_path / "encoder.safetensors").unlink()
+    with pytest.raises(zoo.WeightsMissingError, match="encoder"):
+        riddle.load("smoke", weights=tmp_path)
+    zoo.save_tensors(tmp_path / "encoder.safetensors", mlp.state_dict())
+    with pytest.raises(ValueError, match="do not fit"):
+        riddle.load("smoke", weights=tmp_path)
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="face129"):
+        riddle.load("face129")
+
+
+def test_importing_is_light():
+    code = (
+        "import sys, riddle; riddle.__version__; assert 'torch' not in sys.modules;"
+        "import riddle.pipeline;"
+        "heavy = {'dlib', 'onnxruntime', 'ray', 'jupyter_core', 'IPython', 'matplotlib', 'facenet_pytorch'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# The bundled preset
+
+
+@pytest.fixture(scope="module")
+def mini():
+    try:
+        return riddle.load("mini")
+    except zoo.WeightsMissingError as e:
+        pytest.skip(f"bundled weights: {e}")
+
+
+def test_bundled_networks_hide_restore_and_deceive(mini):
+    """On the generator's own faces: the right password is far nearer in code and picture than a wrong one."""
+    w = mini.random_password(8, seed=123)
+    key, wrong = mini.random_password(2, seed=7).split(1)
+    encrypted = mini.encrypt(w, key)
+    face = mini.synthesize(w)
+
+    def away(codes):
+        return (mini.synthesize(codes) - face).abs().mean().item()
+
+    right = away(mini.decrypt(encrypted, key))
+    assert right < 0.5 * away(encrypted)
+    assert right < 0.5 * away(mini.decrypt(encrypted, wrong))

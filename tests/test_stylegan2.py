@@ -1,0 +1,198 @@
+"""The generator against the published formulation: modulated weights and grouped convolutions."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from riddle.models.stylegan2 import Discriminator, Generator, blur_kernel, depthwise
+from riddle.presets import get
+
+# The oracle: StyleGAN2, section 2.2, read literally. One weight per image, grouped convolution, filter by upfirdn.
+
+
+def upfirdn(x, kernel, up, pad):
+    """Insert zeros, pad, convolve with the flipped kernel, on each channel."""
+    n, c, h, w = x.shape
+    y = x.new_zeros(n, c, h, up, w, up)
+    y[:, :, :, 0, :, 0] = x
+    y = F.pad(y.reshape(n, c, h * up, w * up), (pad[0], pad[1], pad[0], pad[1]))
+    k = kernel.flip(0, 1).to(x.dtype)[None, None]
+    return F.conv2d(y.reshape(n * c, 1, *y.shape[2:]), k).reshape(n, c, y.shape[2] - 3, y.shape[3] - 3)
+
+
+def dense(layer, x):
+    y = x @ (layer.weight * layer.scale).T + layer.bias * layer.lr_mul
+    return F.leaky_relu(y, 0.2) * math.sqrt(2) if layer.activate else y
+
+
+def modulated(conv, x, style):
+    n, c_in, h, w = x.shape
+    weight = conv.scale * conv.weight * dense(conv.modulation, style).view(n, 1, c_in, 1, 1)
+    if conv.demodulate:
+        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+    c_out, k = weight.shape[1], weight.shape[-1]
+    x = x.reshape(1, n * c_in, h, w)
+    if conv.upsample:
+        weight = weight.transpose(1, 2).reshape(n * c_in, c_out, k, k)
+        y = F.conv_transpose2d(x, weight, stride=2, groups=n)
+        return upfirdn(y.view(n, c_out, *y.shape[2:]), conv.blur.kernel, 1, (1, 1))
+    y = F.conv2d(x, weight.reshape(n * c_out, c_in, k, k), padding=k // 2, groups=n)
+    return y.view(n, c_out, h, w)
+
+
+def naive_synthesize(g, w):
+    def styled(layer, x, style, noise):
+        y = modulated(layer.conv, x, style) + layer.noise.weight * noise
+        return F.leaky_relu(y + layer.activate.bias[None, :, None, None], 0.2) * math.sqrt(2)
+
+    def rgb(layer, x, style, skip):
+        y = modulated(layer.conv, x, style) + layer.bias
+        return y if skip is None else y + upfirdn(skip, layer.upsample.kernel, 2, (2, 1))
+
+    noises = [getattr(g.noises, f"noise_{i}") for i in range(2 * g.log_size - 3)]
+    x = styled(g.conv1, g.input.input.repeat(len(w), 1, 1, 1), w[:, 0], noises[0])
+    skip, i = rgb(g.to_rgb1, x, w[:, 1], None), 1
+    for first, second, to_rgb in zip(g.convs[::2], g.convs[1::2], g.to_rgbs, strict=True):
+        x = styled(first, x, w[:, i], noises[i])
+        x = styled(second, x, w[:, i + 1], noises[i + 1])
+        skip, i = rgb(to_rgb, x, w[:, i + 2], skip), i + 2
+    return skip
+
+
+def make(dtype=torch.float32):
+    torch.manual_seed(1)
+    p = get("smoke")
+    g = Generator(p.resolution, p.channels, p.style_dim, p.n_mlp)
+    for name, parameter in g.named_parameters():  # zeros would hide noise and biases
+        if name.endswith(("noise.weight", "activate.bias")) or ".bias" in name:
+            torch.nn.init.normal_(parameter, std=0.3) if "modulation" not in name else None
+    return g.to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
+def test_values_and_gradients_equal_the_grouped_formulation(dtype, tolerance):
+    """The demodulation is float32 in the network whatever the input, hence not 1e-12 in float64."""
+    g = make(dtype)
+    w = torch.randn(3, g.n_latent, g.style_dim, dtype=dtype, requires_grad=True)
+    probe = torch.randn(3, 3, 32, 32, dtype=dtype)
+    results = []
+    for synthesize in (g.synthesize, lambda w: naive_synthesize(g, w)):
+        out = synthesize(w)
+        parameters = [p for n, p in g.named_parameters() if not n.startswith("style.")]
+        results.append((out, *torch.autograd.grad((out * probe).sum(), [w, *parameters])))
+    for ours, oracle in zip(*results, strict=True):
+        assert (ours - oracle).abs().max() <= tolerance * oracle.abs().max().clamp_min(1)
+
+
+@pytest.mark.parametrize(("up", "pad"), [(1, (1, 1)), (1, (2, 2)), (2, (2, 1))])
+def test_depthwise_filter_equals_upfirdn(up, pad):
+    x = torch.randn(2, 5, 9, 7, dtype=torch.float64)
+    kernel = blur_kernel(up**2).double()
+    assert torch.allclose(depthwise(x, kernel, pad, up), upfirdn(x, kernel, up, pad), atol=1e-12)
+
+
+def test_upsampling_keeps_a_constant():
+    y = depthwise(torch.ones(1, 1, 8, 8), blur_kernel(4.0), (2, 1), up=2)
+    assert y.shape == (1, 1, 16, 16)
+    assert torch.allclose(y[..., 2:-2, 2:-2], torch.ones(12, 12))
+
+
+def test_autocast_stays_near():
+    g = make().eval()
+    w = g.broadcast(g.map(torch.randn(2, g.style_dim)))
+    with torch.no_grad():
+        plain = g(w)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = g(w)
+    assert cast.dtype == torch.float32
+    assert (cast - plain).square().mean().sqrt() < 0.02 * plain.square().mean().sqrt()
+
+
+def test_state_dict_is_the_common_ports():
+    """The names and shapes of g_ema at 256 px in the port that the public FFHQ generators use."""
+    width = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128}
+    expected = {"input.input": (1, 512, 4, 4)}
+    for i in range(1, 9):
+        expected |= {f"style.{i}.weight": (512, 512), f"style.{i}.bias": (512,)}
+
+    def conv(name, c_in, c_out, k):
+        expected[f"{name}.conv.weight"] = (1, c_out, c_in, k, k)
+        expected[f"{name}.conv.modulation.weight"] = (c_in, 512)
+        expected[f"{name}.conv.modulation.bias"] = (c_in,)
+
+    def styled(name, c_in, c_out):
+        conv(name, c_in, c_out, 3)
+        expected[f"{name}.noise.weight"] = (1,)
+        expected[f"{name}.activate.bias"] = (c_out,)
+
+    styled("conv1", 512, 512)
+    conv("to_rgb1", 512, 3, 1)
+    expected["to_rgb1.bias"] = (1, 3, 1, 1)
+    for k in range(6):
+        c_in, c_out = width[2 ** (k + 2)], width[2 ** (k + 3)]
+        styled(f"convs.{2 * k}", c_in, c_out)
+        expected[f"convs.{2 * k}.conv.blur.kernel"] = (4, 4)
+        styled(f"convs.{2 * k + 1}", c_out, c_out)
+        conv(f"to_rgbs.{k}", c_out, 3, 1)
+        expected[f"to_rgbs.{k}.bias"] = (1, 3, 1, 1)
+        expected[f"to_rgbs.{k}.upsample.kernel"] = (4, 4)
+    for i in range(13):
+        side = 2 ** ((i + 5) // 2)
+        expected[f"noises.noise_{i}"] = (1, 1, side, side)
+
+    p = get("ffhq256")
+    with torch.device("meta"):
+        g = Generator(p.resolution, p.channels, p.style_dim, p.n_mlp)
+    assert {k: tuple(v.shape) for k, v in g.state_dict().items()} == expected
+    assert g.n_latent == 14 == p.n_latent
+
+
+@pytest.mark.parametrize("name", ["smoke", "mini", "face128", "ffhq256", "ffhq1024"])
+def test_presets_fit_their_generators(name):
+    p = get(name)
+    assert p.n_latent == 2 * int(math.log2(p.resolution)) - 2
+    assert set(p.channels) == {2**k for k in range(2, int(math.log2(p.resolution)) + 1)}
+
+
+def test_determinism_and_noise():
+    g = make().eval()
+    w = g.broadcast(g.map(torch.randn(2, g.style_dim)))
+    with torch.no_grad():
+        assert torch.equal(g(w), g(w))
+        assert torch.allclose(g(w)[1:], g(w[1:]), atol=1e-5)  # a face does not depend on its batch
+        torch.manual_seed(0)
+        random = g(w, "random")
+        torch.manual_seed(0)
+        assert torch.equal(random, g(w, "random"))
+        assert not torch.allclose(random, g(w), atol=1e-3)
+        assert not torch.allclose(g(w, "none"), g(w), atol=1e-3)
+
+
+def test_mapping_normalises_z():
+    g = make().eval()
+    z = torch.randn(3, g.style_dim)
+    assert torch.allclose(g.map(z), g.map(5 * z), atol=1e-4)
+    x = z / (z.square().mean(1, keepdim=True) + 1e-8).sqrt()
+    for layer in g.style[1:]:
+        x = dense(layer, x)
+    assert torch.allclose(g.map(z), x, atol=1e-5)
+
+
+def test_wrong_codes_are_refused():
+    g = make()
+    with pytest.raises(ValueError, match=r"\(N, 8, 64\)"):
+        g(torch.randn(2, 7, 64))
+
+
+def test_discriminator_depends_on_its_group():
+    """The minibatch deviation sees whether a group is varied; a batch that the group does not divide works."""
+    torch.manual_seed(0)
+    p = get("smoke")
+    d = Discriminator(p.resolution, p.channels)
+    x = torch.randn(6, 3, 32, 32)
+    assert d(x).shape == (6,)
+    alike = x[:1].expand(4, -1, -1, -1)
+    assert torch.allclose(d(alike), d(alike)[0].expand(4), atol=1e-5)
+    assert not torch.allclose(d(torch.cat([x[:1], x[1:4]]))[0], d(alike)[0], atol=1e-6)
