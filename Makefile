@@ -38,7 +38,7 @@ bench: $(STAMP)
 	$(PY) -m riddle.bench --preset $(PRESET)
 
 lock: $(STAMP)
-	$(VENV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --universal --python-version 3.11 \
+	$(VENV)/bin/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 \
 		--extra dev pyproject.toml -o requirements.lock
 
 clean:

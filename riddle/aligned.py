@@ -22,7 +22,7 @@ from . import config, presets
 from .faces.alignment import crop, framing_matrix
 
 if TYPE_CHECKING:
-    from .datasets import Images
+    from .photos import Images
 
 _VERSION = 1  # raise it when a change here, in faces/alignment.py or in faces/detection.py moves a point or a pixel
 _SAVE_EVERY = 500  # photos between two saves of the points

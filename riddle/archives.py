@@ -17,7 +17,9 @@ class FolderFiles:
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
-        found = (p for p in self.root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(self.root).parts))
+        found = (
+            p for p in self.root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(self.root).parts)
+        )
         self.sizes = {p.relative_to(self.root).as_posix(): p.stat().st_size for p in sorted(found) if p.is_file()}
 
     def read(self, member: str) -> bytes:

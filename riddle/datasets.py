@@ -8,144 +8,27 @@ or as an uncompressed tar. data/README.md says where they come from and on which
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from . import config
 from .aligned import AlignedSet, aligned
-from .archives import decode, images_of, open_files
+from .archives import decode, images_of
+from .photos import PLACES, DatasetMissingError, Images, locate
 
 __all__ = [
     "CLASSES", "DATASETS", "FFHQ", "AlignedSet", "CelebAHQ", "CelebAMaskHQ", "DatasetMissingError", "Folder", "Images",
     "LFWPairs", "Omi", "Pair", "Samples", "UTKFace", "aligned", "load", "locate", "parse_pairs",
 ]  # fmt: skip
 
-# CelebAMask-HQ's classes; the index is the id in a mask.
+# CelebAMask-HQ's classes; the index is the id in a mask. l_ and r_ are the person's own left and right.
 CLASSES = (
     "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip",
     "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
 )  # fmt: skip
-
-
-class DatasetMissingError(FileNotFoundError):
-    """A data set that is not on this machine: where to get it and where to put it."""
-
-
-@dataclass(frozen=True)
-class _Place:
-    names: tuple[str, ...]  # files or folders looked for under each folder of RIDDLE_DATA
-    source: str
-
-
-_PLACES = {
-    "lfw": _Place(
-        ("lfw.tar", "lfw", "lfw_home", "lfw_deepfunneled"),
-        "the deep-funneled images and pairs.txt from vis-www.cs.umass.edu/lfw (or LFWPairs(download=True), funneled)",
-    ),
-    "utkface": _Place(("utkface.tar", "utkface", "UTKFace"), "'aligned & cropped faces' from susanqq.github.io/UTKFace"),
-    "celebamask_hq": _Place(
-        ("celebamask_hq_1k.tar", "celebamask_hq.tar", "celebamask_hq", "CelebAMask-HQ"),
-        "CelebAMask-HQ.zip from github.com/switchablenorms/CelebAMask-HQ",
-    ),
-    "celeba_hq": _Place(
-        ("celeba_hq.tar", "celeba_hq", "CelebA-HQ-img", "CelebAMask-HQ", "celebamask_hq_1k.tar"),
-        "CelebAMask-HQ.zip from github.com/switchablenorms/CelebAMask-HQ (its CelebA-HQ-img)",
-    ),
-    "ffhq": _Place(
-        ("ffhq.tar", "ffhq", "images1024x1024", "thumbnails128x128"), "images1024x1024 from github.com/NVlabs/ffhq-dataset"
-    ),
-    "omi": _Place(("omi_256.tar", "omi"), "the stimuli from github.com/jcpeterson/omi"),
-}
-
-
-def locate(key: str, root: Path | str | None = None) -> Path:
-    """The folder or tar file of a data set. Raises DatasetMissingError."""
-    place = _PLACES[key]
-    if root is None and (configured := config.named_path("datasets", key)) is not None:
-        root = configured
-    if root is not None:
-        if not Path(root).expanduser().exists():
-            raise DatasetMissingError(f"{key}: {root} does not exist; get {place.source} and give its folder or tar")
-        return Path(root).expanduser()
-    for folder in config.data_folders():
-        for name in place.names:
-            if (folder / name).exists():
-                return folder / name
-    looked = ", ".join(str(f) for f in config.data_folders())
-    raise DatasetMissingError(
-        f"{key}: none of {', '.join(place.names)} in {looked}; get {place.source}, "
-        f"put it there as {place.names[0]} or {place.names[1]}/, or set RIDDLE_DATA to the folder that holds it"
-    )
-
-
-class Images:
-    """Named images. Subclasses say which members belong to which split."""
-
-    name = "images"
-    default_padding = 0  # px reflected around an image before detection
-
-    def __init__(self, root: Path, split: str = "all"):
-        self.root, self.split = root, split
-        self.files = open_files(root)
-        self._members: dict[str, str] = {}
-        self.names: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def image(self, name: str) -> Image.Image:
-        """One photo, RGB. Raises KeyError for an unknown name, ValueError for a damaged file."""
-        member = self._members[name]
-        try:
-            return decode(self.files.read(member))
-        except OSError as e:
-            raise ValueError(f"{member} of {self.root} is no readable image ({e}); fetch it again or remove it") from e
-
-    @property
-    def split_hash(self) -> str:
-        """Twelve hex digits that name exactly these images: a hash of the sorted names."""
-        return hashlib.sha256("\n".join(sorted(self.names)).encode()).hexdigest()[:12]
-
-    @property
-    def fingerprint(self) -> str:
-        """Like `split_hash`, over names and file sizes in order: the key of everything cached from them."""
-        listing = "\n".join(f"{n} {self.files.sizes[self._members[n]]}" for n in self.names)
-        return hashlib.sha256(listing.encode()).hexdigest()[:16]
-
-    def _select(self, members: Iterable[str], key: str) -> None:
-        """Keep the members of this split, by file name."""
-        self._members = {PurePosixPath(m).name: m for m in members}
-        if not self._members:
-            raise DatasetMissingError(f"{self.root} holds no images; get {_PLACES[key].source}")
-        self.names = _split_names(sorted(self._members), self.root, self.split)
-
-
-def _split_names(names: list[str], root: Path, split: str) -> list[str]:
-    """The names of a split: by splits.json beside the data (or in it), else by a hash of each name (90:5:5).
-
-    The hash cannot know which photos show one person; splits.json keeps a person within one split.
-    """
-    if split == "all":
-        return names
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"unknown split {split!r}; choose train, val, test or all")
-    for listing in (root / "splits.json", root.parent / "splits.json"):
-        if listing.is_file():
-            content = json.loads(listing.read_text())
-            stem = next((k for k in (root.stem, root.name) if k in content), None)
-            if stem is not None:
-                here = set(names)
-                return [n for n in sorted(content[stem][split]) if n in here]
-    digit = {n: hashlib.sha256(n.encode()).digest()[0] for n in names}
-    low, high = {"train": (26, 256), "val": (13, 26), "test": (0, 13)}[split]
-    return [n for n in names if low <= digit[n] < high]
 
 
 class UTKFace(Images):
@@ -182,14 +65,28 @@ class CelebAMaskHQ(Images):
         member = PurePosixPath(self._members[name])
         base, stem = member.parent.parent, member.stem
         if member.parent.name == "images":
-            return np.array(decode(self.files.read(str(base / "masks" / f"{stem}.png")), mode=None))
+            return _sides(np.array(decode(self.files.read(str(base / "masks" / f"{stem}.png")), mode=None)))
         parts = base / "CelebAMask-HQ-mask-anno" / str(int(stem) // 2000)
         mask = np.zeros((512, 512), np.uint8)
         for index, part in enumerate(CLASSES):  # in the order of the ids: later parts lie on earlier ones
             file = str(parts / f"{int(stem):05d}_{part}.png")
             if file in self.files.sizes:
                 mask[np.asarray(decode(self.files.read(file), "L")) > 127] = index
-        return mask
+        return _sides(mask)
+
+
+def _sides(mask: np.ndarray) -> np.ndarray:
+    """Swap left and right parts where a photo was mirrored but its labels were not, as some copies of the set hold:
+    a person's left lies right in the picture."""
+    for left, right in ((4, 5), (6, 7), (8, 9)):  # eyes, else brows, else ears tell
+        columns = [np.flatnonzero((mask == i).any(0)) for i in (left, right)]
+        if len(columns[0]) and len(columns[1]):
+            if columns[0].mean() > columns[1].mean():
+                return mask
+            swap = np.arange(256, dtype=np.uint8)
+            swap[[4, 5, 6, 7, 8, 9]] = [5, 4, 7, 6, 9, 8]
+            return swap[mask]
+    return mask
 
 
 class CelebAHQ(Images):
@@ -282,7 +179,7 @@ class LFWPairs(Images):
         if absent:
             raise DatasetMissingError(
                 f"{self.root} lacks {len(absent)} of {len(self.names)} photos of pairs.txt, such as {absent[0]}; "
-                f"get {_PLACES['lfw'].source}"
+                f"get {PLACES['lfw'].source}"
             )
         self._members = {n: stems[n] for n in self.names}
 

@@ -265,7 +265,7 @@ class Riddle:
             )
         if record.weights != self.weights_hash:
             raise RecordError(
-                f"{name} was protected with other weights (sha256 {record.weights[:12]}, here {self.weights_hash[:12]});"
+                f"{name} was protected with other weights ({record.weights[:12]}, not {self.weights_hash[:12]});"
                 " load the release or the folder of weights that protected it"
             )
         if record.size != image.size:
@@ -287,6 +287,7 @@ def _smoke(preset: Preset) -> dict[str, nn.Module]:
 def _trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, nn.Module | None]:
     """The networks of a preset with their weights, bundled or from a folder."""
     from riddle import zoo
+
     def tensors(name: str) -> dict[str, torch.Tensor]:
         if folder is None:
             return zoo.load_tensors(zoo.bundled(preset.name, name))

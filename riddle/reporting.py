@@ -102,19 +102,25 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """`wide` in markdown, with what a reader needs to trust it below."""
-    first = table.iloc[0]
-    missing = table[(table.judge != "") & table.value.str.startswith("n/a")].groupby("judge", sort=False)
-    absent = {j: rows.value.iloc[0] for j, rows in missing if j not in judges(table)}
-    notes = [
+def notes(table: pd.DataFrame) -> str:
+    """What a reader needs beside the numbers, as a markdown list: data, rules, judges that are not available."""
+    first, shown = table.iloc[0], judges(table)
+    absent = {
+        j: rows.value.iloc[0] for j, rows in table[table.judge != ""].groupby("judge", sort=False) if j not in shown
+    }
+    lines = [
         f"Data: {first.dataset} ({first.version}), pairs {first.split_hash}; preset {first.preset}, weights "
         f"{first.weights}, seed {first.seed}; faces detected by {first.detector}.",
         f"Threshold: {first.threshold_rule}. Undetected: {first.undetected_rule}. Interval: {first.interval}.",
-        "The paper's columns have its own judges, networks and 256 px or more.",
+        "The paper's columns have the paper's judges, networks and resolution.",
         *(f"{j}: {reason}." for j, reason in absent.items()),
     ]
-    return grid(wide(table)) + "\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """`wide` and `notes` in markdown."""
+    return grid(wide(table)) + "\n" + notes(table)
 
 
 def grid(frame: pd.DataFrame) -> str:

@@ -38,7 +38,21 @@ class Run:
     @cached_property
     def data(self) -> str:
         """The data set that is used in fact."""
-        return ("samples" if lfw() is None else "lfw") if self.dataset == "auto" else self.dataset
+        if self.dataset != "auto":
+            return self.dataset
+        from riddle.datasets import DatasetMissingError
+
+        try:
+            return "lfw" if len(self.lfw) else "samples"
+        except DatasetMissingError:
+            return "samples"
+
+    @cached_property
+    def lfw(self) -> Any:
+        """LFW's photos and pairs. Raises DatasetMissingError."""
+        from riddle.datasets import LFWPairs
+
+        return LFWPairs()
 
     @property
     def folder(self) -> Path:
@@ -48,26 +62,34 @@ class Run:
 
     @property
     def table(self) -> Path:
-        """Where Table 1 goes; only a complete run writes among the results that are kept."""
-        if self.limit is not None:
-            return self.folder / "table1.csv"
+        """Table 1 of this run."""
+        return self.folder / "table1.csv"
+
+    @property
+    def kept_table(self) -> Path | None:
+        """Its copy among the results that the repository keeps; None for a limited run, which leaves none."""
         name = "table1.csv" if self.data == "lfw" else f"table1_{self.data}.csv"
-        return config.home() / "results" / self.preset / "tables" / name
+        return None if self.limit is not None else config.home() / "results" / self.preset / "tables" / name
 
     @cached_property
     def pairs(self) -> protocols.Pairs:
         """The pairs of pictures that the protocol compares."""
         if self.data == "samples":
             return protocols.self_pairs([p.name for p in sample_files()][: self.limit])
-        from riddle.datasets import LFWPairs
-
-        return protocols.verification_pairs(list(LFWPairs().pairs), self.limit)
+        return protocols.verification_pairs(self.lfw.pairs, self.limit)
 
     @cached_property
     def split_hash(self) -> str:
         """12 hex digits of everything that says which pictures are compared."""
         p = self.pairs
         return digest(p.names, p.a.tolist(), p.b.tolist(), p.same.tolist(), p.fold.tolist())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the pictures themselves (LFW: of their names and sizes)."""
+        if self.data == "samples":
+            return digest(*(hashlib.sha256(p.read_bytes()).hexdigest() for p in sample_files()))
+        return self.lfw.fingerprint
 
     @cached_property
     def weights_hash(self) -> str:
@@ -93,16 +115,6 @@ def part_hash(preset: str, part: str) -> str | None:
     try:
         return hashlib.sha256(bundled(preset, part).read_bytes()).hexdigest()
     except WeightsMissingError:
-        return None
-
-
-def lfw() -> Any | None:
-    """LFW where it is found, else None."""
-    from riddle.datasets import DatasetMissingError, LFWPairs
-
-    try:
-        return LFWPairs()
-    except DatasetMissingError:
         return None
 
 

@@ -13,6 +13,7 @@ A stage that needs absent weights writes the reason instead, and the tables prin
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -24,11 +25,9 @@ import torch
 from tqdm import tqdm
 
 import riddle
-from riddle import baselines, protocols, reporting
-from riddle.metrics import identity
+from riddle import baselines, protocols
 from riddle.presets import get
 from riddle.runs import Run, key_of, log_time, part_hash, read, sample_files, stage, times
-from riddle.training.loop import faces_to_float
 
 BATCH = 64  # faces at a time through a network
 VARIANTS = {"riddle": "encryptor", "datafree": "encryptor_datafree"}  # first word of a face set -> its weights
@@ -38,7 +37,7 @@ SETS = (*protocols.FACE_SETS, *protocols.DIVERSITY_SETS)
 def aligned(run: Run, _: str = "") -> Path:
     """Faces (N, R, R, 3) uint8 in the preset's framing, in the order of the pairs' names; `present` (N,) bool."""
     preset = get(run.preset)
-    made_from = ("aligned", preset.name, preset.resolution, preset.framing, run.data, run.split_hash, run.detector)
+    made_from = ("aligned", preset.resolution, preset.framing, run.split_hash, run.fingerprint, run.detector)
     make = _samples if run.data == "samples" else _aligned_lfw
     return stage(run, run.folder / "aligned.npz", made_from, lambda: make(run, preset.resolution))
 
@@ -54,9 +53,9 @@ def _samples(run: Run, side: int) -> dict[str, np.ndarray]:
 
 def _aligned_lfw(run: Run, side: int) -> dict[str, np.ndarray]:
     from riddle.aligned import aligned as align
-    from riddle.datasets import LFWPairs
 
-    photos, names = LFWPairs(), run.pairs.names
+    names = run.pairs.names
+    photos = copy.copy(run.lfw)
     photos.names = list(names)  # a limited run aligns only what it compares
     found = align(photos, run.preset, detector=run.detector, workers=run.workers)
     place = {name: i for i, name in enumerate(names)}
@@ -73,7 +72,7 @@ def _targets(run: Run, photos: Path) -> np.ndarray:
 
 def _pictures(path: Path, rows: np.ndarray | slice = slice(None)) -> torch.Tensor:
     """Faces (M, 3, R, R) in [-1, 1] of a stage's file."""
-    return faces_to_float(torch.from_numpy(read(path, "faces")[rows]))
+    return torch.from_numpy(read(path, "faces")[rows]).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def to_bytes(x: torch.Tensor) -> np.ndarray:
@@ -194,7 +193,7 @@ def embeddings(run: Run, item: str) -> Path:
 
     def make() -> dict[str, np.ndarray]:
         judge = recognizers.load(item, device=run.device)
-        arrays = {"published": np.array(float(judge.threshold)), "distance": np.array(judge.distance)}
+        arrays = {"published": np.array(float(judge.threshold))}
         for name, (made, detected) in tqdm(sources.items(), desc=item, mininterval=5):
             if not read(made, "reason"):
                 arrays[name] = embed(judge, made, detections(detected))
@@ -214,12 +213,10 @@ def embed(judge: Any, made: Path, listed: list) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def _minus_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return -np.linalg.norm(a.astype(np.float64) - b, axis=-1)
-
-
 def judge_of(run: Run, name: str) -> protocols.Judge | str:
     """A judge's embeddings, spread over all names of the pairs; the reason (str) when it is not available."""
+    from riddle.faces import recognizers
+
     path = embeddings(run, name)
     if reason := read(path, "reason"):
         return reason
@@ -235,12 +232,13 @@ def judge_of(run: Run, name: str) -> protocols.Judge | str:
             e = read(path, item)
             spread[item] = np.full((len(run.pairs.names), e.shape[1]), np.nan, np.float32)
             spread[item][read(made, "targets")] = e
-    similarity = _minus_distance if read(path, "distance") == "euclidean" else identity.cosine
-    return protocols.Judge(name, spread, similarity, read(path, "published"), reasons)
+    return protocols.Judge(name, spread, recognizers.similarity_of(name), read(path, "published"), reasons)
 
 
 def table1(run: Run, _: str = "") -> Path:
-    """Table 1 as tidy CSV, at `run.table`."""
+    """Table 1 as tidy CSV, at `run.table`; a complete run also writes `run.kept_table`."""
+    from riddle import reporting
+
     began, records = time.monotonic(), []
     photos, passwords = aligned(run), faces(run, next(iter(protocols.DIVERSITY_SETS)))
     people = None if read(passwords, "reason") else read(passwords, "targets")[:: protocols.PASSWORDS]
@@ -256,7 +254,9 @@ def table1(run: Run, _: str = "") -> Path:
         threshold_rule="the recogniser's published threshold" if run.pairs.same.all()
         else f"other nine folds' unprotected negatives at FAR {protocols.FAR:g}",
     )  # fmt: skip
-    reporting.write_csv(reporting.tidy(records, provenance, seen=(get(run.preset).identity,)), run.table)
+    table = reporting.tidy(records, provenance, seen=(get(run.preset).identity,))
+    for path in filter(None, (run.table, run.kept_table)):
+        reporting.write_csv(table, path)
     log_time(run, "table1", time.monotonic() - began)
     return run.table
 

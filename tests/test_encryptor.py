@@ -1,9 +1,13 @@
 """The encryptors: shapes, statistics, what depends on what, and a short training that works."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from riddle.allocator import keep_memory
+from riddle.losses import PAPER_WEIGHTS
 from riddle.models.encryptor import (
     Attention,
     DecoderBlock,
@@ -12,7 +16,20 @@ from riddle.models.encryptor import (
     build_encryptor,
     code_statistics,
 )
+from riddle.models.stylegan2 import Generator
 from riddle.presets import PRESETS, get
+from riddle.training.encryptor import (
+    EncryptorConfig,
+    EncryptorTask,
+    Judges,
+    draw_keys,
+    encrypt_and_decrypt,
+    evaluate,
+    load_network,
+    parse_arguments,
+    read_weights,
+)
+from riddle.training.loop import LoopConfig, make_accelerator, run
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +156,153 @@ def test_it_can_learn_to_move_codes_and_move_them_back(arch, residual):
     with torch.no_grad():
         locked, back, wrong = (d.item() for d in distances(256))
     assert locked > 0.9 and wrong > 0.9 and back < 0.7 * wrong
+
+
+# ---- training
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """A random smoke generator and judges that read the picture directly: enough to train against in seconds."""
+    torch.manual_seed(0)
+    preset = get("smoke")
+    g = Generator(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp).eval().requires_grad_(False)
+    project = torch.randn(3 * 16, 32) / 7
+
+    def embed(faces):
+        small = nn.functional.adaptive_avg_pool2d(faces.float(), 4).flatten(1)
+        small = small - small.mean(1, keepdim=True)
+        return nn.functional.normalize(small @ project, dim=1)
+
+    return g, Judges(embed=embed, parse=lambda faces: faces[:, :2].float())
+
+
+def make_task(tmp_path, frozen, steps, held_out=None, **changes):
+    config = LoopConfig(out=str(tmp_path), steps=steps, batch=4, save_every=10, log_every=10, bfloat16=False)
+    accelerator = make_accelerator(config)
+    torch.manual_seed(0)
+    return EncryptorTask(get("smoke"), EncryptorConfig(**changes), accelerator, *frozen, held_out), config, accelerator
+
+
+def test_both_passes_use_the_right_keys(frozen):
+    """With code + key to encrypt and code - key to decrypt, only the right password brings the code back."""
+
+    class Adder(nn.Module):
+        calls = 0
+
+        def forward(self, w, key):
+            self.calls += 1
+            return w + key if self.calls == 1 else w - key
+
+    g, _ = frozen
+    w, keys = random_codes(get("smoke"), 3), draw_keys(g, 3, m=2, n=3)
+    assert keys.shape == (3, 2, 4, 8, 64)
+    assert len({round(v, 5) for v in keys[..., 0, 0].flatten().tolist()}) == 24  # all m (n + 1) distinct
+    made = encrypt_and_decrypt(Adder(), w, keys)
+    assert torch.allclose(made.recovered, w[:, None].expand_as(made.recovered), atol=1e-5)
+    assert torch.allclose(made.encrypted[2, 1], w[2] + keys[2, 1, 0])
+    wrong = made.wrong.unflatten(1, (2, 3))
+    assert torch.allclose(wrong[1, 0, 2], w[1] + keys[1, 0, 0] - keys[1, 0, 3], atol=1e-5)
+    assert made.joined().shape == (3, 2 * 5, 8, 64)
+
+
+def test_the_loss_is_eq_10_over_all_images_and_reaches_only_the_encryptor(frozen, tmp_path):
+    task, _, _ = make_task(tmp_path, frozen, 1)
+    g, judges = frozen
+    w, keys = task.draw_codes(2), draw_keys(g, 2, 2, 2)
+    total, terms = task.losses(w, keys)
+    codes = encrypt_and_decrypt(task.encryptor, w, keys).joined()
+    expected = 0.0
+    for b in range(2):
+        x, e0 = g(w[b : b + 1])[0], judges.embed(g(w[b : b + 1]))[0]
+        y = g(codes[b])
+        e = judges.embed(y)
+        changed = torch.cat([e[:2], e[4:]])
+        cos = (changed @ changed.T).clamp_min(0)
+        expected += (cos.sum() - cos.diagonal().sum()) / 36 + (changed @ e0).clamp_min(0).sum() + (1 - e[2:4] @ e0).sum()
+        for k in range(8):
+            expected += 0.05 * (y[k] - x).abs().mean() + 0.1 * (y[k, :2] - x[:2]).square().mean()
+            expected += 0.01 * (codes[b, k] - w[b]).square().mean()
+    assert total.item() == pytest.approx(expected.item() / 2, rel=1e-4)
+    total.backward()
+    assert all(p.grad is not None for p in task.encryptor.parameters())
+    assert all(p.grad is None for p in g.parameters())
+    assert set(terms) == {"diversity", "deidentification", "recovery", "pixel", "lpips", "parsing", "latent"}
+
+
+def test_evaluation_of_the_identity_map_says_that_nothing_is_protected(frozen):
+    class Same(nn.Module):
+        def forward(self, w, key):
+            return w
+
+    g, judges = frozen
+    numbers = evaluate(Same(), g, random_codes(get("smoke"), 5), judges.embed, draw_keys(g, 5, 3, 1), batch=2)
+    for name in ("encrypted", "recovered", "wrong", "pairs"):
+        assert numbers[f"cos_{name}"] == pytest.approx(1.0, abs=1e-4)
+    assert numbers["accepted_encrypted"] == numbers["accepted_recovered"] == 1.0
+    assert numbers["pairs_apart"] == 0.0
+
+
+@pytest.mark.parametrize("datafree", [False, True])
+def test_training_separates_and_recovers_and_resumes(frozen, tmp_path, datafree):
+    torch.set_num_threads(1)
+    codes = torch.cat([frozen[0].broadcast(frozen[0].map(torch.randn(40, 64)))]).clone()
+    data = {"row": torch.arange(64)} if datafree else {"w": codes[:32]}
+    steps = 60
+
+    def train(folder, stop=None):
+        task, config, accelerator = make_task(
+            tmp_path / folder, frozen, steps, codes[32:], lr=3e-3, warmup=0.1, eval_every=20, datafree=datafree
+        )
+        before = task.evaluate()
+        if stop:
+            config = replace(config, steps=stop)
+            whole = task.step
+            task.step = lambda batch, progress: whole(batch, progress * stop / steps)
+        run(task, data, config, accelerator)
+        return task, before
+
+    task, before = train("a")
+    after = task.evaluate()
+    assert after["cos_encrypted"] < before["cos_encrypted"] - 0.3
+    assert after["cos_recovered"] > after["cos_wrong"] + 0.05
+    log = (tmp_path / "a" / "log.jsonl").read_text()
+    assert '"val_accepted_encrypted"' in log and '"recovery"' in log
+    assert task.samples().shape == (40, 3, 32, 32)
+    if datafree:
+        return
+    train("b", stop=30)
+    resumed, _ = train("b")
+    for a, b in zip(task.average.parameters(), resumed.average.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_networks_load_from_runs_and_from_safetensors(tmp_path):
+    from riddle.zoo import save_tensors
+
+    net, again = build_encryptor("smoke"), build_encryptor("smoke")
+    torch.save({"networks": {"average": net.state_dict()}}, tmp_path / "state.pt")
+    load_network(again, tmp_path / "state.pt", "average")
+    assert torch.equal(again.output.weight, net.output.weight)
+    with pytest.raises(KeyError, match="average"):
+        load_network(again, tmp_path / "state.pt", "g_ema")
+    save_tensors(tmp_path / "e.safetensors", net.state_dict())
+    load_network(again, tmp_path / "e.safetensors", "average")
+    assert torch.allclose(again.output.weight, net.output.weight, atol=1e-4)
+
+
+def test_the_command_line_keeps_the_papers_weights_and_takes_changes(tmp_path):
+    assert read_weights(None, [], False) == PAPER_WEIGHTS
+    (tmp_path / "w.json").write_text('{"recovery": 2, "latent": 0.1}')
+    got = read_weights(tmp_path / "w.json", ["recovery=3"], True)
+    assert (got.recovery, got.latent, got.diversity, got.lpips) == (3.0, 0.1, 0.0, 1.0)
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        read_weights(None, ["recovery"], False)
+    with pytest.raises(SystemExit):
+        parse_arguments(["--out", "x"])  # neither codes nor --datafree
+
+
+def test_memory_is_kept_where_glibc_allows_it():
+    import platform
+
+    assert keep_memory() == (platform.libc_ver()[0] == "glibc")

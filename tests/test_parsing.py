@@ -26,8 +26,8 @@ from riddle.training.parsing import (
     class_weights,
     crop_mask,
     evaluate,
-    learning_rate,
 )
+from riddle.training.schedule import minutes_left, rate_share
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +101,11 @@ def test_augmentation_moves_a_mask_as_it_moves_the_face():
     assert kinds == {CLASSES.index("l_eye"), CLASSES.index("r_eye")}  # mirrored ones changed names
 
 
-def test_learning_rate_warms_up_and_ends_at_zero():
-    assert learning_rate(0.1, 0.1) == pytest.approx(1) and learning_rate(0.05, 0.1) == pytest.approx(0.5)
-    assert learning_rate(1.0, 0.1) == pytest.approx(0) and learning_rate(1.5, 0.1) == pytest.approx(0)
+def test_the_rate_warms_up_and_ends_at_zero(tmp_path):
+    assert rate_share(0.1, 0.1) == pytest.approx(1) and rate_share(0.05, 0.1) == pytest.approx(0.5)
+    assert rate_share(1.0, 0.1) == pytest.approx(0) and rate_share(1.5, 0.1) == pytest.approx(0)
+    torch.save({"counters": {"seconds": 90.0}}, tmp_path / "state.pt")
+    assert minutes_left(tmp_path, 5.0) == pytest.approx(3.5) and minutes_left(tmp_path / "new", 5.0) == 5.0
 
 
 def synthetic(n: int) -> dict[str, torch.Tensor]:

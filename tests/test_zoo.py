@@ -268,6 +268,46 @@ def test_an_ncnn_network_is_read_as_its_graph_says(tmp_path):
         ncnn.read(tmp_path / "n.bin", tmp_path / "n.param")
 
 
+def test_the_published_recogniser_is_converted_on_first_use(home, monkeypatch):
+    """Written in ncnn's layout here, from random weights, it comes back as our module's own state dict."""
+    from riddle.models.mobilefacenet import MobileFaceNet
+
+    torch.manual_seed(0)
+    state = {k: torch.rand(v.shape) for k, v in MobileFaceNet().state_dict().items() if "num_batches" not in k}
+    blob, lines = b"", ["7767517", "0 0"]
+
+    def add(line, *arrays, flag=False):
+        nonlocal blob
+        blob += (b"\0" * 4 if flag else b"") + b"".join(a.numpy().astype("<f4").tobytes() for a in arrays)
+        lines.append(line)
+
+    def norm(block):
+        return [state[f"{block}.{k}"] for k in ("weight", "running_mean", "running_var", "bias")]
+
+    for key in state:
+        block = key.split(".")[0]
+        if key.endswith(".conv.weight"):
+            w = state[key]
+            add(f"Convolution {block}_conv2d 1 1 a b 0={len(w)} 5=0 6={w.numel()}", w, flag=True)
+            add(f"BatchNorm {block}_batchnorm 1 1 a b 0={len(w)}", *norm(f"{block}.bn"))
+            if f"{block}.prelu.weight" in state:
+                add(f"PReLU {block}_relu 1 1 a b 0={len(w)}", state[f"{block}.prelu.weight"])
+    fc = [state["fc.weight"]] + ([state["fc.bias"]] if "fc.bias" in state else [])
+    add(f"InnerProduct pre_fc1 1 1 a b 0=128 1={len(fc) - 1} 2=65536", *fc, flag=True)
+    add("BatchNorm fc1 1 1 a b 0=128", *norm("fc_bn"))
+
+    monkeypatch.setenv("RIDDLE_WEIGHTS", str(home / "weights"))
+    upstream = home / "weights" / "recognizers" / "upstream"
+    upstream.mkdir(parents=True)
+    (upstream / "MobileFaceNet.bin").write_bytes(blob)
+    (upstream / "MobileFaceNet.param").write_text("\n".join(lines))
+    made = zoo.find("arcface-mobilefacenet")
+    assert made.is_relative_to(home / "cache")
+    back = zoo.load_tensors(made)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[k], state[k]) for k in state)
+
+
 def test_lpips_is_frozen_zero_on_equal_images_and_leaves_the_hub_folder():
     if zoo.locate("squeezenet1_1") is None:
         pytest.skip("needs SqueezeNet's weights: set RIDDLE_WEIGHTS")

@@ -1,12 +1,20 @@
-"""IR-SE residual body (Deng et al., CVPR 2019; Hu et al., CVPR 2018), shared by ArcFace's IR-SE50 and by e4e.
+"""IR and IR-SE residual networks (Deng et al., CVPR 2019; Hu et al., CVPR 2018): the body, and ArcFace's recogniser.
 
-Parameter names are those of the published PyTorch weights (`input_layer.*`, `body.<i>.res_layer.*`).
+Parameter names are those of the published PyTorch weights (`input_layer.*`, `body.<i>.res_layer.*`,
+`output_layer.*`): IR-SE50 of InsightFace_Pytorch and e4e, IR101 of CurricularFace.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class SqueezeExcite(nn.Module):
@@ -23,9 +31,9 @@ class SqueezeExcite(nn.Module):
 
 
 class IRSEUnit(nn.Module):
-    """Batch norm, two 3 x 3 convolutions, squeeze-and-excitation, shortcut."""
+    """Batch norm, two 3 x 3 convolutions, squeeze-and-excitation (unless it is plain IR), shortcut."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int):
+    def __init__(self, c_in: int, c_out: int, stride: int, squeeze: bool = True):
         super().__init__()
         if c_in == c_out:
             self.shortcut_layer = nn.MaxPool2d(1, stride)
@@ -37,14 +45,16 @@ class IRSEUnit(nn.Module):
             nn.PReLU(c_out),
             nn.Conv2d(c_out, c_out, 3, stride, 1, bias=False),
             nn.BatchNorm2d(c_out),
-            SqueezeExcite(c_out),
+            *([SqueezeExcite(c_out)] if squeeze else []),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.shortcut_layer(x) + self.res_layer(x)
 
 
-def irse_body(width: int = 64, blocks: tuple[int, ...] = (3, 4, 14, 3)) -> tuple[nn.Sequential, nn.Sequential]:
+def irse_body(
+    width: int = 64, blocks: Sequence[int] = (3, 4, 14, 3), squeeze: bool = True
+) -> tuple[nn.Sequential, nn.Sequential]:
     """`input_layer` and `body` of an IR-SE network; stage k has width * 2^k channels and halves the side.
 
     IR-SE50: width 64, blocks (3, 4, 14, 3). The indices at which the stages end are cumulative sums of blocks.
@@ -54,6 +64,44 @@ def irse_body(width: int = 64, blocks: tuple[int, ...] = (3, 4, 14, 3)) -> tuple
     for stage, n in enumerate(blocks):
         c_out = width * 2**stage
         for k in range(n):
-            units.append(IRSEUnit(c_in, c_out, 2 if k == 0 else 1))
+            units.append(IRSEUnit(c_in, c_out, 2 if k == 0 else 1, squeeze))
             c_in = c_out
     return input_layer, nn.Sequential(*units)
+
+
+class ArcFaceIR(nn.Module):
+    """Recogniser: (N, 3, 112, 112) RGB in [-1, 1], aligned as for ArcFace -> (N, 512) of unit length.
+
+    IR-SE50: blocks (3, 4, 14, 3), squeeze. CurricularFace's IR101: (3, 13, 30, 3), no squeeze, and a last batch norm
+    without gain and bias (`affine`).
+    """
+
+    def __init__(self, blocks: Sequence[int] = (3, 4, 14, 3), squeeze: bool = True, affine: bool = True):
+        super().__init__()
+        self.input_layer, self.body = irse_body(64, blocks, squeeze)
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(512),
+            nn.Dropout(0.4),
+            nn.Flatten(),
+            nn.Linear(512 * 7 * 7, 512),
+            nn.BatchNorm1d(512, affine=affine),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.output_layer(self.body(self.input_layer(x))).float(), dim=1)
+
+
+def load_published(network: Network, path: str | Path, drop: Sequence[str] = ()) -> Network:
+    """The frozen network with the weights of a published .pth file; entries that start with one of `drop` are left out.
+
+    Raises ValueError naming the file and the entries that do not fit.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state)
+    state = {k.removeprefix("module."): v for k, v in state.items()}
+    state = {k: v for k, v in state.items() if not k.startswith(tuple(drop))}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as e:
+        raise ValueError(f"{path} does not hold the weights of {type(network).__name__}: {e}") from e
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)

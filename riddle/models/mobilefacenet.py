@@ -68,7 +68,9 @@ class FrozenStridedDepthwise(torch.autograd.Function):
 class ConvBlock(nn.Module):
     """Convolution without bias, batch norm (eps is already in the stored variance), PReLU where `activate`."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, pad: int = 0, groups: int = 1, activate: bool = True):
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, stride: int = 1, pad: int = 0, groups: int = 1, activate: bool = True
+    ):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, pad, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(c_out, eps=0.0)
@@ -92,9 +94,7 @@ class ConvBlock(nn.Module):
         """Merge the batch norm into the convolution."""
         gain = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
         old = self.conv
-        conv = nn.Conv2d(
-            old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, groups=old.groups
-        )
+        conv = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, groups=old.groups)
         conv.weight.data = old.weight.data * gain[:, None, None, None]
         conv.bias.data = (self.bn.bias - self.bn.running_mean * gain).data
         self.conv, self.bn = conv, None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ class InversionConfig:
     ema: float = 0.998
     tune_generator: bool = False
     generator_lr: float = 0.002
+    generator_beta1: float = 0.5  # a GAN wants none, a reconstruction wants some
     adversarial_every: int = 2  # steps between adversarial ones, when the generator is tuned
     adversarial_recon: float = 0.1  # weight of the discriminator's opinion on reconstructions
     adversarial_sample: float = 0.5  # and on samples
@@ -122,7 +124,7 @@ class InversionTask:
 
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
         c, gan, accelerator = self.config, self.gan, self.accelerator
-        rate = 0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * progress))
+        rate = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
         warm = min(1.0, (self.counters["step"] + 1) / 100)
         for group in self.e_opt.param_groups:
             group["lr"] = c.lr * rate * warm
@@ -130,6 +132,8 @@ class InversionTask:
             for opt in gan.optimisers.values():
                 for group in opt.param_groups:
                     group["lr"] = c.generator_lr * rate
+            for group in gan.g_opt.param_groups:
+                group["betas"] = (c.generator_beta1, group["betas"][1])
         real = faces_to_float(batch["faces"])
         n = len(real)
         real = torch.where(torch.rand(n, 1, 1, 1, device=real.device) < 0.5, real.flip(3), real)

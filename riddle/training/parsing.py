@@ -35,6 +35,7 @@ from riddle.models.parsing import (
 from riddle.presets import Preset, get
 from riddle.training.gan import step_optimiser, update_average
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run
+from riddle.training.schedule import minutes_left, progress_of, rate_share
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,6 @@ def augment(
     return faces, moved[:, 0].long()
 
 
-def learning_rate(progress: float, warmup: float) -> float:
-    """Share of the full rate at progress 0..1: a linear warm-up, then a cosine to zero."""
-    if progress < warmup:
-        return max(progress / warmup, 0.02)
-    return 0.5 * (1 + math.cos(math.pi * min((progress - warmup) / (1 - warmup), 1.0)))
-
-
 class ParsingTask:
     """The parser, its average and the class weights."""
 
@@ -153,9 +147,9 @@ class ParsingTask:
 
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
         began, c = time.monotonic(), self.config
-        progress = max(progress, self.counters["seconds"] / 60 / c.minutes)
+        progress = progress_of(self.accelerator, progress, self.counters["seconds"], c.minutes)
         for group in self.optimiser.param_groups:
-            group["lr"] = c.lr * learning_rate(progress, c.warmup)
+            group["lr"] = c.lr * rate_share(progress, c.warmup)
         faces, masks = augment(faces_to_float(batch["faces"]), batch["masks"], c)
         with self.accelerator.autocast():
             logits = self.net(faces)
@@ -201,6 +195,7 @@ def report(net: torch.nn.Module, data: dict[str, torch.Tensor]) -> dict[str, flo
 
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module."""
+    from riddle.allocator import keep_memory
     from riddle.zoo import save_tensors
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -213,7 +208,9 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--minutes", type=float, default=float("inf"))
     p.add_argument("--detector", default="auto")
     a = p.parse_args(argv)
-    config = LoopConfig(out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=a.minutes, save_every=500)
+    keep_memory()
+    left = minutes_left(a.out, a.minutes)
+    config = LoopConfig(out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=left, save_every=500)
     accelerator = make_accelerator(config)
     torch.manual_seed(a.seed)
     preset = get(a.preset)

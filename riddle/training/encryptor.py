@@ -1,0 +1,374 @@
+"""Train the latent encryptor of a preset; everything else is frozen (paper, section 3).
+
+    python -m riddle.training.encryptor --preset mini --codes codes.npy --generator results/runs/gan/state.pt \
+        --parser results/runs/parsing/parser.safetensors --out results/runs/encryptor --minutes 40
+    ... --datafree            # section 3.3: codes drawn from the mapping network, no data
+    ... --arch mlp            # Table 5, w/o transformer
+    ... --no-div              # Table 5, w/o identity diversity loss
+    ... --weight recovery=3 --weight latent=0.1 --lr 3e-4
+
+Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in
+one batch. The weights' running average is what is kept: encryptor.safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from riddle import losses
+from riddle.losses import LossWeights
+from riddle.models.encryptor import ARCHITECTURES, build_encryptor, code_statistics
+from riddle.models.stylegan2 import Generator
+from riddle.presets import Preset, get
+from riddle.training.gan import average_gradients, update_average
+from riddle.training.loop import LoopConfig, make_accelerator, run
+from riddle.training.schedule import minutes_left, progress_of, rate_share
+
+Features = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EncryptorConfig:
+    """Passwords, weights and rates; the paper's values beside each."""
+
+    m: int = 2  # encryption passwords an original; the paper: 2
+    n: int = 2  # wrong passwords an encrypted code; the paper: 2
+    weights: LossWeights = field(default_factory=LossWeights)  # the paper's
+    datafree: bool = False  # draw the codes instead of reading them (section 3.3)
+    mixing: float = 0.0  # data-free: share of codes made of two, cut between two slots
+    arch: str = "transformer"
+    residual: bool = True
+    lr: float = 5e-4  # AdamW, warm-up then cosine to zero; the paper's is not given
+    warmup: float = 0.02  # share of the training
+    clip: float = 2.0  # largest norm of the gradient
+    ema: float = 0.999  # decay a step of the weights' average
+    eval_every: int = 500  # steps
+    threshold: float = 0.3  # cosine above which two faces count as one person in `evaluate`
+    minutes: float = float("inf")  # of the whole run: the cosine ends then, or at the last step if that is sooner
+
+
+@dataclass
+class Judges:
+    """The frozen networks of the losses, as functions of faces (N, 3, R, R)."""
+
+    embed: Features  # F_e: (N, E) of unit length
+    perceive: Callable[[torch.Tensor], list[torch.Tensor]] | None = None  # F_p: losses.PerceptualFeatures
+    parse: Features | None = None  # F_s: (N, P, R, R), the parts of eq. 8
+
+
+@dataclass
+class Codes:
+    """What one step makes of B originals."""
+
+    encrypted: torch.Tensor  # (B, m, L, D)
+    recovered: torch.Tensor  # (B, m, L, D), each by its own password
+    wrong: torch.Tensor  # (B, m n, L, D), each by a wrong one
+
+    def joined(self) -> torch.Tensor:
+        """(B, m (n + 2), L, D), in the order of the fields."""
+        return torch.cat([self.encrypted, self.recovered, self.wrong], 1)
+
+
+def draw_keys(generator: Generator, count: int, m: int, n: int) -> torch.Tensor:
+    """Random passwords, all distinct: (count, m, n + 1, L, D); [:, :, 0] encrypt, the others are wrong."""
+    z = torch.randn(count * m * (n + 1), generator.style_dim, device=generator.input.input.device)
+    with torch.no_grad():
+        w = generator.broadcast(generator.map(z))
+    return w.reshape(count, m, n + 1, *w.shape[1:])
+
+
+def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tensor) -> Codes:
+    """Both passes of section 3.2. w: (B, L, D); keys: (B, m, n + 1, L, D) as `draw_keys` gives them."""
+    b, m, k = keys.shape[:3]
+    encrypted = encryptor(w.repeat_interleave(m, 0), keys[:, :, 0].flatten(0, 1))
+    decrypted = encryptor(encrypted.repeat_interleave(k, 0), keys.flatten(0, 2))
+    decrypted = decrypted.reshape(keys.shape)
+    return Codes(encrypted.reshape(b, m, *w.shape[1:]), decrypted[:, :, 0], decrypted[:, :, 1:].flatten(1, 2))
+
+
+@torch.no_grad()
+def evaluate(
+    encryptor: nn.Module,
+    generator: Generator,
+    codes: torch.Tensor,
+    embed: Features,
+    keys: torch.Tensor,
+    threshold: float = 0.3,
+    batch: int = 8,
+) -> dict[str, float]:
+    """How well identities change and come back, judged by `embed` on faces rendered from codes.
+
+    codes: (N, L, D), unseen in training; keys: (N, m, n + 1, L, D), m at least 2. Means of cosines with the
+    original's face, shares accepted (cosine above threshold), and for pairs of encryptions of one original their
+    mean cosine and the share below the threshold.
+    """
+    rows: dict[str, list[torch.Tensor]] = {}
+    for w, key in zip(codes.split(batch), keys.split(batch), strict=True):
+        made = encrypt_and_decrypt(encryptor, w, key)
+        all_codes = torch.cat([w[:, None], made.joined()], 1)
+        e = embed(generator(all_codes.flatten(0, 1))).float().unflatten(0, all_codes.shape[:2])
+        m = key.shape[1]
+        similar = (e[:, 1:] @ e[:, 0, :, None])[..., 0]
+        among = e[:, 1 : m + 1] @ e[:, 1 : m + 1].transpose(1, 2)
+        upper = torch.triu_indices(m, m, 1)
+        for name, value in (
+            ("encrypted", similar[:, :m]),
+            ("recovered", similar[:, m : 2 * m]),
+            ("wrong", similar[:, 2 * m :]),
+            ("pairs", among[:, upper[0], upper[1]]),
+        ):
+            rows.setdefault(name, []).append(value.flatten())
+    joined = {k: torch.cat(v) for k, v in rows.items()}
+    numbers = {f"cos_{k}": v.mean().item() for k, v in joined.items()}
+    numbers |= {f"accepted_{k}": (joined[k] > threshold).float().mean().item() for k in ("encrypted", "recovered", "wrong")}
+    return numbers | {"pairs_apart": (joined["pairs"] < threshold).float().mean().item()}
+
+
+class EncryptorTask:
+    """The encryptor and its average; the frozen generator and judges."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        config: EncryptorConfig,
+        accelerator: Accelerator,
+        generator: Generator,
+        judges: Judges,
+        held_out: torch.Tensor | None = None,
+    ):
+        """held_out: codes (N, L, D) for `evaluate`, none of them trained on."""
+        self.preset, self.config, self.accelerator = preset, config, accelerator
+        self.generator, self.judges, device = generator.eval().requires_grad_(False), judges, accelerator.device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            z = torch.randn(20_000, preset.style_dim).to(device)
+        with torch.no_grad():
+            mean, std = code_statistics(generator.map(z))
+        self.encryptor = build_encryptor(preset, config.arch, mean, std, config.residual).to(device)
+        self.average = copy.deepcopy(self.encryptor).eval().requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(self.encryptor.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
+        self.networks = {"encryptor": self.encryptor, "average": self.average}
+        self.optimisers = {"encryptor": self.optimiser}
+        self.counters = {"step": 0, "seconds": 0.0}
+        self.held_out = None if held_out is None else held_out.to(device)
+        if held_out is not None:
+            with torch.random.fork_rng(devices=[] if device.type == "cpu" else None):
+                torch.manual_seed(1)
+                self.held_out_keys = draw_keys(generator, len(held_out), 3, 1)
+
+    def draw_codes(self, count: int) -> torch.Tensor:
+        """Codes for data-free training: (count, L, D) from the mapping network, psi = 1."""
+        g = self.generator
+        z = torch.randn(2, count, self.preset.style_dim, device=self.accelerator.device)
+        with torch.no_grad():
+            first, second = g.broadcast(g.map(z[0])), g.broadcast(g.map(z[1]))
+        cut = torch.randint(1, g.n_latent, (count, 1, 1), device=first.device)
+        cut = torch.where(torch.rand(count, 1, 1, device=first.device) < self.config.mixing, cut, g.n_latent)
+        return torch.where(torch.arange(g.n_latent, device=first.device)[None, :, None] < cut, first, second)
+
+    def losses(self, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Eq. 10 for originals w (B, L, D) under keys (B, m, n + 1, L, D), and every term unweighted."""
+        weights, judges, m = self.config.weights, self.judges, keys.shape[1]
+        codes = encrypt_and_decrypt(self.encryptor, w, keys).joined()
+        with self.accelerator.autocast():
+            with torch.no_grad():  # one face of nine, without gradients: cheaper than keeping features of all codes
+                original = self.generator(w)
+                wanted = judges.embed(original)
+            faces = self.generator(codes.flatten(0, 1))
+            embedded = judges.embed(faces).float().unflatten(0, codes.shape[:2])
+        changed = torch.cat([embedded[:, :m], embedded[:, 2 * m :]], 1)
+        identity, terms = losses.identity_loss(wanted.float(), changed, embedded[:, m : 2 * m], weights)
+        terms["pixel"] = losses.pixel_loss(original.float(), faces.float().unflatten(0, codes.shape[:2]))
+        terms["latent"] = losses.latent_loss(w, codes)
+        zero = torch.zeros((), device=w.device)
+        for name, network, compare in (
+            ("lpips", judges.perceive, losses.lpips_loss),
+            ("parsing", judges.parse, losses.parsing_loss),
+        ):
+            if network is None or not getattr(weights, name):
+                terms[name] = zero
+                continue
+            with self.accelerator.autocast():
+                with torch.no_grad():
+                    reference = network(original)
+                features = network(faces)
+            terms[name] = compare(reference, features)
+        total = losses.total_loss(identity, *(terms[k] for k in ("pixel", "lpips", "parsing", "latent")), weights)
+        return total, terms
+
+    def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
+        began, c = time.monotonic(), self.config
+        progress = progress_of(self.accelerator, progress, self.counters["seconds"], c.minutes)
+        for group in self.optimiser.param_groups:
+            group["lr"] = c.lr * rate_share(progress, c.warmup)
+        w = batch["w"].float() if "w" in batch else self.draw_codes(len(batch["row"]))
+        loss, terms = self.losses(w, draw_keys(self.generator, len(w), c.m, c.n))
+        self.accelerator.backward(loss)
+        average_gradients(self.accelerator, self.encryptor.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(self.encryptor.parameters(), c.clip)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.counters["step"] += 1
+        update_average(self.average, self.encryptor, min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10)))
+        numbers = {"loss": loss, **terms, "gradient": norm}
+        if self.held_out is not None and self.counters["step"] % c.eval_every == 0:
+            numbers |= {f"val_{k}": v for k, v in self.evaluate().items()}
+        self.counters["seconds"] += time.monotonic() - began
+        return numbers
+
+    def evaluate(self) -> dict[str, float]:
+        """`evaluate` for the average on the held-out codes under fixed keys, by the network trained against."""
+        with self.accelerator.autocast():
+            return evaluate(
+                self.average, self.generator, self.held_out, self.judges.embed, self.held_out_keys, self.config.threshold
+            )
+
+    @torch.no_grad()
+    def samples(self) -> torch.Tensor | None:
+        """Rows: originals, two encryptions, the first one decrypted, and decrypted by a wrong password."""
+        if self.held_out is None:
+            return None
+        w, keys = self.held_out[:8], self.held_out_keys[:8]
+        made = encrypt_and_decrypt(self.average, w, keys)
+        rows = [w, made.encrypted[:, 0], made.encrypted[:, 1], made.recovered[:, 0], made.wrong[:, 0]]
+        with self.accelerator.autocast():
+            return self.generator(torch.cat(rows))
+
+
+def load_network(network: nn.Module, path: str | Path, part: str) -> nn.Module:
+    """Fill a network from safetensors, from a run's state.pt (`part` of its networks) or a port's {part: state}.
+
+    Raises FileNotFoundError, or KeyError naming what the file holds instead.
+    """
+    from riddle.zoo import load_tensors
+
+    if str(path).endswith(".safetensors"):
+        state = load_tensors(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("networks", state)
+        if part not in state:
+            raise KeyError(f"{path} holds no {part!r} but {', '.join(map(str, list(state)[:6]))}; pass another file")
+        state = state[part]
+    network.load_state_dict(state)
+    return network
+
+
+def frozen_networks(
+    preset: Preset, generator: str | None, parser: str | None, device: torch.device
+) -> tuple[Generator, Judges, float]:
+    """The generator, the loss networks and F_e's threshold; paths, or None for the preset's bundled weights."""
+    from riddle.faces import recognizers
+    from riddle.models.parsing import ParsingNet, parts
+    from riddle.zoo import bundled, load_lpips
+
+    g = Generator(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp)
+    load_network(g, generator or bundled(preset.name, "generator"), "g_ema").to(device)
+    net = load_network(ParsingNet(), parser or bundled(preset.name, "parser"), "average")
+    net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    perceive = losses.PerceptualFeatures(load_lpips("squeeze")).to(device, memory_format=torch.channels_last)
+    judge = recognizers.load(preset.identity, device=str(device))
+    judges = Judges(
+        embed=lambda faces: judge.from_crop(faces, preset.framing),
+        perceive=perceive.eval().requires_grad_(False),
+        parse=lambda faces: parts(net(faces)),
+    )
+    return g, judges, judge.threshold
+
+
+def read_weights(path: str | None, changes: list[str], no_div: bool) -> LossWeights:
+    """The paper's weights, changed by a JSON file, then by NAME=VALUE pairs. Raises ValueError."""
+    table = json.loads(Path(path).read_text()) if path else {}
+    for change in changes:
+        name, _, value = change.partition("=")
+        if not value:
+            raise ValueError(f"--weight takes NAME=VALUE, got {change!r}")
+        table[name] = float(value)
+    return LossWeights().updated({**table, **({"diversity": 0.0} if no_div else {})})
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line of this module."""
+    c = EncryptorConfig()
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--preset", default="mini")
+    p.add_argument("--codes", help=".npy (N, L, D) of inverted training faces; not needed with --datafree")
+    p.add_argument("--val-codes", help=".npy of held-out codes; default: 48 that training then leaves out")
+    p.add_argument("--out", required=True)
+    p.add_argument("--generator", help="state.pt or safetensors; default: the preset's bundled weights")
+    p.add_argument("--parser", help="state.pt or safetensors; default: the preset's bundled weights")
+    p.add_argument("--steps", type=int, default=20_000)
+    p.add_argument("--minutes", type=float, default=float("inf"))
+    p.add_argument("--batch", type=int, default=8, help="originals a step; the paper: 8")
+    p.add_argument("--m", type=int, default=c.m)
+    p.add_argument("--n", type=int, default=c.n)
+    p.add_argument("--lr", type=float, default=c.lr)
+    p.add_argument("--datafree", action="store_true")
+    p.add_argument("--mixing", type=float, default=c.mixing)
+    p.add_argument("--arch", choices=ARCHITECTURES, default=c.arch)
+    p.add_argument("--no-div", action="store_true")
+    p.add_argument("--no-residual", action="store_true")
+    p.add_argument("--weights-json", help="file of loss weights, e.g. {\"recovery\": 3}")
+    p.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
+    p.add_argument("--threshold", type=float, help="cosine; default: the recogniser's own")
+    p.add_argument("--eval-every", type=int, default=c.eval_every)
+    p.add_argument("--seed", type=int, default=0)
+    a = p.parse_args(argv)
+    if not a.datafree and not a.codes:
+        p.error("--codes is needed, unless --datafree draws them")
+    return a
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Train as the command line says; returns the last logged numbers and the final evaluation."""
+    from riddle.allocator import keep_memory
+    from riddle.zoo import save_tensors
+
+    a = parse_arguments(argv)
+    keep_memory()
+    preset = get(a.preset)
+    loop = LoopConfig(
+        out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=minutes_left(a.out, a.minutes), save_every=a.eval_every
+    )
+    accelerator = make_accelerator(loop)
+    torch.manual_seed(a.seed)
+    generator, judges, threshold = frozen_networks(preset, a.generator, a.parser, accelerator.device)
+    config = EncryptorConfig(
+        m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, mixing=a.mixing,
+        arch=a.arch, residual=not a.no_residual, lr=a.lr, eval_every=a.eval_every, minutes=a.minutes,
+        threshold=threshold if a.threshold is None else a.threshold,
+    )  # fmt: skip
+    codes = torch.from_numpy(np.load(a.codes)) if a.codes else None
+    held_out = torch.from_numpy(np.load(a.val_codes)).float()[:48] if a.val_codes else None
+    if held_out is None and codes is not None:
+        codes, held_out = codes[:-48], codes[-48:].float()
+    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out)
+    if held_out is None:
+        task = EncryptorTask(preset, config, accelerator, generator, judges, task.draw_codes(48))
+    tensors = {"row": torch.arange(1 << 16)} if a.datafree else {"w": codes}
+    last = run(task, tensors, loop, accelerator)
+    if accelerator.is_main_process:
+        last |= {f"val_{k}": round(v, 4) for k, v in task.evaluate().items()}
+        about = {
+            "preset": preset.name, "kind": config.arch, "datafree": config.datafree, "steps": last["step"],
+            "weights": json.dumps(config.weights.as_dict()), "m": config.m, "n": config.n, "seed": a.seed,
+        }  # fmt: skip
+        save_tensors(Path(a.out) / "encryptor.safetensors", task.average.state_dict(), about)
+        print(json.dumps(last))
+    return last
+
+
+if __name__ == "__main__":
+    main()

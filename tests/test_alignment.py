@@ -1,0 +1,159 @@
+"""Framings: where a crop lies, the way there and back, and the crop itself."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from riddle.faces.alignment import (
+    ARCFACE_POINTS,
+    FRAMINGS,
+    arcface_matrix,
+    crop,
+    crop_points,
+    framing_matrix,
+    photo_points,
+    similarity,
+)
+
+UPRIGHT = np.array([(100.0, 100.0), (160.0, 100.0), (130.0, 130.0), (110.0, 170.0), (150.0, 170.0)])
+
+
+def rotated(points, degrees, scale=1.0, shift=(0.0, 0.0)):
+    a = np.deg2rad(degrees)
+    return scale * points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + shift
+
+
+def random_face(seed):
+    rng = np.random.default_rng(seed)
+    face = UPRIGHT + rng.normal(0, 5, UPRIGHT.shape)
+    return rotated(face, rng.uniform(-60, 60), rng.uniform(0.4, 3), rng.uniform(-50, 400, 2))
+
+
+def picture_with_marks(points, size, radius=3.0):
+    """Black, with a Gaussian spot at each of the points, each in a picture of its own."""
+    y, x = np.mgrid[0 : size[1], 0 : size[0]]
+    return [np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * radius**2)) for px, py in points]
+
+
+def centroid(spot):
+    y, x = np.mgrid[0 : spot.shape[0], 0 : spot.shape[1]]
+    return np.array([(spot * x).sum(), (spot * y).sum()]) / spot.sum()
+
+
+def test_ffhq_crop_of_an_upright_face_by_hand():
+    # Eyes 60 px apart with their centre at (130, 100), mouth centre at (130, 170): x = (60 + 70, 0) points right, its
+    # length is max(2.0 * 60, 1.8 * 70) = 126, the centre is (130, 100 + 0.1 * 70) = (130, 107).
+    matrix = framing_matrix(UPRIGHT, "ffhq")
+    np.testing.assert_allclose(matrix, [[252, 0, 130 - 126], [0, 252, 107 - 126]], atol=1e-9)
+
+
+def test_eyes_decide_the_size_when_they_are_far_apart():
+    points = UPRIGHT.copy()
+    points[1, 0], points[3, 0], points[4, 0] = 180.0, 120.0, 160.0  # 80 px apart, same distance to the mouth
+    assert framing_matrix(points, "ffhq")[0, 0] == pytest.approx(4.0 * 80)
+
+
+def test_tight_crop_is_a_smaller_ffhq_crop_further_down():
+    for seed in range(5):
+        points = random_face(seed)
+        ffhq, tight = framing_matrix(points, "ffhq"), framing_matrix(points, "tight")
+        np.testing.assert_allclose(tight[:, :2], 0.68 * ffhq[:, :2])
+        eyes, mouth = points[:2].mean(0), points[3:].mean(0)
+        np.testing.assert_allclose(tight @ [0.5, 0.5, 1], eyes + 0.52 * (mouth - eyes))
+        np.testing.assert_allclose(ffhq @ [0.5, 0.5, 1], eyes + 0.10 * (mouth - eyes))
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_crop_follows_the_face_when_it_turns(framing):
+    """Turned, enlarged and moved, a face has its points at the same place of the crop; the crop stays a square."""
+    at_rest = crop_points(UPRIGHT, framing_matrix(UPRIGHT, framing), 64)
+    for degrees in (-170, -30, 45, 90):
+        turned = rotated(UPRIGHT, degrees, 1.7, (40, -9))
+        matrix = framing_matrix(turned, framing)
+        np.testing.assert_allclose(crop_points(turned, matrix, 64), at_rest, atol=1e-8)
+        x, y = matrix[:, 0], matrix[:, 1]
+        assert x @ y == pytest.approx(0, abs=1e-6) and np.hypot(*x) == pytest.approx(np.hypot(*y))
+        assert x[0] * y[1] - x[1] * y[0] > 0  # not mirrored
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_points_go_to_the_crop_and_back(framing):
+    for seed in range(10):
+        points = random_face(seed)
+        matrix = framing_matrix(points, framing)
+        np.testing.assert_allclose(photo_points(crop_points(points, matrix, 64), matrix, 64), points, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "degrees,scale,size", [(0, 1.0, 64), (25, 1.0, 64), (-40, 3.0, 64), (10, 0.4, 128), (5, 6.0, 32)]
+)
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_crop_has_marked_points_where_crop_points_says(framing, degrees, scale, size):
+    """Under half a pixel of the crop, enlarged or reduced, also when the photo is far larger than the crop."""
+    points = rotated(UPRIGHT - UPRIGHT.mean(0), degrees, scale)
+    points -= points.min(0) - 170 * scale
+    photo = np.ceil(points.max(0) + 170 * scale).astype(int)
+    matrix = framing_matrix(points, framing)
+    spread = 2.0 * np.hypot(*matrix[:, 0]) / size
+    for spot, expected in zip(
+        picture_with_marks(points, photo, spread), crop_points(points, matrix, size), strict=True
+    ):
+        image = Image.fromarray((255 * spot).round().astype(np.uint8)).convert("RGB")
+        out = np.asarray(crop(image, matrix, size), np.float64)[:, :, 0]
+        assert np.abs(centroid(out) - expected).max() < 0.25
+
+
+def test_round_trip_of_the_picture_is_under_half_a_pixel():
+    """A spot in the photo -> crop -> found there -> back in the photo."""
+    points = random_face(3)
+    points += 200 - points.min(0)
+    matrix = framing_matrix(points, "ffhq")
+    photo = np.ceil(points.max(0) + 300).astype(int)
+    for spot, point in zip(picture_with_marks(points, photo, 3.0), points, strict=True):
+        image = Image.fromarray((255 * spot).round().astype(np.uint8)).convert("RGB")
+        found = centroid(np.asarray(crop(image, matrix, 256), np.float64)[:, :, 0])
+        assert np.abs(photo_points(found[None], matrix, 256)[0] - point).max() < 0.5
+
+
+def test_crop_beyond_the_photo_continues_it():
+    ramp = np.broadcast_to(np.arange(40, dtype=np.uint8)[None, :, None] * 4 + 20, (40, 40, 3))
+    image = Image.fromarray(np.ascontiguousarray(ramp))
+    matrix = np.array([[80.0, 0, -20.5], [0, 80.0, -20.5]])  # the photo in the middle of a crop twice as large
+    edge = np.asarray(crop(image, matrix, 80, pad="edge"), int)[40, :, 0]
+    mirror = np.asarray(crop(image, matrix, 80, pad="reflect"), int)[40, :, 0]
+    inside = np.arange(40) * 4 + 20
+    np.testing.assert_array_equal(edge, np.r_[np.full(20, 20), inside, np.full(20, 176)])
+    np.testing.assert_array_equal(mirror, np.pad(inside, 20, mode="reflect"))
+
+
+def test_crop_of_the_photos_own_square_is_the_photo():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    whole = np.array([[32.0, 0, -0.5], [0, 32.0, -0.5]])
+    np.testing.assert_array_equal(np.asarray(crop(Image.fromarray(pixels), whole, 32)), pixels)
+
+
+def test_similarity_equals_linear_least_squares():
+    """Umeyama's closed form against lstsq over (a, b, tx, ty) with x' = a x - b y + tx, y' = b x + a y + ty."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        source = rng.normal(0, 40, (5, 2))
+        target = rotated(source, rng.uniform(-180, 180), rng.uniform(0.2, 5), rng.normal(0, 99, 2))
+        target += rng.normal(0, 4, target.shape)
+        x, y = source.T
+        one, zero = np.ones(5), np.zeros(5)
+        design = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
+        a, b, tx, ty = np.linalg.lstsq(design, np.r_[target[:, 0], target[:, 1]], rcond=None)[0]
+        np.testing.assert_allclose(similarity(source, target), [[a, -b, tx], [b, a, ty]], atol=1e-8)
+
+
+def test_arcface_matrix_puts_the_points_on_their_targets():
+    for degrees in (0, 33, -120):
+        points = rotated(ARCFACE_POINTS, degrees, 2.3, (50, 60))
+        np.testing.assert_allclose(crop_points(points, arcface_matrix(points), 112), ARCFACE_POINTS, atol=1e-8)
+
+
+def test_errors_say_what_is_wrong():
+    with pytest.raises(ValueError, match="unknown framing 'loose'; choose one of ffhq, tight"):
+        framing_matrix(UPRIGHT, "loose")
+    with pytest.raises(ValueError, match="coincide"):
+        framing_matrix(np.zeros((5, 2)), "tight")

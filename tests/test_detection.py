@@ -1,0 +1,132 @@
+"""Detection: one interface, points that land where the face is, crops found again."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from riddle.faces.alignment import crop, crop_points, framing_matrix
+from riddle.faces.detection import Face, detect_in_crop, five_points, load_detector
+
+
+class SpotDetector:
+    """Takes each bright spot (pure red, green, blue) for a face whose five points are the spot's centre."""
+
+    name = "spot"
+
+    def detect(self, image):
+        pixels = np.asarray(image, np.float64)
+        y, x = np.mgrid[0 : pixels.shape[0], 0 : pixels.shape[1]]
+        faces = []
+        for channel in range(3):
+            weight = np.clip(pixels[:, :, channel] - 60, 0, None)
+            if weight.sum() > 0:
+                centre = np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
+                box = np.r_[centre - 10, centre + 10]
+                faces.append(Face(box, 1.0, np.tile(centre, (5, 1)), np.tile(centre, (68, 1)), self.name))
+        return faces
+
+
+def spots(side, centres):
+    """A (3, side, side) face in [-1, 1] with one spot a channel."""
+    y, x = np.mgrid[0:side, 0:side]
+    face = np.zeros((3, side, side), np.float32)
+    for channel, (px, py) in enumerate(centres):
+        face[channel] = np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * (side / 20) ** 2))
+    return torch.from_numpy(face) * 2 - 1
+
+
+@pytest.mark.parametrize("side", [32, 64, 128, 256])
+def test_points_come_back_in_the_crops_own_pixels(side):
+    expected = np.array([0.43, 0.61]) * side
+    (face,) = detect_in_crop(spots(side, [expected])[None], SpotDetector())
+    np.testing.assert_allclose(face.points, np.tile(expected, (5, 1)), atol=0.15)
+    np.testing.assert_allclose(face.landmarks[0], expected, atol=0.15)
+    np.testing.assert_allclose((face.box[:2] + face.box[2:]) / 2, expected, atol=0.15)
+
+
+def test_the_most_central_face_is_taken_and_none_is_none():
+    side = 64
+    off, central = (14.0, 12.0), (33.0, 30.0)
+    found = detect_in_crop(torch.stack([spots(side, [off, central]), spots(side, [])]), SpotDetector())
+    np.testing.assert_allclose(found[0].points[0], central, atol=0.2)
+    assert found[1] is None
+
+
+def test_workers_change_nothing():
+    rng = np.random.default_rng(0)
+    faces = torch.stack([spots(32, [c] if i % 7 else []) for i, c in enumerate(rng.uniform(8, 24, (70, 2)))])
+    alone, shared = detect_in_crop(faces, SpotDetector()), detect_in_crop(faces, SpotDetector(), workers=2)
+    assert [f is None for f in alone] == [f is None for f in shared] == [i % 7 == 0 for i in range(70)]
+    for a, b in zip(alone, shared, strict=True):
+        if a is not None:
+            np.testing.assert_array_equal(a.points, b.points)
+
+
+def test_five_points_of_sixty_eight():
+    landmarks = np.arange(136, dtype=float).reshape(68, 2)
+    np.testing.assert_allclose(five_points(landmarks)[:, 0] / 2, [38.5, 44.5, 30, 48, 54])
+
+
+def test_unknown_detector_and_lazy_imports():
+    with pytest.raises(ValueError, match="choose one of auto, dlib, mtcnn"):
+        load_detector("yolo")
+    code = (
+        "import sys, riddle.faces.detection as d, riddle.faces.recognizers as r; d.load_detector('auto');"
+        "print([m for m in ('dlib', 'facenet_pytorch', 'onnxruntime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_picture_without_a_face_has_none():
+    grey = Image.fromarray(np.full((120, 160, 3), 128, np.uint8))
+    assert load_detector("dlib").detect(grey) == []
+    assert load_detector("mtcnn").detect(grey) == []
+    assert load_detector("auto").detect(grey) == []
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """40 photos of UTKFace's validation split, reflected by 40 px as they are for detection."""
+    import os
+
+    if not os.environ.get("RIDDLE_DATA"):
+        pytest.skip("needs real photographs: set RIDDLE_DATA")
+    from riddle.datasets import UTKFace
+
+    data = UTKFace("val")
+    pad = ((40, 40), (40, 40), (0, 0))
+    return [Image.fromarray(np.pad(np.asarray(data.image(n).convert("RGB")), pad, "reflect")) for n in data.names[:40]]
+
+
+def test_dlib_finds_faces_in_photos_and_again_in_their_64_px_crops(photos):
+    detector = load_detector("dlib")
+    found = [(p, f[0]) for p in photos if (f := detector.detect(p))]
+    assert len(found) >= 38
+    matrices = [framing_matrix(f.points, "tight") for _, f in found]
+    crops = np.stack([np.asarray(crop(p, m, 64)) for (p, _), m in zip(found, matrices, strict=True)])
+    faces = torch.from_numpy(crops).permute(0, 3, 1, 2) / 127.5 - 1
+    again = detect_in_crop(faces, detector)
+    errors = [
+        np.abs(g.points - crop_points(f.points, m, 64)).mean()
+        for (_, f), m, g in zip(found, matrices, again, strict=True)
+        if g is not None
+    ]
+    assert len(errors) >= 0.95 * len(found)
+    assert np.mean(errors) < 0.5  # px of the 64 px crop
+
+
+def test_mtcnn_and_dlib_agree_on_the_points(photos):
+    errors = []
+    for photo in photos[:10]:
+        a, b = load_detector("dlib").detect(photo), load_detector("mtcnn").detect(photo)
+        if a and b:
+            assert a[0].points.shape == b[0].points.shape == (5, 2)
+            assert a[0].landmarks.shape == (68, 2) and b[0].landmarks is None
+            errors.append(np.abs(a[0].points - b[0].points).mean())
+    assert len(errors) >= 8 and np.median(errors) < 4  # px of a face about 130 px wide
+    assert {load_detector("auto").detect(p)[0].detector for p in photos[:3]} <= {"dlib", "mtcnn"}

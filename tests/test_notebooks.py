@@ -1,0 +1,101 @@
+"""Every notebook is small, parameterised, stored without output, and runs at smoke scale with its assertions."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+# Most are at smoke scale as they stand; a limited Table 1 writes under results/runs only.
+SMALLER = {"05_table1": {"dataset": "samples", "limit": "6"}}
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def code(notebook) -> list:
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def parameters(notebook) -> list:
+    return [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+
+
+def without_magics(source: str) -> str:
+    return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
+
+
+def test_there_are_notebooks_numbered_from_00():
+    numbers = [int(p.stem.split("_")[0]) for p in NOTEBOOKS]
+    assert numbers == list(range(len(NOTEBOOKS))) and numbers
+
+
+@each
+def test_lint(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert len(notebook.cells) <= 25
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    for cell in code(notebook):
+        assert cell.outputs == [] and cell.execution_count is None, cell.source[:60]
+        for node in ast.walk(ast.parse(without_magics(cell.source))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                assert node.end_lineno - node.lineno < 10, f"{node.name} is longer than ten lines: move it to riddle"
+    assert any(isinstance(n, ast.Assert) for c in code(notebook) for n in ast.walk(ast.parse(without_magics(c.source))))
+
+
+@each
+def test_exactly_one_cell_of_parameters_literals_only(path):
+    tagged = parameters(nbformat.read(path, as_version=4))
+    assert len(tagged) == 1 and tagged[0].cell_type == "code"
+    names = []
+    for statement in ast.parse(tagged[0].source).body:
+        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1, ast.unparse(statement)
+        ast.literal_eval(statement.value)  # raises for anything but a literal
+        names.append(statement.targets[0].id)
+    assert "preset" in names
+
+
+@each
+def test_it_shows_no_machine(path):
+    """No absolute path and no real face's file name is stored."""
+    text = path.read_text()
+    assert "/home/" not in text and "/root/" not in text and "/tmp/" not in text
+
+
+@pytest.mark.timeout(240)
+@each
+def test_it_runs_at_smoke_scale(path, tmp_path):
+    """In a process of its own, on the bundled faces, which every machine has; a failed assertion fails it."""
+    out = tmp_path / path.name
+    environment = {k: v for k, v in os.environ.items() if k != "RIDDLE_DATA"}
+    environment |= {"OMP_NUM_THREADS": "2", "RIDDLE_OFFLINE": "1", "MPLBACKEND": "agg"}
+    chosen = SMALLER.get(path.stem, {}) | {"out": str(tmp_path / "out")}
+    extra = [word for k, v in chosen.items() if k in names_of(path) for word in ("-p", k, v)]
+    command = [sys.executable, "-m", "papermill", str(path), str(out), "--no-progress-bar", *extra]
+    done = subprocess.run(command, cwd=FOLDER.parent, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    notebook = nbformat.read(out, as_version=4)
+    stored = [c for c in code(notebook) if c.execution_count]
+    assert len(stored) == len([c for c in code(notebook) if c.source.strip()])
+    for numbers in results_of(notebook):
+        assert numbers and all(v == v for v in numbers.values() if isinstance(v, float)), numbers
+
+
+def names_of(path) -> set[str]:
+    """The parameters of a notebook."""
+    (cell,) = parameters(nbformat.read(path, as_version=4))
+    return {s.targets[0].id for s in ast.parse(cell.source).body}
+
+
+def results_of(notebook) -> list[dict]:
+    """What the notebook displays as application/json: its recorded numbers."""
+    outputs = [o for c in code(notebook) for o in c.outputs]
+    found = [o["data"]["application/json"] for o in outputs if "application/json" in o.get("data", {})]
+    return [json.loads(f) if isinstance(f, str) else f for f in found]

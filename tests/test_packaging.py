@@ -1,0 +1,154 @@
+"""The repository holds together: ranges, lock, environment, versions, layout, and a light import."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import riddle
+
+
+@pytest.fixture(scope="module")
+def project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def lock(root):
+    """{package: [versions]} of requirements.lock; a package has several when the marker decides."""
+    pins: dict[str, list[str]] = {}
+    for line in (root / "requirements.lock").read_text().splitlines():
+        if match := re.match(r"([A-Za-z0-9_.\-]+)==([^ ;\\]+)", line):
+            pins.setdefault(canonicalize_name(match[1]), []).append(match[2])
+    return pins
+
+
+def direct(project) -> list[Requirement]:
+    table = project["project"]
+    extras = [line for lines in table["optional-dependencies"].values() for line in lines]
+    return [Requirement(line) for line in table["dependencies"] + extras]
+
+
+def test_every_range_admits_its_pin(project, lock):
+    for requirement in direct(project):
+        pins = lock.get(canonicalize_name(requirement.name))
+        assert pins, f"{requirement.name} is not in requirements.lock; run make lock"
+        for pin in pins:
+            assert pin in requirement.specifier, f"{requirement} does not admit {pin}; run make lock"
+
+
+def test_ranges_are_loose_and_pins_are_exact_and_hashed(root, project):
+    for requirement in direct(project):
+        assert not any(s.operator in ("==", "===") for s in requirement.specifier), requirement
+    text = (root / "requirements.lock").read_text()
+    blocks = re.split(r"\n(?=[A-Za-z0-9])", text[text.index("\n", text.rindex("#    uv pip compile")) + 1 :])
+    for block in blocks:
+        assert "--hash=sha256:" in block, block.splitlines()[0]
+
+
+def test_the_lock_names_no_machine_and_no_index(root):
+    text = (root / "requirements.lock").read_text()
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+    assert not re.search(r"(^|[\s=])/[A-Za-z]", text)
+
+
+def test_the_torch_pair_is_one_that_works(lock):
+    import torch
+    import torchvision
+
+    assert "2.13.0" not in lock["torch"]
+    assert Version("2.11") <= Version(lock["torch"][0]) < Version("2.16")
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+    kept = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)
+    assert kept.tolist() == [0, 2]
+
+
+def test_conda_users_get_the_same_pins(root, project):
+    yaml = pytest.importorskip("yaml")
+    environment = yaml.safe_load((root / "environment.yml").read_text())
+    plain = [d for d in environment["dependencies"] if isinstance(d, str)]
+    (pip,) = (d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    python = next(d.removeprefix("python=") for d in plain if d.startswith("python="))
+    assert f"{python}.9" in SpecifierSet(project["project"]["requires-python"])
+    assert "pip" in plain and pip == ["-r requirements.lock"]  # the lock itself: nothing to drift
+
+
+def test_one_version_everywhere(root, project):
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((root / "CITATION.cff").read_text())
+    assert project["project"]["version"] == riddle.__version__ == citation["version"]
+    assert citation["license"] == "MIT" == project["project"]["license"]
+    assert (root / "LICENSE").read_text().startswith("MIT License")
+    assert "Latent Encryptor" in citation["preferred-citation"]["title"]
+
+
+def test_importing_riddle_is_light():
+    code = "import sys, riddle; print(' '.join(sorted({m.split('.')[0] for m in sys.modules})))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"dlib", "onnxruntime", "IPython", "jupyterlab", "ipywidgets", "ray", "face_recognition_models", "torch"}
+    assert heavy.isdisjoint(loaded), heavy & set(loaded)
+
+
+@pytest.mark.parametrize("module", ["pipeline", "zoo", "datasets", "faces.recognizers", "training.encryptor"])
+def test_no_module_drags_in_what_a_training_machine_may_lack(module):
+    code = f"import sys, riddle.{module}; print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"dlib", "onnxruntime", "IPython", "jupyterlab", "ray"}
+    assert heavy.isdisjoint(loaded), heavy & set(loaded)
+
+
+def imports(path, package):
+    """The riddle modules that a file imports anywhere, absolute."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module.split(".") if node.module else [])]
+            found |= {".".join([*base, alias.name]) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {f for f in found if f.split(".")[0] == "riddle"}
+
+
+FORBIDDEN = {  # arrows point down only
+    "models": ("training", "pipeline", "app", "datasets", "zoo", "faces.detection"),
+    "metrics": ("models", "training", "pipeline", "app", "datasets", "zoo"),
+    "faces": ("training", "pipeline", "app"),
+    "training": ("pipeline", "app"),
+}
+
+
+def test_arrows_point_down_only(root):
+    for layer, above in FORBIDDEN.items():
+        for path in (root / "riddle" / layer).rglob("*.py"):
+            package = ["riddle", *path.relative_to(root / "riddle").parent.parts]
+            for name in imports(path, package):
+                assert not name.startswith(tuple(f"riddle.{a}" for a in above)), f"{path.name} imports {name}"
+
+
+def test_modules_are_small_and_named_for_what_they_do(root):
+    for path in (root / "riddle").rglob("*.py"):
+        assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, path
+        assert len(path.read_text().splitlines()) <= 400, path
+        assert ast.get_docstring(ast.parse(path.read_text())) or path.stat().st_size == 0, f"{path} says nothing"
+
+
+def test_no_photo_or_download_is_committed(root):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        path = root / name
+        if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".gif"}:
+            assert name.startswith(("data/samples/", "data/zoo/", "results/", "docs/")), name
+        assert path.suffix not in {".tar", ".pth", ".pt", ".onnx", ".pkl", ".npz"}, name
+        assert not path.exists() or path.stat().st_size < 40_000_000, name

@@ -1,0 +1,186 @@
+"""The stages from pictures to Table 1, with stand-ins for the networks: resumption, keys, reasons, layout."""
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import riddle
+from riddle import protocols, reporting, stages
+from riddle.faces import detection, recognizers
+from riddle.runs import Run, key_of, read, sample_files, times
+from riddle.zoo import WeightsMissingError
+
+SAMPLES = 6
+
+
+class Model:
+    """Codes are 4 x 4 averages of the picture; a key is added, and taken away by the same key."""
+
+    def invert(self, faces):
+        return torch.nn.functional.adaptive_avg_pool2d(faces, 4).flatten(1)
+
+    def random_password(self, n, seed):
+        draw = torch.Generator().manual_seed(seed)
+        return torch.rand(n, 48, generator=draw) * 2 - 1
+
+    def encrypt(self, w, key):
+        return (w - key) * torch.where(key > 0, 1, -1)
+
+    def decrypt(self, w, key):
+        return w * torch.where(key > 0, 1, -1) + key
+
+    def synthesize(self, w):
+        return torch.nn.functional.interpolate(w.reshape(-1, 3, 4, 4), size=32)
+
+
+class Judge:
+    threshold = 0.9
+
+    def embed_faces(self, faces, found):
+        e = torch.nn.functional.adaptive_avg_pool2d(faces, 4).flatten(1)
+        e[[f is None for f in found]] = float("nan")
+        return torch.nn.functional.normalize(e)
+
+
+@pytest.fixture
+def run(home, monkeypatch):
+    folder = home / "home" / "data" / "samples"
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for i in range(SAMPLES):
+        blocks = draw.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(folder / f"{i:02d}.png")
+
+    def load(preset, device, encryptor="encryptor"):
+        if encryptor == "encryptor_datafree":
+            raise WeightsMissingError("datafree", f"{home}/home/data/zoo/datafree does not exist", "train it")
+        return Model()
+
+    def judge(name, device):
+        if name.startswith("facenet"):
+            raise WeightsMissingError(name, "no file", "download it")
+        return Judge()
+
+    def detect(faces, detector, workers):
+        face = detection.Face(np.ones(4), 1.0, np.ones((5, 2)), None, "dlib")
+        return [None] + [face] * (len(faces) - 1)
+
+    monkeypatch.setattr(riddle, "load", load, raising=False)
+    monkeypatch.setattr(recognizers, "load", judge)
+    monkeypatch.setattr(
+        recognizers, "available", lambda names: {n: "no" if "facenet" in n else None for n in names}, raising=False
+    )
+    monkeypatch.setattr(detection, "detect_in_crop", detect)
+    return Run(preset="smoke", dataset="auto")
+
+
+def test_table_of_the_samples_where_there_is_no_lfw(run):
+    path = stages.table1(run)
+    assert run.data == "samples" and run.kept_table.read_bytes() == path.read_bytes()
+    table = reporting.read_csv(path)
+    assert table.dataset.str.contains("synthetic").all()
+    assert table.threshold_rule.str.contains("published").all()
+    rows = table[table.judge == "edgeface-xs"].set_index(["task", "method", "against"])
+    restored = rows.loc[("recovery", "RiDDLE", "its inverted face")]
+    assert (restored.n, restored.undetected) == (SAMPLES, 1)  # the stand-in detector loses the first face
+    assert restored.rate == pytest.approx(5 / 6, abs=1e-4) and restored.rate_found == 1
+    assert rows.loc[("de-identification", "RiDDLE", "other photo")].rate == 0
+    assert rows.loc[("de-identification", "RiDDLE, wrongly decrypted", "other photo")].rate == 0
+    missing = rows.loc[("de-identification", "RiDDLE data-free", "other photo")].value
+    assert missing == "n/a: weights missing (data/zoo/datafree does not exist)"
+    assert (table[table.judge == "facenet-casia"].value == "n/a: weights missing (no file)").all()
+    assert table[table.judge == "arcface-mobilefacenet"].judge_seen.all()
+    assert "CIAGAN" in reporting.markdown(table)
+
+
+def test_every_picture_has_its_own_password_and_the_wrong_one_differs(run, monkeypatch):
+    used = []
+
+    class Watched(Model):
+        def encrypt(self, w, key):
+            used.append(("encrypt", key))
+            return super().encrypt(w, key)
+
+        def decrypt(self, w, key):
+            used.append(("decrypt", key))
+            return super().decrypt(w, key)
+
+    monkeypatch.setattr(riddle, "load", lambda *a, **k: Watched(), raising=False)
+    for item in ("riddle", "riddle-wrong", "riddle-restored"):
+        stages.faces(run, item)
+    (_, first), (_, second), (_, wrong), (_, third), (_, right) = used
+    assert torch.equal(first, second) and torch.equal(first, third) and torch.equal(third, right)
+    assert len(torch.unique(torch.cat([first, wrong]), dim=0)) == 2 * SAMPLES
+
+
+def test_ten_passwords_of_each_person(run):
+    path = stages.faces(run, "riddle-passwords")
+    faces, targets = read(path, "faces"), read(path, "targets")
+    assert (targets == np.repeat(np.arange(SAMPLES), protocols.PASSWORDS)).all()
+    assert len(np.unique(faces.reshape(len(faces), -1), axis=0)) == SAMPLES * protocols.PASSWORDS
+
+
+def test_a_finished_stage_is_not_made_again_and_a_changed_one_is(run):
+    path = stages.found(run, "riddle")
+    made, before = path.stat().st_mtime_ns, key_of(path)
+    time.sleep(0.01)
+    assert stages.found(run, "riddle").stat().st_mtime_ns == made
+    assert stages.found(Run(preset="smoke", seed=1), "riddle") == path
+    reseeded = key_of(path)
+    picture = sample_files()[2]
+    Image.open(picture).rotate(90).save(picture)
+    assert key_of(stages.found(Run(preset="smoke", seed=1), "riddle")) not in (before, reseeded)
+    assert set(times(run)) == {"aligned", "codes", "faces/riddle", "found/riddle"}
+
+
+def test_detections_round_trip(tmp_path):
+    with_landmarks = detection.Face(np.arange(4.0), 0.5, np.ones((5, 2)), np.ones((68, 2)), "dlib")
+    without = detection.Face(np.arange(4.0), 0.7, np.full((5, 2), 3.0), None, "mtcnn")
+    np.savez(tmp_path / "f.npz", **stages.detections_to_arrays([with_landmarks, None, without]))
+    first, second, third = stages.detections(tmp_path / "f.npz")
+    assert second is None and third.landmarks is None and third.detector == "mtcnn" and third.score == 0.7
+    assert (first.landmarks == 1).all() and (third.points == 3).all() and (first.box == np.arange(4)).all()
+
+
+def test_unknown_set_of_faces_is_named(run):
+    with pytest.raises(ValueError, match="riddle-restored"):
+        stages.faces(run, "ridle")
+
+
+def test_command_line_makes_one_stage(run, capsys):
+    stages.main(["faces", "--item", "mosaic", "--preset", "smoke"])
+    assert capsys.readouterr().out.strip().endswith("results/runs/smoke/samples/faces/mosaic.npz")
+    stages.main(["times", "--preset", "smoke"])
+    assert "faces/mosaic" in capsys.readouterr().out
+
+
+def test_only_a_complete_run_writes_among_the_kept_results():
+    assert Run(dataset="lfw").kept_table.parts[-4:] == ("results", "mini", "tables", "table1.csv")
+    assert Run(dataset="samples").kept_table.name == "table1_samples.csv"
+    assert Run(dataset="lfw", limit=5).kept_table is None
+    assert Run(dataset="lfw", limit=5).folder.parts[-4:] == ("results", "runs", "mini", "lfw-limit5")
+
+
+def test_aligned_lfw_rows_follow_the_pairs(run, monkeypatch):
+    from riddle import aligned, datasets
+
+    pair = (
+        SimpleNamespace(fold=0, a="A_0001", b="B_0001", same=False),
+        SimpleNamespace(fold=0, a="A_0001", b="A_0002", same=True),
+    )
+    lfw = SimpleNamespace(
+        pairs=list(pair), names=["A_0001", "A_0002", "B_0001"], version="deep-funneled", fingerprint="x"
+    )
+    monkeypatch.setattr(datasets, "LFWPairs", lambda: lfw)
+    found = SimpleNamespace(
+        names=["B_0001", "A_0001"], faces=np.stack([np.full((32, 32, 3), v, np.uint8) for v in (9, 5)])
+    )
+    monkeypatch.setattr(aligned, "aligned", lambda *a, **k: found)
+    path = stages.aligned(Run(preset="smoke", dataset="lfw"))
+    assert read(path, "present").tolist() == [True, False, True]
+    assert read(path, "faces")[:, 0, 0, 0].tolist() == [5, 0, 9]
+    assert read(path, "version") == "deep-funneled"
