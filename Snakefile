@@ -21,10 +21,17 @@ if unknown := set(config) - set(OPTIONS):
 
 RUN = Run(**OPTIONS)
 HERE = Path(workflow.basedir)
-FOLDER = str(RUN.folder)
-NOTEBOOKS = str(RUN.folder.parent / "notebooks")
-KEPT = str(places.home() / "results" / RUN.preset / "notebooks")
-WEIGHTS = sorted(map(str, (places.bundled_folder("zoo") / RUN.preset).glob("*.safetensors")))
+
+
+def place(path):
+    """A path as a target is typed: relative to the working directory where it lies within."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+FOLDER, TABLE = place(RUN.folder), place(RUN.table)
+NOTEBOOKS = place(RUN.folder.parent / "notebooks")
+KEPT = place(places.home() / "results" / RUN.preset / "notebooks")
+WEIGHTS = sorted(map(place, (places.bundled_folder("zoo") / RUN.preset).glob("*.safetensors")))
 NAMES = sorted(p.stem for p in (HERE / "notebooks").glob("[0-9]*.ipynb"))
 SETS = [*protocols.FACE_SETS, *protocols.DIVERSITY_SETS]
 
@@ -36,13 +43,13 @@ STAGE = f"{PYTHON} -m riddle.stages {{rule}}" + "".join(
 
 rule all:
     input:
-        str(RUN.table),
+        TABLE,
         expand(f"{NOTEBOOKS}/{{name}}.kept", name=NAMES) if RUN.limit is None else [],
 
 
 rule tables:
     input:
-        str(RUN.table),
+        TABLE,
 
 
 rule aligned:
@@ -96,7 +103,7 @@ rule table1:
     input:
         expand(f"{FOLDER}/embeddings/{{judge}}.npz", judge=protocols.JUDGES),
     output:
-        str(RUN.table),
+        TABLE,
     shell:
         STAGE
 
@@ -105,14 +112,17 @@ rule table1:
 # them all; what the repository keeps (a small copy of each notebook without real faces, the tables) is written beside.
 rule notebook:
     input:
-        str(HERE / "notebooks" / "{name}.ipynb"),
+        place(HERE / "notebooks" / "{name}.ipynb"),
         WEIGHTS,
-        lambda w: str(RUN.table) if w.name == "05_table1" else [],
+        lambda w: TABLE if w.name == "05_table1" else [],
     output:
         f"{NOTEBOOKS}/{{name}}.ipynb",
+    params:
+        of_tables=lambda w: f"-p dataset {RUN.data} -p seed {RUN.seed}" if w.name == "05_table1" else "",
     threads: workflow.cores
     shell:
-        PYTHON + " -m papermill {input[0]} {output} -p preset " + RUN.preset + " --cwd " + shlex.quote(str(HERE))
+        PYTHON + f" -m papermill {{input[0]}} {{output}} -p preset {RUN.preset} {{params.of_tables}}"
+        f" --cwd {shlex.quote(str(HERE))}"
 
 
 rule kept:

@@ -4,6 +4,8 @@
     model = riddle.load("mini")
     model.protect("photo.jpg", "correct horse").save("protected.png")
     model.restore("protected.png", "correct horse").save("restored.png")
+
+Start with notebooks/00_quickstart.ipynb.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Training in seconds, for notebooks and for trying a change: the real tasks and loop on tiny made-up data.
 
-Networks that only large training gives (the recogniser F_e, LPIPS) are replaced by fixed random features, so the
+Networks that only large training gives (the recogniser F_e, LPIPS) are replaced by simple fixed features, so the
 numbers say whether the machinery works, and nothing about faces. The real runs: `python -m riddle.training.gan`
 and its three siblings.
 """
@@ -19,7 +19,7 @@ from torch import nn
 
 from riddle import drawing
 from riddle.faces.detection import Face
-from riddle.models.parsing import ParsingNet, parts
+from riddle.losses import LossWeights
 from riddle.models.stylegan2 import Generator
 from riddle.pipeline import Riddle
 from riddle.presets import Preset, get
@@ -98,9 +98,9 @@ def training_faces(preset: Preset, n: int = 48) -> torch.Tensor:
 
 
 class RandomFeatures(nn.Module):
-    """Fixed random convolutions in the place of F_e and LPIPS.
+    """Stand-ins: fixed random convolutions for LPIPS, the coarse picture for F_e.
 
-    Calling it with two batches compares them as LPIPS does, (N, 1, 1, 1); `embed` gives (N, 64) of unit length.
+    Calling it with two batches compares them as LPIPS does, (N, 1, 1, 1).
     """
 
     def __init__(self, seed: int = 0):
@@ -109,14 +109,20 @@ class RandomFeatures(nn.Module):
             torch.manual_seed(seed)
             layers = [nn.Conv2d(a, b, 3, 2, 1) for a, b in ((3, 16), (16, 32), (32, 64))]
         self.layers = nn.ModuleList(layers).requires_grad_(False)
-        self.mean, self.std = torch.zeros(64), torch.ones(64)
+        self.register_buffer("mean", torch.zeros(48))
+        self.register_buffer("std", torch.ones(48))
 
     @torch.no_grad()
     def tell_apart(self, faces: torch.Tensor) -> RandomFeatures:
-        """Standardise the embedding over these faces: without it, random features of any two faces look alike."""
-        x = self.maps(faces)[-1].mean((2, 3))
+        """Standardise the embedding over these faces, so that two of them have cosines around 0."""
+        x = F.adaptive_avg_pool2d(faces.float(), 4).flatten(1)
         self.mean, self.std = x.mean(0), x.std(0) + 1e-6
         return self
+
+    def embed(self, faces: torch.Tensor) -> torch.Tensor:
+        """(N, 3, R, R) -> (N, 48) of unit length: 4 x 4 mean colours."""
+        x = F.adaptive_avg_pool2d(faces.float(), 4).flatten(1)
+        return F.normalize((x - self.mean) / self.std, dim=1)
 
     def maps(self, faces: torch.Tensor) -> list[torch.Tensor]:
         """Features of each layer, scaled so that squared differences sum to a mean over places."""
@@ -126,10 +132,6 @@ class RandomFeatures(nn.Module):
                 x = F.leaky_relu(layer(x), 0.2)
                 kept.append(F.normalize(x, dim=1) / (x.shape[2] * x.shape[3]) ** 0.5)
         return kept
-
-    def embed(self, faces: torch.Tensor) -> torch.Tensor:
-        """(N, 3, R, R) -> (N, 64), of unit length."""
-        return F.normalize((self.maps(faces)[-1].mean((2, 3)) - self.mean) / self.std, dim=1)
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         pairs = zip(self.maps(a), self.maps(b), strict=True)
@@ -184,24 +186,27 @@ def train_parsing(steps: int = 120, batch: int = 16, seed: int = 0, out: str = "
 def train_encryptor(
     generator: Generator,
     preset: str = "smoke",
-    steps: int = 100,
+    steps: int = 40,
     batch: int = 4,
     seed: int = 0,
     out: str = "",
     **changes: Any,
 ) -> EncryptorTask:
-    """The encryptor in data-free mode: codes drawn from the mapping network. changes: fields of EncryptorConfig."""
+    """The encryptor in data-free mode: codes drawn from the mapping network; identity and latent losses only.
+
+    changes: fields of EncryptorConfig. `task.before` is its evaluation before the first step.
+    """
     loop = _loop(out, steps, batch, seed)
     accelerator = make_accelerator(loop)
     torch.manual_seed(seed)
     with torch.no_grad():
         w = generator.broadcast(generator.map(torch.randn(256, generator.style_dim, device=accelerator.device)))
         features = RandomFeatures().to(accelerator.device).tell_apart(generator(w))
-    parser = ParsingNet().to(accelerator.device).eval().requires_grad_(False)
-    judges = Judges(features.embed, features.maps, lambda faces: parts(parser(faces)))
-    settings = replace(EncryptorConfig(datafree=True, lr=2e-3, ema=0.9, eval_every=10**9, threshold=0.5), **changes)
-    task = EncryptorTask(get(preset), settings, accelerator, generator, judges, w[:16])
+    weights = LossWeights(pixel=0.0, lpips=0.0, parsing=0.0)
+    settings = EncryptorConfig(n=1, weights=weights, datafree=True, lr=5e-3, warmup=0.05, ema=0.8, threshold=0.5)
+    settings = replace(settings, eval_every=max(1, steps // 8), **changes)
+    task = EncryptorTask(get(preset), settings, accelerator, generator, Judges(features.embed), w[:16])
+    task.before = task.evaluate()
     run(task, {"row": torch.arange(1 << 12, device=accelerator.device)}, loop, accelerator)
     task.folder = loop.out
     return task
-

@@ -3,6 +3,8 @@
     model = riddle.load("mini")
     out = model.protect("party.jpg", "correct horse")      # every face; out.image, out.save("party.png")
     back = model.restore("party.png", "correct horse")     # back.image; back.source tells from what
+
+Every part can be called alone: align, invert, password, encrypt, decrypt, synthesize.
 """
 
 from __future__ import annotations

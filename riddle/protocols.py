@@ -187,7 +187,10 @@ def measure(row: Row, pairs: Pairs, judge: Judge, at: dict[int, float]) -> Recor
     """One row under one judge, at the thresholds `at` by fold."""
     record = Record(row.task, row.method, row.against, judge.name, "", system=row.system)
     missing = [judge.reasons[s] for s in (row.reference, row.faces) if s in judge.reasons]
-    trivial = not row.itself and row.reference == row.faces and bool((pairs.a == pairs.b).all())
+    single = not row.itself and bool((pairs.a == pairs.b).all())
+    if single:
+        record.against = "the same photo"
+    trivial = single and row.reference == row.faces
     if missing or trivial:
         record.value = "n/a: " + (missing[0] if missing else "the data set has one picture of each person")
         return record

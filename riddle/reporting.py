@@ -1,5 +1,7 @@
 """Tables for readers: tidy CSV with provenance, the paper's values beside ours, markdown, small executed notebooks.
 
+The copy of an executed notebook that the repository keeps:
+
     python -m riddle.reporting slim results/runs/mini/notebooks/05_table1.ipynb results/mini/notebooks/05_table1.ipynb
 """
 
@@ -129,24 +131,26 @@ def grid(frame: pd.DataFrame) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |\n" for row in rows)
 
 
-# What Table 1 is to reach on LFW with `mini`, by every judge unseen in training: (task, method, against) -> limit.
+# What Table 1 is to reach on LFW with `mini`, by every judge unseen in training: (task, method) -> limit. Recovery is
+# meant against the inverted face.
 GOALS = {
-    ("unprotected", "photo (tight crop)", "other photo"): (">=", 0.90),
-    ("unprotected", "inverted", "other photo"): (">=", 0.60),
-    ("de-identification", "RiDDLE", "other photo"): ("<=", 0.05),
-    ("de-identification", "RiDDLE, wrongly decrypted", "other photo"): ("<=", 0.05),
-    ("recovery", "RiDDLE", "its inverted face"): (">=", 0.95),
-    ("diversity", "RiDDLE", "10 passwords of one photo"): (">=", 0.90),
+    ("unprotected", "photo (tight crop)"): (">=", 0.90),
+    ("unprotected", "inverted"): (">=", 0.60),
+    ("de-identification", "RiDDLE"): ("<=", 0.05),
+    ("de-identification", "RiDDLE, wrongly decrypted"): ("<=", 0.05),
+    ("recovery", "RiDDLE"): (">=", 0.95),
+    ("diversity", "RiDDLE"): (">=", 0.90),
 }
 
 
 def goals(table: pd.DataFrame) -> pd.DataFrame:
     """Each goal with the worst unseen judge's rate, and whether it is met."""
     rows = table[~table.judge_seen & table.rate.notna()]
+    rows = rows[(rows.task != "recovery") | (rows.against == "its inverted face")]
     lines = []
-    for (task, method, against), (sign, limit) in GOALS.items():
+    for (task, method), (sign, limit) in GOALS.items():
         line = {"task": task, "method": method, "goal": f"{sign} {limit:.2f}", "worst": None, "judge": "", "met": False}
-        here = rows[(rows.task == task) & (rows.method == method) & (rows.against == against)]
+        here = rows[(rows.task == task) & (rows.method == method)]
         if len(here):
             least = sign == ">="
             worst = here.loc[here.rate.idxmin() if least else here.rate.idxmax()]

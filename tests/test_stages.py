@@ -88,9 +88,9 @@ def test_table_of_the_samples_where_there_is_no_lfw(run):
     restored = rows.loc[("recovery", "RiDDLE", "its inverted face")]
     assert (restored.n, restored.undetected) == (SAMPLES, 1)  # the stand-in detector loses the first face
     assert restored.rate == pytest.approx(5 / 6, abs=1e-4) and restored.rate_found == 1
-    assert rows.loc[("de-identification", "RiDDLE", "other photo")].rate == 0
-    assert rows.loc[("de-identification", "RiDDLE, wrongly decrypted", "other photo")].rate == 0
-    missing = rows.loc[("de-identification", "RiDDLE data-free", "other photo")].value
+    assert rows.loc[("de-identification", "RiDDLE", "the same photo")].rate == 0
+    assert rows.loc[("de-identification", "RiDDLE, wrongly decrypted", "the same photo")].rate == 0
+    missing = rows.loc[("de-identification", "RiDDLE data-free", "the same photo")].value
     assert missing == "n/a: weights missing (data/zoo/datafree does not exist)"
     assert (table[table.judge == "facenet-casia"].value == "n/a: weights missing (no file)").all()
     assert table[table.judge == "arcface-mobilefacenet"].judge_seen.all()

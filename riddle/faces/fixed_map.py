@@ -27,16 +27,22 @@ def framed_points(framing: str) -> np.ndarray:
 
 
 @cache
-def fixed_map(framing: str, side: int, points: tuple[tuple[float, float], ...], size: int) -> torch.Tensor:
-    """Matrices for rows and columns, (2, size, side): rows @ face @ columns.T resamples a `side` px face of a framing
-    to a `size` px crop that has its five points near `points`. What lies outside the face is its reflection."""
+def fixed_map(
+    framing: str, side: int, points: tuple[tuple[float, float], ...], size: int, stretch: float = 1.0
+) -> torch.Tensor:
+    """Matrices for rows and columns, (2, size, side): rows @ face @ columns.T is a `size` px crop of a framed face.
+
+    The crop has the face's five points near `points` (5, 2) px, x `stretch` times as large as y. What lies outside
+    the `side` px face is its reflection.
+    """
     targets = np.array(points)
-    targets = np.stack([targets[0], targets[1], targets[3:].mean(0)])
+    targets = np.stack([targets[0], targets[1], targets[3:].mean(0)]) / [stretch, 1.0]
     source = framed_points(framing) * side - 0.5
     s, t = source - source.mean(0), targets - targets.mean(0)
     scale = (s * s).sum() / (s * t).sum()  # crop px per recogniser px; upright, so no rotation
     offset = source.mean(0) - scale * targets.mean(0)
-    return torch.stack([_resampling(size, side, scale, offset[1]), _resampling(size, side, scale, offset[0])])
+    rows = _resampling(size, side, scale, offset[1])
+    return torch.stack([rows, _resampling(size, side, scale / stretch, offset[0])])
 
 
 def _resampling(n_out: int, n_in: int, scale: float, offset: float) -> torch.Tensor:

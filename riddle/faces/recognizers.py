@@ -34,19 +34,20 @@ if TYPE_CHECKING:
 
 CHUNK = 32  # faces at a time on a CPU: larger batches leave its caches
 
-# Where the 68 points of dlib's mean face lie in its 150 px chip with padding 0.25 (measured by sending ramps through
-# dlib.get_face_chip). Only these count: no jaw, no brows, no lower lip.
+# Where dlib's mean face has the 68 points in its 150 px chip of padding 0.25 (measured: spots at known places sent
+# through dlib.get_face_chip). Only these count: no jaw, no brows, no lower lip.
 CHIP_INDICES = np.r_[27:55, 60:65]
 CHIP_POINTS = np.array([
-    (75.0, 45.8), (75.0, 56.1), (75.0, 66.3), (75.0, 76.9), (62.7, 84.1), (68.6, 86.3), (75.0, 88.1), (81.4, 86.3),
-    (87.3, 84.1), (38.4, 47.2), (44.9, 43.4), (52.7, 43.5), (59.5, 48.7), (52.2, 50.0), (44.4, 49.9), (90.5, 48.7),
-    (97.3, 43.5), (105.1, 43.4), (111.6, 47.2), (105.6, 49.9), (97.8, 50.0), (51.5, 103.3), (60.2, 99.8),
-    (68.9, 98.0), (75.0, 99.5), (81.1, 98.0), (89.8, 99.8), (98.5, 103.3), (55.2, 103.7), (68.8, 103.1),
-    (75.0, 103.8), (81.2, 103.1), (94.8, 103.7),
+    (73.5, 44.8), (73.5, 55.2), (73.5, 65.4), (73.5, 76.1), (61.2, 83.2), (67.1, 85.5), (73.5, 87.3), (79.9, 85.5),
+    (85.8, 83.2), (36.7, 46.2), (43.3, 42.4), (51.1, 42.5), (58.0, 47.7), (50.6, 49.1), (42.8, 48.9), (89.0, 47.7),
+    (95.9, 42.5), (103.8, 42.4), (110.3, 46.2), (104.2, 48.9), (96.4, 49.1), (50.0, 102.5), (58.6, 99.0),
+    (67.4, 97.2), (73.5, 98.7), (79.7, 97.2), (88.4, 99.0), (97.1, 102.5), (53.6, 102.9), (67.3, 102.3),
+    (73.5, 103.0), (79.7, 102.3), (93.4, 102.9),
 ])  # fmt: skip
-# Mean points in the box that MTCNN finds (UTKFace's training split), which FaceNet was trained on, at 160 px.
+# FaceNet was trained on MTCNN's boxes, made square: the mean points in them at 160 px (UTKFace's training split) are
+# those of a face stretched by 1.31 in x.
 FACENET_POINTS = np.array([(43.4, 63.1), (116.6, 63.1), (80.0, 96.0), (47.4, 120.2), (112.6, 120.2)])
-DLIB_POINTS = np.array([(48.68, 47.12), (101.32, 47.12), (75.0, 76.9), (51.5, 103.3), (98.5, 103.3)])
+DLIB_POINTS = np.array([(47.1, 46.1), (99.9, 46.1), (73.5, 76.1), (50.0, 102.5), (97.1, 102.5)])
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Spec:
     targets: np.ndarray  # (5, 2) px, where its crops have the five points
     distance: str = "cosine"  # or "euclidean": then similarity is minus the distance
     differentiable: bool = True
+    stretch: float = 1.0  # of x against y in its crops
 
 
 class Rescaled(nn.Module):
@@ -113,7 +115,7 @@ def _sphereface(path: Path) -> nn.Module:
     return load_published(SphereFace20(), path, drop=("fc6.",))
 
 
-_STRANGERS = "exceeded by 0.1 % of the pairs of different people in UTKFace's validation split"
+_STRANGERS = "exceeded by 0.1 % of 60,000 pairs of different adults from UTKFace's training and validation splits"
 _FACENET = "squared distance 1.1 (Schroff et al., CVPR 2015, fig. 1)"
 
 
@@ -123,12 +125,12 @@ def _arcface(build: Callable[[Path], nn.Module], dim: int, threshold: float, rul
 
 SPECS = {
     "dlib": Spec(_dlib, 150, 128, -0.6, "distance 0.6 (dlib's documentation)", DLIB_POINTS, "euclidean"),
-    "arcface-mobilefacenet": _arcface(_mobilefacenet, 128, 0.36, _STRANGERS),
-    "edgeface-xs": _arcface(OnnxNetwork, 512, 0.36, _STRANGERS, onnx=True),
-    "mobilefacenet-casia": _arcface(OnnxNetwork, 128, 0.36, _STRANGERS, onnx=True),
-    "mobileface-v2": _arcface(OnnxNetwork, 256, 0.36, _STRANGERS, onnx=True),
-    "facenet-casia": Spec(_facenet, 160, 512, 0.45, _FACENET, FACENET_POINTS),
-    "facenet-vggface2": Spec(_facenet, 160, 512, 0.45, _FACENET, FACENET_POINTS),
+    "arcface-mobilefacenet": _arcface(_mobilefacenet, 128, 0.37, _STRANGERS),
+    "edgeface-xs": _arcface(OnnxNetwork, 512, 0.33, _STRANGERS, onnx=True),
+    "mobilefacenet-casia": _arcface(OnnxNetwork, 128, 0.46, _STRANGERS, onnx=True),
+    "mobileface-v2": _arcface(OnnxNetwork, 256, 0.44, _STRANGERS, onnx=True),
+    "facenet-casia": Spec(_facenet, 160, 512, 0.45, _FACENET, FACENET_POINTS, stretch=1.31),
+    "facenet-vggface2": Spec(_facenet, 160, 512, 0.45, _FACENET, FACENET_POINTS, stretch=1.31),
     "irse50": _arcface(_irse50, 512, 0.25, "squared distance 1.5 (its published configuration)"),
     "sphereface20": _arcface(_sphereface, 512, 0.3, "customary; its authors choose it on LFW"),
     "curricularface-ir101": _arcface(_ir101, 512, 0.25, "customary; its authors choose it on LFW"),
@@ -169,8 +171,9 @@ class Recognizer:
         source, target = np.asarray(points), self.spec.targets
         if self.name == "dlib" and landmarks is not None:
             source, target = np.asarray(landmarks)[CHIP_INDICES], CHIP_POINTS
-        m = similarity(target, source)  # recogniser px -> photo px
-        linear, offset = m[:, :2], m[:, 2]
+        narrow = np.array([1 / self.spec.stretch, 1.0])
+        m = similarity(target * narrow, source)  # recogniser px -> photo px
+        linear, offset = m[:, :2] * narrow, m[:, 2]
         matrix = np.concatenate([linear * self.size, (linear @ [-0.5, -0.5] + offset)[:, None]], axis=1)
         return crop(image, matrix, self.size)
 
@@ -199,7 +202,7 @@ class Recognizer:
         if framing not in FRAMINGS:
             raise ValueError(f"unknown framing {framing!r}; choose one of {', '.join(FRAMINGS)}")
         targets = tuple(map(tuple, self.spec.targets.tolist()))
-        rows, columns = fixed_map(framing, faces.shape[-1], targets, self.size).to(faces.device)
+        rows, columns = fixed_map(framing, faces.shape[-1], targets, self.size, self.spec.stretch).to(faces.device)
         with torch.autocast(faces.device.type, enabled=False):
             crops = rows @ faces.float() @ columns.T
         return self.embed(crops)

@@ -83,7 +83,8 @@ class _CodeModel(nn.Module):
         """
         shape = (self.n_latent, self.style_dim)
         if w.ndim != 3 or w.shape[1:] != shape or key.shape[1:] != shape or len(key) not in (1, len(w)):
-            raise ValueError(f"code and key must be (N, {shape[0]}, {shape[1]}), got {tuple(w.shape)}, {tuple(key.shape)}")
+            given = f"{tuple(w.shape)} and {tuple(key.shape)}"
+            raise ValueError(f"code and key must be (N, {shape[0]}, {shape[1]}), got {given}")
         with torch.autocast(w.device.type, enabled=False):  # bfloat16 would cost digits that recovery needs
             code = (w.float() - self.w_mean) / self.w_std
             password = ((key.float() - self.w_mean) / self.w_std).expand_as(code)

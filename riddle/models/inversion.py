@@ -34,6 +34,29 @@ class StyleHead(nn.Module):
         return self.linear(self.convs(x).mean((2, 3)))
 
 
+class FlatHead(nn.Module):
+    """Feature map (N, C, S, S) -> one code (N, D), read by one linear map from a flattened small map.
+
+    e4e's head squeezes a slot through one pixel after up to four narrow convolutions and leans on a pretrained body.
+    Trained from scratch its codes stay low-rank: measured at 64 px after 50,000 faces, 3 to 9 effective dimensions.
+    """
+
+    def __init__(self, c_in: int, width: int, d_out: int, side: int, flat: int):
+        super().__init__()
+        layers: list[nn.Module] = [nn.BatchNorm2d(c_in)]
+        while side > flat:
+            layers += [nn.Conv2d(c_in, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)]
+            c_in, side = width, side // 2
+        if c_in != width:
+            layers += [nn.Conv2d(c_in, width, 1)]
+        self.convs = nn.Sequential(*layers)
+        self.linear = nn.Linear(width * side * side, d_out)
+        nn.init.normal_(self.linear.weight, std=0.3 / math.sqrt(width * side * side))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.convs(x).flatten(1))
+
+
 class Encoder(nn.Module):
     """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D).
 
@@ -51,8 +74,11 @@ class Encoder(nn.Module):
         self.toplayer = None if lateral == top else nn.Conv2d(top, lateral, 1)
         self.latlayer1 = nn.Conv2d(4 * width, lateral, 1)
         self.latlayer2 = nn.Conv2d(2 * width, lateral, 1)
-        sides = [self.side // 16 if i < COARSE else self.side // 8 if i < MIDDLE else self.side // 4 for i in range(self.n_latent)]
-        self.styles = nn.ModuleList(StyleHead(lateral, preset.encoder_head, preset.style_dim, s) for s in sides)
+        sides = [self.side // (16 if i < COARSE else 8 if i < MIDDLE else 4) for i in range(self.n_latent)]
+        head, dim, flat = preset.encoder_head, preset.style_dim, preset.encoder_flat
+        self.styles = nn.ModuleList(
+            FlatHead(lateral, head, dim, s, flat) if flat else StyleHead(lateral, head, dim, s) for s in sides
+        )
         self.register_buffer("latent_avg", torch.zeros(preset.style_dim))
 
     def forward(self, faces: torch.Tensor, slots: int | None = None) -> torch.Tensor:

@@ -27,9 +27,7 @@ class OnnxNetwork(nn.Module):
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         entry, *more = self.session.get_inputs()
         if more or len(entry.shape) != 4 or entry.shape[1] not in (3, "3"):
-            raise ValueError(
-                f"{path} is not an ArcFace-style network: its input is {entry.name} {entry.shape}"
-            )
+            raise ValueError(f"{path} is not an ArcFace-style network: its input is {entry.name} {entry.shape}")
         self.input, self.raw = entry.name, entry.name == "image"
         self.size = entry.shape[2] if isinstance(entry.shape[2], int) else 112
         self.batched = not isinstance(entry.shape[0], int)

@@ -17,7 +17,6 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,11 +30,10 @@ from riddle.losses import LossWeights
 from riddle.models.encryptor import ARCHITECTURES, build_encryptor, code_statistics
 from riddle.models.stylegan2 import Generator
 from riddle.presets import Preset, get
-from riddle.training.gan import average_gradients, update_average
-from riddle.training.loop import LoopConfig, make_accelerator, run
+from riddle.training.gan import update_average
+from riddle.training.judges import Features, Judges, frozen_networks
+from riddle.training.loop import LoopConfig, average_gradients, make_accelerator, run
 from riddle.training.schedule import minutes_left, progress_of, rate_share
-
-Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,6 @@ class EncryptorConfig:
     eval_every: int = 500  # steps
     threshold: float = 0.3  # cosine above which two faces count as one person in `evaluate`
     minutes: float = float("inf")  # of the whole run: the cosine ends then, or at the last step if that is sooner
-
-
-@dataclass
-class Judges:
-    """The frozen networks of the losses, as functions of faces (N, 3, R, R)."""
-
-    embed: Features  # F_e: (N, E) of unit length
-    perceive: Callable[[torch.Tensor], list[torch.Tensor]] | None = None  # F_p: losses.PerceptualFeatures
-    parse: Features | None = None  # F_s: (N, P, R, R), the parts of eq. 8
 
 
 @dataclass
@@ -131,7 +120,8 @@ def evaluate(
             rows.setdefault(name, []).append(value.flatten())
     joined = {k: torch.cat(v) for k, v in rows.items()}
     numbers = {f"cos_{k}": v.mean().item() for k, v in joined.items()}
-    numbers |= {f"accepted_{k}": (joined[k] > threshold).float().mean().item() for k in ("encrypted", "recovered", "wrong")}
+    for k in ("encrypted", "recovered", "wrong"):
+        numbers[f"accepted_{k}"] = (joined[k] > threshold).float().mean().item()
     return numbers | {"pairs_apart": (joined["pairs"] < threshold).float().mean().item()}
 
 
@@ -230,10 +220,9 @@ class EncryptorTask:
 
     def evaluate(self) -> dict[str, float]:
         """`evaluate` for the average on the held-out codes under fixed keys, by the network trained against."""
+        codes, keys, embed = self.held_out, self.held_out_keys, self.judges.embed
         with self.accelerator.autocast():
-            return evaluate(
-                self.average, self.generator, self.held_out, self.judges.embed, self.held_out_keys, self.config.threshold
-            )
+            return evaluate(self.average, self.generator, codes, embed, keys, self.config.threshold)
 
     @torch.no_grad()
     def samples(self) -> torch.Tensor | None:
@@ -245,47 +234,6 @@ class EncryptorTask:
         rows = [w, made.encrypted[:, 0], made.encrypted[:, 1], made.recovered[:, 0], made.wrong[:, 0]]
         with self.accelerator.autocast():
             return self.generator(torch.cat(rows))
-
-
-def load_network(network: nn.Module, path: str | Path, part: str) -> nn.Module:
-    """Fill a network from safetensors, from a run's state.pt (`part` of its networks) or a port's {part: state}.
-
-    Raises FileNotFoundError, or KeyError naming what the file holds instead.
-    """
-    from riddle.zoo import load_tensors
-
-    if str(path).endswith(".safetensors"):
-        state = load_tensors(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("networks", state)
-        if part not in state:
-            raise KeyError(f"{path} holds no {part!r} but {', '.join(map(str, list(state)[:6]))}; pass another file")
-        state = state[part]
-    network.load_state_dict(state)
-    return network
-
-
-def frozen_networks(
-    preset: Preset, generator: str | None, parser: str | None, device: torch.device
-) -> tuple[Generator, Judges, float]:
-    """The generator, the loss networks and F_e's threshold; paths, or None for the preset's bundled weights."""
-    from riddle.faces import recognizers
-    from riddle.models.parsing import ParsingNet, parts
-    from riddle.zoo import bundled, load_lpips
-
-    g = Generator(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp)
-    load_network(g, generator or bundled(preset.name, "generator"), "g_ema").to(device)
-    net = load_network(ParsingNet(), parser or bundled(preset.name, "parser"), "average")
-    net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    perceive = losses.PerceptualFeatures(load_lpips("squeeze")).to(device, memory_format=torch.channels_last)
-    judge = recognizers.load(preset.identity, device=str(device))
-    judges = Judges(
-        embed=lambda faces: judge.from_crop(faces, preset.framing),
-        perceive=perceive.eval().requires_grad_(False),
-        parse=lambda faces: parts(net(faces)),
-    )
-    return g, judges, judge.threshold
 
 
 def read_weights(path: str | None, changes: list[str], no_div: bool) -> LossWeights:
@@ -339,9 +287,8 @@ def main(argv: list[str] | None = None) -> dict:
     a = parse_arguments(argv)
     keep_memory()
     preset = get(a.preset)
-    loop = LoopConfig(
-        out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=minutes_left(a.out, a.minutes), save_every=a.eval_every
-    )
+    left = minutes_left(a.out, a.minutes)
+    loop = LoopConfig(a.out, a.steps, a.batch, a.seed, save_every=a.eval_every, minutes=left)
     accelerator = make_accelerator(loop)
     torch.manual_seed(a.seed)
     generator, judges, threshold = frozen_networks(preset, a.generator, a.parser, accelerator.device)

@@ -12,6 +12,7 @@ import argparse
 import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from riddle.models.stylegan2 import Discriminator, Generator
 from riddle.presets import Preset, get
 from riddle.training.augment import AdaptiveProbability, augment
 from riddle.training.loop import LoopConfig, average_gradients, faces_to_float, make_accelerator, run
+from riddle.zoo import save_tensors
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,12 @@ class GANTask:
         g = Generator(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp)
         d = Discriminator(preset.resolution, preset.channels).to(memory_format=torch.channels_last)
         self.g, self.d = g.to(device), d.to(device)
+        if not preset.noise:  # the weights stay at zero
+            for layer in (self.g.conv1, *self.g.convs):
+                layer.noise.weight.requires_grad_(False)
         self.g_ema = copy.deepcopy(self.g).eval().requires_grad_(False)
         self.networks = {"g": self.g, "g_ema": self.g_ema, "d": self.d}
+        self.noise = "random" if preset.noise else "none"
         lazy_g, lazy_d = config.path_every / (config.path_every + 1), config.r1_every / (config.r1_every + 1)
         adam = torch.optim.Adam
         self.g_opt = adam(self.g.parameters(), lr=config.lr * lazy_g, betas=(0.0, 0.99**lazy_g), eps=1e-8)
@@ -130,7 +136,7 @@ class GANTask:
         c = self.config
         codes = self.sample_codes(n)
         with self.accelerator.autocast():
-            faces = self.g(codes, "random")
+            faces = self.g(codes, self.noise)
         lengths = path_lengths(faces, codes)
         mean = self.counters["path_mean"]
         mean = mean + 0.01 * (lengths.detach().mean().item() - mean)
@@ -140,11 +146,15 @@ class GANTask:
         step_optimiser(self.accelerator, self.g_opt)
         return lengths.mean()
 
+    def decay(self, n: int) -> float:
+        """How much of the average a step of n images keeps."""
+        half = min(self.config.ema_images, self.counters["images"] * self.config.ema_rampup)
+        return 0.5 ** (n / max(half, 1e-8))
+
     def average(self, n: int) -> None:
         """Count n images and move the generator's average."""
         self.counters["images"] += n
-        half = min(self.config.ema_images, self.counters["images"] * self.config.ema_rampup)
-        update_average(self.g_ema, self.g, 0.5 ** (n / max(half, 1e-8)))
+        update_average(self.g_ema, self.g, self.decay(n))
         self.counters["step"] += 1
 
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
@@ -152,11 +162,11 @@ class GANTask:
         n = len(real)
         real = torch.where(torch.rand(n, 1, 1, 1, device=real.device) < 0.5, real.flip(3), real)
         with self.accelerator.autocast(), torch.no_grad():
-            fake = self.g(self.sample_codes(n), "random")
+            fake = self.g(self.sample_codes(n), self.noise)
         numbers = self.discriminator_step(real, fake)
         self.d.requires_grad_(False)
         with self.accelerator.autocast():
-            fake = self.g(self.sample_codes(n), "random")
+            fake = self.g(self.sample_codes(n), self.noise)
             loss = nonsaturating_generator(self.d(augment(fake, self.counters["ada_p"])))
         self.accelerator.backward(loss)
         step_optimiser(self.accelerator, self.g_opt)
@@ -189,7 +199,11 @@ def main(argv: list[str] | None = None) -> dict:
     accelerator = make_accelerator(config)
     torch.manual_seed(a.seed)
     task = GANTask(get(a.preset), GANConfig(), accelerator)
-    return run(task, {"faces": torch.from_numpy(np.load(a.data))}, config, accelerator)
+    last = run(task, {"faces": torch.from_numpy(np.load(a.data))}, config, accelerator)
+    if accelerator.is_main_process:
+        about = {"preset": a.preset, "steps": last["step"], "images": int(task.counters["images"]), "seed": a.seed}
+        save_tensors(Path(a.out) / "generator.safetensors", task.g_ema.state_dict(), about)
+    return last
 
 
 if __name__ == "__main__":

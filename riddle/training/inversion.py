@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from riddle.training.gan import (
     update_average,
 )
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run
+from riddle.zoo import load_lpips, save_tensors
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class InversionConfig:
     latent_adversarial: float = 0.05  # e4e: 0.1
     latent_r1: float = 10.0  # e4e: 10, every 16 steps
     progressive: float = 0.05  # share of the steps in which slots are freed one after another
-    ema: float = 0.998
+    ema: float = 0.995  # of the encoder when the generator is frozen; tuned together they share one half-life
     tune_generator: bool = False
-    generator_lr: float = 0.002
-    generator_beta1: float = 0.5  # a GAN wants none, a reconstruction wants some
+    generator_lr: float = 0.004
+    generator_beta1: float = 0.8  # a GAN wants none, a reconstruction wants some
     adversarial_every: int = 2  # steps between adversarial ones, when the generator is tuned
     adversarial_recon: float = 0.1  # weight of the discriminator's opinion on reconstructions
     adversarial_sample: float = 0.5  # and on samples
@@ -152,7 +154,7 @@ class InversionTask:
             terms["latent"] = c.latent_adversarial * F.softplus(-self.ld(picked)).mean()
             if adversarial:
                 half = n // 2
-                fake = torch.cat([faces[:half], gan.g(gan.sample_codes(n - half), "random")])
+                fake = torch.cat([faces[:half], gan.g(gan.sample_codes(n - half), gan.noise)])
                 logits = gan.d(augment(fake, self.counters["ada_p"]))
                 terms["adv_recon"] = c.adversarial_recon * nonsaturating_generator(logits[:half])
                 terms["adv_sample"] = c.adversarial_sample * nonsaturating_generator(logits[half:])
@@ -172,7 +174,8 @@ class InversionTask:
             gan.average(n * accelerator.num_processes)
         else:
             self.counters["step"] += 1
-        update_average(self.e_ema, self.e, min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10)))
+        decay = gan.decay(n) if c.tune_generator else min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10))
+        update_average(self.e_ema, self.e, decay)
         return {"loss": loss, **numbers}
 
     @torch.no_grad()
@@ -199,10 +202,16 @@ def encode(encoder: Encoder, faces: torch.Tensor, batch: int = 64, bfloat16: boo
     return torch.cat(codes)
 
 
+def export(task: InversionTask, out: str, step: int, seed: int) -> None:
+    """Write generator.safetensors and encoder.safetensors (the averages) into the run's folder."""
+    about = {"preset": task.preset.name, "steps": step, "images": int(task.counters["images"]), "seed": seed}
+    for name, network in (("generator", task.gan.g_ema), ("encoder", task.e_ema)):
+        save_tensors(Path(out) / f"{name}.safetensors", network.state_dict(), about)
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module."""
     from riddle.faces import recognizers
-    from riddle.zoo import load_lpips
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="mini")
@@ -236,7 +245,10 @@ def main(argv: list[str] | None = None) -> dict:
         lambda faces: judge.from_crop(faces, preset.framing),
         torch.from_numpy(np.load(a.preview)) if a.preview else None,
     )
-    return run(task, {"faces": torch.from_numpy(np.load(a.data))}, config, accelerator)
+    last = run(task, {"faces": torch.from_numpy(np.load(a.data))}, config, accelerator)
+    if accelerator.is_main_process:
+        export(task, a.out, last["step"], a.seed)
+    return last
 
 
 if __name__ == "__main__":

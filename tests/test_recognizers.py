@@ -1,0 +1,346 @@
+"""Recognisers: each network against an independent reference, alignment, the fixed map of the losses, the rules."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from riddle import zoo
+from riddle.faces import recognizers
+from riddle.faces.alignment import ARCFACE_POINTS, arcface_matrix, crop, crop_points, framing_matrix
+from riddle.faces.detection import Face, dlib_models, load_detector
+from riddle.faces.fixed_map import fixed_map, framed_points
+from riddle.models.irse import ArcFaceIR, IRSEUnit, irse_body, load_published
+from riddle.models.mobilefacenet import FrozenPReLU, FrozenStridedDepthwise, MobileFaceNet
+from riddle.models.sphereface import SphereFace20
+from riddle.zoo import WeightsMissingError
+
+JUDGES = ("dlib", "arcface-mobilefacenet", "edgeface-xs", "mobilefacenet-casia", "mobileface-v2")
+LOADED = {}
+
+
+def need(name):
+    """The recogniser, loaded once; skips where its weights are absent."""
+    if name not in LOADED:
+        reason = recognizers.available([name])[name]
+        if reason is not None:
+            pytest.skip(f"{name}: {reason}; set RIDDLE_WEIGHTS")
+        LOADED[name] = recognizers.load(name)
+    return LOADED[name]
+
+
+def noise(n, size, seed=0):
+    """Pictures as 8-bit values (n, 3, size, size): smooth, so that embeddings differ."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (n, 3, 9, 9)))
+    return F.interpolate(coarse, size, mode="bicubic").clamp(0, 255).round()
+
+
+def to_image(pixels):
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8))
+
+
+def test_dlib_port_gives_dlibs_own_numbers():
+    import dlib
+
+    judge = need("dlib")
+    reference = dlib.face_recognition_model_v1(str(dlib_models() / "dlib_face_recognition_resnet_model_v1.dat"))
+    chips = noise(3, 150)
+    expected = [reference.compute_face_descriptor(np.asarray(to_image(c))) for c in chips]
+    got = judge.embed(chips.float() / 127.5 - 1)
+    np.testing.assert_allclose(got.numpy(), np.array(expected), atol=1e-5)
+    assert got.norm(dim=1).sub(1).abs().min() > 1e-3  # raw, not unit length
+
+
+def test_dlib_chip_has_dlibs_geometry():
+    """A spot in the photo appears where dlib.get_face_chip has it, to a fifth of a pixel."""
+    import dlib
+
+    def centroid(chip):
+        weight = np.clip(np.asarray(chip, float)[:, :, 0] - 30, 0, None)
+        v, u = np.mgrid[0:150, 0:150]
+        return np.array([(weight * u).sum(), (weight * v).sum()]) / weight.sum()
+
+    judge, rng = need("dlib"), np.random.default_rng(0)
+    y, x = np.mgrid[0:512, 0:512]
+    for degrees in (0, 25, -70, 180):
+        a, scale = np.deg2rad(degrees), rng.uniform(0.9, 1.7)
+        turn = scale * np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+        landmarks = rng.uniform(0, 511, (68, 2)).round()  # jaw, brows and lower lip must not count
+        landmarks[recognizers.CHIP_INDICES] = (recognizers.CHIP_POINTS - 75) @ turn.T + 256
+        landmarks = (landmarks + rng.normal(0, 3, landmarks.shape)).round()
+        parts = [dlib.point(int(u), int(v)) for u, v in landmarks]
+        shape = dlib.full_object_detection(dlib.rectangle(0, 0, 511, 511), parts)
+        for _ in range(4):
+            px, py = 256 + rng.uniform(-50, 50, 2) * scale
+            spot = 255 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * (4 * scale) ** 2))
+            photo = np.repeat(spot.round().astype(np.uint8)[:, :, None], 3, axis=2)
+            ours = judge.align(Image.fromarray(photo), landmarks[:5], landmarks)
+            theirs = dlib.get_face_chip(photo, shape, 150, 0.25)
+            assert np.abs(centroid(ours) - centroid(theirs)).max() < 0.2
+
+
+def test_mobilefacenet_equals_the_onnx_file():
+    judge = need("arcface-mobilefacenet")
+    onnx = zoo.find("arcface-mobilefacenet").with_suffix(".onnx")
+    if not onnx.is_file():
+        pytest.skip("no .onnx file of it beside the weights")
+    pixels = noise(4, 112).float()
+    other = recognizers.load(str(onnx))
+    with torch.no_grad():
+        ours, theirs = judge.embed(pixels / 127.5 - 1), other.embed(pixels / 127.5 - 1)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert (ours @ ours.T - torch.eye(4)).abs().max() > 0.05  # the four pictures do not coincide
+
+
+def test_folded_mobilefacenet_is_the_same_function_with_the_same_gradient():
+    torch.manual_seed(0)
+    net = MobileFaceNet().eval()
+    for m in net.modules():
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
+            m.running_mean.normal_(0, 0.2)
+            m.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(m.weight, 0.5, 1.5)
+            torch.nn.init.normal_(m.bias, 0, 0.2)
+        if isinstance(m, torch.nn.PReLU):
+            torch.nn.init.uniform_(m.weight, -0.3, 1.2)
+    net, folded = net.double(), net.folded().double()
+    direction = torch.randn(2, 128, dtype=torch.double)
+    results = []
+    for network in (net, folded):
+        x = (noise(2, 112) / 127.5 - 1).requires_grad_(True)
+        e = network(x)
+        (e * direction).sum().backward()
+        results.append((e.detach(), x.grad))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-7, rtol=1e-4)
+    assert all(not p.requires_grad for p in folded.parameters())
+
+
+def test_gradients_of_the_frozen_layers():
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6, 6, dtype=torch.double, requires_grad=True)
+    slope = torch.tensor([0.2, -0.1, 1.3, 0.0], dtype=torch.double)
+    weight, bias = torch.randn(4, 1, 3, 3, dtype=torch.double), torch.randn(4, dtype=torch.double)
+    assert torch.autograd.gradcheck(lambda t: FrozenPReLU.apply(t, slope), x)
+    assert torch.autograd.gradcheck(lambda t: FrozenStridedDepthwise.apply(t, weight, bias), x)
+
+
+def test_sphereface_equals_its_layers_written_out():
+    torch.manual_seed(0)
+    net = SphereFace20().eval()
+    p = dict(net.named_parameters())
+    x = torch.rand(1, 3, 112, 112) * 2 - 1
+
+    def layer(name, t, stride=1):
+        y = F.conv2d(t, p[f"conv{name}.weight"], p[f"conv{name}.bias"], stride, 1)
+        return torch.where(y > 0, y, y * p[f"relu{name}.weight"].view(-1, 1, 1))
+
+    y = (x[:, [2, 1, 0], :, 8:104] * 127.5 + 127.5 - 127.5) / 128
+    for stage, pairs in enumerate((["23"], ["23", "45"], ["23", "45", "67", "89"], ["23"]), 1):
+        y = layer(f"{stage}_1", y, 2)
+        for a, b in pairs:
+            y = y + layer(f"{stage}_{b}", layer(f"{stage}_{a}", y))
+    assert y.shape == (1, 512, 7, 6)
+    e = y.flatten(1) @ p["fc5.weight"].T + p["fc5.bias"]
+    torch.testing.assert_close(net(x), e / e.norm(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("c_in,stride,squeeze", [(8, 2, True), (8, 1, False), (4, 2, True)])
+def test_ir_unit_equals_its_layers_written_out(c_in, stride, squeeze):
+    torch.manual_seed(0)
+    unit = IRSEUnit(c_in, 8, stride, squeeze).eval()
+    p = dict(unit.named_parameters())
+    x = torch.randn(2, c_in, 6, 6)
+    keep = 1 / np.sqrt(1 + 1e-5)  # a fresh batch norm at test time
+    y = F.conv2d(x * keep, p["res_layer.1.weight"], padding=1)
+    y = F.conv2d(torch.where(y > 0, y, 0.25 * y), p["res_layer.3.weight"], stride=stride, padding=1) * keep
+    if squeeze:
+        hidden = torch.relu(y.mean((2, 3)) @ p["res_layer.5.fc1.weight"][:, :, 0, 0].T)
+        y = y * torch.sigmoid(hidden @ p["res_layer.5.fc2.weight"][:, :, 0, 0].T)[:, :, None, None]
+    shortcut = x[:, :, ::stride, ::stride]
+    if c_in != 8:
+        shortcut = F.conv2d(shortcut, p["shortcut_layer.0.weight"]) * keep
+    torch.testing.assert_close(unit(x), y + shortcut, atol=1e-5, rtol=1e-4)
+
+
+def test_names_and_shapes_of_the_published_networks():
+    """Spot checks against the public model_ir_se50.pth and CurricularFace_Backbone.pth, and the size of the first."""
+    with torch.device("meta"):
+        irse50 = ArcFaceIR((3, 4, 14, 3)).state_dict()
+        ir101 = ArcFaceIR((3, 13, 30, 3), squeeze=False, affine=False).state_dict()
+        input_layer, body = irse_body(32, (2, 2, 3, 2))
+    assert irse50["body.3.shortcut_layer.0.weight"].shape == (128, 64, 1, 1)
+    assert "body.0.shortcut_layer.0.weight" not in irse50  # same width: a pooling without weights
+    assert irse50["body.23.res_layer.5.fc1.weight"].shape == (32, 512, 1, 1)
+    assert irse50["output_layer.3.weight"].shape == (512, 25088) and "output_layer.4.bias" in irse50
+    stored = sum(v.numel() * v.element_size() for v in irse50.values())
+    assert stored < zoo.ASSETS["irse50"].size < stored * 1.002  # the file adds only names and padding
+    assert "output_layer.4.weight" not in ir101 and "output_layer.4.running_var" in ir101
+    assert max(int(k.split(".")[1]) for k in ir101 if k.startswith("body.")) == 48
+    assert not any("res_layer.5" in k for k in ir101)
+    assert input_layer[0].weight.shape == (32, 3, 3, 3) and len(body) == 9
+    assert body[-1].res_layer[3].weight.shape == (256, 256, 3, 3)
+
+
+def test_published_weights_load_and_wrong_ones_are_named(tmp_path):
+    torch.manual_seed(0)
+    net = SphereFace20().eval()
+    state = {f"module.{k}": v for k, v in net.state_dict().items()} | {"module.fc6.weight": torch.zeros(512, 3)}
+    torch.save(state, tmp_path / "sphere20a.pth")
+    judge = recognizers.load("sphereface20", weights=tmp_path / "sphere20a.pth")
+    x = noise(2, 112).float() / 127.5 - 1
+    torch.testing.assert_close(judge.embed(x), net(x).detach(), atol=1e-5, rtol=1e-4)
+    del state["module.fc5.bias"]
+    torch.save(state, tmp_path / "broken.pth")
+    with pytest.raises(ValueError, match=r"(?s)broken\.pth does not hold the weights of SphereFace20.*fc5\.bias"):
+        load_published(SphereFace20(), tmp_path / "broken.pth", drop=("fc6.",))
+
+
+def test_facenet_takes_the_scaling_it_was_trained_on(tmp_path):
+    from facenet_pytorch import InceptionResnetV1, fixed_image_standardization
+
+    torch.manual_seed(0)
+    net = InceptionResnetV1().eval()
+    torch.save(net.state_dict() | {"logits.weight": torch.zeros(2, 512)}, tmp_path / "facenet.pt")
+    judge = recognizers.load("facenet-vggface2", weights=tmp_path / "facenet.pt")
+    pixels = noise(2, 160).float()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            judge.embed(pixels / 127.5 - 1), net(fixed_image_standardization(pixels)), atol=1e-5, rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize("name", ["dlib", "facenet-casia", "irse50"])
+@pytest.mark.parametrize("framing", ["tight", "ffhq"])
+def test_fixed_map_lands_an_average_face_on_the_targets(name, framing):
+    spec = recognizers.SPECS[name]
+    side = 256
+    rows, columns = fixed_map(framing, side, tuple(map(tuple, spec.targets.tolist())), spec.size, spec.stretch)
+    y, x = np.mgrid[0:side, 0:side]
+    expected = [spec.targets[0], spec.targets[1], spec.targets[3:].mean(0)]
+    for (u, v), target in zip(framed_points(framing) * side - 0.5, expected, strict=True):
+        spot = torch.from_numpy(np.exp(-((x - u) ** 2 + (y - v) ** 2) / 50)).float()
+        out = (rows @ spot @ columns.T).double().numpy()
+        ty, tx = np.mgrid[0 : spec.size, 0 : spec.size]
+        found = np.array([(out * tx).sum(), (out * ty).sum()]) / out.sum()
+        assert np.abs(found - target).max() < 0.02 * spec.size  # the targets are no exact similarity of the average
+    torch.testing.assert_close(rows.sum(1), torch.ones(spec.size))  # a flat picture stays flat
+
+
+def test_ffhq_points_follow_from_the_two_framings():
+    """The same face, framed both ways: one upright face's points in either crop are `framed_points`."""
+    tight = framed_points("tight")
+    face = np.array([*tight[:2], tight[:2].mean(0), tight[2] - [0.1, 0], tight[2] + [0.1, 0]]) * 100
+    # The framings' rule derives the crop's side from the face, whose mean proportions need not fill it exactly.
+    in_tight = crop_points(face, framing_matrix(face, "tight"), 1)
+    in_ffhq = crop_points(face, framing_matrix(face, "ffhq"), 1)
+    scale = np.ptp(tight[:2, 0]) / np.ptp(in_tight[:2, 0])
+    centre = in_ffhq[:2].mean(0) + 0.1 * (in_ffhq[3:].mean(0) - in_ffhq[:2].mean(0))
+    expected = (np.array([*in_ffhq[:2], in_ffhq[3:].mean(0)]) - centre) * scale + 0.5
+    np.testing.assert_allclose(framed_points("ffhq"), expected, atol=0.004)
+
+
+def test_gradients_reach_the_face_and_onnx_says_that_it_has_none():
+    identity = need("arcface-mobilefacenet")
+    x = (noise(2, 64).float() / 127.5 - 1).requires_grad_(True)
+    target = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    (identity.from_crop(x, "tight") * target).sum().backward()
+    step = 2e-2 * x.grad / x.grad.norm()
+    with torch.no_grad():
+        ahead, behind = (identity.from_tight(x + s * step) * target for s in (1, -1))
+    assert ((ahead - behind).sum() / 2).item() == pytest.approx((x.grad * step).sum().item(), rel=0.1)
+    with pytest.raises(TypeError, match="no gradients"):
+        need("edgeface-xs").from_tight(x)
+
+
+def test_embed_faces_aligns_each_by_its_points_and_keeps_the_rows():
+    judge = need("edgeface-xs")
+    faces = noise(3, 80).float() / 127.5 - 1
+    points = ARCFACE_POINTS * 0.7 + 3
+    found = [Face(np.zeros(4), 1.0, points, None, "test"), None, Face(np.zeros(4), 1.0, points + 4, None, "test")]
+    e = judge.embed_faces(faces, found)
+    assert e.shape == (3, 512) and e[1].isnan().all()
+    for i in (0, 2):
+        image = to_image(((faces[i] + 1) * 127.5).round())
+        aligned = np.asarray(crop(image, arcface_matrix(found[i].points), 112))
+        single = judge.embed(torch.from_numpy(aligned.copy()).permute(2, 0, 1)[None] / 127.5 - 1)
+        torch.testing.assert_close(e[i], single[0], atol=1e-5, rtol=0)
+        assert e[i].norm() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="3 faces but 2 detections"):
+        judge.embed_faces(faces, found[:2])
+
+
+def test_similarities_are_cosine_and_minus_distance_for_arrays_and_tensors():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(4, 8)), rng.normal(size=(4, 8))
+    a[3] = np.nan
+    cosines = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)]
+    distances = [-np.linalg.norm(x - y) for x, y in zip(a, b, strict=True)]
+    for make in (np.asarray, torch.from_numpy):
+        np.testing.assert_allclose(recognizers.similarity_of("irse50")(make(a), make(b)), cosines)
+        np.testing.assert_allclose(recognizers.similarity_of("dlib")(make(a), make(b)), distances)
+    assert recognizers.SPECS["dlib"].threshold == -0.6
+
+
+def test_absent_weights_are_a_reason_and_an_error(home, monkeypatch):
+    monkeypatch.setenv("RIDDLE_OFFLINE", "1")
+    reasons = recognizers.available()
+    assert set(reasons) == set(recognizers.NAMES)
+    assert reasons["dlib"] is None  # its weights come with an installed package
+    assert all(reasons[n] for n in ("edgeface-xs", "irse50", "curricularface-ir101", "facenet-casia"))
+    with pytest.raises(WeightsMissingError, match="irse50"):
+        recognizers.load("irse50")
+
+
+def test_errors_name_the_cause(tmp_path):
+    with pytest.raises(KeyError, match="unknown recogniser 'vgg'"):
+        recognizers.load("vgg")
+    with pytest.raises(FileNotFoundError, match=r"other\.onnx"):
+        recognizers.load(str(tmp_path / "other.onnx"))
+    judge = need("dlib")
+    with pytest.raises(ValueError, match="dlib takes"):
+        judge.embed(torch.zeros(1, 3, 112, 112))
+    with pytest.raises(ValueError, match="unknown framing 'loose'"):
+        judge.from_crop(torch.zeros(1, 3, 64, 64), "loose")
+
+
+@pytest.fixture(scope="module")
+def portraits():
+    """(photo, face) of 24 people of CelebA-HQ's validation split: photos with room around the face."""
+    if not os.environ.get("RIDDLE_DATA"):
+        pytest.skip("needs real photographs: set RIDDLE_DATA")
+    from riddle.datasets import CelebAMaskHQ
+
+    data, detector = CelebAMaskHQ("val"), load_detector("dlib")
+    photos = [data.image(n).convert("RGB").resize((256, 256), Image.Resampling.LANCZOS) for n in data.names[:24]]
+    return [(p, f[0]) for p in photos if (f := detector.detect(p))]
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_64_px_tight_crop_keeps_the_identity(portraits, name):
+    """Photo and its tight crop are the same person, by own points and by the fixed map; others are not."""
+    judge = need(name)
+    aligned = [np.asarray(judge.align(p, f.points, f.landmarks)) for p, f in portraits]
+    photo = judge.embed(torch.from_numpy(np.stack(aligned)).permute(0, 3, 1, 2) / 127.5 - 1)
+    matrices = [framing_matrix(f.points, "tight") for _, f in portraits]
+    crops = [np.asarray(crop(p, m, 64)) for (p, _), m in zip(portraits, matrices, strict=True)]
+    faces = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 127.5 - 1
+    own = [
+        Face(f.box, 1.0, crop_points(f.points, m, 64), crop_points(f.landmarks, m, 64), "dlib")
+        for (_, f), m in zip(portraits, matrices, strict=True)
+    ]
+    judged = judge.similarity(photo, judge.embed_faces(faces, own))
+    fixed = judge.similarity(photo, judge.from_tight(faces))
+    n = len(photo)
+    first, second = np.triu_indices(n, 1)
+    strangers = judge.similarity(photo[first], photo[second])
+    assert (judged > judge.threshold).float().mean() > 0.95
+    assert (fixed > judge.threshold).float().mean() > 0.9
+    assert (strangers > judge.threshold).float().mean() < (0.1 if name == "dlib" else 0.02)
+    if judge.distance == "cosine":
+        assert judged.mean() > 0.82 and fixed.mean() > 0.8
+        assert torch.isclose(photo.norm(dim=1), torch.ones(n), atol=1e-5).all()
