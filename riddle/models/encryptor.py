@@ -58,7 +58,7 @@ class _CodeModel(nn.Module):
     """
 
     def __init__(
-        self, n_latent: int, style_dim: int, w_mean: torch.Tensor | None, w_std: torch.Tensor | None, residual: bool
+        self, n_latent: int, style_dim: int, w_mean: torch.Tensor | None, w_std: torch.Tensor | None, residual: float
     ):
         super().__init__()
         self.n_latent, self.style_dim = n_latent, style_dim
@@ -116,7 +116,7 @@ class LatentEncryptor(_CodeModel):
         depth: int = 1,
         w_mean: torch.Tensor | None = None,
         w_std: torch.Tensor | None = None,
-        residual: bool = True,
+        residual: float = 1.0,
     ):
         super().__init__(sum(levels), style_dim, w_mean, w_std, residual)
         self.levels = tuple(levels)
@@ -152,7 +152,7 @@ class MLPEncryptor(_CodeModel):
         n_latent: int,
         w_mean: torch.Tensor | None = None,
         w_std: torch.Tensor | None = None,
-        residual: bool = True,
+        residual: float = 1.0,
     ):
         super().__init__(n_latent, style_dim, w_mean, w_std, residual)
         last = nn.Linear(2 * style_dim, style_dim)
@@ -176,7 +176,7 @@ def build_encryptor(
     arch: str = "transformer",
     w_mean: torch.Tensor | None = None,
     w_std: torch.Tensor | None = None,
-    residual: bool = True,
+    residual: float = 1.0,
 ) -> LatentEncryptor | MLPEncryptor:
     """The encryptor of a preset; arch: "transformer" or "mlp". Statistics and residual come with a state dict,
     so they may be left out where one is loaded. Raises ValueError for an unknown preset or architecture."""

@@ -57,7 +57,9 @@ class EqualLinear(nn.Module):
 class ModulatedConv2d(nn.Module):
     """Style-modulated convolution; activations are scaled, not weights."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, style_dim: int, demodulate: bool = True, upsample: bool = False):
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, style_dim: int, demodulate: bool = True, upsample: bool = False
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(1, c_out, c_in, kernel, kernel))
         self.modulation = EqualLinear(style_dim, c_in, bias_init=1.0)

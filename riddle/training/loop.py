@@ -121,7 +121,8 @@ def run(task: Task, tensors: dict[str, torch.Tensor], config: LoopConfig, accele
     def save() -> None:
         if not main:
             return
-        parts = {kind: {k: v.state_dict() for k, v in getattr(task, kind).items()} for kind in ("networks", "optimisers")}
+        kinds = ("networks", "optimisers")
+        parts = {kind: {k: v.state_dict() for k, v in getattr(task, kind).items()} for kind in kinds}
         write_atomically(state_file, {**parts, "counters": dict(task.counters), "step": step})
         if (grid := task.samples()) is not None:
             save_grid(grid, out / "samples" / f"{step:07d}.png")

@@ -1,0 +1,76 @@
+"""Publishing trained networks and gathering training data."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from riddle import config, zoo
+from riddle.models.inversion import Encoder
+from riddle.models.stylegan2 import Generator
+from riddle.presets import get
+from riddle.training import prepare, publish
+
+SMOKE = get("smoke")
+
+
+@pytest.fixture
+def zoo_folder(tmp_path, monkeypatch):
+    """An empty place for bundled files."""
+    monkeypatch.setattr(config, "bundled_folder", lambda kind: tmp_path / "data" / kind)
+    return tmp_path / "data" / "zoo" / "smoke"
+
+
+def smoke_generator(seed: int = 0) -> Generator:
+    torch.manual_seed(seed)
+    return Generator(SMOKE.resolution, SMOKE.channels, SMOKE.style_dim, SMOKE.n_mlp)
+
+
+def test_publish_copies_networks_with_their_metadata_and_thinned_logs(tmp_path, zoo_folder):
+    run = tmp_path / "run"
+    run.mkdir()
+    state = smoke_generator().state_dict()
+    zoo.save_tensors(run / "generator.safetensors", state, {"steps": 7})
+    zoo.save_tensors(run / "encoder.safetensors", Encoder(SMOKE).state_dict())
+    rows = [{"step": s, "loss": 1 / s} for s in [*range(1, 301), *range(250, 401)]]  # stopped at 300, resumed at 250
+    (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    publish.publish(SMOKE, {"inversion": run})
+    stored = zoo.load_tensors(zoo_folder / "generator.safetensors")
+    assert zoo.load_metadata(zoo_folder / "generator.safetensors") == {"steps": "7"}
+    assert stored.keys() == state.keys()
+    assert torch.allclose(stored["conv1.conv.weight"], state["conv1.conv.weight"], atol=2e-3)
+    steps = [json.loads(line)["step"] for line in (zoo_folder / "runs" / "inversion.jsonl").read_text().splitlines()]
+    assert len(steps) == 200 and steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 400)
+
+
+def test_samples_follow_the_fixed_rule(tmp_path, zoo_folder):
+    generator = smoke_generator()
+    zoo.save_tensors(zoo_folder / "generator.safetensors", generator.state_dict(), dtype=torch.float32)
+    publish.draw_samples(SMOKE, tmp_path / "samples")
+    files = sorted(p.name for p in (tmp_path / "samples").glob("*.png"))
+    assert files == [f"{k:03d}.png" for k in range(48)]
+    z = torch.randn(SMOKE.style_dim, generator=torch.Generator().manual_seed(5))
+    mean = generator.mean_latent()
+    w = mean + 0.7 * (generator.map(z[None])[0] - mean)
+    with torch.no_grad():
+        face = generator(w.expand(1, SMOKE.n_latent, -1))[0]
+    drawn = torch.from_numpy(np.array(Image.open(tmp_path / "samples" / "005.png"))).permute(2, 0, 1) / 127.5 - 1
+    assert (drawn - face.clamp(-1, 1)).abs().max() < 0.02
+    codes = zoo.load_tensors(tmp_path / "samples" / "codes.safetensors")["codes"]
+    assert torch.allclose(codes[5, 0], w, atol=2e-3)
+
+
+def test_codes_of_a_face_and_of_its_mirror_image(tmp_path):
+    torch.manual_seed(0)
+    encoder = Encoder(SMOKE).eval()
+    zoo.save_tensors(tmp_path / "encoder.safetensors", encoder.state_dict(), dtype=torch.float32)
+    x = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    codes = torch.from_numpy(prepare.codes("smoke", x, str(tmp_path / "encoder.safetensors"))).float()
+    with torch.no_grad():
+        wanted = encoder(torch.from_numpy(x[:, :, ::-1].copy()).permute(0, 3, 1, 2) / 127.5 - 1)
+    assert codes.shape == (6, SMOKE.n_latent, SMOKE.style_dim)
+    assert torch.allclose(codes[3:], wanted, atol=5e-3)
