@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
@@ -31,7 +32,9 @@ from riddle.training.schedule import minutes_left, rate_share
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _fresh():
+    """A known seed, and no accelerator left by another test: its precision could not be changed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     torch.manual_seed(0)
 
 

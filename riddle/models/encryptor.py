@@ -13,7 +13,11 @@ from torch import nn
 
 from riddle.presets import Preset, get
 
-OUTPUT_GAIN = 0.1  # of the last layer's usual initialisation: training starts near the identity
+# What the input code counts in the standardised output. At +1 the network starts as the identity, and stays there:
+# two equal steps away from a face must cancel, so the cost of recovery outweighs the gain of every small step. At -1
+# it starts as a reflection: codes leave at once, and any term of the password alone cancels on the way back.
+REFLECTION = -1.0
+OUTPUT_GAIN = 0.1  # of the last layer's usual initialisation where the input code counts: near the plain reflection
 
 
 class Attention(nn.Module):
@@ -54,7 +58,7 @@ class DecoderBlock(nn.Module):
 class _CodeModel(nn.Module):
     """What both encryptors share: standardisation, the residual, the checks.
 
-    The statistics and the residual flag are buffers, so a state dict alone rebuilds the function.
+    The statistics and the residual's factor are buffers, so a state dict alone rebuilds the function.
     """
 
     def __init__(
@@ -69,7 +73,14 @@ class _CodeModel(nn.Module):
         std = std.clamp_min(0.1 * std.mean())
         self.register_buffer("w_mean", mean)
         self.register_buffer("w_std", std)
+        self.register_buffer("key_mean", mean.clone())
+        self.register_buffer("key_std", std.clone())
         self.register_buffer("residual", torch.tensor(float(residual)))
+
+    def standardise_keys(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Give passwords statistics of their own: (D,) or (L, D). Inverted codes lie elsewhere than the mapping's."""
+        self.key_mean.copy_(mean.expand_as(self.key_mean))
+        self.key_std.copy_(std.expand_as(self.key_std).clamp_min(0.1 * std.mean()))
 
     def change(self, code: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
         """Standardised code and password (N, L, D) -> the standardised output, less the residual."""
@@ -87,13 +98,12 @@ class _CodeModel(nn.Module):
             raise ValueError(f"code and key must be (N, {shape[0]}, {shape[1]}), got {given}")
         with torch.autocast(w.device.type, enabled=False):  # bfloat16 would cost digits that recovery needs
             code = (w.float() - self.w_mean) / self.w_std
-            password = ((key.float() - self.w_mean) / self.w_std).expand_as(code)
+            password = ((key.float() - self.key_mean) / self.key_std).expand_as(code)
             return (self.change(code, password) + self.residual * code) * self.w_std + self.w_mean
 
 
 def _small(layer: nn.Linear) -> nn.Linear:
-    """The last layer starts small: encryption begins as the identity, which is its own inverse, and recovery
-    only has to be kept while the identities are pushed apart."""
+    """The last layer starts small, so that training starts near the residual alone."""
     with torch.no_grad():
         layer.weight.mul_(OUTPUT_GAIN)
         layer.bias.zero_()
@@ -104,8 +114,9 @@ class LatentEncryptor(_CodeModel):
     """The transformer encryptor.
 
     style_dim: D; levels: slots of the coarse, medium and fine level (their sum is L); heads, depth: attention
-    heads and decoder blocks of each level; w_mean, w_std: (D,) or (L, D), statistics of the mapping's codes;
-    residual: add the input code to the output. Source: paper, section 3.1 and figure 2; the residual is ours.
+    heads and decoder blocks of each level; w_mean, w_std: (D,) or (L, D), statistics of the codes to encrypt;
+    residual: factor of the input code in the standardised output; 0 is the paper's network.
+    Source: paper, section 3.1 and figure 2; slot embeddings, input layers and the residual are ours.
     """
 
     def __init__(
@@ -116,7 +127,7 @@ class LatentEncryptor(_CodeModel):
         depth: int = 1,
         w_mean: torch.Tensor | None = None,
         w_std: torch.Tensor | None = None,
-        residual: float = 1.0,
+        residual: float = REFLECTION,
     ):
         super().__init__(sum(levels), style_dim, w_mean, w_std, residual)
         self.levels = tuple(levels)
@@ -152,7 +163,7 @@ class MLPEncryptor(_CodeModel):
         n_latent: int,
         w_mean: torch.Tensor | None = None,
         w_std: torch.Tensor | None = None,
-        residual: float = 1.0,
+        residual: float = REFLECTION,
     ):
         super().__init__(n_latent, style_dim, w_mean, w_std, residual)
         last = nn.Linear(2 * style_dim, style_dim)
@@ -176,7 +187,7 @@ def build_encryptor(
     arch: str = "transformer",
     w_mean: torch.Tensor | None = None,
     w_std: torch.Tensor | None = None,
-    residual: float = 1.0,
+    residual: float = REFLECTION,
 ) -> LatentEncryptor | MLPEncryptor:
     """The encryptor of a preset; arch: "transformer" or "mlp". Statistics and residual come with a state dict,
     so they may be left out where one is loaded. Raises ValueError for an unknown preset or architecture."""

@@ -27,7 +27,7 @@ from torch import nn
 
 from riddle import losses
 from riddle.losses import LossWeights
-from riddle.models.encryptor import ARCHITECTURES, build_encryptor, code_statistics
+from riddle.models.encryptor import ARCHITECTURES, REFLECTION, build_encryptor, code_statistics
 from riddle.models.stylegan2 import Generator
 from riddle.presets import Preset, get
 from riddle.training.gan import update_average
@@ -46,7 +46,7 @@ class EncryptorConfig:
     datafree: bool = False  # draw the codes instead of reading them (section 3.3)
     mixing: float = 0.0  # data-free: share of codes made of two, cut between two slots
     arch: str = "transformer"
-    residual: bool = True
+    residual: float = REFLECTION  # 0: the paper's network
     lr: float = 5e-4  # AdamW, warm-up then cosine to zero; the paper's is not given
     warmup: float = 0.02  # share of the training
     clip: float = 2.0  # largest norm of the gradient
@@ -136,16 +136,20 @@ class EncryptorTask:
         generator: Generator,
         judges: Judges,
         held_out: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
     ):
-        """held_out: codes (N, L, D) for `evaluate`, none of them trained on."""
+        """held_out: codes (N, L, D) for `evaluate`, none of them trained on; codes: (N, L, D), those trained on,
+        for their statistics (data-free: None, the mapping's)."""
         self.preset, self.config, self.accelerator = preset, config, accelerator
         self.generator, self.judges, device = generator.eval().requires_grad_(False), judges, accelerator.device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             z = torch.randn(20_000, preset.style_dim).to(device)
         with torch.no_grad():
-            mean, std = code_statistics(generator.map(z))
-        self.encryptor = build_encryptor(preset, config.arch, mean, std, config.residual).to(device)
+            key_statistics = code_statistics(generator.map(z))
+        statistics = key_statistics if codes is None else code_statistics(codes.float())
+        self.encryptor = build_encryptor(preset, config.arch, *statistics, config.residual).to(device)
+        self.encryptor.standardise_keys(*key_statistics)
         self.average = copy.deepcopy(self.encryptor).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(self.encryptor.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         self.networks = {"encryptor": self.encryptor, "average": self.average}
@@ -267,7 +271,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--mixing", type=float, default=c.mixing)
     p.add_argument("--arch", choices=ARCHITECTURES, default=c.arch)
     p.add_argument("--no-div", action="store_true")
-    p.add_argument("--no-residual", action="store_true")
+    p.add_argument("--residual", type=float, default=c.residual, help="of the input code in the output; 0: the paper")
     p.add_argument("--weights-json", help="file of loss weights, e.g. {\"recovery\": 3}")
     p.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
     p.add_argument("--threshold", type=float, help="cosine; default: the recogniser's own")
@@ -294,14 +298,14 @@ def main(argv: list[str] | None = None) -> dict:
     generator, judges, threshold = frozen_networks(preset, a.generator, a.parser, accelerator.device)
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, mixing=a.mixing,
-        arch=a.arch, residual=not a.no_residual, lr=a.lr, eval_every=a.eval_every, minutes=a.minutes,
+        arch=a.arch, residual=a.residual, lr=a.lr, eval_every=a.eval_every, minutes=a.minutes,
         threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else None
     held_out = torch.from_numpy(np.load(a.val_codes)).float()[:48] if a.val_codes else None
     if held_out is None and codes is not None:
         codes, held_out = codes[:-48], codes[-48:].float()
-    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out)
+    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out, None if a.datafree else codes)
     if held_out is None:
         task = EncryptorTask(preset, config, accelerator, generator, judges, task.draw_codes(48))
     tensors = {"row": torch.arange(1 << 16)} if a.datafree else {"w": codes}
