@@ -97,10 +97,13 @@ def test_statistics_standardise_and_destandardise():
     mean, std = code_statistics(w)
     net = LatentEncryptor(64, (3, 3, 2), w_mean=mean, w_std=std)
     plain = LatentEncryptor(64, (3, 3, 2))
-    weights = {k: v for k, v in net.state_dict().items() if k not in ("w_mean", "w_std")}
-    plain.load_state_dict(weights, strict=False)
+    statistics = ("w_mean", "w_std", "key_mean", "key_std")
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if k not in statistics}, strict=False)
     x, key = random_codes(get("smoke")), random_codes(get("smoke"))
-    assert torch.allclose(net(x * std + mean, key * std + mean), plain(x, key) * std + mean, atol=1e-4)
+    wanted = plain(x, key) * std + mean
+    assert torch.allclose(net(x * std + mean, key * std + mean), wanted, atol=1e-4)
+    net.standardise_keys(mean - 3, 2 * std)  # passwords may be distributed otherwise than codes
+    assert torch.allclose(net(x * std + mean, key * 2 * std + mean - 3), wanted, atol=1e-4)
 
 
 def test_training_starts_near_a_reflection_which_undoes_itself():

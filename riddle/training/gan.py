@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from riddle.allocator import keep_memory
 from riddle.models.stylegan2 import Discriminator, Generator
 from riddle.presets import Preset, get
 from riddle.training.augment import AdaptiveProbability, augment
@@ -195,6 +196,7 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--minutes", type=float, default=float("inf"))
     a = p.parse_args(argv)
+    keep_memory()
     config = LoopConfig(out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=a.minutes)
     accelerator = make_accelerator(config)
     torch.manual_seed(a.seed)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from riddle.allocator import keep_memory
 from riddle.models.inversion import Encoder, LatentDiscriminator
 from riddle.presets import Preset, get
 from riddle.training.augment import augment
@@ -225,6 +226,7 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--minutes", type=float, default=float("inf"))
     p.add_argument("--tune-generator", action="store_true")
     a = p.parse_args(argv)
+    keep_memory()
     config = LoopConfig(out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=a.minutes, save_every=250)
     accelerator = make_accelerator(config)
     torch.manual_seed(a.seed)
