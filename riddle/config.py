@@ -1,18 +1,18 @@
 """Where things lie: the checkout, data, weights, caches; from the environment or a small file.
 
-    RIDDLE_DATA      folders of data sets (several: separated as in PATH)
-    RIDDLE_WEIGHTS   folders of networks
-    RIDDLE_HOME      folder that holds data/ and results/; default: the checkout, else the working directory
-    RIDDLE_CACHE     downloads; default: the user's cache folder
-    RIDDLE_OFFLINE   1: never download
-    RIDDLE_CONFIG    the file; default: config.toml in the user's configuration folder of riddle:
+RIDDLE_DATA      folders of data sets (several: separated as in PATH)
+RIDDLE_WEIGHTS   folders of networks
+RIDDLE_HOME      folder that holds data/ and results/; default: the checkout, else the working directory
+RIDDLE_CACHE     downloads; default: the user's cache folder
+RIDDLE_OFFLINE   1: never download
+RIDDLE_CONFIG    the file; default: config.toml in the user's configuration folder of riddle:
 
-    data = "/disk/faces"
-    weights = ["/disk/networks"]
-    [datasets]
-    lfw = "/disk/lfw.tar"
-    [assets]
-    irse50 = "/disk/model_ir_se50.pth"
+data = "/disk/faces"
+weights = ["/disk/networks"]
+[datasets]
+lfw = "/disk/lfw.tar"
+[assets]
+irse50 = "/disk/model_ir_se50.pth"
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--arch", choices=ARCHITECTURES, default=c.arch)
     p.add_argument("--no-div", action="store_true")
     p.add_argument("--residual", type=float, default=c.residual, help="of the input code in the output; 0: the paper")
-    p.add_argument("--weights-json", help="file of loss weights, e.g. {\"recovery\": 3}")
+    p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
     p.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
     p.add_argument("--threshold", type=float, help="cosine; default: the recogniser's own")
     p.add_argument("--eval-every", type=int, default=c.eval_every)

@@ -2,6 +2,7 @@
 
     python -m riddle.training.inversion --preset mini --data aligned.npy --generator results/runs/gan/state.pt \
         --out results/runs/inversion --steps 6000 --tune-generator
+    ... --generator data/zoo/mini --set identity=0.8 --set lr=5e-4     # go on from the published weights
 
 Losses of e4e: L2, LPIPS, identity, delta regularisation, latent discriminator. With --tune-generator the
 generator learns from the same reconstruction, keeps its adversarial training on samples, and its discriminator
@@ -14,7 +15,7 @@ import argparse
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +36,18 @@ from riddle.training.gan import (
     update_average,
 )
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run
-from riddle.zoo import load_lpips, save_tensors
+from riddle.zoo import load_lpips, load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
 class InversionConfig:
     """Loss weights and rates; the published e4e's beside each."""
 
-    lr: float = 1e-3  # of the encoder, Adam, cosine to a twentieth; e4e: Ranger at 1e-4, batch 8
-    l2: float = 1.0  # e4e: 1
-    l1: float = 1.0  # e4e: none; sharper at 64 px
+    lr: float = 5e-4  # of the encoder, Adam, cosine to a twentieth; e4e: Ranger at 1e-4, batch 8
+    l2: float = 1.5  # e4e: 1
+    l1: float = 1.5  # e4e: none; sharper at 64 px
     lpips: float = 1.6  # e4e: 0.8
-    identity: float = 1.0  # e4e: 0.1 to 0.5
+    identity: float = 0.8  # e4e: 0.1 to 0.5; from the first step on it keeps the structure from forming
     identity_share: float = 0.5  # share of each batch whose identity is compared (the costliest loss on a CPU)
     delta: float = 2e-4  # e4e: 2e-4
     latent_adversarial: float = 0.05  # e4e: 0.1
@@ -54,9 +55,9 @@ class InversionConfig:
     progressive: float = 0.05  # share of the steps in which slots are freed one after another
     ema: float = 0.995  # of the encoder when the generator is frozen; tuned together they share one half-life
     tune_generator: bool = False
-    generator_lr: float = 0.004
+    generator_lr: float = 8e-4  # faster, and the encoder chases a moving target
     generator_beta1: float = 0.8  # a GAN wants none, a reconstruction wants some
-    adversarial_every: int = 2  # steps between adversarial ones, when the generator is tuned
+    adversarial_every: int = 6  # steps between adversarial ones, when the generator is tuned
     adversarial_recon: float = 0.1  # weight of the discriminator's opinion on reconstructions
     adversarial_sample: float = 0.5  # and on samples
 
@@ -203,6 +204,27 @@ def encode(encoder: Encoder, faces: torch.Tensor, batch: int = 64, bfloat16: boo
     return torch.cat(codes)
 
 
+def changed(config: InversionConfig, settings: list[str]) -> InversionConfig:
+    """The configuration with NAME=VALUE applied. Raises ValueError for an unknown name or no number."""
+    names = {f.name: f.type for f in fields(config)}
+    changes = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in names:
+            raise ValueError(f"--set {setting}: no such field; choose from {', '.join(names)}")
+        changes[name] = int(value) if names[name] == "int" else float(value)
+    return replace(config, **changes)
+
+
+def load_published(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The published networks of a folder that training can go on from, by part."""
+    parts = ("generator", "discriminator", "encoder")
+    found = {p: load_tensors(folder / f"{p}.safetensors") for p in parts if (folder / f"{p}.safetensors").is_file()}
+    if "generator" not in found:
+        raise FileNotFoundError(f"{folder} holds no generator.safetensors; pass the folder of a preset's weights")
+    return found
+
+
 def export(task: InversionTask, out: str, step: int, seed: int) -> None:
     """Write generator.safetensors and encoder.safetensors (the averages) into the run's folder."""
     about = {"preset": task.preset.name, "steps": step, "images": int(task.counters["images"]), "seed": seed}
@@ -218,13 +240,18 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--preset", default="mini")
     p.add_argument("--data", required=True, help="uint8 .npy (N, R, R, 3) of aligned training faces")
     p.add_argument("--preview", help="uint8 .npy of faces to show in the sample grid")
-    p.add_argument("--generator", required=True, help="state.pt of riddle.training.gan")
+    p.add_argument(
+        "--generator",
+        required=True,
+        help="state.pt of riddle.training.gan, or a folder of published weights (data/zoo/mini) to go on from",
+    )
     p.add_argument("--out", required=True)
     p.add_argument("--steps", type=int, default=6000)
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--minutes", type=float, default=float("inf"))
     p.add_argument("--tune-generator", action="store_true")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a number of InversionConfig")
     a = p.parse_args(argv)
     keep_memory()
     config = LoopConfig(out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=a.minutes, save_every=250)
@@ -232,21 +259,32 @@ def main(argv: list[str] | None = None) -> dict:
     torch.manual_seed(a.seed)
     preset = get(a.preset)
     gan = GANTask(preset, GANConfig(), accelerator)
-    trained = torch.load(a.generator, map_location=accelerator.device, weights_only=True)
-    for name, network in gan.networks.items():
-        network.load_state_dict(trained["networks"][name])
-    gan.counters.update(trained["counters"], step=0)
+    if Path(a.generator).is_dir():
+        published = load_published(Path(a.generator))
+        gan.g.load_state_dict(published["generator"])
+        gan.g_ema.load_state_dict(published["generator"])
+        if "discriminator" in published:
+            gan.d.load_state_dict(published["discriminator"])
+    else:
+        published = {}
+        trained = torch.load(a.generator, map_location=accelerator.device, weights_only=True)
+        for name, network in gan.networks.items():
+            network.load_state_dict(trained["networks"][name])
+        gan.counters.update(trained["counters"], step=0)
     judge = recognizers.load(preset.identity, device=str(accelerator.device))
     perceptual = load_lpips("squeeze").to(accelerator.device)
     task = InversionTask(
         preset,
-        InversionConfig(tune_generator=a.tune_generator),
+        changed(InversionConfig(tune_generator=a.tune_generator), a.set),
         accelerator,
         gan,
         perceptual,
         lambda faces: judge.from_crop(faces, preset.framing),
         torch.from_numpy(np.load(a.preview)) if a.preview else None,
     )
+    if "encoder" in published:
+        task.e.load_state_dict(published["encoder"])
+        task.e_ema.load_state_dict(published["encoder"])
     last = run(task, {"faces": torch.from_numpy(np.load(a.data))}, config, accelerator)
     if accelerator.is_main_process:
         export(task, a.out, last["step"], a.seed)

@@ -100,9 +100,7 @@ def class_weights(masks: torch.Tensor, rarity: float) -> torch.Tensor:
     return (weights / (weights * share).sum()).float()
 
 
-def augment(
-    faces: torch.Tensor, masks: torch.Tensor, config: ParsingConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
+def augment(faces: torch.Tensor, masks: torch.Tensor, config: ParsingConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Move, mirror and recolour faces (N, 3, R, R), and their masks (N, R, R) along with them."""
     n, device = len(faces), faces.device
     mirrored = torch.tensor(MIRRORED, device=device)
