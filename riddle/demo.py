@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from riddle import drawing
-from riddle.faces.detection import Face
+from riddle.faces.detection import Face, load_detector
 from riddle.losses import LossWeights
 from riddle.models.stylegan2 import Generator
 from riddle.pipeline import Riddle
@@ -46,14 +46,14 @@ class KnownFaces:
         return list(self.found)
 
 
-def photo(model: Riddle, people: int = 3, side: int = 180) -> tuple[Image.Image, KnownFaces | str]:
+def photo(model: Riddle, people: int = 3, side: int = 180) -> tuple[Image.Image, Any]:
     """A photo of synthetic people, and the detector that finds them.
 
     The bundled synthetic faces where they are; for the untrained smoke preset its own noise, in known places.
     """
     try:
         if model.preset.name != "smoke":
-            return drawing.group_photo(drawing.sample_faces(people, 64), side), "auto"
+            return drawing.group_photo(drawing.sample_faces(people, 64), side), load_detector("auto")
     except FileNotFoundError:
         pass
     faces = model.synthesize(model.random_password(people, seed=1)).cpu()
