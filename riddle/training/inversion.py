@@ -271,11 +271,12 @@ def main(argv: list[str] | None = None) -> dict:
         for name, network in gan.networks.items():
             network.load_state_dict(trained["networks"][name])
         gan.counters.update(trained["counters"], step=0)
+    settled = ["progressive=0"] if "encoder" in published else []  # its slots have been freed long ago
     judge = recognizers.load(preset.identity, device=str(accelerator.device))
     perceptual = load_lpips("squeeze").to(accelerator.device)
     task = InversionTask(
         preset,
-        changed(InversionConfig(tune_generator=a.tune_generator), a.set),
+        changed(InversionConfig(tune_generator=a.tune_generator), settled + a.set),
         accelerator,
         gan,
         perceptual,
