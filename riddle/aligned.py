@@ -105,11 +105,11 @@ def _make(
             if face is not None:
                 faces.append(face)
             if i >= done and (i + 1) % _SAVE_EVERY == 0:
-                _save(part, points[: i + 1])
-    _save(points_file, points)
+                save_array(part, points[: i + 1])
+    save_array(points_file, points)
     part.unlink(missing_ok=True)
     empty = np.empty((0, preset.resolution, preset.resolution, 3), np.uint8)
-    _save(faces_file, np.stack(faces) if faces else empty)
+    save_array(faces_file, np.stack(faces) if faces else empty)
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _key(made_from: dict) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: np.ndarray) -> None:
     """np.save by a temporary name: a stopped run leaves no half file."""
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(tmp, "wb") as f:

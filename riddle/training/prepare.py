@@ -10,14 +10,13 @@ machine is left out and said so. LFW is never read. `codes` inverts every face a
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from riddle import zoo
-from riddle.aligned import aligned
+from riddle.aligned import aligned, save_array
 from riddle.datasets import DatasetMissingError, load
 from riddle.models.inversion import Encoder
 from riddle.presets import get
@@ -50,14 +49,6 @@ def codes(preset: str, x: np.ndarray, weights: str | None, mirror: bool = True) 
     return encode(encoder, batch).half().numpy()
 
 
-def save(path: Path, array: np.ndarray) -> None:
-    """np.save by a temporary name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
-    np.save(tmp, array)
-    os.replace(tmp, path)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line of this module."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
         made = faces(a.preset, a.split, a.workers)
     else:
         made = codes(a.preset, np.load(a.faces), a.encoder, not a.no_mirror)
-    save(Path(a.out), made)
+    Path(a.out).parent.mkdir(parents=True, exist_ok=True)
+    save_array(Path(a.out), made)
     print(f"{a.out}: {made.shape} {made.dtype}")
 
 
