@@ -3,16 +3,19 @@
 In the paper a password is a randomly sampled latent. So here: a password is w = mapping(z) of a standard
 normal z, the same for every slot of the code. A passphrase reaches z by
 
-    NFKC -> UTF-8 -> Argon2id (3 passes, 64 MiB, 4 lanes, 32 bytes; the salt is public, one for each preset)
+    NFKC -> UTF-8 -> Argon2id (3 passes, 64 MiB, 4 lanes, 32 bytes)
          -> SHAKE-256 stream -> 52-bit uniforms -> inverse normal distribution -> z
 
-Every arrow is a published function, so another program, in another language, finds the same z.
+Every arrow is a published function, so another program, in another language, finds the same z. The salt is public,
+one for each preset, so that a bare picture opens with the passphrase alone; or random, one for each file, and kept in
+its metadata: then no table made beforehand helps to guess, and a file that lost its metadata is lost.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import secrets
 import unicodedata
 from statistics import NormalDist
 
@@ -22,28 +25,43 @@ import torch
 from riddle.models.stylegan2 import Generator
 
 # RFC 9106, section 4, second recommended option (for machines with less memory than 2 GiB to spare).
-PASSES, MEMORY_KIB, LANES, KEY_BYTES = 3, 64 * 1024, 4, 32
+PASSES, MEMORY_KIB, LANES, KEY_BYTES, SALT_BYTES = 3, 64 * 1024, 4, 32, 16
 
 
-def salt(preset: str) -> bytes:
-    """The public salt of a preset, 16 bytes. It keeps tables made for one preset from serving another."""
-    return hashlib.sha256(f"riddle password v1 {preset}".encode()).digest()[:16]
+def public_salt(preset: str) -> bytes:
+    """The salt of a preset, 16 bytes. It keeps tables made for one preset from serving another."""
+    return hashlib.sha256(f"riddle password v1 {preset}".encode()).digest()[:SALT_BYTES]
 
 
-def derive_key(passphrase: str, preset: str) -> bytes:
+def random_salt() -> bytes:
+    """A fresh salt from the operating system, 16 bytes."""
+    return secrets.token_bytes(SALT_BYTES)
+
+
+def derive_key(passphrase: str, preset: str, salt: bytes | None = None) -> bytes:
     """Argon2id of the NFKC form of a passphrase: 32 bytes.
 
-    Raises ValueError for an empty passphrase, TypeError for anything but text.
+    salt: 16 bytes; None: the preset's public one. Raises ValueError for an empty or blank passphrase, for text that
+    holds half a character (a lone surrogate) and for another length of salt; TypeError for anything but text.
     """
     if not isinstance(passphrase, str):
         raise TypeError(f"a passphrase is text, got {type(passphrase).__name__}")
     text = unicodedata.normalize("NFKC", passphrase)
-    if not text:
+    if not text.strip():
         raise ValueError("the passphrase is empty: choose one, or draw a key by random_password(n, seed)")
+    try:
+        secret = text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise ValueError(
+            f"the passphrase is broken text: its character {e.start + 1} is half of one (a lone surrogate);"
+            " type it again, or read it as UTF-8"
+        ) from None
+    if salt is not None and len(salt) != SALT_BYTES:
+        raise ValueError(f"a salt has {SALT_BYTES} bytes, got {len(salt)}")
     from argon2.low_level import Type, hash_secret_raw
 
     return hash_secret_raw(
-        text.encode("utf-8"), salt(preset),
+        secret, public_salt(preset) if salt is None else salt,
         time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES, hash_len=KEY_BYTES, type=Type.ID,
     )  # fmt: skip
 
@@ -68,10 +86,17 @@ def _map(generator: Generator, z: torch.Tensor) -> torch.Tensor:
         return generator.broadcast(generator.map(z.to(device, torch.float32))).contiguous()
 
 
-def password(passphrase: str, generator: Generator, preset: str) -> torch.Tensor:
-    """The key of a passphrase, (1, L, D). About 0.1 s, on purpose: so costs each guess of an attacker."""
-    z = normal_from_key(derive_key(passphrase, preset), generator.style_dim)
-    return _map(generator, torch.from_numpy(z)[None])
+def from_key(key: bytes, generator: Generator) -> torch.Tensor:
+    """The password of a derived key, (1, L, D)."""
+    return _map(generator, torch.from_numpy(normal_from_key(key, generator.style_dim))[None])
+
+
+def password(passphrase: str, generator: Generator, preset: str, salt: bytes | None = None) -> torch.Tensor:
+    """The password of a passphrase, (1, L, D); salt as for `derive_key`.
+
+    About 0.1 s, on purpose: so costs each guess of an attacker.
+    """
+    return from_key(derive_key(passphrase, preset, salt), generator)
 
 
 def random_keys(n: int, seed: int, generator: Generator) -> torch.Tensor:

@@ -20,19 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
-from riddle import passwords
-from riddle.faces import alignment, blending
+from riddle import networks, passwords
+from riddle.faces import alignment, blending, unblending
 from riddle.faces.detection import Face, FaceNotFoundError, load_detector
-from riddle.models.bisenet import BiSeNet
-from riddle.models.encryptor import build_encryptor
-from riddle.models.inversion import Encoder
-from riddle.models.parsing import ParsingNet
-from riddle.models.stylegan2 import Generator
+from riddle.pictures import open_picture, read_file
 from riddle.presets import Preset, get
-from riddle.records import Record, RecordError, read_record, save_picture
+from riddle.records import Record, find_record, save_picture
 
 Photo = str | Path | Image.Image
 PICKS = ("all", "largest", "center")
@@ -48,9 +44,8 @@ class Protected:
     record: Record  # what `restore` needs besides the password
 
     def save(self, path: str | Path, codes: bool = True) -> Path:
-        """Write the photo; a PNG carries the encrypted codes, so that `restore` returns the very same code.
-
-        codes=False leaves them out. Raises ValueError for another format with codes=True.
+        """Write the photo as PNG, JPEG or WebP; its metadata carry the encrypted codes, so that `restore` decrypts
+        the very same code. codes=False leaves them out. Raises PhotoError for another format.
         """
         return save_picture(self.image, path, self.record if codes else None)
 
@@ -69,21 +64,18 @@ class Restored:
 
 
 def open_photo(photo: Photo) -> tuple[Image.Image, str]:
-    """An upright RGB picture and its name for messages."""
-    if isinstance(photo, Image.Image):
-        image, name = photo, getattr(photo, "filename", "") or "the picture"
-    else:
-        image, name = Image.open(photo), str(photo)
-    return ImageOps.exif_transpose(image).convert("RGB"), name
+    """An upright RGB picture and its name for messages. Raises PhotoError; see riddle.pictures."""
+    picture = open_picture(photo)
+    return picture.rgb, picture.name
 
 
 class Riddle:
     """RiDDLE from its networks.
 
-    preset: a name or `Preset`; generator, encoder, encryptor: see riddle.models; parser: faces -> logits, gives
-    `mask="parser"`; device: "cpu", "cuda", ...; dtype: "bfloat16" runs the image networks in autocast (fast on
-    hardware that has it), codes and passwords stay float32; detector: "auto", "dlib", "mtcnn", or an object with
-    detect(image) -> list[Face]; mask: "ellipse", or "parser" for the face's own outline.
+    preset: a name or `Preset`; generator, encoder, encryptor: see riddle.models; parser: faces -> logits;
+    device: "cpu", "cuda", ...; dtype: "bfloat16" runs the image networks in autocast (fast on hardware that has it),
+    codes and passwords stay float32; detector: "auto", "dlib", "mtcnn", or an object with detect(image) -> list[Face];
+    mask: "parser" for the face's own outline, "ellipse", or "auto", the parser where there is one.
     """
 
     def __init__(
@@ -96,16 +88,17 @@ class Riddle:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         detector: Any = "auto",
-        mask: str = "ellipse",
+        mask: str = "auto",
     ):
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; choose float32 or bfloat16")
-        if mask not in ("ellipse", "parser"):
-            raise ValueError(f"unknown mask {mask!r}; choose ellipse or parser")
+        if mask not in ("auto", "ellipse", "parser"):
+            raise ValueError(f"unknown mask {mask!r}; choose auto, ellipse or parser")
         if mask == "parser" and parser is None:
             raise ValueError("mask='parser' needs a parser; this model has none, use mask='ellipse'")
         self.preset, self.device, self.dtype = get(preset), torch.device(device), DTYPES[dtype]
-        self.mask, self._detector = mask, detector
+        self.mask = mask if mask != "auto" else "ellipse" if parser is None else "parser"
+        self._detector = detector
 
         def ready(network: nn.Module) -> nn.Module:
             return network.to(self.device).eval().requires_grad_(False)
@@ -178,16 +171,16 @@ class Riddle:
             raise ValueError(f"faces must be (N, 3, {side}, {side}) in [-1, 1], got {tuple(faces.shape)}; use align()")
         return self._batched(self.encoder, faces, batch)
 
-    def password(self, passphrase: str) -> torch.Tensor:
-        """The key of a passphrase, (1, L, D). See riddle.passwords."""
-        return passwords.password(passphrase, self.generator, self.preset.name)
+    def password(self, passphrase: str, salt: bytes | None = None) -> torch.Tensor:
+        """The key of a passphrase, (1, L, D); salt: 16 bytes, None: the preset's public one. See riddle.passwords."""
+        return passwords.password(passphrase, self.generator, self.preset.name, salt)
 
     def random_password(self, n: int = 1, seed: int = 0) -> torch.Tensor:
         """n random keys, (n, L, D), by seed."""
         return passwords.random_keys(n, seed, self.generator)
 
-    def _key(self, key: str | torch.Tensor) -> torch.Tensor:
-        return self.password(key) if isinstance(key, str) else key.to(self.device)
+    def _key(self, key: str | torch.Tensor, salt: bytes | None = None) -> torch.Tensor:
+        return key.to(self.device) if isinstance(key, torch.Tensor) else self.password(key, salt)
 
     @torch.no_grad()
     def encrypt(self, w: torch.Tensor, key: str | torch.Tensor) -> torch.Tensor:
@@ -207,118 +200,98 @@ class Riddle:
 
     # Photos
 
-    def _outlines(self, under: torch.Tensor, faces: torch.Tensor) -> list[np.ndarray | None]:
-        """A mask for each face that covers it before and after; None: the ellipse alone."""
-        if self.mask == "ellipse" or self.parser is None:
-            return [None] * len(faces)
-        logits = self._batched(self.parser, torch.stack([under, faces], 1).flatten(0, 1), 32)
-        return [blending.parsed(pair) for pair in logits.split(2)]
+    def paste(
+        self,
+        image: Image.Image,
+        under: torch.Tensor,
+        faces: torch.Tensor,
+        matrices: np.ndarray,
+        shown: torch.Tensor | None = None,
+    ) -> Image.Image:
+        """A photo with rendered faces in their places, colours matched and blended at the rim.
 
-    def _paste(self, image: Image.Image, under: torch.Tensor, faces: torch.Tensor, matrices: np.ndarray) -> Image.Image:
+        image: RGB; under: the crops (k, 3, R, R) of those places, in [-1, 1]; faces: (k, 3, R, R) in [-1, 1], the one
+        in front first; matrices: (k, 2, 3), framing matrices, crop's unit square -> photo pixels; shown: (k, 3, R, R),
+        the faces that `paste` put there before, which are first taken out of the rim (riddle.faces.unblending).
+        With the parser the mask covers the face before and after, and colours are matched from skin to skin.
+        """
+        count, side = len(faces), faces.shape[-1]
+        outlines, skins = [None] * count, [blending.core(side, self.preset.framing)] * count
+        before = under if shown is None else shown
+        if self.mask == "parser":
+            logits = self._batched(self.parser, torch.stack([before, faces], 1).flatten(0, 1), 32).split(2)
+            outlines = [blending.parsed(pair, self.preset.framing) for pair in logits]
+            skins = [blending.skin(pair, self.preset.framing) for pair in logits]
         photo = np.array(image)
-        places = list(zip(faces, matrices, self._outlines(under, faces), strict=True))
-        for face, matrix, outline in reversed(places):  # the largest, in front, last
-            blending.paste(photo, blending.to_image(face), matrix, outline)
+
+        def matched(i: int, face: torch.Tensor) -> Image.Image:
+            return blending.to_image(blending.match_colours(face, under[i], skins[i]))
+
+        for i in range(count) if shown is not None else ():
+            unblending.unblend(photo, matched(i, shown[i]), matrices[i], outlines[i])
+        put = blending.paste if shown is None else unblending.paste_inside
+        for i in reversed(range(count)):  # the largest, in front, last
+            put(photo, matched(i, faces[i]), matrices[i], outlines[i])
         return Image.fromarray(photo)
 
-    def protect(self, photo: Photo, passphrase: str | torch.Tensor, pick: str = "all") -> Protected:
+    def protect(
+        self,
+        photo: Photo,
+        passphrase: str | torch.Tensor,
+        pick: str = "all",
+        *,
+        faces: Sequence[Face] | None = None,
+        salt: bytes | None = None,
+    ) -> Protected:
         """Replace the faces of a photo by encrypted ones; outside the faces the photo stays as it is.
 
-        photo: path or picture; passphrase: text, or a key (1, L, D) or (k, L, D). Raises FaceNotFoundError.
+        photo: path or picture; passphrase: text, or a key (1, L, D) or (k, L, D); faces: those to replace, largest
+        first, default: what `detect` finds; salt: as for `password`, kept in the record. Raises FaceNotFoundError.
         """
         image, _ = open_photo(photo)
-        under, matrices = self._crop(image, self.detect(photo, pick))
+        under, matrices = self._crop(image, self.detect(photo, pick) if faces is None else faces)
         # The record keeps half precision: rounding first makes picture and record one and the same code.
-        codes = self.encrypt(self.invert(under), passphrase).half().float()
-        faces = self.synthesize(codes)
-        record = Record(self.preset.name, self.weights_hash, image.size, matrices, codes.cpu())
-        return Protected(self._paste(image, under, faces, matrices), faces, record)
+        codes = self.encrypt(self.invert(under), self._key(passphrase, salt)).half().float()
+        drawn = self.synthesize(codes)
+        record = Record(self.preset.name, self.weights_hash, image.size, matrices, codes.cpu(), salt)
+        return Protected(self.paste(image, under, drawn, matrices), drawn, record)
 
-    def restore(self, photo: Photo | Protected, passphrase: str | torch.Tensor) -> Restored:
+    def restore(
+        self,
+        photo: Photo | Protected,
+        passphrase: str | torch.Tensor,
+        *,
+        record: Record | None = None,
+        faces: Sequence[Face] | None = None,
+    ) -> Restored:
         """Decrypt the faces of a protected photo.
 
-        With a record (a PNG that `protect` wrote, or its result) the stored codes are decrypted; without one the
-        faces are detected and inverted again, which is less exact: `source` says which. A wrong password gives
-        other faces, not an error. Raises RecordError for a record of another preset, other weights or another
-        picture; FaceNotFoundError without record and face.
+        With a record (the picture's own, or `record`, from a sidecar) the stored codes are decrypted; without one the
+        faces are detected (or given as `faces`) and inverted again, which is less exact: `source` says which. A wrong
+        password gives other faces, not an error. Raises RecordError for a record of another preset, other weights or
+        another picture; FaceNotFoundError without record and face.
         """
         if isinstance(photo, Protected):
-            image, name, record = photo.image, "the protected photo", photo.record
+            image, name, record = photo.image, "the protected photo", record or photo.record
         else:
-            opened = photo if isinstance(photo, Image.Image) else Image.open(photo)
-            record = read_record(opened)
-            image, name = open_photo(photo)
+            name = (
+                str(getattr(photo, "filename", "") or "the picture") if isinstance(photo, Image.Image) else str(photo)
+            )
+            opened = photo if isinstance(photo, Image.Image) else read_file(photo)
+            record = record or find_record(opened, name)
+            image = open_picture(opened, name).rgb
+        shown = None
         if record is None:
-            under, matrices = self._crop(image, self.detect(photo))
-            codes, source = self.invert(under), "inversion"
+            under, matrices = self._crop(image, self.detect(photo) if faces is None else faces)
+            codes, source, salt = self.invert(under), "inversion", None
         else:
-            self._check(record, image, name)
-            side = self.preset.resolution
-            crops = [blending.to_tensor(alignment.crop(image, m, side)) for m in record.matrices]
-            under, matrices, codes, source = torch.stack(crops).to(self.device), record.matrices, record.codes, "codes"
-        faces = self.synthesize(self.decrypt(codes, passphrase))
-        return Restored(self._paste(image, under, faces, matrices), faces, source)
-
-    def _check(self, record: Record, image: Image.Image, name: str) -> None:
-        if record.preset != self.preset.name:
-            raise RecordError(
-                f"{name} was protected by preset {record.preset!r}, this model is {self.preset.name!r};"
-                f" load that one: riddle.load({record.preset!r})"
-            )
-        if record.weights != self.weights_hash:
-            raise RecordError(
-                f"{name} was protected with other weights ({record.weights[:12]}, not {self.weights_hash[:12]});"
-                " load the release or the folder of weights that protected it"
-            )
-        if record.size != image.size:
-            raise RecordError(
-                "{} is {} x {} px, but its record is of {} x {};".format(name, *image.size, *record.size)
-                + " restore the file as it was saved"
-            )
-
-
-def _smoke(preset: Preset) -> dict[str, nn.Module]:
-    """Seeded, untrained networks of a preset."""
-    torch.manual_seed(0)
-    generator = Generator(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp)
-    w = generator.map(torch.randn(1024, preset.style_dim)).detach()
-    encryptor = build_encryptor(preset, w_mean=w.mean(0), w_std=w.std(0))
-    return {"generator": generator, "encoder": Encoder(preset), "encryptor": encryptor}
-
-
-def _trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, nn.Module | None]:
-    """The networks of a preset with their weights, bundled or from a folder."""
-    from riddle import zoo
-
-    def tensors(name: str) -> dict[str, torch.Tensor]:
-        if folder is None:
-            return zoo.load_tensors(zoo.bundled(preset.name, name))
-        path = Path(folder) / f"{name}.safetensors"
-        if not path.is_file():
-            remedy = f"put that file of preset {preset.name} there, or leave `weights` out"
-            raise zoo.WeightsMissingError(name, f"{path} does not exist", remedy)
-        return zoo.load_tensors(path)
-
-    def fill(network: nn.Module, name: str, state: dict[str, torch.Tensor] | None = None) -> nn.Module:
-        try:
-            network.load_state_dict(tensors(name) if state is None else state)
-        except RuntimeError as e:
-            raise ValueError(f"the weights {name!r} do not fit preset {preset.name!r}: {e}") from e
-        return network
-
-    state = tensors(part)
-    arch = "mlp" if any(k.startswith("layers.") for k in state) else "transformer"
-    try:
-        parser = fill(ParsingNet() if preset.framing == "tight" else BiSeNet(), "parser")
-    except zoo.WeightsMissingError:
-        parser = None  # only mask="parser" needs it, and says so
-    generator = Generator(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp)
-    return {
-        "generator": fill(generator, "generator"),
-        "encoder": fill(Encoder(preset), "encoder"),
-        "encryptor": fill(build_encryptor(preset, arch), part, state),
-        "parser": parser,
-    }
+            record.must_fit(self.preset, self.weights_hash, image.size, name)
+            side, matrices, codes, salt = self.preset.resolution, record.matrices, record.codes, record.salt
+            crops = [blending.to_tensor(alignment.crop(image, m, side)) for m in matrices]
+            under, source = torch.stack(crops).to(self.device), "codes"
+            shown = self.synthesize(codes)
+        drawn = self.synthesize(self.decrypt(codes, self._key(passphrase, salt)))
+        return Restored(self.paste(image, under, drawn, matrices, shown), drawn, source)
 
 
 def load(
@@ -329,7 +302,7 @@ def load(
     *,
     encryptor: str = "encryptor",
     detector: Any = "auto",
-    mask: str = "ellipse",
+    mask: str = "auto",
 ) -> Riddle:
     """A ready model.
 
@@ -343,5 +316,5 @@ def load(
     if untrained:
         warnings.warn("preset 'smoke' is untrained: random networks, pictures of noise; use 'mini'", stacklevel=2)
     with torch.random.fork_rng(devices=[]):  # building a network draws numbers; the caller's stream stays as it was
-        networks = _smoke(p) if untrained else _trained(p, weights, encryptor)
-    return Riddle(p, **networks, device=device, dtype=dtype, detector=detector, mask=mask)
+        built = networks.untrained(p) if untrained else networks.trained(p, weights, encryptor)
+    return Riddle(p, **built, device=device, dtype=dtype, detector=detector, mask=mask)

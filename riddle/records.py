@@ -1,28 +1,44 @@
-"""What a protected PNG carries: one iTXt chunk, 'riddle', with what `restore` needs besides the password.
+"""What a protected photo carries besides its pixels: the record, in the picture's XMP block or in a file beside it.
 
-A JSON object: version, preset, weights (sha256), size of the photo, and for each face the framing matrix (six
-numbers, row by row) and the encrypted code (base64 of little-endian float16, L x D).
+Version 1, as bytes; all integers little-endian, unsigned:
+
+    6   "RIDDLE"
+    2   version: 1
+    4   n, the header's length
+    n   header, JSON in UTF-8: preset; weights, the sha256 of generator and encryptor; size of the photo, [width,
+        height]; code_shape, [L, D]; matrices, six numbers a face, row by row: crop's unit square -> photo's pixels;
+        salt, hex, or null for the preset's public salt; originals, the length of each sealed original (or [])
+    .   the encrypted codes, float16, face by face: k x L x D x 2 bytes
+    .   the sealed originals, one behind the other (riddle.app.container says what is in them)
+    8   the first bytes of the SHA-256 of all before
+
+Fields that a reader does not know it ignores; a change that it must not ignore is another version. The record holds
+nothing that opens a face without the passphrase, but for the places of the faces it is public.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import hashlib
 import json
-import os
-import tempfile
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-KEYWORD, VERSION = "riddle", 1
+from riddle import xmp
+from riddle.faces import blending
+from riddle.pictures import PhotoError, encode, write_file
+from riddle.presets import Preset
+
+MAGIC, VERSION = b"RIDDLE", 1
+MAX_HEADER, MAX_FACES, MAX_SLOTS, MAX_WIDTH = 1 << 20, 2048, 64, 4096
+_HEAD, _CHECK = struct.Struct("<6sHI"), 8
 
 
-class RecordError(ValueError):
+class RecordError(PhotoError):
     """The record of a protected photo is damaged, or belongs to another model or picture."""
 
 
@@ -35,84 +51,145 @@ class Record:
     size: tuple[int, int]  # width, height of the photo, px
     matrices: np.ndarray  # (k, 2, 3): each crop's unit square -> photo pixels
     codes: torch.Tensor  # (k, L, D), encrypted, exact in float16
+    salt: bytes | None = None  # of the passphrase; None: the preset's public one
+    originals: tuple[bytes, ...] = ()  # sealed; none, or one a face
 
-    def to_json(self) -> str:
-        """The chunk's text."""
-        faces = []
-        for matrix, code in zip(self.matrices, self.codes, strict=True):
-            packed = base64.b64encode(code.numpy().astype("<f2").tobytes()).decode("ascii")
-            faces.append({"matrix": [float(x) for x in matrix.ravel()], "code": packed})
-        shape = list(self.codes.shape[1:])
-        head = {"version": VERSION, "preset": self.preset, "weights": self.weights, "size": list(self.size)}
-        return json.dumps({**head, "code_shape": shape, "faces": faces}, separators=(",", ":"))
+    def boxes(self) -> list[list[int]]:
+        """Where each face's square lies in the photo: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
+        return [list(blending.box(m, self.size)) for m in self.matrices]
+
+    def must_fit(self, preset: Preset, weights: str, size: tuple[int, int], name: str) -> None:
+        """Raises RecordError, with the file's name, unless a model of `preset` and `weights` (sha256, hex) can decrypt
+        these codes for a picture of `size` (width, height)."""
+        if self.preset != preset.name:
+            cause = f"it was protected by preset {self.preset!r}, this model is {preset.name!r}"
+            raise RecordError(name, cause, f"load that one: riddle.load({self.preset!r})")
+        if self.weights != weights:
+            cause = f"it was protected with other weights ({self.weights[:12]}, not {weights[:12]})"
+            raise RecordError(name, cause, "load the release or the folder of weights that protected it")
+        if self.size != size:
+            cause = "it is {} x {} px, but its record is of {} x {}".format(*size, *self.size)
+            raise RecordError(name, cause, "restore the file as it was saved")
+        if self.codes.shape[1:] != (preset.n_latent, preset.style_dim):
+            cause = f"its codes are {tuple(self.codes.shape[1:])}, and preset {self.preset!r} has others"
+            raise RecordError(name, cause, "restore from the file that protect saved")
+
+    def to_bytes(self) -> bytes:
+        """The record as the module's description has it."""
+        header = {
+            "preset": self.preset,
+            "weights": self.weights,
+            "size": list(self.size),
+            "code_shape": list(self.codes.shape[1:]),
+            "matrices": [[float(x) for x in m.ravel()] for m in self.matrices],
+            "salt": None if self.salt is None else self.salt.hex(),
+            "originals": [len(sealed) for sealed in self.originals],
+        }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        body = _HEAD.pack(MAGIC, VERSION, len(text)) + text
+        body += self.codes.numpy().astype("<f2").tobytes() + b"".join(self.originals)
+        return body + hashlib.sha256(body).digest()[:_CHECK]
 
     @classmethod
-    def from_json(cls, text: str, name: str = "the picture") -> Record:
-        """The record of a chunk. Raises RecordError, with the file's name, when it is damaged or too new."""
+    def from_bytes(cls, data: bytes, name: str = "the picture") -> Record:
+        """The record in bytes. Raises RecordError, with the file's name, when it is damaged, too large or too new."""
         try:
-            data = json.loads(text)
-            if data["version"] != VERSION:
-                raise RecordError(
-                    f"{name} has a record of version {data['version']}, this program reads {VERSION}; update riddle"
-                )
-            shape = tuple(int(n) for n in data["code_shape"])
-            packed = [base64.b64decode(f["code"], validate=True) for f in data["faces"]]
-            codes = [np.frombuffer(p, "<f2").reshape(shape) for p in packed]
-            matrices = np.array([f["matrix"] for f in data["faces"]], dtype=np.float64).reshape(-1, 2, 3)
-            if len(shape) != 2 or not codes or not np.isfinite(matrices).all() or not np.isfinite(codes).all():
-                raise ValueError("no faces, or numbers that are not finite")
-            width, height = data["size"]
-            return cls(
-                str(data["preset"]), str(data["weights"]), (int(width), int(height)), matrices,
-                torch.from_numpy(np.stack(codes).astype(np.float32)),
-            )  # fmt: skip
+            magic, version, length = _HEAD.unpack_from(data)
+            if magic != MAGIC:
+                raise ValueError("it does not begin as a record does")
+            if version != VERSION:
+                cause = f"its record is of version {version}, this program reads version {VERSION}"
+                raise RecordError(name, cause, "update riddle")
+            if hashlib.sha256(data[:-_CHECK]).digest()[:_CHECK] != data[-_CHECK:]:
+                raise ValueError("the check sum differs")
+            if length > MAX_HEADER or _HEAD.size + length > len(data):
+                raise ValueError("the header is longer than it may be")
+            header = json.loads(data[_HEAD.size : _HEAD.size + length].decode())
+            return cls._checked(header, memoryview(data)[_HEAD.size + length : -_CHECK])
         except RecordError:
             raise
-        except (KeyError, TypeError, ValueError, binascii.Error) as e:
-            raise RecordError(f"the record in {name} is damaged ({e}); restore from the file that protect saved") from e
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as e:
+            raise RecordError(name, f"its record is damaged ({e})", "restore from the file that protect saved") from e
+
+    @classmethod
+    def _checked(cls, header: dict, body: memoryview) -> Record:
+        """The record of a header and what follows it. Raises ValueError, KeyError or TypeError."""
+        preset, weights = header["preset"], header["weights"]
+        if not (isinstance(preset, str) and len(preset) <= 64 and isinstance(weights, str) and len(weights) == 64):
+            raise ValueError("preset or weights are no names")
+        width, height = _whole(header["size"], 2, 1 << 31)
+        slots, wide = _whole(header["code_shape"], 2, MAX_WIDTH)
+        k = len(header["matrices"])
+        if not 0 < k <= MAX_FACES or slots > MAX_SLOTS:
+            raise ValueError(f"{k} faces of {slots} slots")
+        matrices = np.array(header["matrices"], dtype=np.float64).reshape(k, 2, 3)
+        _check_places(matrices, width, height)
+        salt = None if header["salt"] is None else bytes.fromhex(header["salt"])
+        if salt is not None and len(salt) != 16:
+            raise ValueError("the salt has not 16 bytes")
+        lengths = header["originals"]
+        if lengths and len(lengths) != k:
+            raise ValueError("not every face has its original")
+        at = 2 * k * slots * wide
+        ends = np.cumsum([at, *_whole(lengths, len(lengths), xmp.MAX_RECORD)]).tolist()
+        if ends[-1] != len(body):
+            raise ValueError(f"{len(body)} bytes behind the header, not {ends[-1]}")
+        codes = np.frombuffer(body[:at], "<f2").astype(np.float32).reshape(k, slots, wide)
+        if not np.isfinite(codes).all():
+            raise ValueError("codes that are not finite")
+        originals = tuple(bytes(body[a:b]) for a, b in zip(ends, ends[1:], strict=False))
+        return cls(preset, weights, (width, height), matrices, torch.from_numpy(codes), salt, originals)
 
 
-def read_record(image: Image.Image) -> Record | None:
-    """The record of an opened picture, None without one. Raises RecordError for a damaged one."""
-    image.load()  # a chunk may follow the pixels
-    text = image.info.get(KEYWORD)
-    if text is None:
-        return None
-    return Record.from_json(str(text), getattr(image, "filename", "") or "the picture")
+def _whole(values: list, n: int, most: int) -> list[int]:
+    if len(values) != n or not all(type(v) is int and 0 < v <= most for v in values):
+        raise ValueError(f"{n} whole numbers of 1 to {most} were expected")
+    return values
+
+
+def _check_places(matrices: np.ndarray, width: int, height: int) -> None:
+    """Only squares about the size of a face in the photo: any other would ask for pictures of any size."""
+    with np.errstate(all="ignore"):
+        _check_squares(matrices, width, height)
+
+
+def _check_squares(matrices: np.ndarray, width: int, height: int) -> None:
+    u, v, offset = matrices[..., 0], matrices[..., 1], matrices[..., 2]
+    side = np.hypot(*u.T)
+    square = np.allclose(v, np.stack([-u[:, 1], u[:, 0]], 1), atol=1e-3 * side.max(initial=0))
+    centre = offset + (u + v) / 2
+    inside = (centre >= -side[:, None]).all() and (centre <= np.array([width, height]) + side[:, None]).all()
+    if not (np.isfinite(matrices).all() and square and inside and (side >= 1).all()):
+        raise ValueError("a face's place is no square in the photo")
+    if (side**2 > 4 * width * height).any():
+        raise ValueError("a face is larger than the photo")
+
+
+def find_record(photo: bytes | Image.Image, name: str = "the picture") -> Record | None:
+    """The record in a picture's XMP block; photo: the file's bytes, or an opened image. None without one.
+
+    Raises RecordError for a damaged one.
+    """
+    packet = xmp.read(photo) if isinstance(photo, bytes) else xmp.read_image(photo)
+    try:
+        found = xmp.record(packet)
+    except ValueError as e:
+        raise RecordError(name, f"its record is damaged ({e})", "restore from the file that protect saved") from e
+    return None if found is None else Record.from_bytes(found, name)
+
+
+def packet(record: Record, name: str | Path) -> bytes:
+    """The record as an XMP packet. Raises RecordError when it is too large for a picture's metadata."""
+    data = record.to_bytes()
+    if len(data) > xmp.MAX_RECORD:
+        cause = f"its record has {len(data) >> 20} MB, and a picture carries {xmp.MAX_RECORD >> 20}"
+        raise RecordError(name, cause, "keep fewer originals, or reduce the photo")
+    return xmp.packet(data)
 
 
 def save_picture(image: Image.Image, path: str | Path, record: Record | None = None) -> Path:
-    """Write a picture under a temporary name, then rename; with a record only as PNG.
+    """Write a PNG, JPEG or WebP, with its record when one is given; whole or not at all.
 
-    Nothing of the original's metadata is written: an embedded thumbnail would show the face.
-    Raises ValueError for another format with a record, FileNotFoundError when the folder is missing.
+    Nothing of the original's metadata is written. Raises PhotoError for another ending or a missing folder.
     """
-    path = Path(path)
-    if record is not None and path.suffix.lower() != ".png":
-        raise ValueError(
-            f"{path.name}: only a PNG carries the encrypted codes; save as {path.stem}.png, or pass codes=False"
-            " and restore by inverting the picture again, less exactly"
-        )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot save {path}: the folder {path.parent} does not exist; create it")
-    clean = Image.fromarray(np.asarray(image.convert("RGB")))
-    options: dict = {}
-    if path.suffix.lower() == ".png":
-        info = PngInfo()
-        if record is not None:
-            info.add_itxt(KEYWORD, record.to_json())
-        options = {"pnginfo": info}
-    elif path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
-        options = {"quality": 95}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    try:
-        clean.save(temporary, **options)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp made it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
+    return write_file(path, encode(image, path, packet=packet(record, path) if record is not None else b""))

@@ -1,0 +1,149 @@
+"""The protected file: a picture that any viewer opens, and the record that restores it.
+
+    photo.jpg           a PNG, JPEG or WebP; its XMP block carries the record (riddle.xmp, riddle.records)
+    photo.jpg.riddle    or, where metadata would be stripped on the way, the same record in a file of its own
+
+A record may also carry the original pixels, sealed. A sealed original is
+
+    12  nonce
+    .   AES-256-GCM of: x, y of its corner in the photo (two little-endian u32), then a PNG of the pixels;
+        the authenticated data are the salt and the face's number (u32)
+
+under the key HKDF-SHA256(Argon2id(passphrase, the file's random salt), info="riddle original v1"). The passphrase's
+password comes from the same Argon2id key through SHAKE-256, so the two share no bytes and cost one derivation. Sealing
+tells whoever has the file whether a guessed passphrase is right, which encrypted codes alone do not say.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import struct
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from PIL import Image
+
+from riddle.pictures import PhotoError, encode, open_picture, read_file, write_file
+from riddle.records import VERSION, Record, RecordError, find_record, packet
+from riddle.xmp import MAX_RECORD
+
+SIDECAR = ".riddle"  # added to the picture's whole name
+_NONCE, _CORNER = 12, struct.Struct("<II")
+
+
+def sidecar_path(picture: str | Path) -> Path:
+    """Where a picture's sidecar lies: photo.jpg -> photo.jpg.riddle."""
+    return Path(f"{picture}{SIDECAR}")
+
+
+def read(picture: str | Path, sidecar: str | Path | None = None) -> tuple[bytes, Record | None]:
+    """A picture file's bytes and its record: the sidecar's when one is named, else its own, else that of the sidecar
+    beside it, else None.
+
+    Raises PhotoError when a file cannot be read, RecordError when the record is damaged.
+    """
+    data = read_file(picture)
+    if sidecar is None:
+        record = find_record(data, str(picture))
+        if record is not None or not sidecar_path(picture).is_file():
+            return data, record
+        sidecar = sidecar_path(picture)
+    return data, Record.from_bytes(read_file(sidecar, MAX_RECORD), str(sidecar))
+
+
+def write(
+    target: str | Path,
+    image: Image.Image,
+    record: Record,
+    *,
+    sidecar: bool = False,
+    profile: bytes | None = None,
+    quality: int = 95,
+) -> Path:
+    """Write a protected picture, and its sidecar when asked; each whole or not at all, the sidecar first.
+
+    Raises PhotoError as `riddle.pictures.encode` does, RecordError for a record of more than MAX_RECORD bytes.
+    """
+    if not sidecar:
+        block = packet(record, target)
+        return write_file(target, encode(image, target, packet=block, profile=profile, quality=quality))
+    data, block = encode(image, target, profile=profile, quality=quality), record.to_bytes()
+    if len(block) > MAX_RECORD:
+        raise RecordError(target, f"its record has over {MAX_RECORD >> 20} MB", "keep fewer originals")
+    write_file(sidecar_path(target), block)
+    return write_file(target, data)
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """What a protected picture, or a sidecar, carries; no passphrase needed.
+
+    Keys: file, protected; where it is: where ("metadata" or "sidecar"), version, preset, weights, size, faces (boxes
+    in pixels), salt ("public" or "random"), originals, record_bytes, and picture_size, [width, height] of the picture
+    itself, null for a sidecar: other than size where it was scaled or cropped since. Raises PhotoError for what is no
+    picture or is damaged, RecordError for a damaged record.
+    """
+    if Path(path).suffix == SIDECAR:
+        record, where, size = Record.from_bytes(read_file(path, MAX_RECORD), str(path)), "sidecar", None
+    else:
+        data, record = read(path)
+        size = list(open_picture(data, str(path)).rgb.size)  # decodes it: cut off, it cannot be restored
+        where = "metadata" if record is None or find_record(data, str(path)) is not None else "sidecar"
+    if record is None:
+        return {"file": str(path), "protected": False}
+    return {
+        "file": str(path),
+        "protected": True,
+        "where": where,
+        "version": VERSION,
+        "preset": record.preset,
+        "weights": record.weights,
+        "size": list(record.size),
+        "faces": record.boxes(),
+        "salt": "public" if record.salt is None else "random",
+        "originals": bool(record.originals),
+        "record_bytes": len(record.to_bytes()),
+        "picture_size": size,
+    }
+
+
+def _seal_key(key: bytes) -> AESGCM:
+    return AESGCM(HKDF(SHA256(), 32, salt=None, info=b"riddle original v1").derive(key))
+
+
+def _bound(salt: bytes, number: int) -> bytes:
+    return salt + struct.pack("<I", number)
+
+
+def seal(crops: list[tuple[tuple[int, int], Image.Image]], key: bytes, salt: bytes) -> tuple[bytes, ...]:
+    """Seal crops, each with its corner (x, y) in the photo; key: of the passphrase, 32 bytes; salt: the file's."""
+    cipher, sealed = _seal_key(key), []
+    for number, (corner, crop) in enumerate(crops):
+        out = io.BytesIO()
+        crop.save(out, "PNG")
+        nonce = secrets.token_bytes(_NONCE)
+        sealed.append(nonce + cipher.encrypt(nonce, _CORNER.pack(*corner) + out.getvalue(), _bound(salt, number)))
+    return tuple(sealed)
+
+
+def unseal(record: Record, key: bytes, name: str = "the picture") -> list[tuple[tuple[int, int], Image.Image]] | None:
+    """The original crops with their corners; None with a wrong key, or where the record has none.
+
+    Raises PhotoError for a sealed crop that is authentic and yet no picture.
+    """
+    if not record.originals or record.salt is None:
+        return None
+    cipher, crops = _seal_key(key), []
+    for number, sealed in enumerate(record.originals):
+        try:
+            plain = cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], _bound(record.salt, number))
+        except (InvalidTag, ValueError):
+            return None
+        if len(plain) < _CORNER.size:
+            raise PhotoError(name, "a sealed original is empty", "protect the photo again")
+        crops.append((_CORNER.unpack_from(plain), open_picture(plain[_CORNER.size :], name).rgb))
+    return crops

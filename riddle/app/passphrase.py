@@ -1,0 +1,70 @@
+"""Where the command line gets a passphrase: a file, the environment, or a question. Never an argument: arguments are
+seen by everybody on the machine and stay in the shell's history.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import stat
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+VARIABLE = "RIDDLE_PASSPHRASE"
+MOST = 64 << 10  # bytes of a file; more is another file, named by mistake
+
+
+class PassphraseError(ValueError):
+    """No passphrase could be had, or not a usable one."""
+
+
+def read(file: Path | None, twice: bool, warn: Callable[[str], None]) -> str:
+    """The passphrase: of `file` when one is named, else of RIDDLE_PASSPHRASE, else asked for on the terminal.
+
+    twice: ask again and compare, since a slip while protecting locks the owner out; warn: told when others can read
+    the file. Raises PassphraseError.
+    """
+    if file is not None:
+        text = _of_file(file, warn)
+    elif VARIABLE in os.environ:
+        text = os.environ[VARIABLE]
+    else:
+        text = _asked(twice)
+    if not text.strip():
+        raise PassphraseError("the passphrase is empty")
+    return text
+
+
+def _of_file(file: Path, warn: Callable[[str], None]) -> str:
+    try:
+        with open(file, "rb") as f:
+            state, data = os.fstat(f.fileno()), f.read(MOST + 1)
+    except OSError as e:
+        raise PassphraseError(f"the passphrase file {file} cannot be read ({e.strerror}); check its name") from e
+    if len(data) > MOST:
+        raise PassphraseError(f"{file} is no passphrase file: it has over {MOST >> 10} KB")
+    if os.name == "posix" and stat.S_ISREG(state.st_mode) and state.st_mode & 0o077:
+        warn(f"other users can read or change the passphrase file {file}; chmod 600 {file}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise PassphraseError(f"the passphrase file {file} is no UTF-8 text; save it as UTF-8") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if "\n" in text or "\r" in text:
+        raise PassphraseError(f"the passphrase file {file} has several lines; keep the passphrase alone in it")
+    return text
+
+
+def _asked(twice: bool) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo the passphrase, or read a pipe
+            text = getpass.getpass("Passphrase: ")
+            if twice and getpass.getpass("The same again: ") != text:
+                raise PassphraseError("the two passphrases differ; start again")
+    except (getpass.GetPassWarning, EOFError):
+        raise PassphraseError(
+            f"no terminal to ask for the passphrase; set {VARIABLE} or name a file: --passphrase-file FILE"
+        ) from None
+    return text

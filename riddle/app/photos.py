@@ -1,0 +1,266 @@
+"""Protect and restore photo files: every face found, replaced, and accounted for.
+
+    report = protect_file(model, "party.jpg", "party.png", "correct horse")
+    report = restore_file(model, "party.png", "restored.png", "correct horse")
+    report.as_dict()                                     # for JSON: each face's box and what became of it
+
+A face that was found and not protected stands in the report as skipped, with the reason; `strict` refuses such a photo.
+A target is written whole, after everything else succeeded, or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from riddle import passwords
+from riddle.app import container
+from riddle.faces import alignment
+from riddle.faces.detection import AutoDetector, Face
+from riddle.pictures import PhotoError, Picture, encode, open_picture, picture_format, write_file
+from riddle.pipeline import Riddle
+from riddle.records import Record, RecordError
+
+__all__ = ["FaceReport", "FileReport", "PhotoError", "find_faces", "protect_file", "restore_file"]
+
+SMALLEST = 20  # px, side of a framed face; below it nobody is recognised, and no code says who
+INSIDE = 0.4  # share of a framed face that must lie in the photo
+PROFILE = 0.4  # distance of the eyes, in distances of eyes and mouth: about 1 from the front, 0.4 turned by 66 degrees
+DOUBTFUL = 0.9  # MTCNN's score below which its find alone is no face
+PART = 1600  # px a side of what is searched at once
+SALTS = ("public", "random")
+
+
+@dataclass(frozen=True)
+class FaceReport:
+    """One face of a photo and what became of it."""
+
+    box: tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the upright photo
+    status: str  # "protected", "restored" or "skipped"
+    reason: str = ""  # why it was skipped
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What became of a photo file."""
+
+    source: Path
+    target: Path
+    faces: list[FaceReport]
+    how: str  # "protected"; of a restored file "codes", "inversion" or "original"
+    notes: list[str] = field(default_factory=list)  # what else the reader should know
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"source": str(self.source), "target": str(self.target)}
+
+
+# Finding
+
+
+def find_faces(model: Riddle, image: Image.Image) -> list[Face]:
+    """Every face of an RGB photo, largest first.
+
+    The "auto" detector stops where dlib finds one face; here both search, so that a turned or small face beside a
+    frontal one is not missed. The photo is mirrored beyond its border, where half a face becomes a whole one. One
+    larger than PART is searched reduced, and in full size part by part.
+    """
+    if min(image.size) < SMALLEST:
+        return []
+    detector = model.detector
+    searchers = [detector.first, detector.second] if isinstance(detector, AutoDetector) else [detector]
+    size, shrink = np.array(image.size), -(-max(image.size) // PART)
+    whole = image.reduce(shrink) if shrink > 1 else image
+    rim = min(whole.size) // 4
+    mirrored = Image.fromarray(np.pad(np.asarray(whole), ((rim, rim), (rim, rim), (0, 0)), mode="reflect"))
+    views = [(mirrored, shrink, (-rim * shrink, -rim * shrink))]
+    if shrink > 1:
+        corners = [np.array([x, y]) for y in _starts(image.height) for x in _starts(image.width)]
+        views += [(image.crop((*corner, *np.minimum(corner + PART, size))), 1, corner) for corner in corners]
+    found: list[Face] = []
+    for view, scale, corner in views:
+        for searcher in searchers:
+            for face in searcher.detect(view):
+                # pixel p of a reduced picture is the mean of `scale` pixels from p * scale on
+                face = face.mapped(scale, np.add(corner, (scale - 1) / 2))
+                centre, margin = face.points.mean(0), 0.1 * np.sqrt(face.area)
+                image_of_another = (centre < -margin).any() or (centre > size + margin).any()
+                if not image_of_another and not any(_same(face, other) for other in found):
+                    found.append(face)
+    return sorted(found, key=lambda f: -f.area)
+
+
+def _starts(length: int) -> list[int]:
+    """Where parts of PART px begin that overlap by a fifth and reach the end."""
+    last = max(0, length - PART)
+    return sorted({min(start, last) for start in range(0, last + PART, PART - PART // 5)})
+
+
+def _same(a: Face, b: Face) -> bool:
+    """Whether two finds are one face: their centres are nearer than 0.4 of the larger one's side."""
+    return float(np.hypot(*(a.points.mean(0) - b.points.mean(0)))) < 0.4 * float(np.sqrt(max(a.area, b.area)))
+
+
+def why_not(face: Face, framing: str, size: tuple[int, int]) -> str:
+    """Why a found face cannot be protected in a photo of `size` (width, height); empty when it can."""
+    try:
+        matrix = alignment.framing_matrix(face.points, framing)
+    except ValueError:
+        return "its eyes and mouth coincide; crop it out or cover it"
+    side = float(np.hypot(*matrix[:, 0]))
+    if side < SMALLEST:
+        return f"too small: {side:.0f} px, and {SMALLEST} are needed; enlarge the photo or cover it"
+    grid = (np.stack(np.meshgrid(np.arange(32), np.arange(32)), -1).reshape(-1, 2) + 0.5) / 32
+    there = grid @ matrix[:, :2].T + matrix[:, 2]
+    inside = float(((there >= 0) & (there < np.array(size))).all(1).mean())
+    if inside < INSIDE or side**2 > 4 * size[0] * size[1]:
+        return f"cut by the border: {inside:.0%} of it lie in the photo; crop it off or cover it"
+    eyes, mouth = face.points[:2], face.points[3:5].mean(0)
+    if np.hypot(*(eyes[1] - eyes[0])) < PROFILE * np.hypot(*(mouth - eyes.mean(0))):
+        return "in profile: the model knows faces from the front; crop it out or cover it"
+    if face.detector == "mtcnn" and face.score < DOUBTFUL:
+        return f"doubtful (score {face.score:.2f}): look whether it is a face, and cover it"
+    return ""
+
+
+def _sorted_out(model: Riddle, picture: Picture) -> tuple[list[Face], list[FaceReport]]:
+    """The faces to replace, and the reports of the others. Raises PhotoError when there are none to replace."""
+    size, faces, skipped = picture.rgb.size, [], []
+    for face in find_faces(model, picture.rgb):
+        reason = why_not(face, model.preset.framing, size)
+        if reason:
+            skipped.append(FaceReport(_box(face, size), "skipped", reason))
+        else:
+            faces.append(face)
+    if not faces and skipped:
+        raise PhotoError(picture.name, f"no face of it can be replaced: {_listed(skipped)}", "nothing was written")
+    if not faces:
+        raise PhotoError(picture.name, "no face was found", "crop the photo closer to the face; nothing was written")
+    return faces, skipped
+
+
+def _box(face: Face, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = np.rint(np.clip(face.box, 0, np.tile(size, 2))).astype(int).tolist()
+    return x1, y1, x2, y2
+
+
+def _listed(skipped: list[FaceReport]) -> str:
+    return "; ".join(f"the face at {','.join(map(str, f.box))}: {f.reason}" for f in skipped)
+
+
+# Protecting and restoring
+
+
+def protect_file(
+    model: Riddle,
+    source: str | Path,
+    target: str | Path,
+    passphrase: str,
+    *,
+    salt: str = "public",
+    keep_original: bool = False,
+    strict: bool = False,
+    sidecar: bool = False,
+    quality: int = 95,
+) -> FileReport:
+    """Write a photo in which every face that can be is an encrypted one.
+
+    target: .png, .jpg or .webp; salt: "public", so that the passphrase alone opens even a bare picture, or "random",
+    kept in the file; keep_original: the original pixels of the faces go along, sealed (random salt); strict: refuse
+    a photo with a face that cannot be protected; sidecar: the record in `target`.riddle, the picture bare; quality:
+    1 to 100, of JPEG and WebP.
+    Raises PhotoError for a photo that cannot be read, has no face, none that can be protected, or, with strict, one
+    that cannot; for a target that cannot be written; ValueError for a bad passphrase or salt.
+    """
+    source, target = _paths(source, target)
+    if salt not in SALTS:
+        raise ValueError(f"unknown salt {salt!r}; choose {' or '.join(SALTS)}")
+    own_salt = passwords.random_salt() if salt == "random" or keep_original else None
+    key = passwords.derive_key(passphrase, model.preset.name, own_salt)
+    picture = open_picture(source)
+    faces, skipped = _sorted_out(model, picture)
+    if strict and skipped:
+        raise PhotoError(source, f"strict, and not every face can be protected: {_listed(skipped)}", "nothing written")
+    protected = model.protect(picture.rgb, passwords.from_key(key, model.generator), faces=faces, salt=own_salt)
+    record = protected.record
+    if keep_original:
+        crops = [((x1, y1), picture.rgb.crop((x1, y1, x2, y2))) for x1, y1, x2, y2 in record.boxes()]
+        record = replace(record, originals=container.seal(crops, key, own_salt))
+    image = picture.with_pixels(protected.image)
+    container.write(target, image, record, sidecar=sidecar, profile=picture.profile, quality=quality)
+    done = [FaceReport(_box(face, picture.rgb.size), "protected") for face in faces]
+    notes = [*picture.notes, *([f"the record lies in {container.sidecar_path(target)}"] if sidecar else [])]
+    return FileReport(source, target, done + skipped, "protected", notes)
+
+
+def restore_file(
+    model: Riddle,
+    source: str | Path,
+    target: str | Path,
+    passphrase: str,
+    *,
+    sidecar: str | Path | None = None,
+    quality: int = 95,
+) -> FileReport:
+    """Write a protected photo with its faces decrypted; a wrong passphrase gives other faces, not an error.
+
+    `how` of the report: "original", the sealed pixels themselves; "codes", from the record's codes; "inversion",
+    the faces found and inverted again, less exact, where the photo has no record. sidecar: default `source`.riddle
+    where there is one. Raises PhotoError; RecordError, a PhotoError, for a record that is damaged or of another model.
+    """
+    source, target = _paths(source, target)
+    data, record = container.read(source, sidecar)
+    key = passwords.derive_key(passphrase, model.preset.name, None if record is None else record.salt)
+    picture = open_picture(data, str(source))
+    notes, originals = list(picture.notes), None
+    if record is not None:
+        done = [FaceReport(tuple(box), "restored") for box in record.boxes()]
+        originals, faces = container.unseal(record, key, str(source)), None
+    else:
+        faces, done = _sorted_out(model, picture)
+        done = [FaceReport(_box(face, picture.rgb.size), "restored") for face in faces] + done
+        notes.append(
+            "the photo carries no record: its faces were found and inverted again, which is less exact, and fails"
+            " if it was protected with a random salt"
+        )
+    if originals is None and record is not None and record.originals:
+        notes.append(
+            "the originals sealed inside do not open: the passphrase is another one than that of protecting, or the"
+            " file was changed; what is shown comes from the codes"
+        )
+    if originals is not None:
+        rgb, how = _put_back(picture, record, originals), "original"
+    else:
+        try:
+            restored = model.restore(picture.rgb, passwords.from_key(key, model.generator), record=record, faces=faces)
+        except RecordError as e:
+            raise RecordError(source, e.cause, e.remedy) from None
+        rgb, how = restored.image, restored.source
+    write_file(target, encode(picture.with_pixels(rgb), target, profile=picture.profile, quality=quality))
+    return FileReport(source, target, done, how, notes)
+
+
+def _put_back(picture: Picture, record: Record, originals: list[tuple[tuple[int, int], Image.Image]]) -> Image.Image:
+    if picture.rgb.size != record.size:
+        cause = "it is {} x {} px, but its record is of {} x {}".format(*picture.rgb.size, *record.size)
+        raise PhotoError(picture.name, cause, "restore the file as it was saved")
+    rgb = picture.rgb.copy()
+    for corner, crop in originals:
+        rgb.paste(crop, corner)
+    return rgb
+
+
+def _paths(source: str | Path, target: str | Path) -> tuple[Path, Path]:
+    """Both as paths. Raises PhotoError before any work when the target cannot be written."""
+    source, target = Path(source), Path(target)
+    picture_format(target)
+    if not target.parent.is_dir():
+        raise PhotoError(target, f"the folder {target.parent} does not exist", "create it")
+    if target.exists() and source.exists() and os.path.samefile(source, target):
+        raise PhotoError(target, "it is the photo itself", "name another file for the result")
+    return source, target

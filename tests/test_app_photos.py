@@ -1,0 +1,541 @@
+"""Photo files: every kind of picture, every kind of face, and nothing half written.
+
+The networks are untrained and the detector looks for markers: what is tested holds whatever the weights are.
+"""
+
+import io
+import json
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+import riddle
+from riddle import passwords, pictures
+from riddle.app import container
+from riddle.app.photos import FaceReport, PhotoError, find_faces, protect_file, restore_file
+from riddle.demo import TIGHT_POINTS
+from riddle.faces.detection import AutoDetector, Face
+from riddle.pictures import open_picture
+from riddle.pipeline import Riddle
+from riddle.records import RecordError, find_record
+
+POINTS = TIGHT_POINTS * 60  # of a face whose tight crop is a square of 60 px
+GREY = np.array([120, 120, 120])
+
+
+class Markers:
+    """Finds a face at each square of bright top left corner, wherever it lies and however the picture is reduced."""
+
+    name = "markers"
+
+    def __init__(self, changes=None, score=1.0, detector="dlib"):
+        self.changes, self.score, self.kind = changes or {}, score, detector
+        self.seen = []
+
+    def detect(self, image):
+        self.seen.append(image.size)
+        grey = np.asarray(image.convert("L"))
+        bright, faces = grey > 220, []
+        while bright.any():
+            y, x = np.argwhere(bright)[0]
+            run = bright[y, x:]
+            side = int(run.argmin()) if not run.all() else len(run)
+            bright[y : y + side, x : x + side] = False
+            beside, below = grey[y, x + side : x + 3 * side], grey[y + side : y + 3 * side, x]
+            if side < 2 or min(beside.std() if beside.size else 0, below.std() if below.size else 0) < 3:
+                continue  # noise, or a mirrored square: its marker is at another corner
+            scale = side * 6 / 60
+            points = self.changes.get(len(faces), POINTS) * scale + [x, y]
+            box = np.array([x, y, x + side * 6, y + side * 6], float)
+            faces.append(Face(box, self.score, points, None, self.kind))
+        return faces
+
+
+def photo(places=((30, 40, 60),), size=(200, 160), seed=0):
+    """A grey picture with a textured square and its bright corner at each (x, y, side)."""
+    pixels = np.full((size[1], size[0], 3), GREY, np.uint8)
+    rng = np.random.default_rng(seed)
+    for x, y, side in places:
+        low = Image.fromarray(rng.integers(20, 160, (6, 6, 3), dtype=np.uint8))
+        square = np.array(low.resize((side, side), Image.Resampling.BICUBIC)).clip(0, 200)
+        square[: side // 6, : side // 6] = 255
+        part = pixels[max(y, 0) : y + side, max(x, 0) : x + side]
+        part[:] = square[max(-y, 0) :, max(-x, 0) :][: part.shape[0], : part.shape[1]]
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def base():
+    with pytest.warns(UserWarning, match="random"):
+        return riddle.load("smoke")
+
+
+@pytest.fixture
+def model(base, monkeypatch):
+    monkeypatch.setattr(passwords, "MEMORY_KIB", 64)  # as strong a derivation as tests need
+    return with_detector(base, Markers())
+
+
+def with_detector(model, detector):
+    return Riddle("smoke", model.generator, model.encoder, model.encryptor, detector=detector)
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "party.png"
+    photo().save(path)
+    return path
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def only(folder, *names):
+    return sorted(p.name for p in folder.iterdir()) == sorted(names)
+
+
+# Protecting and restoring
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_protect_and_restore(model, source, tmp_path, ending):
+    target, back = tmp_path / f"out.{ending}", tmp_path / "back.png"
+    report = protect_file(model, source, target, "pw")
+    assert report.how == "protected" and report.faces == [FaceReport((30, 40, 90, 100), "protected")]
+    before, after = pixels(source), pixels(target)
+    assert np.abs(after - before)[50:90, 40:80].mean() > 5
+    away = np.ones(before.shape[:2], bool)
+    away[38:103, 28:93] = False
+    assert np.abs(after - before)[away].max() <= (0 if ending == "png" else 10)
+    restored = restore_file(model, target, back, "pw")
+    assert restored.how == "codes" and restored.faces[0].status == "restored"
+    expected = model.restore(target, "pw").image
+    assert np.array_equal(pixels(back), np.asarray(expected))
+    assert json.loads(json.dumps(report.as_dict()))["faces"][0] == {
+        "box": [30, 40, 90, 100], "status": "protected", "reason": ""
+    }  # fmt: skip
+    assert report.as_dict()["target"] == str(target)
+
+
+def test_kept_originals_return_to_the_pixel_for_the_right_password_only(model, source, tmp_path):
+    target, back = tmp_path / "out.png", tmp_path / "back.png"
+    protect_file(model, source, target, "pw", keep_original=True)
+    seen = container.inspect(target)
+    assert seen["originals"] and seen["salt"] == "random"
+    report = restore_file(model, target, back, "pw")
+    assert report.how == "original" and report.notes == []
+    assert np.array_equal(pixels(back), pixels(source))
+    wrong = restore_file(model, target, back, "pW")
+    assert wrong.how == "codes"  # a stranger, not an error; a seal tells a wrong key anyway, so the owner is told
+    assert len(wrong.notes) == 1 and "do not open" in wrong.notes[0]
+    assert np.abs(pixels(back) - pixels(source))[50:90, 40:80].mean() > 5
+    assert np.abs(pixels(back) - pixels(target))[50:90, 40:80].mean() > 1
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+def test_originals_are_exact_in_lossy_files_too(model, source, tmp_path, ending):
+    target, back = tmp_path / f"out.{ending}", tmp_path / "back.png"
+    protect_file(model, source, target, "pw", keep_original=True, quality=60)
+    report = restore_file(model, target, back, "pw")
+    x1, y1, x2, y2 = report.faces[0].box
+    assert np.array_equal(pixels(back)[y1:y2, x1:x2], pixels(source)[y1:y2, x1:x2])
+    assert not np.array_equal(pixels(back), pixels(source))
+
+
+def test_originals_outlive_the_weights(model, source, tmp_path):
+    target, back = tmp_path / "out.png", tmp_path / "back.png"
+    protect_file(model, source, target, "pw", keep_original=True)
+    later = with_detector(model, Markers())
+    later.__dict__["weights_hash"] = "f" * 64
+    assert restore_file(later, target, back, "pw").how == "original"
+    with pytest.raises(RecordError, match="out.png: it was protected with other weights"):
+        restore_file(later, target, back, "wrong")
+
+
+def test_the_salt_is_public_or_the_files_own(model, source, tmp_path):
+    public, own, again = (tmp_path / n for n in ("public.png", "own.png", "again.png"))
+    protect_file(model, source, public, "pw")
+    protect_file(model, source, own, "pw", salt="random")
+    protect_file(model, source, again, "pw", salt="random")
+    assert container.inspect(public)["salt"] == "public" and container.inspect(own)["salt"] == "random"
+    codes = [find_record(p.read_bytes()).codes for p in (public, own, again)]
+    assert not any((codes[a] - codes[b]).abs().max() < 0.01 for a, b in ((0, 1), (1, 2), (0, 2)))
+    inverted = model.encrypt(model.invert(model.align(source)), "pw")
+    assert (codes[0] - inverted).abs().max() < 0.01  # the passphrase alone opens a bare picture
+    assert restore_file(model, own, tmp_path / "back.png", "pw").how == "codes"
+    with pytest.raises(ValueError, match="salt 'pepper'"):
+        protect_file(model, source, tmp_path / "x.png", "pw", salt="pepper")
+
+
+def test_without_metadata_the_faces_are_inverted_again_and_the_report_says_so(model, source, tmp_path):
+    bare, back = tmp_path / "bare.png", tmp_path / "back.png"
+    photo().save(bare)
+    report = restore_file(model, bare, back, "pw")
+    assert report.how == "inversion" and "inverted again" in report.notes[-1]
+    assert report.faces == [FaceReport((30, 40, 90, 100), "restored")]
+    assert np.array_equal(pixels(back), np.asarray(model.restore(photo(), "pw").image))
+
+
+def test_a_sidecar_restores_a_stripped_picture(model, source, tmp_path):
+    target, back = tmp_path / "out.png", tmp_path / "back.png"
+    report = protect_file(model, source, target, "pw", sidecar=True)
+    assert only(tmp_path, "party.png", "out.png", "out.png.riddle") and "out.png.riddle" in report.notes[-1]
+    assert find_record(target.read_bytes()) is None
+    assert restore_file(model, target, back, "pw").how == "codes"
+    moved = (tmp_path / "out.png.riddle").rename(tmp_path / "elsewhere")
+    assert restore_file(model, target, back, "pw", sidecar=moved).how == "codes"
+    photo(size=(201, 160)).save(target)
+    with pytest.raises(PhotoError, match="201 x 160 px, but its record is of 200 x 160"):
+        restore_file(model, target, back, "pw", sidecar=moved)
+
+
+def test_passphrases_that_are_none(model, source, tmp_path):
+    for bad, message in (("", "empty"), ("  ", "empty"), ("half \ud83d", "broken text")):
+        with pytest.raises(ValueError, match=message):
+            protect_file(model, source, tmp_path / "out.png", bad)
+    assert only(tmp_path, "party.png")
+
+
+# Metadata
+
+
+def test_orientation_is_applied_and_metadata_are_dropped(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "secret maker"  # turn by 90 degrees to view
+    exif.get_ifd(0x8825)[2] = (52.0, 31.0, 0.0)  # GPS
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = tmp_path / "camera.jpg"
+    turned = photo().transpose(Image.Transpose.ROTATE_90)
+    turned.save(path, exif=exif, icc_profile=profile, quality=95, xmp=b"<secret place>", comment=b"secret comment")
+    for ending in ("png", "jpg", "webp"):
+        target = tmp_path / f"out.{ending}"
+        report = protect_file(model, path, target, "pw")
+        assert report.faces[0].box == pytest.approx((30, 40, 90, 100), abs=2)
+        data, opened = target.read_bytes(), Image.open(target)
+        assert opened.size == (200, 160) and b"secret" not in data and not opened.getexif()
+        assert opened.info["icc_profile"] == profile
+        back = tmp_path / "back.png"
+        restore_file(model, target, back, "pw")
+        assert Image.open(back).info["icc_profile"] == profile
+
+
+# Kinds of picture
+
+
+def square(mode):
+    return photo().convert(mode)
+
+
+def png16():
+    """An RGB PNG of 16 bits a channel, by hand: Pillow does not write one."""
+    rows = np.asarray(photo()).astype(">u2") * 257
+    body = b"".join(b"\0" + row.tobytes() for row in rows)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 200, 160, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def saved(image, kind, **options):
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def with_alpha():
+    image = photo().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size).point(lambda v: max(v, 1)))
+    return image
+
+
+KINDS = {
+    "grey": (lambda: saved(square("L"), "PNG"), "L", ""),
+    "grey jpeg": (lambda: saved(square("L"), "JPEG", quality=95), "L", ""),
+    "grey and alpha": (lambda: saved(with_alpha().convert("LA"), "PNG"), "LA", ""),
+    "alpha": (lambda: saved(with_alpha(), "PNG"), "RGBA", ""),
+    "opaque alpha": (lambda: saved(square("RGBA"), "PNG"), "RGB", ""),
+    "palette": (lambda: saved(photo().quantize(64), "PNG"), "RGB", ""),
+    "gif": (lambda: saved(photo().quantize(64), "GIF"), "RGB", ""),
+    "16-bit grey": (lambda: saved(Image.fromarray(np.asarray(square("L")).astype(np.uint16) * 257), "PNG"), "L", "16"),
+    "16-bit grey tiff": (
+        lambda: saved(Image.open(io.BytesIO(KINDS["16-bit grey"][0]())), "TIFF"),
+        "L",
+        "16",
+    ),
+    "16-bit colour": (png16, "RGB", "16"),
+    "cmyk": (lambda: saved(square("CMYK"), "TIFF"), "RGB", "CMYK"),
+    "cmyk jpeg": (lambda: saved(square("CMYK"), "JPEG", quality=95), "RGB", "CMYK"),
+    "bmp": (lambda: saved(photo(), "BMP"), "RGB", ""),
+    "webp": (lambda: saved(photo(), "WEBP", lossless=True), "RGB", ""),
+    "mpo": (lambda: saved(photo(), "MPO", save_all=True, append_images=[photo()], quality=95), "RGB", "further"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_picture(model, tmp_path, kind):
+    make, mode, note = KINDS[kind]
+    path, target, back = tmp_path / "photo.bin", tmp_path / "out.png", tmp_path / "back.png"
+    path.write_bytes(make())
+    report = protect_file(model, path, target, "pw", keep_original=True)
+    assert [note in n for n in report.notes] == ([True] if note else [])
+    assert len(report.faces) == 1 and report.faces[0].box == pytest.approx((30, 40, 90, 100), abs=3)
+    opened = Image.open(target)
+    assert opened.mode == mode
+    grey = np.asarray(square("L").convert("RGB") if mode.startswith("L") else photo()).astype(int)
+    away = np.ones(grey.shape[:2], bool)
+    away[38:103, 28:93] = False
+    assert np.abs(pixels(target) - grey)[away].max() < 12
+    if "alpha" in kind and "opaque" not in kind:
+        assert np.array_equal(np.asarray(opened.getchannel("A")), np.asarray(with_alpha().getchannel("A")))
+    assert restore_file(model, target, back, "pw").how == "original"
+    assert np.array_equal(np.asarray(Image.open(back).convert("RGB")), np.asarray(open_picture(path).rgb))
+    assert np.abs(pixels(back) - grey)[45:95, 45:85].mean() < 8
+
+
+def test_what_lies_under_full_transparency_is_cleared(tmp_path):
+    image = photo().convert("RGBA")
+    image.putalpha(Image.new("L", image.size, 0))
+    image.save(tmp_path / "ghost.png")
+    assert not np.asarray(open_picture(tmp_path / "ghost.png").rgb).any()
+
+
+def test_transparency_does_not_go_into_a_jpeg(model, tmp_path):
+    with_alpha().save(tmp_path / "a.png")
+    with pytest.raises(PhotoError, match="JPEG has no transparency.*use .png"):
+        protect_file(model, tmp_path / "a.png", tmp_path / "out.jpg", "pw")
+    assert only(tmp_path, "a.png")
+
+
+def moving(kind, **options):
+    return saved(photo(), kind, save_all=True, append_images=[photo(seed=1)], **options)
+
+
+def bomb():
+    """A PNG that says it has 60,000 x 60,000 px."""
+    data = bytearray(saved(Image.new("1", (8, 8)), "PNG"))
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
+
+
+BAD = {
+    "animated gif": (lambda: moving("GIF"), "animated or has several pages.*one frame"),
+    "animated png": (lambda: moving("PNG"), "animated"),
+    "animated webp": (lambda: moving("WEBP"), "animated"),
+    "tiff of two pages": (lambda: moving("TIFF"), "several pages"),
+    "floats": (lambda: saved(Image.new("F", (50, 50)), "TIFF"), "mode F; convert"),
+    "bomb": (bomb, "megapixels; reduce"),
+    "empty": (lambda: b"", "it is empty"),
+    "text": (lambda: b"hello" * 100, "no picture that can be read"),
+    "eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture that can be read"),
+    "cut png": (lambda: saved(photo(), "PNG")[:900], "damaged"),
+    "cut jpeg": (lambda: saved(photo(), "JPEG")[:1500], "damaged"),
+    "cut webp": (lambda: saved(photo(), "WEBP")[:500], "damaged|no picture"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_say_why_and_leave_nothing(model, tmp_path, kind):
+    make, message = BAD[kind]
+    path, target = tmp_path / "bad.bin", tmp_path / "out.png"
+    path.write_bytes(make())
+    for act in (protect_file, restore_file):
+        with pytest.raises(PhotoError, match=f"bad.bin: .*({message})") as error:
+            act(model, path, target, "pw")
+        assert error.value.file == str(path) and error.value.cause and error.value.remedy
+    assert only(tmp_path, "bad.bin")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_file(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, message in (
+        ("pipe.png", "no regular file"),
+        ("absent.png", "no such file"),
+        (".", "folder"),
+        ("\0", "cannot be read"),
+    ):
+        with pytest.raises(PhotoError, match=message):
+            protect_file(model, tmp_path / name, tmp_path / "out.png", "pw")
+
+
+def test_limits_of_size(monkeypatch, source):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 31_999)
+    with pytest.raises(PhotoError, match="200 x 160 px"):
+        open_picture(source)
+    with pytest.raises(PhotoError, match="party.png: it has 0 MB, more than 0"):
+        pictures.read_file(source, most=10)
+
+
+def test_a_webp_has_sides_of_at_most_16383_px(tmp_path):
+    with pytest.raises(PhotoError, match="16383.*use .png"):
+        pictures.encode(Image.new("L", (16_384, 1)), tmp_path / "out.webp")
+
+
+def test_fifty_megapixels(model, tmp_path):
+    """One small face in the last corner, found where it is by the search part by part."""
+    path, target = tmp_path / "large.jpg", tmp_path / "out.jpg"
+    image = Image.new("L", (8660, 5774), 120)
+    image.paste(photo(size=(60, 60), places=((0, 0, 60),)).convert("L"), (8600, 5700))
+    image.save(path, quality=90)
+    image.close()
+    model.detector.seen.clear()
+    report = protect_file(model, path, target, "pw")
+    assert max(max(size) for size in model.detector.seen) <= 2400 and len(model.detector.seen) > 20
+    assert [f.status for f in report.faces] == ["protected"]
+    assert report.faces[0].box == pytest.approx((8600, 5700, 8660, 5760), abs=4)
+    assert Image.open(target).size == (8660, 5774)
+
+
+# Kinds of face
+
+
+def run(base, tmp_path, places, detector=None, size=(200, 160), **options):
+    path, target = tmp_path / "party.png", tmp_path / "out.png"
+    photo(places, size).save(path)
+    return protect_file(with_detector(base, detector or Markers()), path, target, "pw", **options)
+
+
+def test_what_cannot_be_protected_is_listed_and_strict_refuses(model, tmp_path):
+    places = ((20, 20, 60), (120, 20, 18), (150, 60, 60))
+    turned = POINTS.copy()
+    turned[:2, 0] = 30, 37  # eyes near each other: a profile
+    detector = Markers({2: turned})
+    report = run(model, tmp_path, places, detector)
+    assert [(f.status, f.reason[:8]) for f in report.faces] == [
+        ("protected", ""), ("skipped", "in profi"), ("skipped", "too smal")
+    ]  # fmt: skip
+    assert report.faces[2].box == (120, 20, 138, 38)
+    before, after = pixels(tmp_path / "party.png"), pixels(tmp_path / "out.png")
+    assert np.array_equal(before[60:], after[60:]) or np.array_equal(before[100:], after[100:])
+    (tmp_path / "out.png").unlink()
+    with pytest.raises(PhotoError, match="party.png: strict.*120,20,138,38.*too small"):
+        run(model, tmp_path, places, detector, strict=True)
+    assert only(tmp_path, "party.png")
+
+
+@pytest.mark.parametrize(
+    ("places", "detector", "message"),
+    [
+        ((), Markers(), "no face was found"),
+        (((90, 60, 12),), Markers(), "too small: 1. px"),
+        (((170, 130, 60),), Markers(), "cut by the border"),
+        (((60, 60, 60),), Markers({0: np.tile([30.0, 30], (5, 1))}), "coincide"),
+        (((60, 60, 60),), Markers(score=0.8, detector="mtcnn"), "doubtful"),
+    ],
+)
+def test_a_photo_without_a_face_to_protect_is_refused(model, tmp_path, places, detector, message):
+    with pytest.raises(PhotoError, match=f"party.png: .*{message}.*nothing was written"):
+        run(model, tmp_path, places, detector)
+    assert only(tmp_path, "party.png")
+
+
+def test_a_face_partly_beyond_the_border_is_protected(model, tmp_path):
+    report = run(model, tmp_path, ((155, 40, 60),), keep_original=True)
+    assert [f.status for f in report.faces] == ["protected"] and report.faces[0].box == (155, 40, 200, 100)
+    target, back = tmp_path / "out.png", tmp_path / "back.png"
+    assert restore_file(model, target, back, "pw").how == "original"
+    assert np.array_equal(pixels(back), pixels(tmp_path / "party.png"))
+
+
+def test_overlapping_faces(model, tmp_path):
+    report = run(model, tmp_path, ((20, 20, 60), (65, 50, 90)), keep_original=True)
+    assert [f.status for f in report.faces] == ["protected"] * 2
+    target, back = tmp_path / "out.png", tmp_path / "back.png"
+    restore_file(model, target, back, "pw")
+    assert np.array_equal(pixels(back), pixels(tmp_path / "party.png"))
+    assert restore_file(model, target, back, "other").how == "codes"
+
+
+def test_both_detectors_search_and_one_face_counts_once(base):
+    """The automatic detector alone stops where the first finds a face, and would leave the second one in."""
+    detector = AutoDetector()
+    first, second = photo(((20, 20, 60),)), photo(((22, 21, 60), (120, 60, 60)))
+
+    class Fixed:
+        """Sees its own photo, framed as the one it is shown."""
+
+        def __init__(self, own):
+            self.own = np.asarray(own)
+
+        def detect(self, image):
+            rim = (image.width - self.own.shape[1]) // 2
+            return Markers().detect(Image.fromarray(np.pad(self.own, ((rim, rim), (rim, rim), (0, 0)), mode="reflect")))
+
+    detector.first, detector.second = Fixed(first), Fixed(second)
+    found = find_faces(with_detector(base, detector), first)
+    assert sorted(f.box[:2].tolist() for f in found) == [[20, 20], [120, 60]]
+
+
+def test_half_a_face_at_the_border_is_found(base):
+    """Mirrored beyond the border it is a whole one; the mirror images of other faces are none."""
+
+    class Symmetric:
+        """Finds what is bright, as wide as it is, with the marker's points around its middle."""
+
+        def detect(self, image):
+            ys, xs = np.nonzero(np.asarray(image.convert("L")) > 220)
+            middle, side = np.array([xs.mean(), ys.mean()]), np.ptp(xs) + 1
+            points = (TIGHT_POINTS - [0.5, 0.46]) * side + middle
+            return [Face(np.array([*middle - side / 2, *middle + side / 2]), 1.0, points, None, "dlib")]
+
+    image = Image.new("RGB", (200, 160), tuple(GREY.tolist()))
+    image.paste((255, 255, 255), (170, 40, 200, 100))
+    (face,) = find_faces(with_detector(base, Symmetric()), image)
+    assert face.points.mean(0)[0] == pytest.approx(199, abs=2) and np.ptp(face.box[::2]) == pytest.approx(59, abs=2)
+    (face,) = find_faces(with_detector(base, Markers()), photo(((20, 24, 60),)))
+    assert face.box.tolist() == [20, 24, 80, 84]
+
+
+def test_tiny_pictures_have_no_face(base):
+    """MTCNN fails on pictures of less than 12 px."""
+    for size in ((1, 1), (19, 400)):
+        assert find_faces(with_detector(base, None), Image.new("RGB", size)) == []
+
+
+# Writing
+
+
+def test_targets_are_checked_before_any_work(model, source, tmp_path):
+    os.link(source, tmp_path / "same.png")
+    for target, message in (
+        (tmp_path / "out.tiff", "no picture is written as .tiff"),
+        (tmp_path / "absent" / "out.png", "does not exist; create it"),
+        (source, "it is the photo itself"),
+        (tmp_path / "same.png", "it is the photo itself"),
+    ):
+        for act in (protect_file, restore_file):
+            with pytest.raises(PhotoError, match=message):
+                act(model, source, target, "pw")
+    assert not model.detector.seen and np.array_equal(pixels(source), np.asarray(photo()))
+
+
+def test_a_failure_leaves_the_old_file(model, source, tmp_path, monkeypatch):
+    target = tmp_path / "out.png"
+    target.write_bytes(b"precious")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        protect_file(model, source, target, "pw")
+    assert target.read_bytes() == b"precious" and only(tmp_path, "out.png", "party.png")
+
+
+def test_damaged_records_are_errors_not_strangers(model, source, tmp_path):
+    target = tmp_path / "out.jpg"
+    protect_file(model, source, target, "pw")
+    data = target.read_bytes()
+    at = data.index(b"<riddle:record>") + 200
+    target.write_bytes(data[:at] + (b"A" if data[at : at + 1] != b"A" else b"B") + data[at + 1 :])
+    with pytest.raises(RecordError, match="out.jpg: its record is damaged"):
+        restore_file(model, target, tmp_path / "back.png", "pw")
+    assert not (tmp_path / "back.png").exists()

@@ -1,0 +1,329 @@
+"""The protected file: what it carries, byte for byte, in every format, and what damaged ones do."""
+
+import hashlib
+import io
+import json
+import re
+import struct
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from PIL import Image
+
+from riddle import passwords, pictures, records, xmp
+from riddle.app import container
+from riddle.pictures import PhotoError
+from riddle.records import Record, RecordError, find_record
+
+GOLDEN = Path(__file__).parent / "golden"
+ENDINGS = ("png", "jpg", "webp")
+SALT = bytes(range(16))
+
+
+def make(k=2, shape=(8, 64), size=(80, 60), **fields):
+    codes = torch.randn(k, *shape, generator=torch.Generator().manual_seed(k)).half().float()
+    matrices = np.tile(np.array([[20.0, -3, 12], [3, 20, 9]]), (k, 1, 1)) + np.arange(k)[:, None, None] * [0, 0, 1e-3]
+    return Record("smoke", "ab" * 32, size, matrices, codes, **fields)
+
+
+def equal(a, b):
+    same = (a.preset, a.weights, a.size, a.salt, a.originals) == (b.preset, b.weights, b.size, b.salt, b.originals)
+    return same and np.array_equal(a.matrices, b.matrices) and torch.equal(a.codes, b.codes)
+
+
+def picture(size=(80, 60)):
+    return Image.effect_mandelbrot(size, (-2, -1, 1, 1), 20).convert("RGB")
+
+
+# The record
+
+
+@pytest.mark.parametrize("fields", [{}, {"salt": SALT}, {"salt": SALT, "originals": (b"one", b"second one")}])
+def test_a_record_returns_from_its_bytes(fields):
+    record = make(**fields)
+    assert equal(Record.from_bytes(record.to_bytes()), record)
+
+
+def test_the_bytes_are_as_documented():
+    record = make(salt=SALT, originals=(b"one", b"second one"))
+    data = record.to_bytes()
+    assert data[:6] == b"RIDDLE" and struct.unpack("<HI", data[6:12])[0] == 1
+    n = struct.unpack("<I", data[8:12])[0]
+    header = json.loads(data[12 : 12 + n])
+    assert header == {
+        "preset": "smoke", "weights": "ab" * 32, "size": [80, 60], "code_shape": [8, 64], "salt": SALT.hex(),
+        "matrices": [m.ravel().tolist() for m in record.matrices], "originals": [3, 10],
+    }  # fmt: skip
+    codes = data[12 + n : 12 + n + 2 * 2 * 8 * 64]
+    assert np.array_equal(np.frombuffer(codes, "<f2").reshape(2, 8, 64), record.codes.numpy())
+    assert data[12 + n + len(codes) : -8] == b"onesecond one"
+    assert data[-8:] == hashlib.sha256(data[:-8]).digest()[:8]
+
+
+def rewritten(record, change, body=None):
+    """The record's bytes with another header and a right check sum."""
+    data = record.to_bytes()
+    n = struct.unpack("<I", data[8:12])[0]
+    header = json.loads(data[12 : 12 + n])
+    header = change(header) if callable(change) else {**header, **change}
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    data = data[:8] + struct.pack("<I", len(text)) + text + (data[12 + n : -8] if body is None else body)
+    return data + hashlib.sha256(data).digest()[:8]
+
+
+def test_fields_of_later_programs_are_ignored():
+    assert equal(Record.from_bytes(rewritten(make(), {"mood": "sunny"})), make())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": [80]}, {"size": [80, -1]}, {"size": [80, 1 << 40]}, {"size": ["80", "60"]}, {"size": [True, 60]},
+        {"code_shape": [16, 64]}, {"code_shape": [8, 64, 1]}, {"code_shape": None}, {"code_shape": [1 << 30, 1 << 30]},
+        {"matrices": []}, {"matrices": [[1, 2]]}, {"matrices": "abcdef"}, {"matrices": {}},
+        {"matrices": [[20, 0, 0, 0, 20, 0], [float("nan"), 0, 0, 0, 20, 0]]},
+        {"matrices": [[20, 0, 0, 0, 20, 0], [1e300, 0, 0, 0, 1e300, 0]]},
+        {"matrices": [[20, 0, 0, 0, 20, 0], [20, 0, 0, 0, 40, 0]]},
+        {"matrices": [[20, 0, 0, 0, 20, 0], [20, 0, 5000, 0, 20, 0]]},
+        {"matrices": [[20, 0, 0, 0, 20, 0], [0.01, 0, 5, 0, 0.01, 5]]},
+        {"matrices": [[20, 0, 0, 0, 20, 0], [4000, 0, -2000, 0, 4000, -2000]]},
+        {"salt": "00"}, {"salt": 5}, {"salt": "zz" * 16}, {"preset": ["smoke"]}, {"weights": "ab"},
+        {"originals": [1]}, {"originals": [1, 2]}, {"originals": [-1, 1]}, {"originals": 3},
+        lambda h: b"[" * 100_000, lambda h: b"\xff\xfe", lambda h: [1, 2], lambda h: {}, lambda h: b"9" * 100_000,
+    ],
+)  # fmt: skip
+def test_headers_that_make_no_sense(change):
+    with pytest.raises(RecordError, match=r"party\.png: its record is damaged"):
+        Record.from_bytes(rewritten(make(), change), "party.png")
+
+
+def test_damage_and_versions():
+    data = make().to_bytes()
+    for broken in (b"", data[:5], data[:40], data[:-1], data + b"x", b"X" + data[1:], data[:200] + b"#" + data[201:]):
+        with pytest.raises(RecordError, match="damaged"):
+            Record.from_bytes(broken)
+    with pytest.raises(RecordError, match="version 2.*update riddle"):
+        Record.from_bytes(data[:6] + b"\2\0" + data[8:])
+    infinite = make().codes.numpy().astype("<f2").copy()
+    infinite[1, 2, 3] = np.inf
+    with pytest.raises(RecordError, match="finite"):
+        Record.from_bytes(rewritten(make(), {}, infinite.tobytes()))
+
+
+# The metadata block
+
+
+@pytest.mark.parametrize("faces", [1, 100], ids=["short", "long"])  # long: several segments of a JPEG
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_block_is_standard_and_the_pixels_are_the_pictures(tmp_path, ending, faces):
+    """Pillow and an XML parser, which know nothing of ours, find the packet and the record in it."""
+    record = make(faces)
+    path = records.save_picture(picture(), tmp_path / f"out.{ending}", record)
+    assert equal(find_record(path.read_bytes()), record)
+    with Image.open(path) as opened:
+        assert equal(find_record(opened), record)
+        seen = opened.info.get("XML:com.adobe.xmp") or opened.info["xmp"]
+        bare = io.BytesIO(pictures.encode(picture(), path))
+        assert np.array_equal(np.asarray(opened), np.asarray(Image.open(bare)))
+    text = seen if isinstance(seen, str) else seen.decode()
+    root = ElementTree.fromstring(re.sub(r"<\?xpacket.*?\?>", "", text))
+    found = root.find(f".//{{{xmp.NAMESPACE}}}record")
+    if ending == "jpg" and faces == 100:
+        assert found is None and "HasExtendedXMP" in text
+    else:
+        assert xmp.record(text.encode()) == record.to_bytes() and found.text
+
+
+def test_extended_segments_are_as_documented(tmp_path):
+    """XMP specification, part 3, 1.1.3.1: GUID, length and offset; a reader may meet them in any order."""
+    path = records.save_picture(picture(), tmp_path / "out.jpg", make(100))
+    segments = [data for name, data in Image.open(path).applist if name == "APP1"]
+    main, more = segments[0], segments[1:]
+    assert len(more) > 2 and all(len(s) < 65_534 for s in segments)
+    head = len(b"http://ns.adobe.com/xmp/extension/\0")
+    places = [struct.unpack(">II", s[head + 32 : head + 40]) for s in more]
+    whole = b"".join(s[head + 40 :] for s in more)
+    assert {size for size, _ in places} == {len(whole)}
+    assert [start for _, start in places] == np.cumsum([0, *(len(s) - head - 40 for s in more[:-1])]).tolist()
+    guid = hashlib.md5(whole).hexdigest().upper().encode()
+    assert all(s[head : head + 32] == guid for s in more) and guid in main
+    shuffled = [b"\xff\xe1" + struct.pack(">H", len(s) + 2) + s for s in (main, *more[::-1])]
+    assert xmp.read(b"\xff\xd8" + b"".join(shuffled) + b"\xff\xd9") == whole
+    assert xmp.record(xmp.read(b"\xff\xd8" + b"".join(shuffled[:-1]) + b"\xff\xd9")) is None  # one is missing
+
+
+def test_an_editors_form_of_the_packet_is_read():
+    data = make().to_bytes()
+    text = xmp.packet(data).decode()
+    code = re.search("<riddle:record>(.*)</riddle:record>", text)[1]
+    wrapped = re.sub("(.{76})", r"\1\n   ", code)
+    assert xmp.record(text.replace(code, wrapped).encode()) == data
+    assert xmp.record(f'<rdf:Description riddle:record = "{code}" dc:format="image/png"/>'.encode()) == data
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_cut_file_has_no_record_or_a_damaged_one(tmp_path, ending):
+    data = records.save_picture(picture(), tmp_path / f"out.{ending}", make()).read_bytes()
+    for end in range(0, len(data), 101):
+        try:
+            found = find_record(data[:end])
+        except RecordError:
+            continue
+        assert found is None or equal(found, make())
+
+
+def test_other_files_have_no_packet():
+    for data in (b"", b"GIF89a", b"RIFF\0\0\0\0WEBP", b"\xff\xd8", b"\xff\xd8\xff\xff\xff\xff", b"\x89PNG\r\n\x1a\n"):
+        assert xmp.read(data) is None
+    assert xmp.record(b"<riddle:other>") is None
+    with pytest.raises(ValueError, match="base64"):
+        xmp.record(b"<riddle:record>abc</riddle:record>")
+
+
+def test_a_record_too_large_for_metadata_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(xmp, "MAX_RECORD", 1000)
+    monkeypatch.setattr(container, "MAX_RECORD", 1000)
+    for save in (
+        lambda: records.save_picture(picture(), tmp_path / "out.png", make()),
+        lambda: container.write(tmp_path / "out.png", picture(), make(), sidecar=True),
+    ):
+        with pytest.raises(RecordError, match="originals"):
+            save()
+    with pytest.raises(ValueError, match="larger"):
+        xmp.record(xmp.packet(bytes(2000)))
+    assert not list(tmp_path.iterdir())
+
+
+# The file
+
+
+def test_inspect_tells_what_a_file_carries(tmp_path):
+    path = tmp_path / "out.jpg"
+    container.write(path, picture(), make(salt=SALT, originals=(b"a", b"b")))
+    seen = container.inspect(path)
+    size = len(make(salt=SALT, originals=(b"a", b"b")).to_bytes())
+    assert seen == {
+        "file": str(path), "protected": True, "where": "metadata", "version": 1, "preset": "smoke",
+        "weights": "ab" * 32, "size": [80, 60], "faces": [[9, 9, 33, 33], [9, 9, 34, 34]], "salt": "random",
+        "originals": True, "record_bytes": size, "picture_size": [80, 60],
+    }  # fmt: skip
+    json.dumps(seen)
+    picture().save(path)
+    assert container.inspect(path) == {"file": str(path), "protected": False}
+
+
+def test_a_sidecar_holds_the_record_and_the_picture_none(tmp_path):
+    path = tmp_path / "out.png"
+    container.write(path, picture(), make(), sidecar=True)
+    beside = tmp_path / "out.png.riddle"
+    assert beside.read_bytes() == make().to_bytes() and xmp.read(path.read_bytes()) is None
+    assert equal(container.read(path)[1], make()) and container.inspect(path)["where"] == "sidecar"
+    assert container.inspect(beside)["salt"] == "public" and container.inspect(beside)["picture_size"] is None
+    elsewhere = beside.rename(tmp_path / "moved.riddle")
+    assert container.read(path)[1] is None
+    assert equal(container.read(path, elsewhere)[1], make())
+    with pytest.raises(PhotoError, match="absent.riddle: there is no such file"):
+        container.read(path, tmp_path / "absent.riddle")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_inspect_refuses_what_cannot_be_restored(tmp_path, ending):
+    """A file cut off behind its record would else look whole, and one that is no picture never protected."""
+    path = tmp_path / f"out.{ending}"
+    container.write(path, picture((300, 200)), make(size=(300, 200)))
+    whole = path.read_bytes()
+    cut = len(whole) // 3 if ending == "webp" else len(whole) - 400
+    path.write_bytes(whole[:cut])
+    with pytest.raises(PhotoError, match=rf"out\.{ending}: it is (damaged|no picture)"):
+        container.inspect(path)
+    path.write_bytes(b"dear diary")
+    with pytest.raises(PhotoError, match="no picture that can be read"):
+        container.inspect(path)
+
+
+def test_inspect_tells_a_picture_that_was_scaled_since(tmp_path):
+    path = tmp_path / "out.png"
+    container.write(path, picture((40, 30)), make())
+    seen = container.inspect(path)
+    assert (seen["size"], seen["picture_size"]) == ([80, 60], [40, 30])
+
+
+def test_own_metadata_go_before_a_sidecar_that_lies_there(tmp_path):
+    path = tmp_path / "out.png"
+    container.write(path, picture(), make(1))
+    container.sidecar_path(path).write_bytes(make(3).to_bytes())
+    assert equal(container.read(path)[1], make(1)) and container.inspect(path)["where"] == "metadata"
+
+
+# Sealed originals
+
+
+def test_seals_open_with_the_key_and_no_other():
+    key, crops = b"k" * 32, [((9, 9), picture((24, 24))), ((0, 30), picture((10, 12)).convert("L"))]
+    record = make(salt=SALT, originals=container.seal(crops, key, SALT))
+    opened = container.unseal(record, key)
+    assert [corner for corner, _ in opened] == [(9, 9), (0, 30)]
+    for (_, a), (_, b) in zip(crops, opened, strict=True):
+        assert np.array_equal(np.asarray(a.convert("RGB")), np.asarray(b))
+    assert container.unseal(record, b"j" * 32) is None
+    assert container.unseal(make(), key) is None
+    first, second = record.originals
+    for changed in ((second, first), (first, second[:-1]), (first, b""), (first[:20] + b"#" + first[21:], second)):
+        assert container.unseal(replace(record, originals=changed), key) is None
+    assert container.unseal(replace(record, salt=bytes(16)), key) is None
+
+
+def test_seals_are_as_documented():
+    """Opened here by hand."""
+    key = passwords.derive_key("correct horse", "smoke", SALT)
+    sealed = container.seal([((7, 300), picture((5, 6)))] * 2, key, SALT)
+    cipher = AESGCM(HKDF(SHA256(), 32, salt=None, info=b"riddle original v1").derive(key))
+    plain = cipher.decrypt(sealed[1][:12], sealed[1][12:], SALT + b"\1\0\0\0")
+    assert struct.unpack("<II", plain[:8]) == (7, 300)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(plain[8:]))), np.asarray(picture((5, 6))))
+    assert sealed[0][:12] != sealed[1][:12]  # a nonce is used once
+
+
+# Files of earlier programs
+
+
+@pytest.mark.parametrize(
+    ("ending", "salt", "digest"),
+    [
+        ("png", "43cb3c59e9991a3c36d9fe7dec995b95", "aa3c8b3ab837b2cd1c5a7f0669fd054a"),
+        ("jpg", None, "25a3c95ab0ca497af9f0cbb26b8b21b4"),
+        (
+            "webp",
+            "3685990ed13ed9508a90360128afa4b7",
+            "8c7874cd86fa43121a673df863274bd9",
+        ),
+    ],
+)
+def test_files_of_version_1_open(ending, salt, digest):
+    """Written by the first program: one face of a 44 x 42 px photo, preset smoke, passphrase 'correct horse'."""
+    record = find_record((GOLDEN / f"protected_v1.{ending}").read_bytes())
+    assert (record.preset, record.size) == ("smoke", (44, 42))
+    assert record.weights == "0e095eb8008751ee3761419be48f9317e01398fcabb640e866bb2612fe7f2b73"
+    assert record.salt == (salt and bytes.fromhex(salt))
+    np.testing.assert_allclose(record.matrices, [[[32.03072, 0, 5.98464], [0, 32.03072, 4.95392]]], atol=1e-9)
+    assert record.codes.shape == (1, 8, 64)
+    assert hashlib.sha256(record.codes.numpy().astype("<f2").tobytes()).hexdigest()[:32] == digest
+    assert Image.open(GOLDEN / f"protected_v1.{ending}").size == (44, 42)
+
+
+def test_the_original_sealed_in_version_1_opens():
+    """The photo was x * 5, y * 5, (x + y) * 2."""
+    record = find_record((GOLDEN / "protected_v1.png").read_bytes())
+    ((corner, crop),) = container.unseal(record, passwords.derive_key("correct horse", "smoke", record.salt))
+    x, y = np.meshgrid(np.arange(44), np.arange(42))
+    photo = np.stack([x * 5, y * 5, (x + y) * 2], -1).astype(np.uint8)
+    assert corner == (5, 4) and crop.size == (35, 34)
+    assert np.array_equal(np.asarray(crop), photo[4:38, 5:40])
+    assert container.unseal(record, passwords.derive_key("wrong horse", "smoke", record.salt)) is None

@@ -1,0 +1,216 @@
+"""Hostile bytes: only our errors, in bounded time and memory.
+
+Random bytes, and valid files with a part changed, cut, doubled or moved, go to everything that reads a file it did
+not write. The check sums of records and PNG chunks are made right again, so that changes reach what lies behind them.
+"""
+
+import hashlib
+import io
+import json
+import resource
+import struct
+import sys
+import zlib
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from riddle import xmp
+from riddle.app import container
+from riddle.pictures import PhotoError, encode, open_picture
+from riddle.records import Record, find_record, packet
+
+LIMITS = settings(
+    max_examples=120, deadline=5000, suppress_health_check=list(HealthCheck), derandomize=True, database=None
+)
+GROWTH = 600  # MB that this module's reading may add at the most: a picture of 120 megapixels is refused or fits
+
+
+@cache
+def make(faces=2):
+    codes = torch.linspace(-2, 2, faces * 8 * 64).view(faces, 8, 64).half().float()
+    matrices = np.tile(np.array([[20.0, 0, 5], [0, 20, 5]]), (faces, 1, 1))
+    sealed = container.seal([((5, 5), Image.new("RGB", (20, 20), (200, 100, 0)))] * faces, bytes(32), bytes(16))
+    return Record("smoke", "ab" * 32, (40, 36), matrices, codes, bytes(16), sealed)
+
+
+@cache
+def valid():
+    """Files of every kind that is read, with and without a record."""
+    image = Image.effect_mandelbrot((40, 36), (-2, -1, 1, 1), 20)
+    files = {kind: encode(image, f"x.{kind}", packet=packet(make(), "x")) for kind in ("png", "jpg", "webp")}
+    files["long.jpg"] = encode(image, "x.jpg", packet=packet(make(80), "x"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"):
+        out = io.BytesIO()
+        image.save(out, kind, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}))
+        files[kind] = out.getvalue()
+    for mode in ("RGBA", "P", "I;16", "CMYK"):
+        out = io.BytesIO()
+        source = Image.new("I;16", (40, 36), 700) if mode == "I;16" else image.convert("RGB").convert(mode)
+        source.save(out, "TIFF" if mode == "CMYK" else "PNG")
+        files[mode] = out.getvalue()
+    return list(files.values())
+
+
+def repaired(data):
+    """A PNG with right check sums."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    out, at = bytearray(data), 8
+    while at + 12 <= len(out):
+        length = struct.unpack(">I", out[at : at + 4])[0]
+        if at + 12 + length > len(out):
+            break
+        out[at + 8 + length : at + 12 + length] = struct.pack(">I", zlib.crc32(out[at + 4 : at + 8 + length]))
+        at += 12 + length
+    return bytes(out)
+
+
+@st.composite
+def mutated(draw, originals):
+    """A valid file with one to four changes, most of them near its beginning, where headers lie."""
+    data = bytearray(draw(st.sampled_from(originals)))
+    for _ in range(draw(st.integers(1, 4))):
+        end = len(data) if draw(st.booleans()) else min(len(data), 300)
+        at, n = draw(st.integers(0, max(end - 1, 0))), draw(st.integers(1, 8))
+        kind = draw(st.sampled_from(["set", "flip", "huge", "cut", "drop", "double", "insert"]))
+        if kind == "set":
+            data[at : at + n] = draw(st.binary(min_size=n, max_size=n))
+        elif kind == "flip":
+            data[at : at + 1] = bytes([data[at] ^ (1 << draw(st.integers(0, 7)))]) if data else b""
+        elif kind == "huge":
+            data[at : at + n] = draw(st.sampled_from([b"\xff", b"\x00", b"\x7f"])) * n
+        elif kind == "cut":
+            del data[at:]
+        elif kind == "drop":
+            del data[at : at + n]
+        elif kind == "double":
+            data[at:at] = data[at : at + 50 * n]
+        else:
+            data[at:at] = draw(st.binary(max_size=40))
+    return repaired(bytes(data)) if draw(st.booleans()) else bytes(data)
+
+
+def memory():
+    """The most memory that this process has held, MB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded():
+    valid()
+    before = memory()
+    yield
+    assert memory() - before < GROWTH
+
+
+def read_everything(data):
+    """All that reads a picture file's bytes. Raises only PhotoError."""
+    for reader in (find_record, open_picture):
+        try:
+            result = reader(data)
+        except PhotoError as e:
+            assert e.cause and e.remedy
+            continue
+        if isinstance(result, Record):
+            assert len(result.boxes()) == len(result.codes)
+            opened = container.unseal(result, bytes(32))
+            assert opened is None or len(opened) == len(result.codes)
+        elif result is not None:
+            assert result.rgb.mode == "RGB" and np.asarray(result.rgb).size == 3 * result.rgb.width * result.rgb.height
+
+
+@LIMITS
+@given(st.binary(max_size=400))
+def test_random_bytes(data):
+    read_everything(data)
+    with pytest.raises(PhotoError):
+        Record.from_bytes(data)
+
+
+MAGIC = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBP", b"II*\0", b"GIF89a", b"BM", b"P6"]
+
+
+@LIMITS
+@given(st.sampled_from(MAGIC), st.binary(max_size=300))
+def test_random_bytes_behind_a_magic_number(magic, data):
+    read_everything(magic + data)
+
+
+@settings(LIMITS, max_examples=400)
+@given(mutated(valid()))
+def test_changed_files(data):
+    read_everything(data)
+
+
+@settings(LIMITS, max_examples=60)
+@given(mutated(valid()))
+def test_changed_files_on_disk(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "fuzz.bin"
+    path.write_bytes(data)
+    try:
+        seen = container.inspect(path)
+    except PhotoError as e:
+        assert "fuzz.bin" in str(e)
+    else:
+        assert seen["protected"] in (True, False)
+
+
+@settings(LIMITS, max_examples=200)
+@given(mutated([make().to_bytes()]), st.booleans())
+def test_changed_records(data, signed):
+    if signed:
+        data = data[:-8] + hashlib.sha256(data[:-8]).digest()[:8]
+    try:
+        record = Record.from_bytes(data)
+    except PhotoError:
+        return
+    record.boxes()
+    Record.from_bytes(record.to_bytes())
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=7) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@LIMITS
+@given(st.sampled_from(["preset", "weights", "size", "code_shape", "matrices", "salt", "originals"]), VALUES)
+def test_any_value_in_a_header(key, value):
+    data = make().to_bytes()
+    n = struct.unpack("<I", data[8:12])[0]
+    text = json.dumps(json.loads(data[12 : 12 + n]) | {key: value}).encode()
+    body = data[:8] + struct.pack("<I", len(text)) + text + data[12 + n : -8]
+    try:
+        Record.from_bytes(body + hashlib.sha256(body).digest()[:8])
+    except PhotoError:
+        pass
+
+
+@LIMITS
+@given(st.binary(max_size=300))
+def test_any_text_in_a_packet(data):
+    for text in (data, b"<riddle:record>" + data, b'riddle:record="' + data.hex().encode()):
+        try:
+            xmp.record(text)
+        except ValueError:
+            pass
+
+
+@pytest.mark.parametrize("size", [(12_001, 10_000), (10_000, 10_000_000), (2**31 - 1, 2**31 - 1)])
+def test_small_files_of_large_pictures(size):
+    """Refused by what the header says, before a pixel is unpacked."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", *size, 1, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(10_000)))]
+    chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
+    with pytest.raises(PhotoError, match="megapixels"):
+        open_picture(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
