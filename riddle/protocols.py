@@ -3,8 +3,9 @@
 Pairs of LFW's pairs.txt, ten folds of 300 + 300. Per judge and fold, the threshold is that of the other nine folds'
 unprotected negative pairs at a false accept rate of 0.001. De-identification: in each same-person pair the second
 photo is replaced by its protected version, and the rate is the share still accepted; a wrongly decrypted face counts
-as one. Recovery: a photo (or its inversion) against its own restored version. A pair in which no face is found is not
-accepted, and its number stands beside the rate; `rate_found` leaves such pairs out.
+as one. Recovery: a photo (or its inversion) against its own restored version, from the kept code or from pixels. A
+pair in which no face is found is not accepted, and its number stands beside the rate; `rate_found` leaves such pairs
+out.
 
 Embeddings here are (N, E) arrays over all names of the data set, with NaN rows where there is no face (or none made).
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -30,12 +32,21 @@ from riddle.metrics.identity import (
 
 FAR = 1e-3  # false accept rate of every threshold
 PASSWORDS = 10  # passwords a face in the diversity row
-DIVERSITY_FACES = 300  # people in the diversity row
+DIVERSITY_FACES = 150  # people of the diversity row, Table 4 and Table 3's utility: as many as CelebA-HQ's test split
 
 # Every judge of Table 1; the last three are the paper's.
 JUDGES = (
     "edgeface-xs", "mobilefacenet-casia", "mobileface-v2", "dlib", "arcface-mobilefacenet",
     "facenet-casia", "facenet-vggface2", "sphereface20",
+)  # fmt: skip
+
+# What a face is restored from when its code was not kept: action of riddle.facesets -> label.
+PIXEL_ROWS = {
+    "png": "from PNG pixels", "jpeg95": "from JPEG 95", "jpeg75": "from JPEG 75", "pasted": "from the pasted photo",
+}  # fmt: skip
+# Table 4's face sets, on every data set.
+SIMILARITY_SETS = (
+    "photo", "inverted", "blur", "mosaic", "riddle-passwords", "riddle-wrong-passwords", "datafree-passwords",
 )  # fmt: skip
 
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -62,9 +73,20 @@ class Pairs:
         fold_of[self.a], fold_of[self.b] = self.fold, self.fold
         return fold_of[pictures]
 
+    @property
+    def of_themselves(self) -> bool:
+        """Whether each picture is paired with itself only."""
+        return bool((self.a == self.b).all())
+
+    @cached_property
+    def persons(self) -> np.ndarray:
+        """(N,) who is on each picture: LFW's name without its number; elsewhere every picture is a person's only."""
+        names = self.names if self.of_themselves else [n.rsplit("/")[-1].rsplit("_", 1)[0] for n in self.names]
+        return np.array(names)
+
     def one_per_person(self, n: int, seed: int) -> np.ndarray:
-        """At most n targets of different people, drawn by the seed, ascending. A person is a name without number."""
-        persons = np.array([self.names[t].rsplit("/")[-1].rsplit("_", 1)[0] for t in self.targets])
+        """At most n targets of different people, drawn by the seed, ascending."""
+        persons = self.persons[self.targets]
         draw = np.random.default_rng(seed)
         order = draw.permutation(len(persons))
         _, first = np.unique(persons[order], return_index=True)
@@ -99,7 +121,7 @@ class Row:
 
     task: str
     method: str
-    reference: str  # set of faces, by its key in riddle.stages
+    reference: str  # set of faces, by its name in riddle.facesets
     faces: str
     itself: bool = False  # True: the second picture against its own version; False: the first against it
     system: str = ""  # key of paper.TABLE1, where the paper has this row
@@ -126,11 +148,13 @@ def _rows() -> Iterator[Row]:
             yield Row("recovery", "inverted (the ceiling)", "photo", "inverted", True)
         yield Row("recovery", "RiDDLE", reference, "riddle-restored", True, "riddle")
         yield Row("recovery", "RiDDLE data-free", reference, "datafree-restored", True, "riddle-datafree")
+        for action, label in PIXEL_ROWS.items():
+            yield Row("recovery", f"RiDDLE, {label}", reference, f"riddle-{action}", True)
 
 
 ROWS = tuple(_rows())
 FACE_SETS = tuple(dict.fromkeys(k for r in ROWS for k in (r.reference, r.faces)))
-DIVERSITY_SETS = {"riddle-passwords": "RiDDLE"}
+DIVERSITY_SETS = {"riddle-passwords": "RiDDLE", "riddle-wrong-passwords": "RiDDLE, wrongly decrypted"}
 
 
 @dataclass
@@ -187,7 +211,7 @@ def measure(row: Row, pairs: Pairs, judge: Judge, at: dict[int, float]) -> Recor
     """One row under one judge, at the thresholds `at` by fold."""
     record = Record(row.task, row.method, row.against, judge.name, "", system=row.system)
     missing = [judge.reasons[s] for s in (row.reference, row.faces) if s in judge.reasons]
-    single = not row.itself and bool((pairs.a == pairs.b).all())
+    single = not row.itself and pairs.of_themselves
     if single:
         record.against = "the same photo"
     trivial = single and row.reference == row.faces

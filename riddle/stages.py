@@ -2,8 +2,9 @@
 
 Each stage is one file under results/runs/<preset>/<dataset>/ and one command; Snakemake runs them side by side:
 
-    python -m riddle.stages aligned --preset mini
+    python -m riddle.stages aligned --preset mini --dataset utkface
     python -m riddle.stages faces --preset mini --item riddle-wrong
+    python -m riddle.stages judged --preset mini --item riddle-wrong riddle-png
     python -m riddle.stages table1 --preset mini          # with whatever it still lacks
     python -m riddle.stages times --preset mini           # seconds of each stage
 
@@ -14,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +27,45 @@ import torch
 from tqdm import tqdm
 
 import riddle
-from riddle import baselines, protocols
+from riddle import baselines, facesets, judging, protocols
+from riddle.facesets import BATCH, to_bytes, to_tensor
+from riddle.judging import detections, detections_to_arrays
 from riddle.presets import get
-from riddle.runs import Run, key_of, log_time, part_hash, read, sample_files, stage, times
+from riddle.runs import (
+    VARIANTS,
+    Run,
+    digest,
+    is_current,
+    key_of,
+    log_time,
+    part_hash,
+    read,
+    sample_files,
+    save,
+    stage,
+    summary,
+)
 
-BATCH = 64  # faces at a time through a network
-VARIANTS = {"riddle": "encryptor", "datafree": "encryptor_datafree"}  # first word of a face set -> its weights
-SETS = (*protocols.FACE_SETS, *protocols.DIVERSITY_SETS)
+__all__ = [
+    "STAGES", "VARIANTS", "aligned", "codes", "detections", "detections_to_arrays", "embeddings", "faces", "found",
+    "judge_of", "judged", "sets_of", "table1", "to_bytes",
+]  # fmt: skip
+
+
+def sets_of(run: Run) -> tuple[str, ...]:
+    """The face sets that the judges see on this run's data: Table 1's on LFW, and Table 4's on every set."""
+    table1 = (*protocols.FACE_SETS, *protocols.DIVERSITY_SETS) if run.data in ("lfw", "samples") else ()
+    return tuple(dict.fromkeys((*table1, *protocols.SIMILARITY_SETS)))
 
 
 def aligned(run: Run, _: str = "") -> Path:
-    """Faces (N, R, R, 3) uint8 in the preset's framing, in the order of the pairs' names; `present` (N,) bool."""
+    """Faces (N, R, R, 3) uint8 in the preset's framing, in the order of the pairs' names; `present` (N,) bool.
+
+    Of photos also `points` (N, 5, 2), in their pixels.
+    """
     preset = get(run.preset)
-    made_from = ("aligned", preset.resolution, preset.framing, run.split_hash, run.fingerprint, run.detector)
-    make = _samples if run.data == "samples" else _aligned_lfw
+    made_from = ("aligned", preset.resolution, preset.framing, run.split_hash, run.fingerprint, run.detector, "points")
+    make = _samples if run.data == "samples" else _aligned_photos
     return stage(run, run.folder / "aligned.npz", made_from, lambda: make(run, preset.resolution))
 
 
@@ -51,18 +78,20 @@ def _samples(run: Run, side: int) -> dict[str, np.ndarray]:
     return {"faces": np.stack([np.asarray(p) for p in pictures]), "present": present, "version": np.array("synthetic")}
 
 
-def _aligned_lfw(run: Run, side: int) -> dict[str, np.ndarray]:
+def _aligned_photos(run: Run, side: int) -> dict[str, np.ndarray]:
     from riddle.aligned import aligned as align
 
     names = run.pairs.names
-    photos = copy.copy(run.lfw)
+    photos = copy.copy(run.photos)
     photos.names = list(names)  # a limited run aligns only what it compares
     found = align(photos, run.preset, detector=run.detector, workers=run.workers)
     place = {name: i for i, name in enumerate(names)}
     faces, present = np.zeros((len(names), side, side, 3), np.uint8), np.zeros(len(names), bool)
+    points = np.full((len(names), 5, 2), np.nan)
     rows = np.array([place[name] for name in found.names])
-    faces[rows], present[rows] = np.asarray(found.faces), True
-    return {"faces": faces, "present": present, "version": np.array(photos.version)}
+    faces[rows], points[rows], present[rows] = np.asarray(found.faces), found.points, True
+    version = photos.version if run.data == "lfw" else f"{photos.name} {photos.split}"
+    return {"faces": faces, "points": points, "present": present, "version": np.array(version)}
 
 
 def _targets(run: Run, photos: Path) -> np.ndarray:
@@ -72,12 +101,7 @@ def _targets(run: Run, photos: Path) -> np.ndarray:
 
 def _pictures(path: Path, rows: np.ndarray | slice = slice(None)) -> torch.Tensor:
     """Faces (M, 3, R, R) in [-1, 1] of a stage's file."""
-    return torch.from_numpy(read(path, "faces")[rows]).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
-def to_bytes(x: torch.Tensor) -> np.ndarray:
-    """Faces (N, 3, R, R) in [-1, 1] -> (N, R, R, 3) uint8."""
-    return x.float().clamp(-1, 1).add(1).mul(127.5).round().byte().cpu().permute(0, 2, 3, 1).contiguous().numpy()
+    return to_tensor(read(path, "faces")[rows])
 
 
 def codes(run: Run, _: str = "") -> Path:
@@ -95,21 +119,28 @@ def codes(run: Run, _: str = "") -> Path:
 
 
 def faces(run: Run, item: str) -> Path:
-    """A set of faces (M, R, R, 3) uint8, by its key in riddle.protocols; `targets` (M,) are the pictures behind them.
+    """A set of faces (M, R, R, 3) uint8, by its name in riddle.facesets; `targets` (M,) are the pictures behind them.
 
-    Every picture has its own random password, and its own wrong one, by the run's seed.
+    Every picture has its own random password, and its own wrong one, by the run's seed. What cannot be made leaves
+    a `reason` instead. Raises ValueError for an unknown name.
     """
-    if item not in SETS:
-        raise ValueError(f"unknown set of faces {item!r}; choose one of {', '.join(SETS)}")
-    photos = aligned(run)
+    of = facesets.parse(item)
+    photos, path = aligned(run), run.folder / "faces" / f"{item}.npz"
     if item in ("photo", "blur", "mosaic"):
-        source, weights, make = photos, "", lambda: _from_photos(run, item, photos)
         setup = baselines.load(item).label if item != "photo" else ""
-    else:
-        source, setup = codes(run), (run.seed, protocols.PASSWORDS, protocols.DIVERSITY_FACES)
-        weights = part_hash(run.preset, VARIANTS[item.split("-")[0]]) if item != "inverted" else ""
-        make = lambda: _from_codes(run, item, source)  # noqa: E731
-    return stage(run, run.folder / "faces" / f"{item}.npz", ("faces", item, key_of(source), weights, setup), make)
+        make, made_from = _from_photos, ("faces", item, key_of(photos), "", setup)
+        return stage(run, path, made_from, lambda: make(run, item, photos))
+    weights = part_hash(run.preset, of.encryptor) if of.encryptor else ""
+    if of.action in facesets.FROM_PIXELS:
+        source = faces(run, of.variant)
+        # The mask of the paste comes from the parser, the crop from the detector.
+        setup = (run.seed, part_hash(run.preset, "parser"), run.detector) if of.action == "pasted" else run.seed
+        return stage(
+            run, path, ("faces", item, key_of(source), weights, setup), lambda: _from_pixels(run, of, source, photos)
+        )
+    source = codes(run)
+    setup = (run.seed, protocols.PASSWORDS, protocols.DIVERSITY_FACES)
+    return stage(run, path, ("faces", item, key_of(source), weights, setup), lambda: _from_codes(run, of, source))
 
 
 def _from_photos(run: Run, item: str, photos: Path) -> dict[str, np.ndarray]:
@@ -120,29 +151,26 @@ def _from_photos(run: Run, item: str, photos: Path) -> dict[str, np.ndarray]:
     return {"faces": to_bytes(baselines.load(item).protect(_pictures(photos, targets), run.seed)), "targets": targets}
 
 
-def _from_codes(run: Run, item: str, source: Path) -> dict[str, np.ndarray]:
+def _from_codes(run: Run, of: facesets.FaceSet, source: Path) -> dict[str, np.ndarray]:
     if reason := read(source, "reason"):
         return {"reason": np.array(reason)}
-    w, targets = torch.from_numpy(read(source, "codes")), read(source, "targets")
-    variant, _, action = item.partition("-")
-    model = riddle.load(run.preset, device=run.device, encryptor=VARIANTS.get(variant, "encryptor"))
-    if action == "passwords":
-        rows = np.flatnonzero(np.isin(targets, run.people)).repeat(protocols.PASSWORDS)
-        w, targets = w[rows], targets[rows]
-        keys = model.random_password(len(rows), seed=3 * run.seed + 2)
-    elif item != "inverted":
-        # Drawn for all pictures, so that one keeps its password when another is missing.
-        keys, wrong = (model.random_password(len(run.pairs.names), seed=3 * run.seed + k)[targets] for k in (0, 1))
-    out = []
-    for start in tqdm(range(0, len(w), BATCH), desc=item, mininterval=5):
-        part = slice(start, start + BATCH)
-        code = w[part]
-        if item != "inverted":
-            code = model.encrypt(code, keys[part])
-        if action in ("wrong", "restored"):
-            code = model.decrypt(code, wrong[part] if action == "wrong" else keys[part])
-        out.append(to_bytes(model.synthesize(code)))
-    return {"faces": np.concatenate(out), "targets": targets}
+    made, targets = facesets.from_codes(run, of, read(source, "codes"), read(source, "targets"))
+    return {"faces": made, "targets": targets}
+
+
+def _from_pixels(run: Run, of: facesets.FaceSet, source: Path, photos: Path) -> dict[str, np.ndarray]:
+    if reason := read(source, "reason"):
+        return {"reason": np.array(reason)}
+    pictures, targets = read(source, "faces"), read(source, "targets")
+    if of.action == "pasted":
+        from riddle.photosets import recropped
+
+        if run.data == "samples":
+            return {"reason": np.array("the bundled faces have no photo around them")}
+        pictures, targets = recropped(run, photos, pictures, targets, of.name)
+        if not len(targets):
+            return {"reason": np.array("no face was found again in the photos")}
+    return {"faces": facesets.from_pixels(run, of, pictures, targets), "targets": targets}
 
 
 def found(run: Run, item: str) -> Path:
@@ -159,77 +187,78 @@ def found(run: Run, item: str) -> Path:
     return stage(run, run.folder / "found" / f"{item}.npz", ("found", key_of(source), run.detector), make)
 
 
-_FIELDS = {"box": (4,), "score": (), "points": (5, 2), "landmarks": (68, 2)}
+def judged(
+    run: Run, item: str, judges: Sequence[str] = protocols.JUDGES, loaded: dict[str, Any] | None = None
+) -> list[Path]:
+    """One set of faces by each judge, files embeddings/<judge>/<item>.npz: `embeddings` (M, E), aligned by the points
+    found in each face itself, and `targets` (M,); or the `reason` why there are none.
 
-
-def detections_to_arrays(listed: list) -> dict[str, np.ndarray]:
-    """List of Face or None -> arrays of M rows, NaN for None and for landmarks that a detector does not give."""
-    arrays = {k: np.full((len(listed), *shape), np.nan) for k, shape in _FIELDS.items()}
-    for i, face in enumerate(listed):
-        for k in _FIELDS:
-            if face is not None and getattr(face, k) is not None:
-                arrays[k][i] = getattr(face, k)
-    return {**arrays, "detector": np.array(["" if f is None else f.detector for f in listed], dtype="U16")}
-
-
-def detections(path: Path) -> list:
-    """Inverse of `detections_to_arrays`, from a stage's file: list of Face or None."""
-    from riddle.faces.detection import Face
-
-    a = {k: read(path, k) for k in (*_FIELDS, "detector")}
-    listed = []
-    for i, detector in enumerate(a["detector"]):
-        landmarks = None if np.isnan(a["landmarks"][i]).any() else a["landmarks"][i]
-        face = Face(a["box"][i], float(a["score"][i]), a["points"][i], landmarks, str(detector))
-        listed.append(face if detector else None)
-    return listed
-
-
-def embeddings(run: Run, item: str) -> Path:
-    """One judge's embeddings (M, E) of every set of faces, aligned by the points found in each face itself."""
+    loaded: judges that the caller keeps between calls. Returns the file of detections, then a file a judge.
+    """
     from riddle.faces import recognizers
 
-    sources = {name: (faces(run, name), found(run, name)) for name in SETS}
+    loaded = {} if loaded is None else loaded
+    source = found(run, item)
+    paths = {j: run.folder / "embeddings" / j / f"{item}.npz" for j in judges}
+    absent = {j: read(_threshold(run, j, loaded), "reason") or read(source, "reason") for j in judges}
+    keys = {j: digest("embeddings", j, key_of(source), absent[j]) for j in judges}
+    lacking = [j for j in judges if not is_current(paths[j], keys[j])]
+    arrays = {j: {"reason": np.array(absent[j])} for j in lacking if absent[j]}
+    spent: dict[str, float] = {}
+    if able := [j for j in lacking if not absent[j]]:
+        made = faces(run, item)
+        loaded |= {j: recognizers.load(j, device=run.device) for j in able if j not in loaded}
+        e = judging.embed({j: loaded[j] for j in able}, read(made, "faces"), detections(source), spent)
+        arrays |= {j: {"embeddings": e[j], "targets": read(made, "targets")} for j in able}
+        log_time(run, f"crops/{item}", spent.pop("crops", 0.0))
+    for j in lacking:
+        save(run, paths[j], keys[j], arrays[j], spent.get(j, 0.0))
+    return [source, *paths.values()]
+
+
+def _threshold(run: Run, judge: str, loaded: dict[str, Any]) -> Path:
+    """A judge's own threshold `published`, or the `reason` why it is not available."""
+    from riddle.faces import recognizers
 
     def make() -> dict[str, np.ndarray]:
-        judge = recognizers.load(item, device=run.device)
-        arrays = {"published": np.array(float(judge.threshold))}
-        for name, (made, detected) in tqdm(sources.items(), desc=item, mininterval=5):
-            if not read(made, "reason"):
-                arrays[name] = embed(judge, made, detections(detected))
-        return arrays
+        loaded[judge] = recognizers.load(judge, device=run.device)
+        return {"published": np.array(float(loaded[judge].threshold))}
 
-    here = recognizers.available([item])[item]  # when the weights arrive, the stage is made again
-    made_from = ("embeddings", item, here, {name: key_of(path) for name, (_, path) in sources.items()})
-    return stage(run, run.folder / "embeddings" / f"{item}.npz", made_from, make)
+    here = recognizers.available([judge])[judge]  # when the weights arrive, the stage is made again
+    return stage(run, run.folder / "embeddings" / f"{judge}.npz", ("judge", judge, here), make)
 
 
-def embed(judge: Any, made: Path, listed: list) -> np.ndarray:
-    """Embeddings (M, E) float32 of the faces in a stage's file; NaN rows where no face was found."""
-    parts = []
-    for start in range(0, len(listed), 4 * BATCH):
-        part = slice(start, start + 4 * BATCH)
-        parts.append(judge.embed_faces(_pictures(made, part), listed[part]).float().cpu())
-    return torch.cat(parts).numpy()
+def embeddings(run: Run, item: str, sets: Sequence[str] | None = None) -> Path:
+    """One judge's embeddings of face sets (default: `sets_of`), as `judged` leaves them.
+
+    Returns the judge's file: its own threshold `published`, or the `reason` why it is not available.
+    """
+    loaded: dict[str, Any] = {}
+    path = _threshold(run, item, loaded)
+    if read(path, "reason") is None:
+        for name in tqdm(sets or sets_of(run), desc=item, mininterval=5):
+            judged(run, name, [item], loaded)
+    return path
 
 
-def judge_of(run: Run, name: str) -> protocols.Judge | str:
-    """A judge's embeddings, spread over all names of the pairs; the reason (str) when it is not available."""
+def judge_of(run: Run, name: str, sets: Sequence[str] | None = None) -> protocols.Judge | str:
+    """A judge's embeddings of face sets (default: `sets_of`), spread over all names of the pairs; the reason (str)
+    when it is not available. Sets of several passwords are (people, PASSWORDS, E)."""
     from riddle.faces import recognizers
 
-    path = embeddings(run, name)
+    path = embeddings(run, name, sets)
     if reason := read(path, "reason"):
         return reason
     spread, reasons = {}, {}
-    for item in SETS:
-        made = faces(run, item)
+    for item in sets or sets_of(run):
+        made = path.parent / name / f"{item}.npz"
         if reason := read(made, "reason"):
             reasons[item] = reason
-        elif item in protocols.DIVERSITY_SETS:
-            e = read(path, item)
+            continue
+        e = read(made, "embeddings")
+        if item.endswith("passwords"):
             spread[item] = e.reshape(-1, protocols.PASSWORDS, e.shape[1])
         else:
-            e = read(path, item)
             spread[item] = np.full((len(run.pairs.names), e.shape[1]), np.nan, np.float32)
             spread[item][read(made, "targets")] = e
     return protocols.Judge(name, spread, recognizers.similarity_of(name), read(path, "published"), reasons)
@@ -239,8 +268,9 @@ def table1(run: Run, _: str = "") -> Path:
     """Table 1 as tidy CSV, at `run.table`; a complete run also writes `run.kept_table`."""
     from riddle import reporting
 
-    for name in protocols.JUDGES:
-        embeddings(run, name)  # first, so that the time below is the table's own
+    loaded: dict[str, Any] = {}
+    for item in sets_of(run):  # first, so that the time below is the table's own
+        judged(run, item, protocols.JUDGES, loaded)
     began, records = time.monotonic(), []
     photos, passwords = aligned(run), faces(run, next(iter(protocols.DIVERSITY_SETS)))
     people = None if read(passwords, "reason") else read(passwords, "targets")[:: protocols.PASSWORDS]
@@ -263,8 +293,15 @@ def table1(run: Run, _: str = "") -> Path:
     return run.table
 
 
-STAGES: dict[str, Callable[[Run, str], Path]] = {
-    "aligned": aligned, "codes": codes, "faces": faces, "found": found, "embeddings": embeddings, "table1": table1,
+def _later(module: str, name: str) -> Callable[[Run, str], Path]:
+    """A stage of a module that itself imports this one."""
+    return lambda run, item="": getattr(importlib.import_module(f"riddle.{module}"), name)(run, item)
+
+
+STAGES: dict[str, Callable[..., Path | list[Path]]] = {
+    "aligned": aligned, "codes": codes, "faces": faces, "found": found, "judged": judged,
+    "detected": _later("table3", "detected"), "restoration": _later("table2", "restoration"), "table1": table1,
+    "figure7": _later("figures", "figure7"), **{name: _later(name, name) for name in ("table2", "table3", "table4")},
 }  # fmt: skip
 
 
@@ -272,22 +309,26 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[*STAGES, "times"])
-    parser.add_argument("--item", default="", help="set of faces, or judge")
+    parser.add_argument("--item", nargs="+", default=[""], help="sets of faces (riddle.facesets), one after another")
+    parser.add_argument("--judges", nargs="+", default=protocols.JUDGES, help="of the stage judged")
     for name in ("preset", "dataset", "detector", "device"):
         parser.add_argument(f"--{name}", default=getattr(Run, name))
     parser.add_argument("--seed", type=int, default=Run.seed)
-    parser.add_argument("--limit", type=int, default=None, help="pairs of each kind a fold")
+    parser.add_argument("--limit", type=int, default=None, help="pairs of each kind a fold, or pictures")
     parser.add_argument("--workers", type=int, default=Run.workers, help="processes for detection")
     options = vars(parser.parse_args(argv))
-    name, item = options.pop("stage"), options.pop("item")
+    name, items, judges = (options.pop(k) for k in ("stage", "item", "judges"))
     run = Run(**options)
     if name == "times":
-        print("\n".join(f"{seconds:8.1f} s  {what}" for what, seconds in times(run).items()))
+        print("\n".join(f"{seconds:8.1f} s  {kind}" for seconds, _, kind, _ in summary([run])))
         return
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    path = STAGES[name](run, item)
-    path.touch()  # Snakemake goes by times: found up to date counts as made now
-    print(path)
+    loaded: dict[str, Any] = {}
+    for item in items:
+        made = judged(run, item, judges, loaded) if name == "judged" else STAGES[name](run, item)
+        for path in made if isinstance(made, list) else [made]:
+            path.touch()  # Snakemake goes by times: found up to date counts as made now
+            print(path)
 
 
 if __name__ == "__main__":

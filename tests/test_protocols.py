@@ -50,7 +50,8 @@ def judge(pairs):
     for name in protocols.FACE_SETS:
         restored = name.endswith("restored")
         sets.setdefault(name, near(sets["inverted"], 0.1) if restored else unit(rng.normal(size=photo.shape)))
-    sets["riddle-passwords"] = np.broadcast_to(np.eye(DIM)[:PASSWORDS], (30, PASSWORDS, DIM)).copy()
+    for name in protocols.DIVERSITY_SETS:
+        sets[name] = np.broadcast_to(np.eye(DIM)[:PASSWORDS], (30, PASSWORDS, DIM)).copy()
     return Judge("toy", sets, cosine, 0.5, {})
 
 
@@ -78,6 +79,19 @@ def test_people_of_the_diversity_row_are_different_and_drawn_by_the_seed(pairs):
     assert len({pairs.names[i].rsplit("_", 1)[0] for i in chosen}) == len(chosen) == 50
     assert set(chosen) <= set(pairs.targets)
     assert (chosen == pairs.one_per_person(50, seed=1)).all() and (chosen != pairs.one_per_person(50, seed=2)).any()
+
+
+def test_pictures_of_themselves_are_of_different_people_whatever_their_names():
+    pairs = protocols.self_pairs(["25_0_1_20170109.jpg", "25_0_1_20170110.jpg", "31_1_0_20170109.jpg"])
+    assert pairs.of_themselves and len(pairs.one_per_person(50, seed=0)) == 3
+    assert not protocols.verification_pairs(listed()).of_themselves
+
+
+def test_recovery_from_pixels_is_a_row_against_both_references(pairs, judge):
+    records = protocols.table1(pairs, pairs.one_per_person(30, 0), judge)
+    for label in protocols.PIXEL_ROWS.values():
+        for against in ("its inverted face", "the same photo"):
+            assert get(records, "recovery", f"RiDDLE, {label}", against).n == FOLDS * PER_FOLD
 
 
 def test_rates_follow_the_protocol_computed_naively(pairs, judge):

@@ -1,5 +1,6 @@
 """The stages from pictures to Table 1, with stand-ins for the networks: resumption, keys, reasons, layout."""
 
+import json
 import time
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 import riddle
-from riddle import protocols, reporting, stages
+from riddle import facesets, protocols, reporting, stages
 from riddle.faces import detection, recognizers
 from riddle.runs import Run, key_of, read, sample_files, times
 from riddle.zoo import WeightsMissingError
@@ -38,12 +39,16 @@ class Model:
 
 
 class Judge:
-    threshold = 0.9
+    """Its crop is the whole picture, its embedding the 4 x 4 averages."""
 
-    def embed_faces(self, faces, found):
-        e = torch.nn.functional.adaptive_avg_pool2d(faces, 4).flatten(1)
-        e[[f is None for f in found]] = float("nan")
-        return torch.nn.functional.normalize(e)
+    threshold, dim, name = 0.9, 48, "stand-in"
+    spec = SimpleNamespace(size=32, stretch=1.0, targets=np.zeros((5, 2)))
+
+    def align(self, image, points, landmarks):
+        return image
+
+    def embed(self, crops):
+        return torch.nn.functional.normalize(torch.nn.functional.adaptive_avg_pool2d(crops, 4).flatten(1))
 
 
 @pytest.fixture
@@ -124,6 +129,78 @@ def test_ten_passwords_of_each_person(run):
     assert len(np.unique(faces.reshape(len(faces), -1), axis=0)) == SAMPLES * protocols.PASSWORDS
 
 
+def test_restoring_from_pixels_sees_only_the_picture(run):
+    """PNG: the 8-bit picture is inverted again; JPEG: after compression; where codes are exact, so is the PNG."""
+    encrypted, inverted = (read(stages.faces(run, s), "faces") for s in ("riddle", "inverted"))
+    again = facesets.to_tensor(encrypted)
+    model, keys = Model(), Model().random_password(SAMPLES, 0)
+    expected = model.synthesize(model.decrypt(model.invert(again), keys))
+    assert (read(stages.faces(run, "riddle-png"), "faces") == facesets.to_bytes(expected)).all()
+    kept = np.abs(read(stages.faces(run, "riddle-restored"), "faces") - inverted.astype(int)).mean()
+    errors = [np.abs(read(stages.faces(run, f"riddle-{a}"), "faces") - inverted.astype(int)).mean()
+              for a in ("png", "jpeg95", "jpeg75")]  # fmt: skip
+    assert kept < 0.5 < errors[0] and errors[1] < errors[2]
+    assert read(stages.faces(run, "riddle-pasted"), "reason") == "the bundled faces have no photo around them"
+
+
+def test_ten_wrong_passwords_decrypt_what_the_own_one_encrypted(run):
+    path = stages.faces(run, "riddle-wrong-passwords")
+    faces, model = read(path, "faces"), Model()
+    assert (read(path, "targets") == np.repeat(np.arange(SAMPLES), protocols.PASSWORDS)).all()
+    w = torch.from_numpy(read(stages.codes(run), "codes"))
+    own, wrong = model.random_password(SAMPLES, 0), model.random_password(SAMPLES * protocols.PASSWORDS, 2)
+    expected = model.synthesize(model.decrypt(model.encrypt(w[3:4], own[3:4]), wrong[35:36]))
+    assert (faces[35] == facesets.to_bytes(expected)[0]).all()
+
+
+@pytest.mark.parametrize("item", ["mlp", "nodiv-restored", "mlp-wrong", "mlp-passwords", "datafree-jpeg75"])
+def test_every_variant_has_every_set(run, item):
+    assert read(stages.faces(run, item), "reason" if item.startswith("datafree") else "faces") is not None
+    assert facesets.parse(item).encryptor == stages.VARIANTS[item.split("-")[0]]
+
+
+@pytest.mark.parametrize("item", ["", "riddle-", "photo-wrong", "riddle-jpeg60", "blur-restored"])
+def test_names_that_are_no_set(item):
+    with pytest.raises(ValueError, match="unknown set of faces"):
+        facesets.parse(item)
+
+
+def test_embeddings_of_a_set_are_kept_when_another_is_asked_for(run, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(recognizers, "load", lambda name, device: loaded.append(name) or Judge())
+    first = stages.judge_of(run, "dlib", ["photo", "riddle"])
+    again = stages.judge_of(run, "dlib", ["riddle", "riddle-passwords"])
+    assert len(loaded) == 2 and (first.embeddings["riddle"][1:] == again.embeddings["riddle"][1:]).all()
+    assert again.embeddings["riddle-passwords"].shape == (SAMPLES, protocols.PASSWORDS, 48)
+    stages.judge_of(run, "dlib", ["photo", "riddle-passwords"])
+    assert len(loaded) == 2
+
+
+# Data sets
+
+
+def test_a_test_split_is_compared_with_itself(run, home, monkeypatch):
+    for name, split in (("a.jpg", "test"), ("b.jpg", "train"), ("25_0_1_x.jpg", "test"), ("25_0_1_y.jpg", "test")):
+        path = home / "sets" / "utkface" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (len(split), 0, 0)).save(path)
+    listing = {"utkface": {"train": ["b.jpg"], "val": [], "test": ["a.jpg", "25_0_1_x.jpg", "25_0_1_y.jpg"]}}
+    (home / "sets" / "splits.json").write_text(json.dumps(listing))
+    monkeypatch.setenv("RIDDLE_DATA", str(home / "sets"))
+    here = Run(preset="smoke", dataset="utkface")
+    assert here.data == "utkface" and here.label == "UTKFace test" and here.folder.name == "utkface"
+    assert here.pairs.names == ("25_0_1_x.jpg", "25_0_1_y.jpg", "a.jpg") and here.pairs.of_themselves
+    assert len(here.people) == 3
+    assert Run(preset="smoke", dataset="utkface", limit=2).pairs.names == ("25_0_1_x.jpg", "25_0_1_y.jpg")
+    assert here.kept("table2.csv").parts[-3:] == ("smoke", "tables", "table2.csv")
+
+
+def test_samples_stand_in_for_a_set_that_is_not_here(run):
+    assert Run(preset="smoke", dataset="celebamask_hq").data == "samples"
+    with pytest.raises(ValueError, match="unknown dataset 'ffhq'; choose auto, lfw"):
+        Run(dataset="ffhq")
+
+
 def test_a_finished_stage_is_not_made_again_and_a_changed_one_is(run):
     path = stages.found(run, "riddle")
     made, before = path.stat().st_mtime_ns, key_of(path)
@@ -155,7 +232,7 @@ def test_command_line_makes_one_stage(run, capsys):
     stages.main(["faces", "--item", "mosaic", "--preset", "smoke"])
     assert capsys.readouterr().out.strip().endswith("results/runs/smoke/samples/faces/mosaic.npz")
     stages.main(["times", "--preset", "smoke"])
-    assert "faces/mosaic" in capsys.readouterr().out
+    assert {line.split()[2] for line in capsys.readouterr().out.splitlines()} == {"faces", "aligned"}
 
 
 def test_only_a_complete_run_writes_among_the_kept_results():
@@ -177,10 +254,12 @@ def test_aligned_lfw_rows_follow_the_pairs(run, monkeypatch):
     )
     monkeypatch.setattr(datasets, "LFWPairs", lambda: lfw)
     found = SimpleNamespace(
-        names=["B_0001", "A_0001"], faces=np.stack([np.full((32, 32, 3), v, np.uint8) for v in (9, 5)])
-    )
+        names=["B_0001", "A_0001"], faces=np.stack([np.full((32, 32, 3), v, np.uint8) for v in (9, 5)]),
+        points=np.stack([np.full((5, 2), v) for v in (9.0, 5.0)]),
+    )  # fmt: skip
     monkeypatch.setattr(aligned, "aligned", lambda *a, **k: found)
     path = stages.aligned(Run(preset="smoke", dataset="lfw"))
     assert read(path, "present").tolist() == [True, False, True]
     assert read(path, "faces")[:, 0, 0, 0].tolist() == [5, 0, 9]
+    assert read(path, "points")[[0, 2], 0, 0].tolist() == [5, 9] and np.isnan(read(path, "points")[1]).all()
     assert read(path, "version") == "deep-funneled"

@@ -66,24 +66,27 @@ def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3, chunk: int 
     recall: the same with the roles exchanged. Kynkaanniemi et al., 2019.
     """
     _check(real, made, least=k + 1)
+    # About a centre of its own a distance loses no digits to the features' size, so that float32 is enough.
+    centre = np.mean(real, axis=0, dtype=np.float64)
+    real, made = ((np.asarray(x, np.float64) - centre).astype(np.float32) for x in (real, made))
     return _covered(real, made, k, chunk), _covered(made, real, k, chunk)
 
 
 def _covered(support: np.ndarray, points: np.ndarray, k: int, chunk: int) -> float:
-    radii = np.concatenate(
-        [np.partition(_squared_distances(s, support), k, axis=1)[:, k] for s in _chunks(support, chunk)]
-    )
-    inside = [(_squared_distances(p, support) <= radii).any(1) for p in _chunks(points, chunk)]
+    """The share of points (M, D) within the k-th neighbour's distance of some point of the support (N, D)."""
+    lengths = (support**2).sum(1)
+
+    def distances(some: np.ndarray) -> np.ndarray:
+        return np.clip((some**2).sum(1)[:, None] + lengths - 2 * some @ support.T, 0, None)
+
+    # A point's nearest is itself.
+    radii = np.concatenate([np.partition(distances(s), k, axis=1)[:, k] for s in _chunks(support, chunk)])
+    inside = [(distances(p) <= radii).any(1) for p in _chunks(points, chunk)]
     return float(np.concatenate(inside).mean())
 
 
 def _chunks(x: np.ndarray, size: int) -> list[np.ndarray]:
     return [x[i : i + size] for i in range(0, len(x), size)]
-
-
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return np.clip((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0, None)
 
 
 def _check(a: np.ndarray, b: np.ndarray, least: int = 2) -> None:

@@ -135,7 +135,8 @@ def pairwise_angles(embeddings: np.ndarray) -> np.ndarray:
     e = np.asarray(embeddings, np.float64)
     e = e / np.linalg.norm(e, axis=-1, keepdims=True)
     i, j = np.triu_indices(e.shape[1], 1)
-    return np.degrees(np.arccos(np.clip((e[:, i] * e[:, j]).sum(-1), -1, 1)))
+    cosines = (e @ e.swapaxes(1, 2))[:, i, j]  # K x K numbers a set, not K (K - 1) / 2 pairs of embeddings
+    return np.degrees(np.arccos(np.clip(cosines, -1, 1)))
 
 
 def kffa(embeddings: np.ndarray) -> np.ndarray:

@@ -1,0 +1,126 @@
+"""The sets of faces that the tables compare, by name: `photo`, `inverted`, `blur`, `mosaic`, or variant and action.
+
+    riddle                    encrypted, each picture by its own random password
+    riddle-wrong              decrypted with a wrong password
+    riddle-restored           decrypted with the right one, from the code that was kept
+    riddle-png                restored from the encrypted picture: 8 bits a channel, inverted again, decrypted
+    riddle-jpeg95, -jpeg75    the same after JPEG compression of that quality
+    riddle-pasted             the same from the photo: pasted back, detected and cropped again
+    riddle-passwords          ten passwords for each of `Run.people`
+    riddle-wrong-passwords    encrypted by their own password, decrypted with ten wrong ones
+
+Variants are those of `riddle.runs.VARIANTS`: datafree-restored, mlp-png and so on.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import riddle
+from riddle.protocols import PASSWORDS
+from riddle.runs import VARIANTS, Run
+
+BATCH = 64  # faces at a time through a network
+PLAIN = ("photo", "inverted", "blur", "mosaic")
+JPEGS = {"jpeg95": 95, "jpeg75": 75}  # quality
+FROM_PIXELS = ("png", *JPEGS, "pasted")
+ACTIONS = ("", "wrong", "restored", *FROM_PIXELS, "passwords", "wrong-passwords")
+
+
+@dataclass(frozen=True)
+class FaceSet:
+    """A face set's name, taken apart."""
+
+    name: str
+    variant: str  # key of VARIANTS, '' for a plain set
+    action: str  # one of ACTIONS, '' for a plain set
+
+    @property
+    def encryptor(self) -> str:
+        """The weights behind it; '' for a plain set."""
+        return VARIANTS.get(self.variant, "")
+
+
+def parse(item: str) -> FaceSet:
+    """A face set by its name. Raises ValueError with the names that there are."""
+    if item in PLAIN:
+        return FaceSet(item, "", "")
+    variant, _, action = item.partition("-")
+    if variant not in VARIANTS or action not in ACTIONS or item.endswith("-"):
+        raise ValueError(
+            f"unknown set of faces {item!r}; choose {', '.join(PLAIN)}, a variant ({', '.join(VARIANTS)}), or one with "
+            f"an action ({', '.join(filter(None, ACTIONS))}), as in riddle-restored"
+        )
+    return FaceSet(item, variant, action)
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """(N, R, R, 3) uint8 -> faces (N, 3, R, R) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def to_bytes(x: torch.Tensor) -> np.ndarray:
+    """Faces (N, 3, R, R) in [-1, 1] -> (N, R, R, 3) uint8."""
+    return x.float().clamp(-1, 1).add(1).mul(127.5).round().byte().cpu().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def jpeg(pictures: np.ndarray, quality: int) -> np.ndarray:
+    """Pictures (N, R, R, 3) uint8 after JPEG compression (with the colours at half resolution, as is customary)."""
+    out = np.empty_like(pictures)
+    for i, pixels in enumerate(pictures):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        out[i] = np.asarray(Image.open(file))
+    return out
+
+
+def keys(run: Run, model: riddle.Riddle) -> tuple[torch.Tensor, torch.Tensor]:
+    """The right and the wrong password of every picture of the run, each (N, L, D).
+
+    Drawn for all pictures, so that one keeps its password when another is missing.
+    """
+    right, wrong = (model.random_password(len(run.pairs.names), seed=3 * run.seed + k) for k in (0, 1))
+    return right, wrong
+
+
+def from_codes(run: Run, of: FaceSet, codes: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Faces (M, R, R, 3) uint8 of a set and the pictures behind them (M,), from codes (T, L, D) of targets (T,)."""
+    w = torch.from_numpy(codes)
+    model = riddle.load(run.preset, device=run.device, encryptor=of.encryptor or "encryptor")
+    right, wrong = keys(run, model)
+    if of.action.endswith("passwords"):
+        rows = np.flatnonzero(np.isin(targets, run.people)).repeat(PASSWORDS)
+        w, targets = w[rows], targets[rows]
+        many = model.random_password(len(rows), seed=3 * run.seed + 2)
+        first, second = (many, None) if of.action == "passwords" else (right[targets], many)
+    else:
+        first = right[targets]
+        second = {"wrong": wrong[targets], "restored": first}.get(of.action)
+    out = []
+    for start in tqdm(range(0, len(w), BATCH), desc=of.name, mininterval=5):
+        part = slice(start, start + BATCH)
+        code = w[part] if of.name == "inverted" else model.encrypt(w[part], first[part])
+        if second is not None:
+            code = model.decrypt(code, second[part])
+        out.append(to_bytes(model.synthesize(code)))
+    return np.concatenate(out), targets
+
+
+def from_pixels(run: Run, of: FaceSet, pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Restored faces (M, R, R, 3) uint8 from encrypted pictures of the same shape, their targets (M,) beside them."""
+    model = riddle.load(run.preset, device=run.device, encryptor=of.encryptor)
+    right = keys(run, model)[0][targets]
+    if of.action in JPEGS:
+        pictures = jpeg(pictures, JPEGS[of.action])
+    out = []
+    for start in tqdm(range(0, len(pictures), BATCH), desc=of.name, mininterval=5):
+        part = slice(start, start + BATCH)
+        code = model.decrypt(model.invert(to_tensor(pictures[part])), right[part])
+        out.append(to_bytes(model.synthesize(code)))
+    return np.concatenate(out)

@@ -1,0 +1,74 @@
+"""Faces of a set back in the photos that they came from: pasted, found again, and cropped again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+import riddle
+from riddle.faces import alignment
+from riddle.faces.detection import Face, load_detector
+from riddle.facesets import to_tensor
+from riddle.presets import get
+from riddle.runs import Run, read
+
+NEAR = 0.5  # of the crop's side: a face found farther from its place is another one
+
+
+def pasted(
+    run: Run, photos: Path, pictures: np.ndarray | None, targets: np.ndarray, label: str
+) -> Iterator[tuple[Image.Image, np.ndarray]]:
+    """Each target's photo with its picture (R, R, 3) uint8 pasted back as `protect` does, and its matrix (2, 3).
+
+    pictures: (M, R, R, 3) in the order of the targets (M,), None for the photos as they are. Raises
+    DatasetMissingError.
+    """
+    points, under = read(photos, "points")[targets], read(photos, "faces")[targets]
+    model = None if pictures is None else riddle.load(run.preset, device=run.device)
+    for i, target in enumerate(tqdm(targets, desc=f"{label} in photos", mininterval=5)):
+        photo = run.photos.image(run.pairs.names[target])
+        matrix = alignment.framing_matrix(points[i], get(run.preset).framing)
+        if model is not None:
+            before, after = (to_tensor(p[i : i + 1]).to(model.device) for p in (under, pictures))
+            photo = model.paste(photo, before, after, matrix[None])
+        yield photo, matrix
+
+
+def find_again(photo: Image.Image, matrix: np.ndarray, detector: Any, padding: int = 0) -> Face | None:
+    """The face at the place that `matrix` frames, in the photo's pixels; None when the detector finds none there.
+
+    padding: px reflected around the photo first, for photos cropped so tightly that a detector has no room.
+    """
+    place = matrix @ [0.5, 0.5, 1.0]
+    if padding:
+        pixels = np.pad(np.asarray(photo), ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
+        photo = Image.fromarray(pixels)
+    found = [f.mapped(1.0, (-padding, -padding)) for f in detector.detect(photo)]
+    distances = [float(np.hypot(*(f.points.mean(0) - place))) for f in found]
+    if not found or min(distances) > NEAR * np.hypot(*matrix[:, 0]):
+        return None
+    return found[int(np.argmin(distances))]
+
+
+def recropped(
+    run: Run, photos: Path, pictures: np.ndarray, targets: np.ndarray, label: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (M, R, R, 3) uint8 pasted into their photos, detected and cropped anew, and their targets (M,).
+
+    A picture whose face is not found again is left out.
+    """
+    preset, detector = get(run.preset), load_detector(run.detector)
+    crops, kept = [], []
+    photos_with_faces = pasted(run, photos, pictures, targets, label)
+    for target, (photo, matrix) in zip(targets, photos_with_faces, strict=True):
+        face = find_again(photo, matrix, detector, run.photos.default_padding)
+        if face is not None:
+            again = alignment.framing_matrix(face.points, preset.framing)
+            crops.append(np.asarray(alignment.crop(photo, again, preset.resolution)))
+            kept.append(target)
+    return np.stack(crops) if crops else pictures[:0], np.array(kept, targets.dtype)

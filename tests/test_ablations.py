@@ -1,0 +1,276 @@
+"""The ablations: named configurations, what their training leaves, Table 5's rows, Figure 9's faces."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_encryptor import frozen  # noqa: F401 (a fixture)
+
+import riddle
+from riddle import ablations, paper, protocols, reporting, stages, zoo
+from riddle.metrics.fidelity import frechet_distance
+from riddle.models.encryptor import build_encryptor
+from riddle.training import ablations as training
+from riddle.training import encryptor
+from riddle.zoo import WeightsMissingError
+
+
+def test_one_configuration_a_row_of_the_paper():
+    assert set(training.ABLATIONS) == set(stages.VARIANTS) == set(ablations.LABELS)
+    labels = {name: a.label for name, a in training.ABLATIONS.items()}
+    assert labels == ablations.LABELS and set(labels.values()) == set(paper.TABLE5)
+    full = encryptor.EncryptorConfig()
+    for name, changed in {"datafree": "datafree", "mlp": "arch", "nodiv": "diversity", "riddle": ""}.items():
+        words = ["--codes", "c.npy", "--out", "o", *training.ABLATIONS[name].arguments()]
+        settings = encryptor.parse_arguments(words)
+        weights = encryptor.read_weights(None, settings.weight, settings.no_div)
+        differing = {k for k in ("datafree", "arch") if getattr(settings, k) != getattr(full, k)}
+        differing |= {"diversity"} if weights.diversity == 0 else set()
+        assert differing == ({changed} if changed else set())
+
+
+@pytest.mark.parametrize("word", ["--datafree", "--arch=mlp", "--no-div", "--data"])
+def test_what_a_variant_decides_cannot_be_given(word, capsys):
+    with pytest.raises(SystemExit):
+        training.main(["--variant", "nodiv", "--codes", "c.npy", "--out", "o", word])
+    assert "are decided by --variant nodiv" in capsys.readouterr().err
+
+
+@pytest.fixture
+def trainer(frozen, monkeypatch, tmp_path):  # noqa: F811
+    """A function that trains a smoke variant for a few steps against stand-ins of the loss networks."""
+    g, judges = frozen
+    monkeypatch.setattr(encryptor, "frozen_networks", lambda *a: (g, judges, 0.3))
+    codes = tmp_path / "codes.npy"
+    np.save(codes, g.broadcast(g.map(torch.randn(64, 64))).numpy())
+
+    def train(variant, out, *more, steps=2):
+        words = ["--preset", "smoke", "--variant", variant, "--codes", str(codes), "--out", str(tmp_path / out)]
+        words += ["--steps", str(steps), "--batch", "2", "--m", "2", "--n", "1", *more]
+        return training.main(words), tmp_path / out
+
+    return train
+
+
+def test_a_run_leaves_its_configuration_with_the_weights(trainer):
+    last, out = trainer("nodiv", "nodiv", "--weight", "recovery=3")
+    assert last["step"] == 2
+    about = zoo.load_metadata(out / "encryptor.safetensors")
+    record = json.loads(about["ablation"])
+    assert record == json.loads((out / "ablation.json").read_text())
+    assert (record["variant"], record["diversity"], record["arch"]) == ("nodiv", False, "transformer")
+    assert (record["shared"]["steps"], record["shared"]["batch"], record["shared"]["minutes"]) == (2, 2, "inf")
+    assert len(record["files"]["codes"]) == 12 and str(out) not in about["ablation"]  # no local path is published
+    weights = json.loads(about["weights"])
+    assert (weights["diversity"], weights["recovery"], weights["lpips"]) == (0.0, 3.0, 1.0)
+    assert (about["steps"], about["kind"]) == ("2", "transformer")
+    state = torch.load(out / "state.pt", weights_only=True)["networks"]["average"]
+    kept = zoo.load_tensors(out / "encryptor.safetensors")
+    assert all(torch.allclose(kept[k], v.float(), atol=2e-3) for k, v in state.items())
+
+
+def test_the_variants_differ_in_one_thing(trainer):
+    _, out = trainer("mlp", "mlp", steps=1)
+    build_encryptor("smoke", "mlp").load_state_dict(zoo.load_tensors(out / "encryptor.safetensors"))
+    assert zoo.load_metadata(out / "encryptor.safetensors")["kind"] == "mlp"
+    _, out = trainer("datafree", "datafree", steps=1)
+    about = zoo.load_metadata(out / "encryptor.safetensors")
+    assert about["datafree"] == "True" and json.loads(about["weights"])["diversity"] == 1.0
+
+
+def test_a_folder_belongs_to_one_configuration(trainer, tmp_path):
+    trainer("nodiv", "run", steps=1)
+    last, _ = trainer("nodiv", "run", steps=1)  # the same again: it resumes, and has nothing left to do
+    assert last["step"] == 1
+    with pytest.raises(ValueError, match="variant differ.*another --out"):
+        trainer("mlp", "run", steps=1)
+    with pytest.raises(ValueError, match="shared differ"):
+        trainer("nodiv", "run", steps=3)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "state.pt").touch()
+    with pytest.raises(ValueError, match="no configuration made"):
+        trainer("nodiv", "other")
+    with pytest.raises(FileNotFoundError, match="--val-codes: nowhere.npy"):
+        trainer("nodiv", "third", "--val-codes", "nowhere.npy")
+
+
+def test_training_that_differs_is_named(home):
+    folder = home / "home" / "data" / "zoo" / "mini"
+
+    def put(part, steps, minutes, **weights):
+        about = {"steps": steps, "seed": 0, "weights": json.dumps({"recovery": 1.0, "diversity": 8.0} | weights)}
+        about["ablation"] = json.dumps({"shared": {"minutes": minutes, "seed": 0}, "files": {"generator": "abc"}})
+        zoo.save_tensors(folder / f"{part}.safetensors", {"x": torch.zeros(1)}, about)
+
+    put("encryptor", 100, 20.0)
+    put("encryptor_nodiv", 140, 20.0, diversity=0.0)
+    put("encryptor_mlp", 300, 30.0, recovery=3.0)
+    assert ablations.trained("mini", "nodiv")["steps done"] == "140" and ablations.trained("mini", "datafree") == {}
+    differing = ablations.differences("mini")
+    assert differing == {"mlp": "minutes 30.0 (full: 20.0); weight recovery 3.0 (full: 1.0)", "nodiv": ""}
+
+
+# ---- Table 5
+
+
+PEOPLE, PASSWORDS, DIM = 40, protocols.PASSWORDS, 128
+
+
+def unit(x):
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def pairs():
+    """Two folds; the first PEOPLE names are first photos, the next their second ones; strangers beside them."""
+    names = tuple(f"p{i:02d}_{k}" for k in (1, 2) for i in range(PEOPLE))
+    i = np.arange(PEOPLE)
+    a, b = np.concatenate([i, i]), np.concatenate([i + PEOPLE, (i + 7) % PEOPLE + PEOPLE])
+    same = np.arange(2 * PEOPLE) < PEOPLE
+    return protocols.Pairs(names, a, b, same, np.concatenate([i, i]) % 2)
+
+
+@pytest.fixture
+def judge(pairs):
+    """Full: strangers, diverse, restored. Without L_div: one stranger a person. MLP: a quarter of the faces stay."""
+    draw = np.random.default_rng(0)
+    person, half = unit(draw.normal(size=(PEOPLE, DIM))), np.arange(DIM) < DIM // 2
+    photo = unit(np.concatenate([person, person + 0.05 * unit(draw.normal(size=(PEOPLE, DIM)))]) * half)
+    stranger = unit(draw.normal(size=photo.shape) * ~half)  # at right angles to everybody
+    kept = stranger.copy()
+    kept[PEOPLE : PEOPLE + PEOPLE // 4] = photo[PEOPLE : PEOPLE + PEOPLE // 4]
+    one = np.repeat(unit(draw.normal(size=(PEOPLE, 1, DIM))), PASSWORDS, 1)
+    many = unit(draw.normal(size=(PEOPLE, PASSWORDS, DIM)))
+    lost = stranger.copy()
+    lost[PEOPLE + 1] = np.nan
+    embeddings = {
+        "photo": photo, "inverted": photo, "riddle": lost, "riddle-restored": photo, "riddle-passwords": many,
+        "nodiv": stranger, "nodiv-restored": photo, "nodiv-passwords": one,
+        "mlp": kept, "mlp-restored": stranger, "mlp-passwords": many,
+    }  # fmt: skip
+    reasons = dict.fromkeys(("datafree", "datafree-restored", "datafree-passwords"), "weights missing (none)")
+    return protocols.Judge("edgeface-xs", embeddings, lambda a, b: (a * b).sum(-1), 0.5, reasons)
+
+
+@pytest.fixture
+def records(pairs, judge):
+    people = dict.fromkeys(("riddle", "nodiv", "mlp"), np.arange(PEOPLE) + PEOPLE)
+    return ablations.measure(pairs, people, judge)
+
+
+def record(records, task, method, against=None):
+    (found,) = [r for r in records if (r.task, r.method) == (task, method) and against in (None, r.against)]
+    return found
+
+
+def test_rates_of_known_embeddings(records):
+    assert record(records, "de-identification", "full").rate == 0
+    assert record(records, "de-identification", "full").undetected == 1
+    assert record(records, "de-identification", "without transformer").rate == pytest.approx(0.25)
+    assert record(records, "de-identification", ablations.INVERTED).rate == 1
+    for against, method, rate in (("the same photo", "full", 1), ("its inverted face", "without transformer", 0)):
+        assert record(records, "recovery", method, against).rate == rate
+    assert record(records, "diversity", "without identity diversity loss").rate == 0
+    assert record(records, "diversity", "full").rate > 0.9
+    n = PEOPLE * PASSWORDS * (PASSWORDS - 1) // 2
+    assert record(records, "diversity", "full").n == n
+
+
+def test_frechet_distance_is_that_of_the_features_that_there_are():
+    draw = np.random.default_rng(0)
+    photos, made = draw.normal(size=(50, 4)), draw.normal(2, 1, size=(50, 4))
+    made[7] = np.nan
+    empty = protocols.Record("fidelity", "full", "the same photos", "dlib", "")
+    got = ablations._frechet(empty, photos, made)
+    assert got.rate == pytest.approx(frechet_distance(photos, np.delete(made, 7, 0)))
+    assert 16 * 0.7 < got.rate < 16 * 1.4  # the means lie 2 apart in each of 4 directions
+    assert (got.n, got.undetected) == (49, 1)
+    assert ablations._frechet(empty, photos, made[7:8]).value == "n/a: fewer than two faces were found"
+
+
+def test_features_are_put_beside_their_own_photos(tmp_path):
+    path = tmp_path / "f.npz"
+    np.savez(path, features=np.array([[1.0], [3.0], [5.0]]), targets=np.array([1, 3, 5]))
+    known = ablations._known(path, np.array([3, 4, 5]))
+    assert known[[0, 2], 0].tolist() == [3, 5] and np.isnan(known[1, 0])
+
+
+def test_absent_weights_and_judges_give_their_reason(records, pairs):
+    rows = [r for r in records if r.method == "without data"]
+    assert {r.task for r in rows} == {"de-identification", "recovery", "diversity"}
+    assert all(r.value == "n/a: weights missing (none)" and np.isnan(r.rate) for r in rows)
+    absent = ablations.measure(pairs, {}, ablations._absent("facenet-casia", "no file"))
+    assert len(absent) == len(records) and all(r.value == "n/a: no file" for r in absent)
+
+
+def test_the_papers_values_stand_beside(records, home):
+    here = reporting.Provenance("LFW", "deep-funneled", "abc123", 7, "mini", "fedcba", "auto", "nine folds")
+    sets = [protocols.Record("fidelity", m, "the same photos", "dlib", "0.1", 0.1) for m in ablations.LABELS.values()]
+    table = ablations.tidy(records + sets, here, "mini", seen=("edgeface-xs",))
+    rows = table.set_index(["task", "method", "against"]).sort_index()
+    assert rows.loc[("de-identification", "without data", "other photo")].paper == 0.034
+    assert (rows.loc["recovery", "full"].paper == 0.996).all()
+    quality = table[table.task == "fidelity"].set_index("method")
+    assert quality["paper FID"].to_dict() == {k: v["FID"] for k, v in paper.TABLE5.items()}
+    assert quality.paper.isna().all() and set(quality.metric) == {"Frechet distance (dlib)"}  # it is no FID
+    assert table[table.task == "recovery"]["paper FID"].isna().all()
+    assert table.judge_seen.sum() == len(records) and (table.split_hash == "abc123").all()
+
+
+# ---- Figure 9
+
+
+def test_the_same_faces_and_passwords_under_each_variant(monkeypatch):
+    class Model:
+        def __init__(self, scale):
+            self.scale = scale
+
+        invert = staticmethod(lambda faces: faces.mean((2, 3))[:, :, None, None])
+        synthesize = staticmethod(lambda w: w.expand(-1, -1, 8, 8))
+
+        def random_password(self, n, seed):
+            return torch.rand(n, 3, 1, 1, generator=torch.Generator().manual_seed(seed))
+
+        def encrypt(self, w, key):
+            return w + self.scale * key
+
+        def decrypt(self, w, key):
+            return w - self.scale * key
+
+    def load(preset, device, encryptor):
+        if encryptor == stages.VARIANTS["datafree"]:
+            raise WeightsMissingError("mini/encryptor_datafree", "/somewhere/x does not exist", "train it")
+        return Model({stages.VARIANTS["riddle"]: 1, stages.VARIANTS["mlp"]: 2, stages.VARIANTS["nodiv"]: 3}[encryptor])
+
+    monkeypatch.setattr(riddle, "load", load, raising=False)
+    faces = torch.rand(3, 3, 8, 8)
+    rows, reasons = ablations.same_faces("mini", faces, passwords=2, seed=5)
+    assert reasons == {"datafree": "weights missing (encryptor_datafree)"}
+    key = Model(1).random_password(2, 5)
+    middle = Model.invert(faces)
+    for label, scale in (("full", 1), ("without transformer", 2), ("without identity diversity loss", 3)):
+        for k in (0, 1):
+            assert torch.allclose(rows[f"{label}: password {k + 1}"], (middle + scale * key[k]).expand(-1, -1, 8, 8))
+        assert torch.allclose(rows[f"{label}: restored"], rows["inverted"], atol=1e-6)
+
+
+# ---- the notebook
+
+
+@pytest.mark.timeout(240)
+def test_the_notebook_at_smoke_scale(root, tmp_path):
+    out = tmp_path / "11.ipynb"
+    notebook = root / "notebooks" / "11_table5.ipynb"
+    environment = {k: v for k, v in os.environ.items() if k != "RIDDLE_DATA"}
+    environment |= {"RIDDLE_OFFLINE": "1", "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+    settings = {"preset": "smoke", "dataset": "samples", "limit": "6"}
+    words = [w for k, v in settings.items() for w in ("-p", k, v)]
+    command = [sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar", *words]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert Path(out).stat().st_size > 1000
