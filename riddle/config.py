@@ -42,8 +42,13 @@ def settings() -> dict:
 
 
 def named_path(section: str, name: str) -> Path | None:
-    """`name` under [section] of the configuration file, as a path."""
-    value = settings().get(section, {}).get(name)
+    """`name` under [section] of the configuration file, as a path. Raises ValueError where it has another form."""
+    table = settings().get(section, {})
+    if not isinstance(table, dict):
+        raise ValueError(f'{config_file()}: {section} is no table; write [{section}] and below it {name} = "/a/path"')
+    value = table.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f'{config_file()}: {name} under [{section}] is no text; write {name} = "/a/path"')
     return Path(value).expanduser() if value else None
 
 
@@ -54,6 +59,8 @@ def _folders(variable: str, key: str) -> list[Path]:
     else:
         entry = settings().get(key, [])
         listed = [entry] if isinstance(entry, str) else entry
+        if not isinstance(listed, list) or not all(isinstance(p, str) for p in listed):
+            raise ValueError(f'{config_file()}: {key} is no list of folders; write {key} = ["/a/folder"]')
     return [Path(p).expanduser() for p in listed if p]
 
 

@@ -22,6 +22,9 @@ class Preset:
     encoder_head: int  # channels of a slot's head; the published e4e: 512
     encoder_flat: int  # side of the map that a slot's head reads linearly; 0: e4e's own head, down to one pixel
     identity: str  # the recogniser trained against (F_e); the paper's is irse50 (ArcFace)
+    critic: dict[int, int] | None = None  # channels of the discriminator; None: the generator's
+    base: int = 0  # slots whose codes also weigh eigenfaces, see riddle.models.eigenfaces; the paper: none
+    encoder_stem: int = 1  # stride of the encoder's first convolution; e4e: 1
     noise: bool = True  # per-pixel noise in the generator; see `_MINI`
     depth: int = 1  # transformer decoder blocks a level; the paper: 1
     heads: int = 4  # attention heads
@@ -48,8 +51,8 @@ _SMOKE = Preset(
 _MINI = Preset(
     name="mini", resolution=64, framing="tight", style_dim=256, n_mlp=4,
     channels={4: 128, 8: 128, 16: 128, 32: 128, 64: 64}, levels=(4, 4, 2),
-    encoder_width=32, encoder_blocks=(2, 2, 3, 1), encoder_fpn=128, encoder_head=48, encoder_flat=4,
-    noise=False,
+    encoder_width=32, encoder_blocks=(2, 2, 3, 1), encoder_fpn=128, encoder_head=32, encoder_flat=4,
+    base=4, encoder_stem=2, noise=False, critic={4: 128, 8: 128, 16: 128, 32: 64, 64: 32},
     identity="arcface-mobilefacenet",
 )  # fmt: skip
 _FFHQ256 = Preset(
@@ -65,6 +68,7 @@ PRESETS = {
     "face128": replace(
         _MINI, name="face128", resolution=128, levels=(4, 4, 4),
         channels={4: 128, 8: 128, 16: 128, 32: 128, 64: 128, 128: 64},
+        critic={4: 128, 8: 128, 16: 128, 32: 128, 64: 64, 128: 32},
     ),
     "ffhq256": _FFHQ256,
     "ffhq1024": replace(

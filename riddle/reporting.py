@@ -135,10 +135,10 @@ def grid(frame: pd.DataFrame) -> str:
 # meant against the inverted face.
 GOALS = {
     ("unprotected", "photo (tight crop)"): (">=", 0.90),
-    ("unprotected", "inverted"): (">=", 0.60),
-    ("de-identification", "RiDDLE"): ("<=", 0.05),
-    ("de-identification", "RiDDLE, wrongly decrypted"): ("<=", 0.05),
-    ("recovery", "RiDDLE"): (">=", 0.95),
+    ("unprotected", "inverted"): (">=", 0.80),
+    ("de-identification", "RiDDLE"): ("<=", 0.032),  # the paper's, by its worst judge
+    ("de-identification", "RiDDLE, wrongly decrypted"): ("<=", 0.032),
+    ("recovery", "RiDDLE"): (">=", 0.996),  # the paper's
     ("diversity", "RiDDLE"): (">=", 0.90),
 }
 
@@ -149,7 +149,7 @@ def goals(table: pd.DataFrame) -> pd.DataFrame:
     rows = rows[(rows.task != "recovery") | (rows.against == "its inverted face")]
     lines = []
     for (task, method), (sign, limit) in GOALS.items():
-        line = {"task": task, "method": method, "goal": f"{sign} {limit:.2f}", "worst": None, "judge": "", "met": False}
+        line = {"task": task, "method": method, "goal": f"{sign} {limit:g}", "worst": None, "judge": "", "met": False}
         here = rows[(rows.task == task) & (rows.method == method)]
         if len(here):
             least = sign == ">="

@@ -9,13 +9,12 @@ the folders of RIDDLE_WEIGHTS, the cache, its addresses. `riddle/assets.py` list
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import http.client
 import json
 import os
 import sys
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +22,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
-from . import config
+from . import config, downloads
 from .assets import ASSETS, Asset
-
-_ATTEMPTS = 3  # a dropped connection is resumed this often before we give up on an address
-_CHUNK = 1 << 20
 
 
 class WeightsMissingError(FileNotFoundError):
@@ -105,70 +100,48 @@ def _convert(asset: Asset, target: Path) -> Path:
 def download(asset: Asset, target: Path) -> Path:
     """Fetch an asset to `target`: resumed where it stopped, checked, and only then given its name.
 
-    A file of the wrong size or sha256 is deleted. Where the registry knows no sha256, that of the first
-    download is recorded in the cache and later ones must equal it.
+    One process at a time; a second one waits and takes what the first fetched. A file of the wrong size or sha256 is
+    deleted. Where the registry knows no sha256, that of the first download is recorded in the cache and later ones
+    must equal it; until then a part that an earlier run left is not continued, since nothing could tell a mixture.
     Raises WeightsMissingError with the reason of each address.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    reasons = []
-    for url in asset.urls:
-        try:
-            _fetch(url, part, asset)
-            _check(part, asset)
-        except (OSError, http.client.HTTPException, ValueError) as e:
-            if isinstance(e, (ValueError, urllib.error.HTTPError)):
-                part.unlink(missing_ok=True)  # wrong bytes; what a dropped connection left is kept for next time
-            reasons.append(f"{url}: {e}")
-        else:
+    with downloads.locked(_lock(asset.name), f"the download of {asset.name}"):
+        if target.is_file():
+            return target
+        expected = asset.sha256 or _recorded(asset.name).get(asset.name)
+        reasons = []
+        for url in asset.urls:
+            try:
+                part = _fetch(asset, url, target, expected)
+            except (OSError, http.client.HTTPException, ValueError) as e:
+                reasons.append(f"{url}: {e}")
+                continue
+            if expected is None:
+                _record(asset.name, sha256(part))
             os.replace(part, target)
+            for left in target.parent.glob(f"{glob.escape(target.name)}*.part"):
+                left.unlink()
             return target
     raise WeightsMissingError(asset.name, "download failed (" + "; ".join(reasons) + ")", _by_hand(asset))
 
 
-def _fetch(url: str, part: Path, asset: Asset) -> None:
-    """Append what is missing of `part`; tries again when the connection drops."""
-    for attempt in range(_ATTEMPTS):
-        have = part.stat().st_size if part.exists() else 0
-        if asset.size is not None and have == asset.size:
-            return
-        if asset.size is not None and have > asset.size:
-            part.unlink()
-            have = 0
-        request = urllib.request.Request(url, headers={"User-Agent": "riddle"})
-        if have:
-            request.add_header("Range", f"bytes={have}-")
+def _fetch(asset: Asset, url: str, target: Path, expected: str | None) -> Path:
+    """The checked part of one address; a part of an earlier run that proves wrong is fetched anew once."""
+    part = downloads.part_path(target, url)
+    if expected is None:
+        part.unlink(missing_ok=True)
+    while True:
+        resumed = part.exists()
         try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
-                if reply.headers.get_content_type() == "text/html":
-                    raise ValueError("the address answered with a web page, not with the file")
-                resumed = reply.status == 206
-                length = reply.headers.get("Content-Length")
-                total = int(length) + (have if resumed else 0) if length else None
-                if asset.size is not None and total is not None and total != asset.size:
-                    raise ValueError(f"the file there has {total} bytes, not {asset.size}")
-                _copy(reply, part, have if resumed else 0, total or asset.size, asset.name)
-                if total is not None and part.stat().st_size < total:
-                    raise ConnectionError(f"connection lost after {part.stat().st_size} of {total} bytes")
-            return
-        except urllib.error.HTTPError as e:
-            if e.code == 416 and have:  # the part is no beginning of this file
-                part.unlink()
-                continue
-            raise
-        except (ConnectionError, http.client.HTTPException, TimeoutError):
-            if attempt + 1 == _ATTEMPTS:
+            downloads.fetch(url, part, asset.name, asset.size)
+            _check(part, asset.size, expected)
+        except downloads.WrongFileError:
+            part.unlink(missing_ok=True)
+            if not resumed:
                 raise
-
-
-def _copy(reply, part: Path, start: int, total: int | None, name: str) -> None:
-    with (
-        open(part, "ab" if start else "wb") as f,
-        tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, leave=False) as bar,
-    ):
-        while block := reply.read(_CHUNK):
-            f.write(block)
-            bar.update(len(block))
+        else:
+            return part
 
 
 def sha256(path: Path) -> str:
@@ -177,19 +150,40 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _check(part: Path, asset: Asset) -> None:
-    """Size and sha256 of a finished download. Raises ValueError."""
-    size = part.stat().st_size
-    if asset.size is not None and size != asset.size:
-        raise ValueError(f"{size} bytes, not {asset.size}")
-    digest = sha256(part)
-    record = config.cache_folder() / "weights" / "recorded.json"
-    known = json.loads(record.read_text()) if record.exists() else {}
-    expected = asset.sha256 or known.get(asset.name)
-    if expected is None:
-        write_text(record, json.dumps({**known, asset.name: digest}, indent=1))
-    elif not digest.startswith(expected):
-        raise ValueError(f"sha256 {digest}, not {expected}")
+def _check(part: Path, size: int | None, expected: str | None) -> None:
+    """Size in bytes and sha256 (or its beginning) of a finished download. Raises WrongFileError."""
+    have = part.stat().st_size
+    if size is not None and have != size:
+        raise downloads.WrongFileError(f"{have} bytes, not {size}")
+    if expected is not None and not (digest := sha256(part)).startswith(expected):
+        raise downloads.WrongFileError(f"sha256 {digest}, not {expected}")
+
+
+def _lock(name: str) -> Path:
+    return config.cache_folder() / "locks" / f"{name}.lock"
+
+
+def _recorded(name: str) -> dict[str, str]:
+    """The sha256 of first downloads. Raises WeightsMissingError, of asset `name`, when the file is damaged."""
+    path = config.cache_folder() / "weights" / "recorded.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(known, dict) or not all(isinstance(v, str) and len(v) == 64 for v in known.values()):
+            raise ValueError("it is no table of sha256")
+    except FileNotFoundError:
+        return {}
+    except ValueError as e:
+        remedy = "restore it, or remove it: then the next downloads are trusted and recorded anew"
+        raise WeightsMissingError(
+            name, f"{path}, which holds the sha256 of earlier downloads, is damaged ({e})", remedy
+        ) from e
+    return known
+
+
+def _record(name: str, digest: str) -> None:
+    with downloads.locked(_lock("recorded"), "the list of downloads"):
+        known = _recorded(name) | {name: digest}
+        write_text(config.cache_folder() / "weights" / "recorded.json", json.dumps(known, indent=1))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -294,13 +288,23 @@ def load_lpips(net: str = "squeeze", device: torch.device | str = "cpu") -> torc
     return model.eval().requires_grad_(False).to(device)
 
 
-def main(names: list[str]) -> None:
-    """List the assets, or fetch those named."""
+def main(names: list[str]) -> int:
+    """List the assets, or fetch those named; the terms of what is fetched come first. Returns an exit code."""
+    failed = 0
     for name in names or sorted(ASSETS):
         asset = ASSETS.get(name)
-        path = find(name) if names else locate(name)
-        print(f"{name:24} {path or 'absent'}  [{asset.licence if asset else ''}]")
+        terms = f"  [{asset.licence}]" if asset else ""
+        try:
+            path = locate(name)
+            if names and path is None:
+                print(f"{name}: fetching it; its terms: {asset.licence}; source: {asset.source}", flush=True)
+                path = find(name)
+            print(f"{name:24} {path or 'absent'}{terms}")
+        except (KeyError, OSError, ValueError) as e:
+            failed = 1
+            print(f"riddle: {e.args[0] if isinstance(e, KeyError) else e}", file=sys.stderr)
+    return failed
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -149,6 +150,19 @@ def test_no_photo_or_download_is_committed(root):
     for name in filter(None, listed.stdout.split("\0")):
         path = root / name
         if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".gif"}:
-            assert name.startswith(("data/samples/", "data/zoo/", "results/", "docs/")), name
+            assert name.startswith(("data/samples/", "data/zoo/", "results/", "docs/", "tests/golden/")), name
         assert path.suffix not in {".tar", ".pth", ".pt", ".onnx", ".pkl", ".npz"}, name
         assert not path.exists() or path.stat().st_size < 40_000_000, name
+
+
+def test_every_import_is_a_dependency(root, project):
+    """A package that only happens to be installed is missing on a fresh machine."""
+    declared = {canonicalize_name(Requirement(d).name) for d in project["project"]["dependencies"]}
+    owners = {**importlib.metadata.packages_distributions(), "dlib": ["dlib-bin"]}  # a wheel that hides its module
+    for path in sorted((root / "riddle").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"riddle"}:
+                found = {canonicalize_name(o) for o in owners.get(name, [name])}
+                assert found & declared, f"{path} imports {name}, which pyproject.toml does not list"

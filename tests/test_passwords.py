@@ -18,7 +18,7 @@ from riddle.presets import get
 def generator():
     torch.manual_seed(3)
     p = get("smoke")
-    return Generator(p.resolution, p.channels, p.style_dim, p.n_mlp).eval()
+    return Generator.of(p).eval()
 
 
 def test_argon2id_agrees_with_another_implementation():
@@ -44,6 +44,49 @@ def test_known_answer():
     key = passwords.derive_key("correct horse", "mini")
     assert key.hex() == "0bc1e7f0cc63c2d7c2d81ce4b8371363d32c073da48eef0a1cd7b4ccf79bfd89"
     np.testing.assert_allclose(passwords.normal_from_key(key, 3), [-0.555273, 0.49581, -2.021231], atol=1e-6)
+
+
+VECTORS = [  # passphrase, preset, salt, Argon2id key; any Argon2id program gives the same
+    ("correct horse", "mini", None, "0bc1e7f0cc63c2d7c2d81ce4b8371363d32c073da48eef0a1cd7b4ccf79bfd89"),
+    (
+        "correct horse",
+        "mini",
+        "000102030405060708090a0b0c0d0e0f",
+        "577f1ff37e9a3e52c97d39f8e83891c1b73b0e87ffe0429cee8ede2fb005fe44",
+    ),
+    ("pässwörd ①", "face128", None, "cc544d82bf4324a1b5600fe0b8abdceae0d414840901d3d70a08cad61fe9a116"),
+    (
+        "пароль 密码 🔑",
+        "ffhq256",
+        "ffffffffffffffffffffffffffffffff",
+        "91f3ebfd3a3b5a3af9f39e8b1dfba33bfb9764118585191188bcf1c075df9d51",
+    ),
+]
+
+
+@pytest.mark.parametrize(("passphrase", "preset", "salt", "key"), VECTORS)
+def test_vectors(passphrase, preset, salt, key):
+    got = passwords.derive_key(passphrase, preset, salt and bytes.fromhex(salt))
+    assert got.hex() == key
+
+
+def test_the_password_of_a_vector(generator):
+    """From the key on nothing depends on the passphrase: NFKC(①) = 1, and the salt is only in the key."""
+    key = passwords.derive_key("pässwörd 1", "smoke", bytes(16))
+    assert key == passwords.derive_key("pässwörd ①", "smoke", bytes(16))
+    w = passwords.password("pässwörd ①", generator, "smoke", bytes(16))
+    assert torch.equal(w, passwords.from_key(key, generator))
+    assert torch.equal(w[0, 0], generator.map(torch.from_numpy(passwords.normal_from_key(key, 64))[None])[0])
+
+
+def test_salts():
+    assert passwords.public_salt("mini").hex() == hashlib.sha256(b"riddle password v1 mini").hexdigest()[:32]
+    assert len({passwords.random_salt() for _ in range(50)}) == 50 and len(passwords.random_salt()) == 16
+    public = passwords.derive_key("x", "mini")
+    assert public == passwords.derive_key("x", "mini", passwords.public_salt("mini"))
+    assert public != passwords.derive_key("x", "mini", bytes(16))
+    with pytest.raises(ValueError, match="16 bytes, got 8"):
+        passwords.derive_key("x", "mini", bytes(8))
 
 
 def test_normals_are_normal():
@@ -76,10 +119,13 @@ def test_unicode_forms_of_one_passphrase_agree():
 
 def test_presets_have_their_own_salts():
     assert passwords.derive_key("x", "mini") != passwords.derive_key("x", "face128")
-    assert len(passwords.salt("mini")) == 16
+    assert len(passwords.public_salt("mini")) == 16
 
 
-@pytest.mark.parametrize(("bad", "error"), [("", ValueError), (b"bytes", TypeError), (12, TypeError)])
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [("", ValueError), (" \u3000", ValueError), ("half \ud83d", ValueError), (b"bytes", TypeError), (12, TypeError)],
+)
 def test_what_is_no_passphrase(bad, error):
     with pytest.raises(error, match="passphrase"):
         passwords.derive_key(bad, "mini")

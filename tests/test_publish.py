@@ -27,7 +27,7 @@ def zoo_folder(tmp_path, monkeypatch):
 
 def smoke_generator(seed: int = 0) -> Generator:
     torch.manual_seed(seed)
-    return Generator(SMOKE.resolution, SMOKE.channels, SMOKE.style_dim, SMOKE.n_mlp)
+    return Generator.of(SMOKE)
 
 
 def test_publish_copies_networks_with_their_metadata_and_thinned_logs(tmp_path, zoo_folder):

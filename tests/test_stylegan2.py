@@ -64,7 +64,7 @@ def naive_synthesize(g, w):
 def make(dtype=torch.float32):
     torch.manual_seed(1)
     p = get("smoke")
-    g = Generator(p.resolution, p.channels, p.style_dim, p.n_mlp)
+    g = Generator.of(p)
     for name, parameter in g.named_parameters():  # zeros would hide noise and biases
         if name.endswith(("noise.weight", "activate.bias")) or ".bias" in name:
             torch.nn.init.normal_(parameter, std=0.3) if "modulation" not in name else None
@@ -153,7 +153,7 @@ def test_state_dict_is_the_common_ports():
 
     p = get("ffhq256")
     with torch.device("meta"):
-        g = Generator(p.resolution, p.channels, p.style_dim, p.n_mlp)
+        g = Generator.of(p)
     assert {k: tuple(v.shape) for k, v in g.state_dict().items()} == expected
     assert g.n_latent == 14 == p.n_latent
 

@@ -9,8 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from riddle.faces import alignment
+
 # CelebAMask-HQ's classes inside a face: skin, nose, glasses, eyes, brows, mouth, lips (neither ears nor hair).
 FACE_CLASSES = (1, 2, 3, 4, 5, 6, 7, 10, 11, 12)
+SKIN_CLASSES = (1, 2)  # skin, nose
+EYES_TO_MOUTH = 0.377  # of the side of a tight crop
+SPREAD, FLOOR = 0.33, 0.1
+STRIP = 256  # rows blended at once
 
 
 def to_image(face: torch.Tensor) -> Image.Image:
@@ -41,16 +47,77 @@ def ellipse(u: np.ndarray, v: np.ndarray, feather: float = 0.15, power: float = 
     return smoothstep((1 - r) / feather)
 
 
-def parsed(logits: torch.Tensor, soften: float = 0.02) -> np.ndarray:
-    """The face's own outline from a parser's logits (N, 19, R, R): the union over N, blurred, (R, R) in [0, 1]."""
+def _gaussian(side: int, sigma: float) -> torch.Tensor:
+    """Blurring along one axis as a matrix (side, side), rows of sum 1."""
+    x = torch.arange(side, dtype=torch.float32)
+    blur = torch.exp(-0.5 * ((x[:, None] - x[None]) / sigma) ** 2)
+    return blur / blur.sum(1, keepdim=True)
+
+
+def core(side: int, framing: str) -> torch.Tensor:
+    """A feathered ellipse over brows, eyes, nose and mouth, (side, side) in [0, 1]: what no outline may leave out."""
+    tight, f = alignment.FRAMINGS["tight"], alignment.FRAMINGS[framing]
+    share = tight.scale / f.scale
+    down = (tight.centre - f.centre) * EYES_TO_MOUTH * share
+    x = (torch.arange(side) + 0.5) / side - 0.5
+    r = torch.hypot((x[None] / (0.37 * share)), ((x[:, None] - down) / (0.39 * share)))
+    return torch.from_numpy(smoothstep((1.15 - r.numpy()) / 0.3))
+
+
+def parsed(logits: torch.Tensor, framing: str = "tight", soften: float = 0.03) -> np.ndarray:
+    """The face's own outline from a parser's logits (N, 19, R, R), (R, R) in [0, 1].
+
+    It is the union over N, blurred by `soften` of the side, and of `core`: a parser that takes an eye for hair must
+    not leave it in the photo.
+    """
     inside = torch.isin(logits.argmax(1), torch.tensor(FACE_CLASSES, device=logits.device)).any(0)
     side = inside.shape[-1]
-    sigma = max(soften * side, 0.5)
-    x = torch.arange(side, dtype=torch.float32) - (side - 1) / 2
-    blur = torch.exp(-0.5 * ((x[:, None] - x[None]) / sigma) ** 2)
-    blur = blur / blur.sum(1, keepdim=True)
+    blur = _gaussian(side, max(soften * side, 0.5))
     grown = torch.nn.functional.max_pool2d(inside[None].float().cpu(), 3, 1, 1)[0]  # the rim covers the outline
-    return (blur @ grown @ blur.T).clamp(0, 1).numpy()
+    return torch.maximum(blur @ grown @ blur.T, core(side, framing)).clamp(0, 1).numpy()
+
+
+def skin(logits: torch.Tensor, framing: str = "tight") -> torch.Tensor:
+    """Where all N faces of a parser's logits (N, 19, R, R) show skin, (R, R) in [0, 1]; `core` where that is little."""
+    both = torch.isin(logits.argmax(1), torch.tensor(SKIN_CLASSES, device=logits.device)).all(0).float().cpu()
+    inner = core(both.shape[-1], framing)
+    return both if both.sum() > 0.3 * inner.sum() else inner
+
+
+def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """A rendered face in the photo's light: its skin has the photo's colours, so that no seam shows where they meet.
+
+    face, under: (3, R, R) in [-1, 1], the rendering and the photo's crop; where: (R, R) weights of the pixels that show
+    skin in both. Brightness moves as its average around a pixel does (over a third of the side): down by a factor, up
+    by a factor of the distance to white. Colour, what is left without brightness, takes the photo's average and at
+    most its spread (Reinhard et al., 2001): else white highlights on rosy skin turn blue when it becomes pale.
+    """
+    where, wide = where.float().cpu(), _gaussian(face.shape[-1], SPREAD * face.shape[-1])
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return (x * where).sum((1, 2), keepdim=True) / where.sum().clamp_min(1e-6)
+
+    def around(x: torch.Tensor) -> torch.Tensor:
+        near = (wide @ (x * where) @ wide.T + FLOOR * mean(x)) / (wide @ where @ wide.T + FLOOR)
+        return near.clamp(0.02, 0.98)
+
+    face, under = ((x.detach().float().cpu() + 1) / 2 for x in (face, under))
+    grey, grey_under = (x.mean(0, keepdim=True) for x in (face, under))
+    now, goal = around(grey), around(grey_under)
+    brightness = torch.where(goal < now, grey * goal / now, 1 - (1 - grey) * (1 - goal) / (1 - now))
+    colour, colour_under = face - grey, under - grey_under
+    centre, goal = mean(colour), mean(colour_under)
+    spread, spread_under = ((mean((c - m).square()).sum()) ** 0.5 for c, m in ((colour, centre), (colour_under, goal)))
+    colour = goal + (colour - centre) * (spread_under / spread.clamp_min(1e-6)).clamp(max=1)
+    return (brightness + colour).clamp(0, 1) * 2 - 1
+
+
+def box(matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The pixels of a photo of `size` (width, height) that a crop's square covers: x1, y1, x2, y2, ends excluded."""
+    corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) @ matrix[:, :2].T + matrix[:, 2]
+    x1, y1 = np.clip(np.floor(corners.min(0)).astype(int), 0, size)
+    x2, y2 = np.clip(np.ceil(corners.max(0)).astype(int) + 1, 0, size)
+    return int(x1), int(y1), int(x2), int(y2)
 
 
 def paste(photo: np.ndarray, face: Image.Image, matrix: np.ndarray, outline: np.ndarray | None = None) -> None:
@@ -59,34 +126,30 @@ def paste(photo: np.ndarray, face: Image.Image, matrix: np.ndarray, outline: np.
     photo: uint8 (H, W, 3); face: square RGB crop; matrix: (2, 3), its framing matrix, crop's unit square -> photo
     pixels; outline: (S, S) in [0, 1], a further mask in crop coordinates. Raises ValueError for a degenerate matrix.
     """
-    h, w = photo.shape[:2]
     linear, offset = matrix[:, :2], matrix[:, 2]
     if abs(np.linalg.det(linear)) < 1e-9:
         raise ValueError("the framing matrix is degenerate: the face has no area in the photo")
-    corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) @ linear.T + offset
-    x0, y0 = np.clip(np.floor(corners.min(0)).astype(int), 0, [w, h])
-    x1, y1 = np.clip(np.ceil(corners.max(0)).astype(int) + 1, 0, [w, h])
-    if x0 >= x1 or y0 >= y1:
+    x0, y0, x1, y1 = box(matrix, (photo.shape[1], photo.shape[0]))
+    if x0 >= x1:
         return
     inverse = np.linalg.inv(linear)
-    ys, xs = np.mgrid[y0:y1, x0:x1]
-    uv = np.stack([xs, ys], -1) @ inverse.T - inverse @ offset
-    u, v = uv[..., 0], uv[..., 1]
-    mask = ellipse(u, v)
-
     # A face smaller in the photo than its rendering is shrunk first: sampling alone would alias.
     side = float(np.hypot(*linear[:, 0]))
     size = min(face.width, max(1, round(side)))
     if size < face.width:
         face = face.resize((size, size), Image.Resampling.LANCZOS)
-    box = (x0, y0, x1, y1)
     layers = np.moveaxis(np.asarray(face, dtype=np.float32), 2, 0)
-    patch = np.stack([_resample(layer, inverse, offset, box) for layer in layers], -1)
-    if outline is not None:
-        mask = mask * np.clip(_resample(outline, inverse, offset, box), 0, 1)
-    under = photo[y0:y1, x0:x1]
-    blended = np.rint(under + mask[..., None] * (patch - under))
-    photo[y0:y1, x0:x1] = np.where(mask[..., None] > 0, np.clip(blended, 0, 255), under).astype(np.uint8)
+    for top in range(y0, y1, STRIP):  # in strips: a face of 20 megapixels would take gigabytes at once
+        strip = (x0, top, x1, min(top + STRIP, y1))
+        ys, xs = np.mgrid[strip[1] : strip[3], x0:x1]
+        uv = np.stack([xs, ys], -1) @ inverse.T - inverse @ offset
+        mask = ellipse(uv[..., 0], uv[..., 1])
+        if outline is not None:
+            mask = mask * np.clip(_resample(outline, inverse, offset, strip), 0, 1)
+        patch = np.stack([_resample(layer, inverse, offset, strip) for layer in layers], -1)
+        under = photo[strip[1] : strip[3], x0:x1]
+        blended = np.rint(under + mask[..., None] * (patch - under))
+        under[:] = np.where(mask[..., None] > 0, np.clip(blended, 0, 255), under).astype(np.uint8)
 
 
 def _resample(layer: np.ndarray, inverse: np.ndarray, offset: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:

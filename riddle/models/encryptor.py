@@ -11,13 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from riddle.models.eigenfaces import from_offsets, inner_directions, mirror, mirror_inside, to_offsets
 from riddle.presets import Preset, get
 
-# What the input code counts in the standardised output. At +1 the network starts as the identity, and stays there:
-# two equal steps away from a face must cancel, so the cost of recovery outweighs the gain of every small step. At -1
-# it starts as a reflection: codes leave at once, and any term of the password alone cancels on the way back.
-REFLECTION = -1.0
-OUTPUT_GAIN = 0.1  # of the last layer's usual initialisation where the input code counts: near the plain reflection
+# Factor of the reflected code in the standardised output; 0 is the paper's network. The reflection depends on the
+# password: each pair of a slot's numbers (j, j + D/2) is mirrored in the plane at an angle, linear in the password.
+# Mirroring twice at one angle is the identity, so the same password decrypts from the first step on; it keeps lengths,
+# so codes stay where faces are; and mirrors at unrelated angles have nothing in common on average, so an encrypted
+# face resembles neither its original nor the one of another password. What is left to learn is what the losses ask.
+# A generator on eigenfaces says which directions of a code change the inside of a face (`Eigenfaces.inner`): these
+# alone are mirrored, so that hair, background and light stay, as the pixel, LPIPS and parsing losses want them.
+REFLECTION = 1.0
+SPREAD = 2.0  # radians, deviation of the angles over passwords at the start: cosines of differences average 0.02
+OUTPUT_GAIN = 0.1  # of the last layer's usual initialisation beside a reflection
 
 
 class Attention(nn.Module):
@@ -56,16 +62,23 @@ class DecoderBlock(nn.Module):
 
 
 class _CodeModel(nn.Module):
-    """What both encryptors share: standardisation, the residual, the checks.
+    """What both encryptors share: standardisation, the reflection, the checks.
 
     The statistics and the residual's factor are buffers, so a state dict alone rebuilds the function.
     """
 
     def __init__(
-        self, n_latent: int, style_dim: int, w_mean: torch.Tensor | None, w_std: torch.Tensor | None, residual: float
+        self,
+        n_latent: int,
+        style_dim: int,
+        w_mean: torch.Tensor | None,
+        w_std: torch.Tensor | None,
+        residual: float,
+        inner: int,
     ):
         super().__init__()
-        self.n_latent, self.style_dim = n_latent, style_dim
+        self.n_latent, self.style_dim, self.n_inner = n_latent, style_dim, inner
+        self.register_buffer("inner", None, persistent=False)
         shape = (n_latent, style_dim)
         mean = torch.zeros(shape) if w_mean is None else w_mean.detach().float().cpu().expand(shape).clone()
         std = torch.ones(shape) if w_std is None else w_std.detach().float().cpu().expand(shape).clone()
@@ -76,14 +89,49 @@ class _CodeModel(nn.Module):
         self.register_buffer("key_mean", mean.clone())
         self.register_buffer("key_std", std.clone())
         self.register_buffer("residual", torch.tensor(float(residual)))
+        if style_dim % 2:
+            raise ValueError(f"a width of {style_dim} cannot be split into pairs; choose an even one")
+        self.angles = nn.Linear(style_dim, (inner or style_dim) // 2)
+        nn.init.normal_(self.angles.weight, std=SPREAD / style_dim**0.5)
+        nn.init.uniform_(self.angles.bias, -torch.pi, torch.pi)
+
+    @torch.no_grad()
+    def standardise(self, codes: torch.Tensor) -> None:
+        """Take mean and deviation of each slot from codes (N, L, D)."""
+        mean, std = code_statistics(self.coordinates(codes))
+        self.w_mean.copy_(mean)
+        self.w_std.copy_(std.clamp_min(0.1 * std.mean()))
 
     def standardise_keys(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Give passwords statistics of their own: (D,) or (L, D). Inverted codes lie elsewhere than the mapping's."""
         self.key_mean.copy_(mean.expand_as(self.key_mean))
         self.key_std.copy_(std.expand_as(self.key_std).clamp_min(0.1 * std.mean()))
 
+    @torch.no_grad()
+    def use_directions(self, generator: nn.Module) -> _CodeModel:
+        """Take the inner directions of a generator on eigenfaces; without a base nothing is needed. Returns itself."""
+        if self.n_inner:
+            q = generator.base.inner.detach().to(self.w_mean)
+            self.inner = q @ (1.5 * torch.eye(q.shape[1]).to(q) - 0.5 * (q.T @ q))  # float16 rounded it: orthonormal
+        return self
+
+    def coordinates(self, w: torch.Tensor) -> torch.Tensor:
+        """What is standardised: codes (N, L, D), over eigenfaces each slot less the first."""
+        return to_offsets(w) if self.n_inner else w
+
+    def reflect(self, code: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
+        """Standardised code mirrored pair by pair at the password's angles: (N, L, D) -> (N, L, D), its own inverse.
+
+        Raises RuntimeError before `use_directions`, where it is needed.
+        """
+        if not self.n_inner:
+            return mirror(code, self.angles(password))
+        if self.inner is None:
+            raise RuntimeError("the encryptor lacks the inner directions; call use_directions(generator) first")
+        return mirror_inside(code, self.inner, self.angles(password.mean(1)))
+
     def change(self, code: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
-        """Standardised code and password (N, L, D) -> the standardised output, less the residual."""
+        """Standardised code and password (N, L, D) -> what is added to the reflection."""
         raise NotImplementedError
 
     def forward(self, w: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -97,13 +145,15 @@ class _CodeModel(nn.Module):
             given = f"{tuple(w.shape)} and {tuple(key.shape)}"
             raise ValueError(f"code and key must be (N, {shape[0]}, {shape[1]}), got {given}")
         with torch.autocast(w.device.type, enabled=False):  # bfloat16 would cost digits that recovery needs
-            code = (w.float() - self.w_mean) / self.w_std
+            code = (self.coordinates(w.float()) - self.w_mean) / self.w_std
             password = ((key.float() - self.key_mean) / self.key_std).expand_as(code)
-            return (self.change(code, password) + self.residual * code) * self.w_std + self.w_mean
+            kept = self.residual * self.reflect(code, password)
+            made = (self.change(code, password) + kept) * self.w_std + self.w_mean
+            return from_offsets(made) if self.n_inner else made
 
 
 def _small(layer: nn.Linear) -> nn.Linear:
-    """The last layer starts small, so that training starts near the residual alone."""
+    """The last layer starts small, so that training starts near the reflection alone."""
     with torch.no_grad():
         layer.weight.mul_(OUTPUT_GAIN)
         layer.bias.zero_()
@@ -115,8 +165,9 @@ class LatentEncryptor(_CodeModel):
 
     style_dim: D; levels: slots of the coarse, medium and fine level (their sum is L); heads, depth: attention
     heads and decoder blocks of each level; w_mean, w_std: (D,) or (L, D), statistics of the codes to encrypt;
-    residual: factor of the input code in the standardised output; 0 is the paper's network.
-    Source: paper, section 3.1 and figure 2; slot embeddings, input layers and the residual are ours.
+    residual: factor of the reflected code in the standardised output; 0 is the paper's network; inner: how many
+    directions are mirrored over eigenfaces (see `use_directions`), 0: all, in each slot.
+    Source: paper, section 3.1 and figure 2; slot embeddings, input layers and the reflection are ours.
     """
 
     def __init__(
@@ -128,8 +179,9 @@ class LatentEncryptor(_CodeModel):
         w_mean: torch.Tensor | None = None,
         w_std: torch.Tensor | None = None,
         residual: float = REFLECTION,
+        inner: int = 0,
     ):
-        super().__init__(sum(levels), style_dim, w_mean, w_std, residual)
+        super().__init__(sum(levels), style_dim, w_mean, w_std, residual, inner)
         self.levels = tuple(levels)
         self.code_in, self.password_in = nn.Linear(style_dim, style_dim), nn.Linear(style_dim, style_dim)
         self.code_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, style_dim))
@@ -164,8 +216,9 @@ class MLPEncryptor(_CodeModel):
         w_mean: torch.Tensor | None = None,
         w_std: torch.Tensor | None = None,
         residual: float = REFLECTION,
+        inner: int = 0,
     ):
-        super().__init__(n_latent, style_dim, w_mean, w_std, residual)
+        super().__init__(n_latent, style_dim, w_mean, w_std, residual, inner)
         last = nn.Linear(2 * style_dim, style_dim)
         self.layers = nn.Sequential(
             nn.Linear(2 * style_dim, 2 * style_dim),
@@ -190,12 +243,14 @@ def build_encryptor(
     residual: float = REFLECTION,
 ) -> LatentEncryptor | MLPEncryptor:
     """The encryptor of a preset; arch: "transformer" or "mlp". Statistics and residual come with a state dict,
-    so they may be left out where one is loaded. Raises ValueError for an unknown preset or architecture."""
+    so they may be left out where one is loaded; over eigenfaces `use_directions` comes next. Raises ValueError for an
+    unknown preset or architecture."""
     p = get(preset)
+    inner = inner_directions(p.base, p.style_dim)
     if arch == "transformer":
-        return LatentEncryptor(p.style_dim, p.levels, p.heads, p.depth, w_mean, w_std, residual)
+        return LatentEncryptor(p.style_dim, p.levels, p.heads, p.depth, w_mean, w_std, residual, inner)
     if arch == "mlp":
-        return MLPEncryptor(p.style_dim, p.n_latent, w_mean, w_std, residual)
+        return MLPEncryptor(p.style_dim, p.n_latent, w_mean, w_std, residual, inner)
     raise ValueError(f"unknown architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}")
 
 

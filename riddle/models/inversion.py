@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from riddle.models.eigenfaces import Eigenfaces
 from riddle.models.irse import irse_body
 from riddle.models.stylegan2 import EqualLinear
 from riddle.presets import Preset
@@ -67,7 +68,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.n_latent, width = preset.n_latent, preset.encoder_width
         self.side = min(preset.resolution, 256)
-        self.input_layer, self.body = irse_body(width, preset.encoder_blocks)
+        self.input_layer, self.body = irse_body(width, preset.encoder_blocks, stem=preset.encoder_stem)
         ends = torch.tensor(preset.encoder_blocks).cumsum(0).tolist()
         self.taps = (ends[1] - 1, ends[2] - 1, ends[3] - 1)
         top, lateral = 8 * width, preset.encoder_fpn
@@ -80,6 +81,10 @@ class Encoder(nn.Module):
             FlatHead(lateral, head, dim, s, flat) if flat else StyleHead(lateral, head, dim, s) for s in sides
         )
         self.register_buffer("latent_avg", torch.zeros(preset.style_dim))
+        self.base = Eigenfaces(preset.base, dim) if preset.base else None
+        if self.base is not None:  # the components come first
+            for head in self.styles:
+                nn.init.normal_(head.linear.weight, std=0.03 / math.sqrt(head.linear.in_features))
 
     def forward(self, faces: torch.Tensor, slots: int | None = None) -> torch.Tensor:
         """slots: how many slots may differ from the base code (e4e's progressive training); None: all."""
@@ -97,12 +102,16 @@ class Encoder(nn.Module):
         p2 = self._add_up(p3, self.latlayer1(c2))
         p1 = self._add_up(p2, self.latlayer2(c1))
         base = self.styles[0](p3).float()
+        components = None if self.base is None else self.base.read(faces)
+        if components is not None:
+            base = base + components[:, 0]
         codes = [base]
         for i in range(1, self.n_latent):
             if slots is not None and i >= slots:
                 codes.append(base)
             else:
-                codes.append(base + self.styles[i](p3 if i < COARSE else p2 if i < MIDDLE else p1).float())
+                code = base + self.styles[i](p3 if i < COARSE else p2 if i < MIDDLE else p1).float()
+                codes.append(code if components is None or i >= self.base.slots else code + components[:, i])
         return torch.stack(codes, 1) + self.latent_avg
 
     @staticmethod

@@ -53,18 +53,21 @@ class IRSEUnit(nn.Module):
 
 
 def irse_body(
-    width: int = 64, blocks: Sequence[int] = (3, 4, 14, 3), squeeze: bool = True
+    width: int = 64, blocks: Sequence[int] = (3, 4, 14, 3), squeeze: bool = True, stem: int = 1
 ) -> tuple[nn.Sequential, nn.Sequential]:
     """`input_layer` and `body` of an IR-SE network; stage k has width * 2^k channels and halves the side.
 
     IR-SE50: width 64, blocks (3, 4, 14, 3). The indices at which the stages end are cumulative sums of blocks.
+    stem: stride of the input layer; 2 halves the side there instead of in the first stage.
     """
-    input_layer = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width))
+    stem_conv = nn.Conv2d(3, width, 3, stem, 1, bias=False)
+    input_layer = nn.Sequential(stem_conv, nn.BatchNorm2d(width), nn.PReLU(width))
     units, c_in = [], width
     for stage, n in enumerate(blocks):
         c_out = width * 2**stage
         for k in range(n):
-            units.append(IRSEUnit(c_in, c_out, 2 if k == 0 else 1, squeeze))
+            halves = k == 0 and not (stage == 0 and stem == 2)
+            units.append(IRSEUnit(c_in, c_out, 2 if halves else 1, squeeze))
             c_in = c_out
     return input_layer, nn.Sequential(*units)
 

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from riddle.models.eigenfaces import Eigenfaces
+from riddle.presets import Preset
+
 SQRT2 = math.sqrt(2.0)
 
 
@@ -29,7 +32,8 @@ def depthwise(x: torch.Tensor, kernel: torch.Tensor, pad: tuple[int, int], up: i
     c = x.shape[1]
     weight = kernel.to(x.dtype).expand(c, 1, *kernel.shape)
     if up == 1:
-        return F.conv2d(F.pad(x, (*pad, *pad)), weight, groups=c)
+        padded = (x, pad[0]) if pad[0] == pad[1] else (F.pad(x, (*pad, *pad)), 0)
+        return F.conv2d(padded[0], weight, padding=padded[1], groups=c)
     y = F.conv_transpose2d(x, weight, stride=up, groups=c)  # full support; cut to what the padding asks for
     cut0, cut1 = kernel.shape[0] - 1 - pad[0], kernel.shape[0] - up - pad[1]
     return y[:, :, cut0 : y.shape[2] - cut1, cut0 : y.shape[3] - cut1]
@@ -50,8 +54,9 @@ class EqualLinear(nn.Module):
         self.scale, self.lr_mul, self.activate = lr_mul / math.sqrt(d_in), lr_mul, activate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
-        return F.leaky_relu(y, 0.2) * SQRT2 if self.activate else y
+        gain = SQRT2 if self.activate else 1.0  # positive, so it may go before the leaky ReLU
+        y = F.linear(x, self.weight * (self.scale * gain), self.bias * (self.lr_mul * gain))
+        return F.leaky_relu(y, 0.2) if self.activate else y
 
 
 class ModulatedConv2d(nn.Module):
@@ -69,8 +74,9 @@ class ModulatedConv2d(nn.Module):
             self.blur = nn.Module()
             self.blur.register_buffer("kernel", blur_kernel(4.0))
 
-    def forward(self, x: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-        """x: (N, C, H, W), style: (N, D) -> (N, C', H, W), or twice the size when upsampling."""
+    def unscaled(self, x: torch.Tensor, style: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x: (N, C, H, W), style: (N, D) -> (N, C', H, W), or twice the size when upsampling, and what is still to
+        multiply it by, (N, C', 1, 1): the caller has other things to do to each pixel and does them at once."""
         s = self.modulation(style).float()  # (N, C)
         weight = self.weight[0] * self.scale
         x = x * s.to(x.dtype)[:, :, None, None]
@@ -78,12 +84,18 @@ class ModulatedConv2d(nn.Module):
             y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
         else:
             y = F.conv2d(x, weight, padding=self.kernel // 2)
-        if self.demodulate:
-            energy = weight.float().square().sum((2, 3))  # (C', C)
-            with torch.autocast(x.device.type, enabled=False):
-                demod = torch.rsqrt(s.square() @ energy.T + 1e-8)
-            y = y * demod.to(y.dtype)[:, :, None, None]
-        return depthwise(y, self.blur.kernel, (1, 1)) if self.upsample else y
+        y = depthwise(y, self.blur.kernel, (1, 1)) if self.upsample else y
+        if not self.demodulate:
+            return y, None
+        energy = weight.float().square().sum((2, 3))  # (C', C)
+        with torch.autocast(x.device.type, enabled=False):
+            demod = torch.rsqrt(s.square() @ energy.T + 1e-8)
+        return y, demod[:, :, None, None]
+
+    def forward(self, x: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        """x: (N, C, H, W), style: (N, D) -> (N, C', H, W), or twice the size when upsampling."""
+        y, factor = self.unscaled(x, style)
+        return y if factor is None else y * factor.to(y.dtype)
 
 
 class Noise(nn.Module):
@@ -108,11 +120,13 @@ class StyledConv(nn.Module):
         self.activate = Bias(c_out)
 
     def forward(self, x: torch.Tensor, style: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        y = self.conv(x, style)
+        y, factor = self.conv.unscaled(x, style)
         shift = self.activate.bias[None, :, None, None]
         if noise is not None:
-            y = y + (self.noise.weight * noise).to(y.dtype)
-        return F.leaky_relu(y + shift.to(y.dtype), 0.2) * SQRT2
+            shift = shift + self.noise.weight * noise
+        # leaky ReLU commutes with the positive gain, so demodulation, gain and bias are one pass over the pixels
+        y = torch.addcmul((shift * SQRT2).to(y.dtype), y, (factor * SQRT2).to(y.dtype))
+        return F.leaky_relu(y, 0.2, inplace=True)
 
 
 class ToRGB(nn.Module):
@@ -135,13 +149,23 @@ class ToRGB(nn.Module):
 class Generator(nn.Module):
     """Mapping and synthesis network.
 
-    resolution: power of two; channels: {side: channels}; style_dim: D; n_mlp: layers of the mapping.
-    `n_latent` is L = 2 log2(resolution) - 2: one code for each convolution and one for the last ToRGB.
+    resolution: power of two; channels: {side: channels}; style_dim: D; n_mlp: layers of the mapping; noise: False for
+    a generator trained without per-pixel noise; base: slots whose codes also weigh eigenfaces (riddle.models.
+    eigenfaces), 0 for the published network. `n_latent` is L = 2 log2(resolution) - 2: one code for each convolution
+    and one for the last ToRGB.
     """
 
-    def __init__(self, resolution: int, channels: dict[int, int], style_dim: int = 512, n_mlp: int = 8):
+    def __init__(
+        self,
+        resolution: int,
+        channels: dict[int, int],
+        style_dim: int = 512,
+        n_mlp: int = 8,
+        noise: bool = True,
+        base: int = 0,
+    ):
         super().__init__()
-        self.resolution, self.style_dim = resolution, style_dim
+        self.resolution, self.style_dim, self.noisy = resolution, style_dim, noise
         self.log_size = int(math.log2(resolution))
         self.n_latent = 2 * self.log_size - 2
         mapping = [EqualLinear(style_dim, style_dim, lr_mul=0.01, activate=True) for _ in range(n_mlp)]
@@ -159,6 +183,16 @@ class Generator(nn.Module):
             self.convs.append(StyledConv(c_in, c_out, style_dim, upsample=True))
             self.convs.append(StyledConv(c_out, c_out, style_dim))
             self.to_rgbs.append(ToRGB(c_out, style_dim))
+        self.base = Eigenfaces(base, style_dim, channels[Eigenfaces.SIDE]) if base else None
+        if base:  # mean and deviation of inverted codes, less their first slot
+            self.register_buffer("offsets", torch.zeros(self.n_latent, style_dim))
+            self.register_buffer("deviations", torch.zeros(self.n_latent, style_dim))
+
+    @classmethod
+    def of(cls, preset: Preset) -> Generator:
+        """The generator of a preset, untrained."""
+        p = preset
+        return cls(p.resolution, p.channels, p.style_dim, p.n_mlp, p.noise, p.base)
 
     def map(self, z: torch.Tensor) -> torch.Tensor:
         """z: (N, D), standard normal -> w: (N, D)."""
@@ -167,6 +201,13 @@ class Generator(nn.Module):
     def broadcast(self, w: torch.Tensor) -> torch.Tensor:
         """w: (N, D) -> the same code for every layer, (N, L, D)."""
         return w[:, None].expand(-1, self.n_latent, -1)
+
+    def spread(self, w: torch.Tensor) -> torch.Tensor:
+        """w: (N, D) -> a code for every layer, (N, L, D), where inverted codes lie: with each slot's own mean.
+
+        The published generators were trained on `broadcast` codes, and so this is the same for them.
+        """
+        return self.broadcast(w) if self.base is None else self.broadcast(w) + self.offsets
 
     @torch.no_grad()
     def mean_latent(self, n: int = 4096, seed: int = 0) -> torch.Tensor:
@@ -186,6 +227,9 @@ class Generator(nn.Module):
         if torch.is_autocast_enabled(w.device.type):
             x = x.to(torch.get_autocast_dtype(w.device.type))
 
+        if not self.noisy:
+            noise = "none"
+
         def layer_noise(i: int) -> torch.Tensor | None:
             stored = getattr(self.noises, f"noise_{i}")
             if noise == "random":
@@ -194,11 +238,17 @@ class Generator(nn.Module):
 
         x = self.conv1(x, w[:, 0], layer_noise(0))
         skip = self.to_rgb1(x, w[:, 1], None)
+        face = None if self.base is None else self.base(w)
         for k, to_rgb in enumerate(self.to_rgbs):
             i = 2 * k + 1
             x = self.convs[2 * k](x, w[:, i], layer_noise(i))
+            here = face is not None and x.shape[2] == Eigenfaces.SIDE
+            if here:
+                x = x + self.base.features(face).to(x.dtype)
             x = self.convs[2 * k + 1](x, w[:, i + 1], layer_noise(i + 1))
             skip = to_rgb(x, w[:, i + 2], skip)
+            if here:
+                skip = skip + face
         return skip
 
     def forward(self, w: torch.Tensor, noise: str = "const") -> torch.Tensor:
@@ -217,13 +267,14 @@ class EqualConv2d(nn.Module):
             self.register_buffer("blur", blur_kernel(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight * self.scale
+        gain = 1.0 if self.bias is None else SQRT2  # positive, so it may go before the leaky ReLU
+        weight, bias = self.weight * (self.scale * gain), None if self.bias is None else self.bias * gain
         if self.down:
             pad = 2 if self.kernel == 3 else 1
-            y = F.conv2d(depthwise(x, self.blur, (pad, pad)), weight, self.bias, stride=2)
+            y = F.conv2d(depthwise(x, self.blur, (pad, pad)), weight, bias, stride=2)
         else:
-            y = F.conv2d(x, weight, self.bias, padding=self.kernel // 2)
-        return y if self.bias is None else F.leaky_relu(y, 0.2) * SQRT2
+            y = F.conv2d(x, weight, bias, padding=self.kernel // 2)
+        return y if bias is None else F.leaky_relu(y, 0.2, inplace=True)
 
 
 class ResidualBlock(nn.Module):

@@ -6,6 +6,7 @@
     ... --arch mlp            # Table 5, w/o transformer
     ... --no-div              # Table 5, w/o identity diversity loss
     ... --weight recovery=3 --weight latent=0.1 --lr 3e-4
+    ... --realism 0.5 --faces aligned.npy    # ours: a critic that has seen real faces judges the encrypted ones
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in
 one batch. The weights' running average is what is kept: encryptor.safetensors.
@@ -30,6 +31,7 @@ from riddle.losses import LossWeights
 from riddle.models.encryptor import ARCHITECTURES, REFLECTION, build_encryptor, code_statistics
 from riddle.models.stylegan2 import Generator
 from riddle.presets import Preset, get
+from riddle.training.critic import Realism
 from riddle.training.gan import update_average
 from riddle.training.judges import Features, Judges, frozen_networks
 from riddle.training.loop import LoopConfig, average_gradients, make_accelerator, run
@@ -47,6 +49,8 @@ class EncryptorConfig:
     mixing: float = 0.0  # data-free: share of codes made of two, cut between two slots
     arch: str = "transformer"
     residual: float = REFLECTION  # 0: the paper's network
+    realism: float = 0.0  # weight of a projected critic's opinion on changed faces; the paper: none
+    judged: int = 16  # changed faces a step that it sees
     lr: float = 5e-4  # AdamW, warm-up then cosine to zero; the paper's is not given
     warmup: float = 0.02  # share of the training
     clip: float = 2.0  # largest norm of the gradient
@@ -137,9 +141,10 @@ class EncryptorTask:
         judges: Judges,
         held_out: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
+        realism: Realism | None = None,
     ):
         """held_out: codes (N, L, D) for `evaluate`, none of them trained on; codes: (N, L, D), those trained on,
-        for their statistics (data-free: None, the mapping's)."""
+        for their statistics (data-free: None, the mapping's); realism: the critic, where its weight is not 0."""
         self.preset, self.config, self.accelerator = preset, config, accelerator
         self.generator, self.judges, device = generator.eval().requires_grad_(False), judges, accelerator.device
         with torch.random.fork_rng(devices=[]):
@@ -147,13 +152,17 @@ class EncryptorTask:
             z = torch.randn(20_000, preset.style_dim).to(device)
         with torch.no_grad():
             key_statistics = code_statistics(generator.map(z))
-        statistics = key_statistics if codes is None else code_statistics(codes.float())
-        self.encryptor = build_encryptor(preset, config.arch, *statistics, config.residual).to(device)
+        codes = self.draw_codes(4096) if codes is None else codes.float()
+        self.encryptor = build_encryptor(preset, config.arch, residual=config.residual).to(device)
+        self.encryptor.use_directions(generator).standardise(codes.to(device))
         self.encryptor.standardise_keys(*key_statistics)
         self.average = copy.deepcopy(self.encryptor).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(self.encryptor.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         self.networks = {"encryptor": self.encryptor, "average": self.average}
         self.optimisers = {"encryptor": self.optimiser}
+        self.realism = realism
+        if realism is not None:
+            self.networks["critic"], self.optimisers["critic"] = realism.heads, realism.optimiser
         self.counters = {"step": 0, "seconds": 0.0}
         self.held_out = None if held_out is None else held_out.to(device)
         if held_out is not None:
@@ -162,11 +171,14 @@ class EncryptorTask:
                 self.held_out_keys = draw_keys(generator, len(held_out), 3, 1)
 
     def draw_codes(self, count: int) -> torch.Tensor:
-        """Codes for data-free training: (count, L, D) from the mapping network, psi = 1."""
+        """Codes for data-free training: (count, L, D) from the mapping network, psi = 1; over eigenfaces, where W has
+        the first slot's components alone, the other slots' offsets are drawn from their normal distribution."""
         g = self.generator
         z = torch.randn(2, count, self.preset.style_dim, device=self.accelerator.device)
         with torch.no_grad():
-            first, second = g.broadcast(g.map(z[0])), g.broadcast(g.map(z[1]))
+            first, second = g.spread(g.map(z[0])), g.spread(g.map(z[1]))
+        if g.base is not None:  # what the mapping leaves out, as whitened components are spread
+            return first + g.deviations * torch.randn_like(first)
         cut = torch.randint(1, g.n_latent, (count, 1, 1), device=first.device)
         cut = torch.where(torch.rand(count, 1, 1, device=first.device) < self.config.mixing, cut, g.n_latent)
         return torch.where(torch.arange(g.n_latent, device=first.device)[None, :, None] < cut, first, second)
@@ -199,6 +211,13 @@ class EncryptorTask:
                 features = network(faces)
             terms[name] = compare(reference, features)
         total = losses.total_loss(identity, *(terms[k] for k in ("pixel", "lpips", "parsing", "latent")), weights)
+        if self.realism is not None:
+            faces = faces.unflatten(0, codes.shape[:2])
+            changed = torch.cat([faces[:, :m], faces[:, 2 * m :]], 1).flatten(0, 1)
+            self.shown = changed[torch.randperm(len(changed))[: self.config.judged]]
+            with self.accelerator.autocast():
+                terms["realism"] = self.realism.loss(self.shown)
+            total = total + self.config.realism * terms["realism"]
         return total, terms
 
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
@@ -217,6 +236,8 @@ class EncryptorTask:
         self.counters["step"] += 1
         update_average(self.average, self.encryptor, min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10)))
         numbers = {"loss": loss, **terms, "gradient": norm}
+        if self.realism is not None:
+            numbers["critic"] = self.realism.step(self.shown)
         if self.held_out is not None and self.counters["step"] % c.eval_every == 0:
             numbers |= {f"val_{k}": v for k, v in self.evaluate().items()}
         self.counters["seconds"] += time.monotonic() - began
@@ -271,7 +292,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--mixing", type=float, default=c.mixing)
     p.add_argument("--arch", choices=ARCHITECTURES, default=c.arch)
     p.add_argument("--no-div", action="store_true")
-    p.add_argument("--residual", type=float, default=c.residual, help="of the input code in the output; 0: the paper")
+    p.add_argument("--residual", type=float, default=c.residual, help="factor of the reflected code; 0: the paper")
+    p.add_argument("--realism", type=float, default=c.realism, help="weight of the critic's opinion; needs --faces")
+    p.add_argument("--faces", help="uint8 .npy (N, R, R, 3) of aligned training faces, for the critic")
+    p.add_argument("--critic", help="state.pt of riddle.training.inversion, whose critic goes on")
     p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
     p.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
     p.add_argument("--threshold", type=float, help="cosine; default: the recogniser's own")
@@ -280,13 +304,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     a = p.parse_args(argv)
     if not a.datafree and not a.codes:
         p.error("--codes is needed, unless --datafree draws them")
+    if a.realism and not a.faces:
+        p.error("--realism compares with real faces; give them by --faces")
     return a
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Train as the command line says; returns the last logged numbers and the final evaluation."""
     from riddle.allocator import keep_memory
-    from riddle.zoo import save_tensors
+    from riddle.zoo import load_lpips, save_tensors
 
     a = parse_arguments(argv)
     keep_memory()
@@ -298,16 +324,24 @@ def main(argv: list[str] | None = None) -> dict:
     generator, judges, threshold = frozen_networks(preset, a.generator, a.parser, accelerator.device)
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, mixing=a.mixing,
-        arch=a.arch, residual=a.residual, lr=a.lr, eval_every=a.eval_every, minutes=a.minutes,
+        arch=a.arch, residual=a.residual, realism=a.realism, lr=a.lr, eval_every=a.eval_every, minutes=a.minutes,
         threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else None
     held_out = torch.from_numpy(np.load(a.val_codes)).float()[:48] if a.val_codes else None
     if held_out is None and codes is not None:
         codes, held_out = codes[:-48], codes[-48:].float()
-    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out, None if a.datafree else codes)
+    realism = None
+    if a.realism:
+        realism = Realism(load_lpips("squeeze"), torch.from_numpy(np.load(a.faces)), accelerator)
+        if a.critic:
+            trained = torch.load(a.critic, map_location=accelerator.device, weights_only=True)["networks"]["critic"]
+            realism.heads.load_state_dict(trained)
+    task = EncryptorTask(
+        preset, config, accelerator, generator, judges, held_out, None if a.datafree else codes, realism
+    )
     if held_out is None:
-        task = EncryptorTask(preset, config, accelerator, generator, judges, task.draw_codes(48))
+        task = EncryptorTask(preset, config, accelerator, generator, judges, task.draw_codes(48), realism=realism)
     tensors = {"row": torch.arange(1 << 16)} if a.datafree else {"w": codes}
     last = run(task, tensors, loop, accelerator)
     if accelerator.is_main_process:

@@ -88,8 +88,8 @@ class GANTask:
     def __init__(self, preset: Preset, config: GANConfig, accelerator: Accelerator):
         self.preset, self.config, self.accelerator = preset, config, accelerator
         device = accelerator.device
-        g = Generator(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp)
-        d = Discriminator(preset.resolution, preset.channels).to(memory_format=torch.channels_last)
+        g = Generator.of(preset)
+        d = Discriminator(preset.resolution, preset.critic or preset.channels).to(memory_format=torch.channels_last)
         self.g, self.d = g.to(device), d.to(device)
         if not preset.noise:  # the weights stay at zero
             for layer in (self.g.conv1, *self.g.convs):
@@ -107,7 +107,7 @@ class GANTask:
     def sample_codes(self, n: int) -> torch.Tensor:
         """n codes (n, L, D) from the training mapping, with style mixing."""
         z = torch.randn(2, n, self.preset.style_dim, device=self.accelerator.device)
-        w1, w2 = self.g.broadcast(self.g.map(z[0])), self.g.broadcast(self.g.map(z[1]))
+        w1, w2 = self.g.spread(self.g.map(z[0])), self.g.spread(self.g.map(z[1]))
         cut = torch.randint(1, self.g.n_latent, (n, 1, 1), device=w1.device)
         cut = torch.where(torch.rand(n, 1, 1, device=w1.device) < self.config.mixing, cut, self.g.n_latent)
         return torch.where(torch.arange(self.g.n_latent, device=w1.device)[None, :, None] < cut, w1, w2)
@@ -180,7 +180,7 @@ class GANTask:
     @torch.no_grad()
     def samples(self) -> torch.Tensor:
         z = torch.randn(32, self.preset.style_dim, generator=torch.Generator().manual_seed(0))
-        w = self.g_ema.broadcast(self.g_ema.map(z.to(self.accelerator.device)))
+        w = self.g_ema.spread(self.g_ema.map(z.to(self.accelerator.device)))
         with self.accelerator.autocast():
             return self.g_ema(w)
 

@@ -54,7 +54,7 @@ def frozen_networks(
     from riddle.faces import recognizers
     from riddle.zoo import bundled, find, load_lpips
 
-    g = Generator(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp)
+    g = Generator.of(preset)
     load_network(g, generator or bundled(preset.name, "generator"), "g_ema").to(device)
     if preset.framing == "ffhq" and parser is None:  # the paper's own scale: the public parser
         net = BiSeNet().load_published(torch.load(find("bisenet"), map_location="cpu", weights_only=True))

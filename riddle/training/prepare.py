@@ -25,7 +25,7 @@ from riddle.training.inversion import encode
 
 def faces(preset: str, split: str, workers: int = 2) -> np.ndarray:
     """uint8 (N, R, R, 3): every aligned face of the split. Raises DatasetMissingError when no set is found."""
-    wanted = [("utkface", split), ("celebamask-hq", split)] + ([("omi", "all")] if split == "train" else [])
+    wanted = [("utkface", split), ("celebamask_hq", split)] + ([("omi", "all")] if split == "train" else [])
     found, missing = [], []
     for name, part in wanted:
         try:
@@ -44,7 +44,8 @@ def codes(preset: str, x: np.ndarray, weights: str | None, mirror: bool = True) 
     p = get(preset)
     encoder = Encoder(p)
     encoder.load_state_dict(zoo.load_tensors(weights or zoo.bundled(p.name, "encoder")))
-    encoder = encoder.eval().to(memory_format=torch.channels_last)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = encoder.eval().to(device, memory_format=torch.channels_last)
     batch = torch.from_numpy(np.concatenate([x, x[:, :, ::-1]]) if mirror else x)
     return encode(encoder, batch).half().numpy()
 

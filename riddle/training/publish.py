@@ -30,12 +30,12 @@ def sample_codes(generator: Generator, n: int = SAMPLES, psi: float = PSI) -> to
     z = torch.stack([torch.randn(generator.style_dim, generator=torch.Generator().manual_seed(k)) for k in range(n)])
     with torch.no_grad():
         mean = generator.mean_latent()
-        return generator.broadcast(mean + psi * (generator.map(z) - mean))
+        return generator.spread(mean + psi * (generator.map(z) - mean))
 
 
 def draw_samples(preset: Preset, folder: Path) -> None:
     """Draw the 48 faces as 000.png to 047.png, with codes.safetensors."""
-    generator = Generator(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp)
+    generator = Generator.of(preset)
     generator.load_state_dict(zoo.load_tensors(zoo.bundled(preset.name, "generator")))
     codes = sample_codes(generator)
     with torch.no_grad():
