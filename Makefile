@@ -1,5 +1,6 @@
 # make reproduce   install, run the notebooks and the tables' workflow for PRESET
 # make test        install, test
+# make test-browser  install Chromium's driver, test the page of notebook 15 in headless Chromium (Debian's package)
 # make lab         install, open the notebooks in JupyterLab
 # make bench       install, measure speed
 # make lint        install, ruff
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 17179869184
 
-.PHONY: reproduce test lab lint bench lock clean
+.PHONY: reproduce test test-browser lab lint bench lock clean
 .DEFAULT_GOAL := test
 
 reproduce: $(STAMP)
@@ -26,6 +27,11 @@ reproduce: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -q -rs --durations=8 $(TESTS)
+
+test-browser: $(STAMP)
+	@which chromium chromium-browser google-chrome >/dev/null 2>&1 || \
+		{ echo "no Chromium found: apt-get install chromium, then make test-browser again" >&2; exit 1; }
+	$(PY) -m pytest -q -rs tests/browser
 
 lab: $(STAMP)
 	$(VENV)/bin/jupyter lab notebooks
