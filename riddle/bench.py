@@ -8,6 +8,7 @@ Naive means the published formulation: weights modulated for each image, grouped
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import platform
@@ -62,35 +63,34 @@ def naive_modulated(conv: ModulatedConv2d, x: torch.Tensor, style: torch.Tensor)
     return y.view(n, out, h, w)
 
 
-class NaiveGenerator(Generator):
-    """The same function and state dict, computed as published."""
+class NaiveStyledConv(StyledConv):
+    """The same function, computed as published."""
 
-    def synthesize(self, w: torch.Tensor, noise: str = "const") -> torch.Tensor:
-        def styled(layer: StyledConv, x: torch.Tensor, i: int) -> torch.Tensor:
-            stored = getattr(self.noises, f"noise_{i}")
-            drawn = torch.randn_like(stored.expand(len(w), -1, -1, -1)) if noise == "random" else stored
-            y = naive_modulated(layer.conv, x, w[:, i]) + layer.noise.weight * drawn
-            return F.leaky_relu(y + layer.activate.bias[None, :, None, None], 0.2) * SQRT2
-
-        def rgb(layer: ToRGB, x: torch.Tensor, i: int, skip: torch.Tensor | None) -> torch.Tensor:
-            y = naive_modulated(layer.conv, x, w[:, i]) + layer.bias
-            return y if skip is None else y + depthwise(skip, layer.upsample.kernel, (2, 1), up=2)
-
-        x = styled(self.conv1, self.input.input.repeat(len(w), 1, 1, 1), 0)
-        skip = rgb(self.to_rgb1, x, 1, None)
-        for k, to_rgb in enumerate(self.to_rgbs):
-            x = styled(self.convs[2 * k], x, 2 * k + 1)
-            x = styled(self.convs[2 * k + 1], x, 2 * k + 2)
-            skip = rgb(to_rgb, x, 2 * k + 3, skip)
-        return skip
+    def forward(self, x: torch.Tensor, style: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        y = naive_modulated(self.conv, x, style)
+        y = y if noise is None else y + self.noise.weight * noise
+        return F.leaky_relu(y + self.activate.bias[None, :, None, None], 0.2) * SQRT2
 
 
-def naive_like(generator: Generator, preset: Preset) -> NaiveGenerator:
-    """The naive generator with the weights of `generator`, contiguous NCHW."""
-    device = generator.input.input.device
-    naive = NaiveGenerator(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp).to(device)
-    naive.load_state_dict(generator.state_dict())
-    return naive.train(generator.training)
+class NaiveToRGB(ToRGB):
+    """The same function, computed as published."""
+
+    def forward(self, x: torch.Tensor, style: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
+        y = naive_modulated(self.conv, x, style) + self.bias
+        return y if skip is None else y + depthwise(skip, self.upsample.kernel, (2, 1), up=2)
+
+
+def make_naive(generator: Generator) -> Generator:
+    """Let a generator's layers compute as published; parameters, and all around the layers, stay. Returns it."""
+    for layer in generator.modules():
+        if isinstance(layer, StyledConv | ToRGB):
+            layer.__class__ = NaiveStyledConv if isinstance(layer, StyledConv) else NaiveToRGB
+    return generator
+
+
+def naive_like(generator: Generator) -> Generator:
+    """A copy of a generator that computes as published."""
+    return make_naive(copy.deepcopy(generator))
 
 
 # Clocks.
@@ -132,11 +132,11 @@ def gflop(work: Callable[[], object]) -> float:
 
 
 def generator_rows(
-    g: Generator, preset: Preset, batch: int, seconds: float, peaks: dict[str, float], dtype: torch.dtype | None
+    g: Generator, batch: int, seconds: float, peaks: dict[str, float], dtype: torch.dtype | None
 ) -> list[Row]:
     """Forward, and forward with backward to codes and weights, in images/s."""
     device = g.input.input.device
-    naive = naive_like(g, preset)
+    naive = naive_like(g)
     w = torch.randn(batch, g.n_latent, g.style_dim, device=device)
 
     def forward(network: Generator, cast: torch.dtype | None) -> torch.Tensor:
@@ -180,7 +180,7 @@ def training_row(preset: Preset, batch: int, seconds: float, bfloat16: bool) -> 
         torch.manual_seed(0)
         task = GANTask(preset, GANConfig(), accelerator)
         if naive:
-            task.g.__class__ = NaiveGenerator  # the optimiser's parameters stay; only the formulation changes
+            make_naive(task.g)  # the optimiser's parameters stay; only the formulation changes
         every = math.lcm(task.config.r1_every, task.config.path_every)
         return rate(lambda: [task.step(data, 0.0) for _ in range(every)], seconds, accelerator.device) * every
 
@@ -195,7 +195,7 @@ def encryptor_row(preset: Preset, batch: int, seconds: float, bfloat16: bool) ->
         AcceleratorState._reset_state(True)
         accelerator = make_accelerator(LoopConfig(out="", bfloat16=bfloat16 and not naive))
         g, judges, _ = frozen_networks(preset, None, None, accelerator.device)
-        g = naive_like(g, preset) if naive else g
+        g = make_naive(g) if naive else g
         task = EncryptorTask(preset, EncryptorConfig(), accelerator, g, judges)
         return rate(lambda: task.step({"w": w.to(accelerator.device)}, 0.5), seconds, accelerator.device)
 
@@ -210,7 +210,7 @@ def protect_rows(model: Riddle, seconds: float, faces: int = 4) -> list[Row]:
     networks = (model.preset, model.generator, model.encoder, model.encryptor)
     options = {"device": model.device, "dtype": model.dtype}
     ours = Riddle(*networks, detector=known, **options)
-    slow = naive_like(model.generator, model.preset).eval()
+    slow = naive_like(model.generator)
     naive = Riddle(model.preset, slow, model.encoder, model.encryptor, detector=known, device=model.device)
     quick, plain = (rate(lambda m=m: m.protect(photo, key), seconds, model.device) for m in (ours, naive))
     count = len(known.found)
@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> dict:
     except zoo.WeightsMissingError as e:
         p.error(f"{e} (speed is measured on the real thing; `--preset smoke` needs no weights)")
     rows = [
-        *generator_rows(model.generator, preset, a.batch, a.seconds, peaks, dtype),
+        *generator_rows(model.generator, a.batch, a.seconds, peaks, dtype),
         training_row(preset, a.batch, a.seconds, dtype is not None),
         *protect_rows(model, a.seconds),
     ]
