@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from . import config, presets
 from .faces.alignment import crop, framing_matrix
+from .progress import track
 
 if TYPE_CHECKING:
     from .photos import Images
@@ -99,7 +99,7 @@ def _make(
     faces = []
     with _mapper(job, workers if n >= _PROCESSES_FROM else 1) as run:
         known = [(name, points[i] if i < done else None) for i, name in enumerate(dataset.names)]
-        bar = tqdm(run(known), total=n, desc=f"align {dataset.name}", unit="photo", mininterval=1)
+        bar = track(run(known), f"align {dataset.name}", n, "photo")
         for i, (found, face) in enumerate(bar):
             points[i] = found
             if face is not None:

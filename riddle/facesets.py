@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 import riddle
+from riddle.progress import track
 from riddle.protocols import PASSWORDS
 from riddle.runs import VARIANTS, Run
 
@@ -103,7 +103,7 @@ def from_codes(run: Run, of: FaceSet, codes: np.ndarray, targets: np.ndarray) ->
         first = right[targets]
         second = {"wrong": wrong[targets], "restored": first}.get(of.action)
     out = []
-    for start in tqdm(range(0, len(w), BATCH), desc=of.name, mininterval=5):
+    for start in track(range(0, len(w), BATCH), of.name):
         part = slice(start, start + BATCH)
         code = w[part] if of.name == "inverted" else model.encrypt(w[part], first[part])
         if second is not None:
@@ -119,7 +119,7 @@ def from_pixels(run: Run, of: FaceSet, pictures: np.ndarray, targets: np.ndarray
     if of.action in JPEGS:
         pictures = jpeg(pictures, JPEGS[of.action])
     out = []
-    for start in tqdm(range(0, len(pictures), BATCH), desc=of.name, mininterval=5):
+    for start in track(range(0, len(pictures), BATCH), of.name):
         part = slice(start, start + BATCH)
         code = model.decrypt(model.invert(to_tensor(pictures[part])), right[part])
         out.append(to_bytes(model.synthesize(code)))

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
+
+from riddle.progress import track
 
 # name -> how pictures reach it: a distance depends on the filter (Parmar et al., CVPR 2022).
 RESIZE = {
@@ -97,4 +98,4 @@ def load(name: str, device: torch.device | str = "cpu", batch: int = 64) -> Extr
 
 def extract_all(extract: Extractor, parts: Iterable[torch.Tensor], label: str = "features") -> np.ndarray:
     """Features (N, D) of faces that come in parts, so that they need not be in memory at once."""
-    return np.concatenate([extract(part) for part in tqdm(parts, desc=label, mininterval=5)])
+    return np.concatenate([extract(part) for part in track(parts, label)])

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 import riddle
 from riddle.faces import alignment
 from riddle.faces.detection import Face, load_detector
 from riddle.facesets import to_tensor
 from riddle.presets import get
+from riddle.progress import track
 from riddle.runs import Run, read
 
 NEAR = 0.5  # of the crop's side: a face found farther from its place is another one
@@ -30,7 +30,7 @@ def pasted(
     """
     points, under = read(photos, "points")[targets], read(photos, "faces")[targets]
     model = None if pictures is None else riddle.load(run.preset, device=run.device)
-    for i, target in enumerate(tqdm(targets, desc=f"{label} in photos", mininterval=5)):
+    for i, target in enumerate(track(targets, f"{label} in photos")):
         photo = run.photos.image(run.pairs.names[target])
         matrix = alignment.framing_matrix(points[i], get(run.preset).framing)
         if model is not None:

@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import riddle
 from riddle import features
 from riddle.facesets import to_bytes, to_tensor
 from riddle.metrics.fidelity import frechet_distance, precision_recall
 from riddle.presets import get
+from riddle.progress import track
 
 BATCH = 64
 NEIGHBOURS = 3  # k of Kynkaanniemi et al., 2019
@@ -54,7 +54,7 @@ def blurred(faces: torch.Tensor) -> torch.Tensor:
 def generated(model: riddle.Riddle, n: int, seed: int = 0) -> np.ndarray:
     """n faces (n, R, R, 3) uint8 of the generator at psi = 1."""
     codes = model.random_password(n, seed=seed)
-    parts = tqdm(codes.split(BATCH), desc="generate", mininterval=5)
+    parts = track(codes.split(BATCH), "generate")
     return np.concatenate([to_bytes(model.synthesize(part)) for part in parts])
 
 

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import riddle
 from riddle import baselines, facesets, judging, protocols
 from riddle.facesets import BATCH, to_bytes, to_tensor
 from riddle.judging import detections, detections_to_arrays
 from riddle.presets import get
+from riddle.progress import track
 from riddle.runs import (
     VARIANTS,
     Run,
@@ -111,7 +111,7 @@ def codes(run: Run, _: str = "") -> Path:
     def make() -> dict[str, np.ndarray]:
         targets = _targets(run, photos)
         model = riddle.load(run.preset, device=run.device)
-        parts = tqdm(_pictures(photos, targets).split(BATCH), desc="invert", mininterval=5)
+        parts = track(_pictures(photos, targets).split(BATCH), "invert")
         return {"codes": torch.cat([model.invert(part).cpu() for part in parts]).numpy(), "targets": targets}
 
     weights = part_hash(run.preset, "generator"), part_hash(run.preset, "encoder")
@@ -236,7 +236,7 @@ def embeddings(run: Run, item: str, sets: Sequence[str] | None = None) -> Path:
     loaded: dict[str, Any] = {}
     path = _threshold(run, item, loaded)
     if read(path, "reason") is None:
-        for name in tqdm(sets or sets_of(run), desc=item, mininterval=5):
+        for name in track(sets or sets_of(run), item):
             judged(run, name, [item], loaded)
     return path
 

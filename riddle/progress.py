@@ -1,0 +1,33 @@
+"""Progress that reads well where it is seen: a bar that moves on a terminal, in a log a line now and then."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+ON_TERMINAL, IN_LOG = 1.0, 30.0  # s between two updates
+
+
+class _Lines:
+    """A stream on which each of tqdm's updates is a line of its own, without carriage returns."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self.stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def track(items: Iterable[Any], label: str, total: int | None = None, unit: str = "it") -> Iterable[Any]:
+    """The items, one after another, with their progress on stderr; total: how many, where `items` has no length."""
+    terminal = sys.stderr.isatty()
+    seconds = ON_TERMINAL if terminal else IN_LOG
+    shown = {"file": sys.stderr if terminal else _Lines(sys.stderr), "mininterval": seconds, "maxinterval": seconds}
+    return tqdm(items, label, total, unit=unit, **shown)
