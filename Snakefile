@@ -258,8 +258,8 @@ def before_notebook(wildcards):
     shown = [path for table, path in TABLES.items() if name.endswith(table)]
     if name.endswith("table2"):
         shown += [TABLES["table1"]]  # recovery rates from pixels
-    if name.endswith("table5"):
-        shown += judged("table1")
+    if name.endswith("table5"):  # its rates are Table 1's, its distances Table 3's
+        shown += [*judged("table1"), *judged("table3"), TABLES["table3"]]
     if name.endswith("figure7"):
         shown += npz(PEOPLE.folder.name, [f"figure7/{item}" for item in figures.OURS])
     others = [n for n in NAMES if n != name] if name.endswith("report") else []

@@ -1,30 +1,30 @@
 """Table 5 and Figure 9: what the encryptor loses without data, without the transformer, without L_div (section 4.6).
 
-Rates are Table 1's, on the same pairs and passwords; distances between sets are Table 3's, on LFW, each under the name
-of its features. Weights that a preset lacks give 'n/a: reason'; riddle.training.ablations trains them.
+Rates are Table 1's, on the same pairs and passwords; distances between sets are Table 3's, on its data sets as the
+paper's FID is, each under the name of its features. Weights that a preset lacks give 'n/a: reason';
+riddle.training.ablations trains them.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 import riddle
-from riddle import paper, protocols, reporting, stages, table3
+from riddle import paper, protocols, reporting, stages, table3, tables
 from riddle.metrics.diversity import distinct_pairs, password_pairs
-from riddle.metrics.fidelity import frechet_distance
 from riddle.metrics.identity import bootstrap_interval
 from riddle.presets import get
 from riddle.protocols import Judge, Record, Row
 from riddle.runs import Run, log_time, read
-from riddle.tables import SEEN
 from riddle.zoo import WeightsMissingError, bundled, load_metadata
 
 # In the paper's order; the keys are those of riddle.stages.VARIANTS.
@@ -35,7 +35,7 @@ LABELS = {
     "riddle": "full",
 }
 INVERTED = "inverted, no encryption"  # what inversion alone does: read the others beside it
-# Task -> what its number is; that of a distance bears the name of its features.
+# Task -> what its number is; a distance between sets says it itself.
 METRICS = {"de-identification": "share accepted", "recovery": "share accepted", "diversity": "share of pairs apart"}
 SETS = ("photo", "inverted", *(f"{v}{action}" for v in LABELS for action in ("", "-restored", "-passwords")))
 
@@ -78,37 +78,15 @@ def _diversity(
     )  # fmt: skip
 
 
-def distances(run: Run, network: str) -> list[Record]:
-    """Frechet distance on a network's features between the photos and the faces each variant makes of them.
+def distances(run: Run) -> Iterator[dict[str, Any]]:
+    """Tidy lines of the distances between the photos of Table 3's data sets and the faces each variant makes of them.
 
-    Faces without features (not found) are left out of it and counted in `undetected`.
+    Faces without features (not found) are left out and counted in `undetected`.
     """
-    photos, records = table3.feature_set(run, network, "photo"), []
-    for label, item in {INVERTED: "inverted", **{label: v for v, label in LABELS.items()}}.items():
-        made = table3.feature_set(run, network, item)
-        record = Record("fidelity", label, table3.ORIGINALS, network, "")
-        if reason := read(photos, "reason") or read(made, "reason"):
-            records.append(replace(record, value=f"n/a: {reason}"))
-        else:
-            records.append(_frechet(record, _known(photos, run.pairs.targets), _known(made, run.pairs.targets)))
-    return records
-
-
-def _known(path: Path, wanted: np.ndarray) -> np.ndarray:
-    """Features (T, D) of the wanted pictures, NaN rows where there are none."""
-    features, targets = read(path, "features"), read(path, "targets")
-    out = np.full((len(wanted), features.shape[1]), np.nan)
-    rows = np.isin(targets, wanted)
-    out[np.searchsorted(wanted, targets[rows])] = features[rows]
-    return out
-
-
-def _frechet(record: Record, photos: np.ndarray, made: np.ndarray) -> Record:
-    a, b = (e[np.isfinite(e).all(1)] for e in (photos, made))
-    if min(len(a), len(b)) < 2:
-        return replace(record, value="n/a: fewer than two faces were found")
-    distance = frechet_distance(a, b)
-    return replace(record, value=f"{distance:.4f}", rate=distance, n=len(b), undetected=len(made) - len(b))
+    sets = {INVERTED: "inverted", **{label: variant for variant, label in LABELS.items()}}
+    for part in tables.runs_of(run, table3.DATASETS):
+        rows = (row for network in table3.NETWORKS for row in table3.between(part, network, sets, halves=False))
+        yield from tables.tidy(rows, part, undetected_rule="a face that is not found is left out of a distance")
 
 
 def trained(preset: str, variant: str) -> dict:
@@ -146,28 +124,33 @@ def differences(preset: str) -> dict[str, str]:
     return found
 
 
-def tidy(records: list[Record], provenance: reporting.Provenance, preset: str, seen: tuple[str, ...]) -> pd.DataFrame:
-    """Records as tidy lines: the paper's value, the training behind each variant and the provenance beside them.
+def tidy(
+    records: Iterable[Record],
+    sets: Iterable[dict[str, Any]],
+    provenance: reporting.Provenance,
+    preset: str,
+    seen: tuple[str, ...],
+) -> pd.DataFrame:
+    """Rates, and lines of `distances`, as a tidy table: the paper's value and the training behind each variant beside.
 
     `mean` is the number, of the metric; `steps` and `trained otherwise` tell of the variant's weights.
     """
     by_label = {label: variant for variant, label in LABELS.items()}
     differing, lines = differences(preset), []
-    for record in records:
-        variant = by_label.get(record.method, "")
-        published = paper.TABLE5.get(record.method, {})
-        network = table3.NETWORKS.get(record.judge, "")
-        fidelity = "FID" if network == "Inception" else f"Frechet distance ({network})"
-        lines.append(
-            {"task": record.task, "metric": METRICS.get(record.task, fidelity), "method": record.method}
-            | {k: getattr(record, k) for k in ("against", "judge", "value")} | {"mean": record.rate}
-            | {k: getattr(record, k) for k in ("std", "low", "high", "n", "undetected", "threshold")}
-            | {"judge_seen": record.judge in seen, "variant": variant}
-            | {"steps": trained(preset, variant).get("steps done", "") if variant else ""}
-            | {"trained otherwise": differing.get(variant, ""), "paper": published.get(record.task)}
-            | {"paper FID": published.get("FID") if record.task == "fidelity" else None}
-            | asdict(provenance)
-        )  # fmt: skip
+    rates = (
+        {"task": r.task, "method": r.method, "metric": METRICS[r.task]}
+        | {k: getattr(r, k) for k in ("against", "judge", "value")} | {"mean": r.rate}
+        | {k: getattr(r, k) for k in ("std", "low", "high", "n", "undetected", "threshold")}
+        | {"judge_seen": r.judge in seen} | asdict(provenance)
+        for r in records
+    )  # fmt: skip
+    for line in (*rates, *sets):
+        variant = by_label.get(line["method"], "")
+        published = paper.TABLE5.get(line["method"], {})
+        fid = published.get("FID") if line["metric"].startswith(("FID", "Frechet")) else None
+        about = {"variant": variant, "steps": trained(preset, variant).get("steps done", "") if variant else ""}
+        about |= {"trained otherwise": differing.get(variant, "")}
+        lines.append(line | about | {"paper": published.get(line["task"]), "paper FID": fid})
     return pd.DataFrame(lines)
 
 
@@ -184,8 +167,6 @@ def table5(run: Run) -> Path:
         if isinstance(judge, str):
             judge = _absent(name, judge)
         records += measure(run.pairs, people, judge)
-    for network in table3.NETWORKS:
-        records += distances(run, network)
     provenance = reporting.Provenance(
         dataset="LFW" if run.data == "lfw" else "bundled synthetic faces, not LFW",
         version=read(stages.aligned(run), "version"), split_hash=run.split_hash, seed=run.seed, preset=run.preset,
@@ -193,7 +174,7 @@ def table5(run: Run) -> Path:
         threshold_rule="the recogniser's published threshold" if run.pairs.same.all()
         else f"other nine folds' unprotected negatives at FAR {protocols.FAR:g}",
     )  # fmt: skip
-    table = tidy(records, provenance, run.preset, seen=(get(run.preset).identity, *SEEN))
+    table = tidy(records, distances(run), provenance, run.preset, seen=(get(run.preset).identity, *tables.SEEN))
     path = run.folder / "table5.csv"
     for place in filter(None, (path, run.kept("table5.csv" if run.data == "lfw" else f"table5_{run.data}.csv"))):
         reporting.write_csv(table, place)

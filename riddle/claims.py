@@ -213,13 +213,14 @@ class Share(Claim):
         return f"{_span(shares)} of it (asked: {self.share:g})", verdict
 
 
-def _of(table: str, task: str, method: str | tuple[str, ...], **where: str) -> Rows:
+def _of(table: str, task: str, method: str | tuple[str, ...], **where: str | tuple[str, ...]) -> Rows:
     return Rows(table, {"task": task, "method": method, **where})
 
 
 _INVERTED, _PHOTO = "its inverted face", "the same photo"
 _OTHERS = ("CIAGAN", "FIT", "Personal")  # that the paper compares diversity with
 _ALIGNED = "aligned face"
+_FRECHET = ("FID", "Frechet distance (dlib)")
 CLAIMS: tuple[Claim, ...] = (
     AtMost(
         "A protected face is no longer recognised", "4.2", "0.016 to 0.032",
@@ -310,11 +311,13 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Below(
         "The transformer greatly improves image quality", "4.6", "FID 15.4 against 22.7",
-        rows=_of("table5", "fidelity", "full"), than=_of("table5", "fidelity", "without transformer"),
+        rows=_of("table5", "fidelity", "full", metric=_FRECHET),
+        than=_of("table5", "fidelity", "without transformer", metric=_FRECHET),
     ),
     Below(
         "Training without data costs image quality", "4.6", "FID 15.4 against 26.8",
-        rows=_of("table5", "fidelity", "full"), than=_of("table5", "fidelity", "without data"),
+        rows=_of("table5", "fidelity", "full", metric=_FRECHET),
+        than=_of("table5", "fidelity", "without data", metric=_FRECHET),
     ),
     AtMost(
         "Without L_div all passwords make one person of a face", "4.6", "",

@@ -38,7 +38,8 @@ def wanted(tables: Collection[str]) -> dict[str, set[str]]:
     asked = {
         "table1": (dict.fromkeys((*protocols.FACE_SETS, *protocols.DIVERSITY_SETS, *ablations.SETS)), protocols.JUDGES),
         "table2": (dict.fromkeys((*table2.REFERENCES, *table2.ITEMS.values())), ()),
-        "table3": (dict.fromkeys(("photo", *table3.METHODS.values())), ("dlib",)),
+        # with the distances of Table 5
+        "table3": (dict.fromkeys(("photo", *table3.METHODS.values(), *ablations.LABELS)), ("dlib",)),
         "table4": (dict.fromkeys(protocols.SIMILARITY_SETS), table4.SIMILARITY_JUDGES),
     }
     for table in tables:

@@ -9,7 +9,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,23 @@ def _weights(network: str) -> bool:
 
 def distances(run: Run, network: str) -> Iterator[Measured]:
     """Frechet distance and KID of each method's faces to the photos, all of them and half against half."""
-    label = NETWORKS[network]
-    frechet, kernel = (
-        ("FID", "KID (FID's features)") if network == "inception" else (f"Frechet distance ({label})", f"KID ({label})")
-    )
+    yield from between(run, network, {REAL: "photo", **METHODS})
+    for metric in _names(network):
+        yield from tables.without_system(lambda m, k=metric: Measured("fidelity", m, k, ORIGINALS, network))
+
+
+def _names(network: str) -> tuple[str, str]:
+    """Frechet distance and KID, by the features behind them."""
+    if network == "inception":
+        return "FID", "KID (FID's features)"
+    return f"Frechet distance ({NETWORKS[network]})", f"KID ({NETWORKS[network]})"
+
+
+def between(run: Run, network: str, sets: Mapping[str, str], halves: bool = True) -> Iterator[Measured]:
+    """Frechet distance and KID of sets of faces {method: set} to the photos that they were made from.
+
+    halves: also half of the photos against the faces made from the others; of the photos themselves only that.
+    """
     photos = feature_set(run, network, "photo")
     about = {"judge": network, "resize": features.RESIZE[network], "reference_hash": key_of(photos)}
 
@@ -89,10 +102,10 @@ def distances(run: Run, network: str) -> Iterator[Measured]:
     everyone = run.pairs.targets
     order = np.random.default_rng(run.seed).permutation(everyone)
     first, second = order[: len(order) // 2], order[len(order) // 2 :][: len(order) // 2]
-    compared = ((ORIGINALS, everyone, everyone), (OTHERS, first, second))
-    for method, item in {REAL: "photo", **METHODS}.items():
+    compared = ((ORIGINALS, everyone, everyone), *(((OTHERS, first, second),) if halves else ()))
+    for method, item in sets.items():
         made = feature_set(run, network, item)
-        for metric, distance in ((frechet, _frechet), (kernel, _kid)):
+        for metric, distance in zip(_names(network), (_frechet, _kid), strict=True):
             for against, real, protected in compared[item == "photo" :]:
                 if reason := read(photos, "reason") or read(made, "reason"):
                     yield row(method, metric, against).absent(reason)
@@ -102,7 +115,6 @@ def distances(run: Run, network: str) -> Iterator[Measured]:
                     yield row(method, metric, against).absent("fewer than two faces were found")
                     continue
                 yield row(method, metric, against).of(distance(a, b), lost, digits=4)
-    yield from tables.without_system(lambda method: row(method, frechet, ORIGINALS))
 
 
 def _frechet(a: np.ndarray, b: np.ndarray) -> Estimate:
@@ -230,6 +242,7 @@ def records(run: Run) -> Iterator[Measured]:
     for metric in NO_NETWORK:
         for method in METHODS:
             yield Measured("utility", method, metric, "the same photo").absent("no network for it is at hand")
+        yield from tables.without_system(lambda m, k=metric: Measured("utility", m, k, "the same photo"))
 
 
 def published(line: dict[str, Any]) -> dict[str, float | None]:

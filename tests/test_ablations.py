@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_encryptor import frozen  # noqa: F401 (a fixture)
 
 import riddle
-from riddle import ablations, paper, protocols, reporting, stages, zoo
+from riddle import ablations, paper, protocols, reporting, stages, table3, tables, zoo
 from riddle.metrics.fidelity import frechet_distance
 from riddle.models.encryptor import build_encryptor
+from riddle.runs import Run
 from riddle.training import ablations as training
 from riddle.training import encryptor
 from riddle.zoo import WeightsMissingError
@@ -181,23 +183,37 @@ def test_rates_of_known_embeddings(records):
     assert record(records, "diversity", "full").n == n
 
 
-def test_frechet_distance_is_that_of_the_features_that_there_are():
+def test_distances_are_of_table_3s_sets_to_their_own_photos(home, monkeypatch, tmp_path):
     draw = np.random.default_rng(0)
-    photos, made = draw.normal(size=(50, 4)), draw.normal(2, 1, size=(50, 4))
-    made[7] = np.nan
-    empty = protocols.Record("fidelity", "full", "the same photos", "dlib", "")
-    got = ablations._frechet(empty, photos, made)
-    assert got.rate == pytest.approx(frechet_distance(photos, np.delete(made, 7, 0)))
-    assert 16 * 0.7 < got.rate < 16 * 1.4  # the means lie 2 apart in each of 4 directions
-    assert (got.n, got.undetected) == (49, 1)
-    assert ablations._frechet(empty, photos, made[7:8]).value == "n/a: fewer than two faces were found"
+    photos = draw.normal(size=(60, 4))
+    made = {v: photos + shift for shift, v in enumerate(ablations.LABELS, 1)} | {"photo": photos, "inverted": photos}
+    made["mlp"][7] = np.nan
 
+    def features(run, network, item):
+        path = tmp_path / f"{run.dataset}-{network}-{item}.npz"
+        known = {"reason": np.array("no weights")} if network == "inception" or item == "nodiv" else {}
+        np.savez(path, key=np.array("abc"), features=made[item], targets=np.arange(60), **known)
+        return path
 
-def test_features_are_put_beside_their_own_photos(tmp_path):
-    path = tmp_path / "f.npz"
-    np.savez(path, features=np.array([[1.0], [3.0], [5.0]]), targets=np.array([1, 3, 5]))
-    known = ablations._known(path, np.array([3, 4, 5]))
-    assert known[[0, 2], 0].tolist() == [3, 5] and np.isnan(known[1, 0])
+    class Part(Run):
+        pairs, weights_hash = protocols.self_pairs([str(i) for i in range(60)]), "fedcba"
+
+    monkeypatch.setattr(table3, "feature_set", features)
+    monkeypatch.setattr(tables, "runs_of", lambda run, wanted: [Part(dataset=name) for name in wanted])
+    monkeypatch.setattr(Part, "data", "samples", raising=False)
+    monkeypatch.setattr(stages, "aligned", lambda run: features(run, "dlib", "photo"))
+    monkeypatch.setattr(tables, "read", lambda path, name: "synthetic")
+    lines = pd.DataFrame(ablations.distances(Run()))
+    assert set(lines.against) == {table3.ORIGINALS} and (lines.reference_hash == "abc").all()
+    here = lines[lines.judge == "dlib"].iloc[: len(lines[lines.judge == "dlib"]) // 2].set_index(["method", "metric"])
+    full, mlp = here.loc["full", "Frechet distance (dlib)"], here.loc["without transformer", "Frechet distance (dlib)"]
+    assert full["mean"] == pytest.approx(4 * 4**2) and full.n == 60  # shifted by 4 in each of 4 directions
+    assert mlp["mean"] == pytest.approx(frechet_distance(photos, np.delete(made["mlp"], 7, 0)))
+    assert (mlp.n, mlp.undetected) == (59, 1)
+    assert here.loc[ablations.INVERTED, "Frechet distance (dlib)"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert here.loc["full", "KID (dlib)"]["mean"] > here.loc["without data", "KID (dlib)"]["mean"] > 0
+    assert here.loc["without identity diversity loss", "KID (dlib)"].value == "n/a: no weights"
+    assert (lines[lines.judge == "inception"].value == "n/a: no weights").all()
 
 
 def test_absent_weights_and_judges_give_their_reason(records, pairs):
@@ -210,16 +226,19 @@ def test_absent_weights_and_judges_give_their_reason(records, pairs):
 
 def test_the_papers_values_stand_beside(records, home):
     here = reporting.Provenance("LFW", "deep-funneled", "abc123", 7, "mini", "fedcba", "auto", "nine folds")
-    sets = [protocols.Record("fidelity", m, "the same photos", "dlib", "0.1", 0.1) for m in ablations.LABELS.values()]
-    table = ablations.tidy(records + sets, here, "mini", seen=("edgeface-xs",))
+    shared = {"task": "fidelity", "against": "the same photos", "judge": "dlib", "judge_seen": False}
+    metrics = ("Frechet distance (dlib)", "KID (dlib)")
+    sets = [shared | {"method": m, "metric": k, "mean": 0.1} for m in ablations.LABELS.values() for k in metrics]
+    table = ablations.tidy(records, sets, here, "mini", seen=("edgeface-xs",))
     rows = table.set_index(["task", "method", "against"]).sort_index()
     assert rows.loc[("de-identification", "without data", "other photo")].paper == 0.034
     assert (rows.loc["recovery", "full"].paper == 0.996).all()
-    quality = table[table.task == "fidelity"].set_index("method")
+    quality = table[table.metric == metrics[0]].set_index("method")
     assert quality["paper FID"].to_dict() == {k: v["FID"] for k, v in paper.TABLE5.items()}
-    assert quality.paper.isna().all() and set(quality.metric) == {"Frechet distance (dlib)"}  # it is no FID
+    assert quality.paper.isna().all()  # it is no FID
+    assert table[table.metric == metrics[1]]["paper FID"].isna().all()
     assert table[table.task == "recovery"]["paper FID"].isna().all()
-    assert table.judge_seen.sum() == len(records) and (table.split_hash == "abc123").all()
+    assert table.judge_seen.sum() == len(records) and (table[table.task != "fidelity"].split_hash == "abc123").all()
 
 
 # ---- Figure 9

@@ -121,7 +121,8 @@ def test_distances_between_sets_and_between_halves_of_the_real_one(run, monkeypa
     assert halves.resize == "none" and halves.reference_hash
     order = np.random.default_rng(run.seed).permutation(SAMPLES)
     assert halves.mean == pytest.approx(table3.fidelity.frechet_distance(a[order[:3]], a[order[3:]]))
-    assert rows["CIAGAN", metric, table3.ORIGINALS].value.startswith("n/a")
+    for name in (metric, "KID (SqueezeNet pool)"):
+        assert rows["CIAGAN", name, table3.ORIGINALS].value.startswith("n/a")
 
 
 def test_table3_is_written_where_no_network_of_features_is_here(run, looked_at):  # noqa: F811
@@ -136,7 +137,9 @@ def test_table3_is_written_where_no_network_of_features_is_here(run, looked_at):
     assert "inception: n/a: weights missing" in tables.notes(table)
     beside = tables.beside_paper(table, ("dataset", "method", "metric", "place"))
     assert (beside.metric == "FID").any()
-    assert table[table.metric == "gaze"].value.eq("n/a: no network for it is at hand").all()
+    gaze = table[table.metric == "gaze"].set_index("method").value
+    assert gaze[[*table3.METHODS]].eq("n/a: no network for it is at hand").all()
+    assert gaze["CIAGAN"] == "n/a: not trained by this project" and len(gaze) == len(table3.METHODS) + 4
 
 
 def test_the_papers_fid_is_not_beside_one_of_few_faces():
