@@ -13,8 +13,6 @@ from riddle import ablations, protocols, table2, table3, table4
 from riddle.facesets import FROM_PIXELS, PLAIN, parse
 from riddle.runs import Run
 
-JUDGES = tuple(dict.fromkeys((*protocols.JUDGES, *table4.SIMILARITY_JUDGES)))
-
 
 @dataclass(frozen=True)
 class Job:
@@ -60,7 +58,7 @@ def jobs(run: Run, tables: Collection[str]) -> list[Job]:
     """The jobs behind these tables on a run's data, in an order in which they can run."""
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for item, judges in wanted(tables).items():
-        groups.setdefault((_kind(item), tuple(j for j in JUDGES if j in judges)), []).append(item)
+        groups.setdefault((_kind(item), tuple(j for j in protocols.JUDGES if j in judges)), []).append(item)
     made = []
     for (kind, judges), items in groups.items():
         variant = parse(items[0]).variant

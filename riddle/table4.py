@@ -20,8 +20,8 @@ from riddle.runs import Run, read
 from riddle.tables import Measured
 
 DATASETS = ("lfw", "celebamask_hq", "utkface")
-# dlib's descriptors of two strangers have a cosine of 0.83: it has a place in rates only. The last is the paper's.
-SIMILARITY_JUDGES = (*(j for j in JUDGES if j != "dlib"), "curricularface-ir101")
+# dlib's descriptors of two strangers have a cosine of 0.83: it has a place in rates only.
+SIMILARITY_JUDGES = tuple(j for j in JUDGES if j != "dlib")
 COSINE, KFFA = "identity cosine", "KFFA (degrees)"
 METRICS = (COSINE, KFFA)
 ORIGINAL, AMONG = "the same photo", f"{PASSWORDS} passwords of one photo"
