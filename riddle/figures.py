@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from riddle import paper, passwords, reporting
 from riddle.drawing import Block
@@ -21,6 +20,7 @@ from riddle.methods import PAPER_DATA, Method, People, embed, load_judges, metho
 from riddle.metrics.diversity import mean_pairwise_angle
 from riddle.metrics.identity import bootstrap_interval
 from riddle.presets import get
+from riddle.progress import track
 from riddle.runs import Run, read, stage
 
 PEOPLE, PASSWORDS = 5, 200  # figure 7
@@ -69,15 +69,15 @@ def spread(e: np.ndarray, labels: np.ndarray, euclidean: bool = False) -> list[d
     if euclidean:
         angle["value"] = "n/a: this judge compares by distance, not by angle"
     elif groups:
-        angle = _estimate(np.array([mean_pairwise_angle(g) for g in groups]))
+        angle = estimate(np.array([mean_pairwise_angle(g) for g in groups]))
     if len(groups) > 1:
         metric = "euclidean" if euclidean else "cosine"
-        silhouette = _estimate(silhouette_samples(e, labels, metric=metric), labels)
+        silhouette = estimate(silhouette_samples(e, labels, metric=metric), labels)
     shared = {"n": len(e), "undetected": int((~found).sum())}
     return [{"metric": m} | x | shared for m, x in zip(METRICS, (angle, silhouette), strict=True)]
 
 
-def _estimate(values: np.ndarray, groups: np.ndarray | None = None) -> dict:
+def estimate(values: np.ndarray, groups: np.ndarray | None = None) -> dict:
     """Mean and 95 % interval as columns of a table; one value has no interval."""
     if len(values) == 1:
         return {"value": f"{values[0]:.3f}", "mean": float(values[0])}
@@ -145,7 +145,7 @@ class Diversity:
 
         def make() -> dict[str, np.ndarray]:
             parts = []
-            for i in tqdm(range(n), desc=method.label, unit="person", mininterval=5):
+            for i in track(range(n), method.label, unit="person"):
                 numbers = torch.arange(i * self.count, (i + 1) * self.count)[None]
                 drawn = method.protect(who.faces[i : i + 1], numbers, run.seed)[0]
                 parts.append(embed(self.judges, drawn, run.detector))
@@ -283,7 +283,7 @@ def figure8(run: Run, method: Method, who: People, judges: Mapping[str, Any], wa
             found = d[~np.isnan(d)]
             line = {"task": "interpolation", "method": method.label, "path": path, "t": t, "judge": name}
             line |= {"judge_seen": seen, "mean": np.nan, "low": np.nan, "high": np.nan, "threshold": at}
-            line |= _estimate(found) if len(found) else {"value": "n/a: no face was found"}
+            line |= estimate(found) if len(found) else {"value": "n/a: no face was found"}
             line |= {"accepted": _mean(found < at), "step": step, "ends": ends}
             lines.append(line | {"n": len(d), "undetected": len(d) - len(found)})
     rule = "the recogniser's published threshold, as a distance"

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import pandas as pd
 import torch
 
 from riddle.drawing import Block
-from riddle.methods import Method, usable
+from riddle.figures import INTERVAL, estimate, provenance
+from riddle.methods import Method, People, usable
+from riddle.runs import Run
 
 Sections = dict[str, list[Block]]
 
@@ -79,8 +83,24 @@ def _variety(method: Method, faces: torch.Tensor, seed: int, count: int = 3) -> 
     return Block(f"{method.label}, password", _titles(count), _under(method, faces, seed, *range(count)))
 
 
-def distances(blocks: Sequence[Block]) -> dict[str, float]:
-    """Figure 1 in pixels: mean absolute difference of its columns to the inverted faces, 0 to 255."""
+def distances(blocks: Sequence[Block]) -> dict[str, np.ndarray]:
+    """Figure 1 in pixels: mean absolute difference of its columns to the inverted faces, 0 to 255, a person (N,)."""
     inputs, encrypted, right, wrong = (b.faces for b in blocks)
     columns = {"encrypted": encrypted, "right password": right, "wrong password": wrong}
-    return {name: float((faces - inputs[:, 1:]).abs().mean() * 127.5) for name, faces in columns.items()}
+    return {name: (faces - inputs[:, 1:]).abs().mean((1, 2, 3, 4)).numpy() * 127.5 for name, faces in columns.items()}
+
+
+def table(sections: Sections, listed: Sequence[Method], run: Run, who: People) -> pd.DataFrame:
+    """Figure 1 in numbers, a tidy line a method and column; a method that cannot be run has its reason."""
+    shared = {"task": "qualitative", "metric": "mean absolute difference (0 to 255)", "against": "its inverted face"}
+    lines = []
+    for method in listed:
+        here = shared | {"method": method.label, "n": len(who.names), "mean": np.nan, "low": np.nan, "high": np.nan}
+        if method.label in sections:
+            differences = distances(sections[method.label])
+            lines += [here | {"picture": k} | estimate(values) for k, values in differences.items()]
+        else:
+            reason = method.reason or "it cannot be undone"
+            lines.append(here | {"picture": "", "n": 0, "value": f"n/a: {reason}"})
+    note = provenance(run, who, threshold_rule="", undetected_rule="", interval=INTERVAL)
+    return pd.DataFrame(lines).assign(**note)

@@ -1,6 +1,6 @@
 """All tables and figures of a preset on one page, paper beside ours, as markdown and HTML.
 
-    python -m riddle.report --preset mini        # results/mini/report.md and report.html
+    python -m riddle.report --preset mini        # results/mini/report.md, report.html and verdicts.csv
 
 It reads the CSV files under results/<preset>/tables and recomputes nothing. A table that is not there becomes
 'n/a: run notebook NN'. The HTML file holds its pictures and needs nothing else.
@@ -21,7 +21,7 @@ import pandas as pd
 
 from riddle import config, zoo
 from riddle.claims import CLAIMS, FAILS, HOLDS, UNDECIDED, Verdict
-from riddle.reporting import grid
+from riddle.reporting import grid, write_csv
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def _jpeg(path: Path, width: int = 1100) -> str:
 
 
 def write(preset: str, folder: Path | None = None) -> list[Verdict]:
-    """Write report.md and report.html into `folder` (default: results/<preset>), from results/<preset>.
+    """Write report.md, report.html and verdicts.csv into `folder` (default: results/<preset>), from results/<preset>.
 
     Returns the verdicts. Raises ValueError for a table that cannot be read.
     """
@@ -278,7 +278,9 @@ def write(preset: str, folder: Path | None = None) -> list[Verdict]:
     folder.mkdir(parents=True, exist_ok=True)
     zoo.write_text(folder / "report.md", to_markdown(preset, page))
     zoo.write_text(folder / "report.html", to_html(preset, page))
-    return verdicts(tables)
+    answers = verdicts(tables)
+    write_csv(pd.DataFrame([asdict(a) for a in answers]), folder / "verdicts.csv")
+    return answers
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -346,11 +346,17 @@ def test_every_grid_shows_the_same_people_and_passwords(ours, model, who):
         torch.testing.assert_close(faces, many.faces[:, 0], atol=1e-4, rtol=0, msg=name)
     torch.testing.assert_close(right.faces[:, 0], grids["figure4"][""][1].faces[:, 1], atol=1e-4, rtol=0)
     assert [b.columns for b in grids["figure6"][""]][1:] == [("1", "2", "3"), ("1", "2", "3"), ("any",)]
-    numbers = gallery.distances(grids["figure1"]["RiDDLE"])
-    shift = float((right.faces[:, 0] - inputs.faces[:, 1]).abs().mean() * 127.5)
-    assert numbers["right password"] == pytest.approx(shift) and set(numbers) == {
-        "encrypted", "right password", "wrong password",
-    }  # fmt: skip
+    table = gallery.table(grids["figure1"], listed, Run(preset="smoke", dataset="samples"), who)
+    assert table[["method", "picture"]].values.tolist() == [
+        ["RiDDLE", "encrypted"], ["RiDDLE", "right password"], ["RiDDLE", "wrong password"],
+        ["Seeded", ""], ["blurring", ""], ["FIT", ""],
+    ]  # fmt: skip
+    shift = (right.faces[:, 0] - inputs.faces[:, 1]).abs().mean((1, 2, 3)) * 127.5
+    line = table.iloc[1]
+    assert line["mean"] == pytest.approx(float(shift.mean()), rel=1e-4) and line.n == len(who.names)
+    assert float(shift.min()) - 1e-3 <= line.low <= line["mean"] <= line.high <= float(shift.max()) + 1e-3
+    assert table.value[3:].tolist() == ["n/a: it cannot be undone"] * 2 + ["n/a: not trained"]
+    assert (table.split_hash == who.split_hash).all()
     with pytest.raises(ValueError, match="no figure without an encryptor: not trained"):
         gallery.qualitative(listed[3:], who.faces)
 

@@ -235,7 +235,7 @@ def test_a_missing_table_names_its_notebook(folder):
         for number in ("06", "07", "08", "09", "10", "11"):
             assert f"n/a: run notebook {number}" in text
         assert "run notebook 05" not in text and "weights missing (encryptor_mlp)" in text
-    assert sorted(p.name for p in folder.iterdir()) == ["figures", "report.html", "report.md", "tables"]
+    assert {p.name for p in folder.iterdir()} == {"figures", "report.html", "report.md", "tables", "verdicts.csv"}
 
 
 def test_the_page_is_the_same_each_time(folder):
@@ -268,7 +268,9 @@ def test_cells_are_escaped(folder):
 
 
 def test_both_say_the_same(folder):
-    report.write("mini")
+    answers = report.write("mini")
+    kept = pd.read_csv(folder / "verdicts.csv", keep_default_na=False)
+    assert list(zip(kept.claim, kept.verdict, strict=True)) == [(a.claim, a.verdict) for a in answers]
     page = parse((folder / "report.html").read_text())
     markdown = (folder / "report.md").read_text()
     grids = [r for r in markdown.splitlines() if r.startswith("|") and not r.startswith("| ---")]
