@@ -245,6 +245,18 @@ def test_a_folder_is_done_and_one_bad_file_does_not_stop_it(stubs, folder, tmp_p
     assert lines[-1] == "5 files: 3 done, 0 there already, 2 failed; 3 faces protected, 0 left as they were"
 
 
+def test_files_of_a_folder_that_are_no_photos_are_told(stubs, folder, tmp_path, capsys):
+    for name in ("IMG_1.HEIC", "sub/clip.mp4", "a.jpg.riddle"):
+        (folder / name).write_bytes(b"perhaps a photo")
+    assert run("protect", folder, "-o", folder / "safe", "--json") == Exit.DONE
+    printed = capsys.readouterr()
+    passed_over = [str(folder / name) for name in ("IMG_1.HEIC", "notes.txt", "sub/clip.mp4")]
+    assert json.loads(printed.out)["left_out"] == passed_over
+    assert printed.err == f"riddle: left out, no photo by its ending: {', '.join(passed_over)}\n"
+    assert run("protect", folder / "a.jpg", "-o", tmp_path / "out", "--json") == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["left_out"] == []
+
+
 def test_a_second_run_does_what_is_left_and_asks_for_nothing_when_nothing_is(stubs, folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("protect", folder / "a.jpg", "-o", out) == Exit.DONE

@@ -98,14 +98,28 @@ def _jobs(source: Path, out: Path | None, kind: Kind, mark: str, ending: str | N
         return
     if out is None:
         raise ValueError(f"{source} is a folder; name a folder for the results: -o FOLDER")
-    inside = [p for p in sorted(source.rglob("*")) if p.suffix.lower() in kind.read and p.is_file()]
-    inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(source).parts)]
-    if source.resolve() != out.resolve():
-        inside = [p for p in inside if not p.resolve().is_relative_to(out.resolve())]
+    inside = [p for p in _files(source, out) if p.suffix.lower() in kind.read]
     if not inside:
         raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.read))})")
     for path in inside:
         yield Job(path, out / named(path.relative_to(source)))
+
+
+def _files(folder: Path, out: Path) -> list[Path]:
+    """The files of a folder, hidden ones and what lies under `out` left out."""
+    inside = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    if folder.resolve() == out.resolve():
+        return inside
+    return [p for p in inside if not p.resolve().is_relative_to(out.resolve())]
+
+
+def left_out(sources: Iterable[Path], out: Path | None, kind: Kind) -> list[Path]:
+    """Files in the folders among `sources` that `plan` passes over for their ending, sidecars aside: one of them may
+    be a photo that nobody protected."""
+    folders = [source for source in sources if out is not None and source.is_dir()]
+    files = dict.fromkeys(p for folder in folders for p in _files(folder, out))
+    return [p for p in files if p.suffix.lower() not in kind.read | {".riddle"}]
 
 
 def _apart(jobs: list[Job]) -> list[Job]:

@@ -19,6 +19,8 @@ from typing import Any
 
 from riddle.app.arguments import Exit, parser
 
+LISTED = 10  # files named in one message
+
 
 class Trouble(Exception):
     """What ends a command before its work: the exit code and the message."""
@@ -142,12 +144,25 @@ def _opened(args: argparse.Namespace) -> tuple[str, Any]:
         raise Trouble(Exit.MISSING, f"{e}; python -m riddle doctor says what is here") from e
 
 
+def _passed_over(args: argparse.Namespace) -> list[Path]:
+    """Files of the folders that are not looked at, told on standard error."""
+    from riddle.app import bulk
+
+    kind = bulk.CLIPS if args.command == "video" else bulk.PHOTOS
+    paths = bulk.left_out(args.sources, args.out, kind)
+    if paths:
+        more = f" and {len(paths) - LISTED} more" if len(paths) > LISTED else ""
+        _warn(f"left out, no {kind.name} by its ending: {', '.join(map(str, paths[:LISTED]))}{more}")
+    return paths
+
+
 def _run(args: argparse.Namespace, jobs: list, ready: Callable[[], Callable], check: Callable | None) -> Exit:
     """Do the jobs and tell each outcome; no passphrase is asked for, and no model loaded, where nothing is due."""
     from tqdm import tqdm
 
     from riddle.app import bulk
 
+    passed_over = [str(path) for path in _passed_over(args)]
     due = args.force or not all(job.target.exists() for job in jobs)
     work = ready() if due else None
     outcomes: list[bulk.Outcome] = []
@@ -168,7 +183,8 @@ def _run(args: argparse.Namespace, jobs: list, ready: Callable[[], Callable], ch
         code = Exit.FAILED if counts["failed"] else Exit.UNPROTECTED if counts["faces_skipped"] else Exit.DONE
     if args.json:
         files = [o.as_dict() for o in outcomes]
-        _print_json({"command": args.verb, "files": files, "summary": counts, "exit": int(code)})
+        told = {"command": args.verb, "files": files, "left_out": passed_over, "summary": counts}
+        _print_json(told | {"exit": int(code)})
     elif len(jobs) > 1:
         print(
             "{files} files: {done} done, {there} there already, {failed} failed;".format(**counts),
