@@ -235,6 +235,8 @@ def restore_file(
         )
     if originals is not None:
         rgb, how = _put_back(picture, record, originals), "original"
+        if picture_format(target) != "PNG":
+            notes.append(f"{target.suffix} compresses the original pixels again; restore to .png for the exact ones")
     else:
         try:
             restored = model.restore(picture.rgb, passwords.from_key(key, model.generator), record=record, faces=faces)
