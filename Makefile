@@ -1,6 +1,6 @@
 # make reproduce   install, run the notebooks and the tables' workflow for PRESET
 # make test        install, test
-# make test-browser  install Chromium's driver, test the page of notebook 15 in headless Chromium (Debian's package)
+# make test-browser  test the page of notebook 15 in headless Chromium (Debian's package; installed when run as root)
 # make lab         install, open the notebooks in JupyterLab
 # make bench       install, measure speed
 # make lint        install, ruff
@@ -30,7 +30,8 @@ test: $(STAMP)
 
 test-browser: $(STAMP)
 	@which chromium chromium-browser google-chrome >/dev/null 2>&1 || \
-		{ echo "no Chromium found: apt-get install chromium, then make test-browser again" >&2; exit 1; }
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -q update && apt-get -qy install chromium; } || \
+		{ echo "no Chromium found: sudo apt-get install chromium, then make test-browser again" >&2; exit 1; }
 	$(PY) -m pytest -q -rs tests/browser
 
 lab: $(STAMP)

@@ -24,7 +24,8 @@ from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
 from riddle import config, demo, zoo
-from riddle.models.stylegan2 import SQRT2, Generator, ModulatedConv2d, StyledConv, ToRGB, depthwise
+from riddle.models.layers import SQRT2, depthwise
+from riddle.models.stylegan2 import Generator, ModulatedConv2d, StyledConv, ToRGB
 from riddle.pipeline import Riddle, load
 from riddle.presets import Preset, get
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask, frozen_networks

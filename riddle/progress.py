@@ -25,9 +25,12 @@ class _Lines:
         self.stream.flush()
 
 
-def track(items: Iterable[Any], label: str, total: int | None = None, unit: str = "it") -> Iterable[Any]:
-    """The items, one after another, with their progress on stderr; total: how many, where `items` has no length."""
+def track(items: Iterable[Any] | None, label: str, total: int | None = None, unit: str = "it", **options: Any) -> tqdm:
+    """The items, one after another, with their progress on stderr; total: how many, where `items` has no length.
+
+    Without items: a bar to be moved by `update`. options: further ones of tqdm's.
+    """
     terminal = sys.stderr.isatty()
     seconds = ON_TERMINAL if terminal else IN_LOG
     shown = {"file": sys.stderr if terminal else _Lines(sys.stderr), "mininterval": seconds, "maxinterval": seconds}
-    return tqdm(items, label, total, unit=unit, **shown)
+    return tqdm(items, label, total, unit=unit, **shown, **options)

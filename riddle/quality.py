@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import riddle
 from riddle import features
-from riddle.facesets import to_bytes, to_tensor
+from riddle.faces.pixels import to_bytes, to_tensor
 from riddle.metrics.fidelity import frechet_distance, precision_recall
 from riddle.presets import get
 from riddle.progress import track
@@ -53,7 +53,7 @@ def blurred(faces: torch.Tensor) -> torch.Tensor:
 
 def generated(model: riddle.Riddle, n: int, seed: int = 0) -> np.ndarray:
     """n faces (n, R, R, 3) uint8 of the generator at psi = 1."""
-    codes = model.random_password(n, seed=seed)
+    codes = model.generator.sample(n, seed=seed)
     parts = track(codes.split(BATCH), "generate")
     return np.concatenate([to_bytes(model.synthesize(part)) for part in parts])
 

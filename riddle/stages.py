@@ -27,7 +27,8 @@ import torch
 
 import riddle
 from riddle import baselines, facesets, judging, protocols
-from riddle.facesets import BATCH, to_bytes, to_tensor
+from riddle.faces.pixels import to_bytes, to_tensor
+from riddle.facesets import BATCH
 from riddle.judging import detections, detections_to_arrays
 from riddle.presets import get
 from riddle.progress import track

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from riddle import baselines, paper, stages, tables
-from riddle.facesets import FROM_PIXELS, to_tensor
+from riddle.faces.pixels import to_tensor
+from riddle.facesets import FROM_PIXELS
 from riddle.protocols import PIXEL_ROWS
 from riddle.runs import Run, digest, key_of, read, stage
 from riddle.tables import Measured

@@ -18,7 +18,8 @@ import numpy as np
 
 from riddle import baselines, features, paper, stages, tables
 from riddle.faces.alignment import FRAMINGS, crop_points
-from riddle.facesets import BATCH, to_tensor
+from riddle.faces.pixels import to_tensor
+from riddle.facesets import BATCH
 from riddle.metrics import fidelity, utility
 from riddle.metrics.identity import Estimate
 from riddle.presets import get

@@ -26,6 +26,8 @@ from safetensors.torch import save_file
 from . import config, downloads
 from .assets import ASSETS, Asset
 
+SHARED = "shared"  # metadata of a safetensors file: {file beside it: the tensors that it holds for both}, as JSON
+
 
 class WeightsMissingError(FileNotFoundError):
     """A network that is not on this machine: which one, why, and what to do."""
@@ -233,14 +235,22 @@ def save_tensors(
 
 
 def load_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, floating ones in float32. Raises ValueError for a damaged file."""
+    """The tensors of a safetensors file, floating ones in float32, and those that it shares with a file beside it
+    (`SHARED`). Raises ValueError for a damaged file, WeightsMissingError without the file beside it."""
     try:
         with safe_open(path, framework="pt") as f:
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no dict)
+            shared = json.loads((f.metadata() or {}).get(SHARED, "{}"))
     except FileNotFoundError:
         raise
     except Exception as e:  # safetensors' own error derives from Exception directly
         raise ValueError(f"{path} is no readable safetensors file ({e}); fetch it again") from e
+    for name, keys in shared.items():
+        beside = Path(path).parent / Path(name).name
+        if not beside.is_file():
+            raise WeightsMissingError(Path(path).stem, f"{path} shares tensors with {name}", f"put {name} beside it")
+        with safe_open(beside, framework="pt") as f:
+            tensors |= {key: f.get_tensor(key) for key in keys}
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 

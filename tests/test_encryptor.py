@@ -281,6 +281,25 @@ def test_the_loss_is_eq_10_over_all_images_and_reaches_only_the_encryptor(frozen
     assert set(terms) == {"diversity", "deidentification", "recovery", "pixel", "lpips", "parsing", "latent"}
 
 
+def test_recovery_from_pixels_is_one_more_term_that_reaches_the_encryptor(frozen, tmp_path):
+    class Path:  # stands for rendering, storing and inverting again: codes that lie near the encrypted ones
+        def __call__(self, faces, under):
+            assert faces.shape == under.shape == (2, 3, 32, 32)
+            return task.kept + faces.mean((1, 2, 3))[:, None, None]
+
+    task, _, _ = make_task(tmp_path, frozen, 1, pixels=3.0)
+    w, keys = task.draw_codes(2), draw_keys(frozen[0], 2, 2, 2)
+    without, _ = task.losses(w, keys)
+    task.kept = encrypt_and_decrypt(task.encryptor, w, keys).encrypted[:, 0].detach()
+    task.path = Path()
+    total, terms = task.losses(w, keys)
+    assert 0 < terms["recovery_pixels"].item() < 2
+    assert total.item() == pytest.approx(without.item() + 3 * terms["recovery_pixels"].item(), rel=1e-4)
+    terms["recovery_pixels"].backward()
+    assert task.encryptor.output.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in frozen[0].parameters())
+
+
 def test_evaluation_of_the_identity_map_says_that_nothing_is_protected(frozen):
     class Same(nn.Module):
         def forward(self, w, key):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from riddle import config, zoo
 from riddle.models.inversion import Encoder
@@ -45,6 +47,26 @@ def test_publish_copies_networks_with_their_metadata_and_thinned_logs(tmp_path, 
     assert torch.allclose(stored["conv1.conv.weight"], state["conv1.conv.weight"], atol=2e-3)
     steps = [json.loads(line)["step"] for line in (zoo_folder / "runs" / "inversion.jsonl").read_text().splitlines()]
     assert len(steps) == 200 and steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 400)
+
+
+def test_encoder_and_generator_share_the_eigenfaces(tmp_path, zoo_folder):
+    """One file holds them; the other names it, loads them from there, and says so when it is gone."""
+    preset = replace(SMOKE, name="based", base=1)
+    run, folder = tmp_path / "run", zoo_folder.parent / "based"
+    generator, encoder = Generator.of(preset), Encoder(preset)
+    for net in (generator, encoder):
+        net.base.mean.copy_(torch.linspace(-1, 1, net.base.SIZE))
+    for name, net in (("generator", generator), ("encoder", encoder)):
+        zoo.save_tensors(run / f"{name}.safetensors", net.state_dict())
+    publish.publish(preset, {"inversion": run})
+    with safe_open(folder / "encoder.safetensors", framework="pt") as f:
+        assert "base.mean" not in f.keys() and "base.basis" not in f.keys()  # noqa: SIM118
+    stored = zoo.load_tensors(folder / "encoder.safetensors")
+    assert stored.keys() == encoder.state_dict().keys()
+    assert torch.allclose(stored["base.mean"], encoder.base.mean, atol=1e-3)
+    (folder / "generator.safetensors").unlink()
+    with pytest.raises(zoo.WeightsMissingError, match="put generator.safetensors beside it"):
+        zoo.load_tensors(folder / "encoder.safetensors")
 
 
 def test_samples_follow_the_fixed_rule(tmp_path, zoo_folder):

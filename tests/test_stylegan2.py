@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from riddle.models.stylegan2 import Discriminator, Generator, blur_kernel, depthwise
+from riddle.models.layers import blur_kernel, depthwise
+from riddle.models.stylegan2 import Discriminator, Generator
 from riddle.presets import get
 
 # The oracle: StyleGAN2, section 2.2, read literally. One weight per image, grouped convolution, filter by upfirdn.

@@ -92,7 +92,7 @@ NEEDS = {
     "08": Needs(_ONNX, _DATAFREE, (*_JUDGES, "curricularface-ir101"), ("lfw", *_TESTS)),
     "09": Needs((*_ONNX, "scikit-learn"), _DATAFREE, _JUDGES, _CELEBA),
     "10": Needs(_ONNX, (), _JUDGES, _CELEBA),
-    "11": Needs((*_ONNX, "accelerate"), _ABLATIONS, _JUDGES, ("lfw",)),
+    "11": Needs((*_ONNX, "accelerate"), _ABLATIONS, (*_JUDGES, "squeezenet1_1"), ("lfw", *_TESTS)),
     "12": Needs((), _DATAFREE, (), _CELEBA),
     "13": Needs(),
     "14": Needs(("av", *_ONNX), (), ("arcface-mobilefacenet", "edgeface-xs")),

@@ -3,12 +3,14 @@
 Ours, not the paper's. A StyleGAN2 that saw a hundred thousand images, not 25 million, keeps less of a person than as
 many principal components do: measured at 64 px on validation faces, an encoder and generator trained for hours gave
 cosines of 0.3 with unseen recognisers, 512 components give 0.78. So the generator of a preset with `base` slots draws
-the components' face first, at 32 px, and its convolutions see it, correct it and add what is finer; the encoder reads
-the components and adds the rest. Slot 0 weighs the first D components, slot i (as an offset from slot 0, like e4e's
-codes) the i-th further D. So w, the same in every slot, is a face of D components, and W+ adds detail.
+the components' face first, at 32 px, and its convolutions see it at every scale from 4 px on, correct it and add what
+is finer, like a network that repairs old photographs; the encoder reads the components and adds the rest. Slot 0 weighs
+the first D components, slot i (as an offset from slot 0, like e4e's codes) the i-th further D. So w, the same in every
+slot, is a face of D components, and W+ adds detail.
 
-Codes are whitened: a component's weight in faces has variance 1. Seven eighths of their directions, `inner`, change the
-inside of the face more than its rim: an encryptor turns these, so that background, light and hair stay the photo's.
+Codes are whitened: a component's weight in faces has variance 1. An encryptor turns `inner`, directions that change
+the inside of the face more than its rim, and none of the dozen first components: so pose, light, the colour of the
+skin, hair and background stay the photo's.
 """
 
 from __future__ import annotations
@@ -19,41 +21,76 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from riddle.models.layers import EqualConv2d
+
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 BLUE, RED = 1.772, 1.402  # its colour differences: B = Y + 1.772 Cb, R = Y + 1.402 Cr
-INNER = 7 / 8  # share of the directions; with half of them a third of the encrypted faces kept their person
+KEPT = 12 / 1024  # share of the components, the first ones, that are never turned
+INNER = 0.75  # share of the other directions that are; see the README for what other shares gave
+BLOCKS = 6  # parts of the directions, from the middle of the face outwards; partners are of one part
 OVAL = (0.0, 0.05, 0.62, 0.78)  # centre and half axes of the face in the tight framing, the crop's side being 2
 
 
 def inner_directions(slots: int, style_dim: int) -> int:
     """K, how many directions an encryptor turns: even."""
-    return int(slots * style_dim * INNER) // 2 * 2
+    count = slots * style_dim
+    return int((count - round(count * KEPT)) * INNER) // 2 * 2
+
+
+class FacePyramid(nn.Module):
+    """What a generator's convolutions see of a face at 32 px: (N, 3, 32, 32) -> {side: (N, C, side, side)}, 4 to 32 px.
+
+    channels: {side: C} of the generator. What is seen starts at zero.
+    """
+
+    WIDTHS = {32: 64, 16: 96, 8: 128, 4: 128}
+
+    def __init__(self, channels: dict[int, int]):
+        super().__init__()
+        widths = list(self.WIDTHS.values())
+        self.stem = EqualConv2d(3, widths[0], 3)
+        self.down = nn.ModuleList(
+            nn.Sequential(EqualConv2d(a, b, 3, down=True), EqualConv2d(b, b, 3))
+            for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.shown = nn.ModuleList(EqualConv2d(c, channels[s], 1, activate=False) for s, c in self.WIDTHS.items())
+        for layer in self.shown:
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, face: torch.Tensor) -> dict[int, torch.Tensor]:
+        levels = [self.stem(face.contiguous(memory_format=torch.channels_last))]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        return {x.shape[2]: show(x) for x, show in zip(levels, self.shown, strict=True)}
 
 
 class Eigenfaces(nn.Module):
     """Codes (N, L, D) -> faces (N, 3, 32, 32), and faces -> codes of the first slots.
 
     Pictures are luma at 32 px and two colour differences at 16 px, 1,536 numbers. All of it is fixed (buffers): `fit`
-    finds it from faces. `to_features` shows the face to the generator's convolutions.
+    finds it from faces. `features` shows the face to the generator's convolutions.
     """
 
     SIDE = 32
     SIZE = SIDE**2 + 2 * (SIDE // 2) ** 2
 
-    def __init__(self, slots: int, style_dim: int, channels: int = 0):
-        """channels: of the generator at 32 px; 0 for an encoder, which only reads."""
+    def __init__(self, slots: int, style_dim: int, channels: dict[int, int] | None = None):
+        """channels: {side: C} of the generator; None for an encoder, which only reads."""
         super().__init__()
         self.slots, self.style_dim = slots, style_dim
         self.register_buffer("mean", torch.zeros(self.SIZE))
         self.register_buffer("basis", torch.zeros(self.SIZE, slots * style_dim))  # orthonormal columns
         self.register_buffer("deviation", torch.ones(slots * style_dim))
         if channels:
-            self.to_features = nn.Parameter(torch.zeros(channels, 3))
+            self.to_features = nn.Parameter(torch.zeros(channels[self.SIDE], 3))
+            self.pyramid = FacePyramid(channels)
             self.register_buffer("inner", torch.zeros(slots * style_dim, inner_directions(slots, style_dim)))
 
-    def features(self, face: torch.Tensor) -> torch.Tensor:
-        """What the convolutions at 32 px see of the face: (N, 3, 32, 32) -> (N, C, 32, 32)."""
-        return F.conv2d(face.contiguous(memory_format=torch.channels_last), self.to_features[:, :, None, None])
+    def features(self, face: torch.Tensor) -> dict[int, torch.Tensor]:
+        """What the convolutions see of the face: (N, 3, 32, 32) -> {side: (N, C, side, side)}, 4 to 32 px."""
+        seen = self.pyramid(face)
+        colours = F.conv2d(face.contiguous(memory_format=torch.channels_last), self.to_features[:, :, None, None])
+        return seen | {self.SIDE: seen[self.SIDE] + colours}
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:
         """Codes (N, L, D) -> faces (N, 3, 32, 32), about [-1, 1]."""
@@ -108,20 +145,31 @@ class Eigenfaces(nn.Module):
 
     @torch.no_grad()
     def find_inner(self) -> None:
-        """Fill `inner`: orthonormal directions of whitened weights, (S D, K), by the share of their energy that falls
-        inside the oval of a face (generalised eigenvectors)."""
+        """Fill `inner`: orthonormal directions of whitened weights, (S D, K), without the first components, by the
+        share of their energy that falls inside the oval of a face (generalised eigenvectors).
+
+        `mirror` turns column j towards column j + K/2: partners change pictures about as much and in about the same
+        place, so that a turned face keeps its sharpness, and what lies behind it does not end up in it.
+        """
+        kept = round(self.slots * self.style_dim * KEPT)
         ticks = (torch.arange(self.SIDE) + 0.5) * 2 / self.SIDE - 1
         y, x = torch.meshgrid(ticks, ticks, indexing="ij")
         inside = torch.sigmoid(6 * (1 - ((x - OVAL[0]) / OVAL[2]) ** 2 - ((y - OVAL[1]) / OVAL[3]) ** 2))
         colour = F.avg_pool2d(inside[None], 2).flatten()
-        inside = torch.cat([inside.flatten(), colour, colour]).to(self.basis)
-        pictures = (self.basis * self.deviation).double()  # of one unit in each direction
+        inside = torch.cat([inside.flatten(), colour, colour]).to(self.basis).double()
+        pictures = (self.basis * self.deviation).double()[:, kept:]  # of one unit in each direction
         within = pictures.T @ (inside[:, None] * pictures)
-        energy = self.deviation.double().square()
+        energy = self.deviation.double().square()[kept:]
         scale = (energy + 1e-4 * energy.mean()).rsqrt()
         share, vectors = torch.linalg.eigh(scale[:, None] * within * scale)
-        best = scale[:, None] * vectors.flip(1)[:, : self.inner.shape[1]]
-        self.inner.copy_(torch.linalg.qr(best)[0])
+        best = torch.linalg.qr(scale[:, None] * vectors.flip(1)[:, : self.inner.shape[1]])[0]
+        ordered = []
+        for part in best.chunk(BLOCKS, 1):
+            _, turn = torch.linalg.eigh(part.T @ (energy[:, None] * part))
+            ordered.append(part @ turn.flip(1))
+        ordered = torch.cat(ordered, 1)
+        self.inner.zero_()
+        self.inner[kept:] = torch.cat([ordered[:, ::2], ordered[:, 1::2]], 1).to(self.inner)
 
 
 def to_offsets(w: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from riddle.models.eigenfaces import Eigenfaces
 from riddle.models.irse import irse_body
-from riddle.models.stylegan2 import EqualLinear
+from riddle.models.layers import EqualLinear
 from riddle.presets import Preset
 
 COARSE, MIDDLE = 3, 7  # slots below 3 read the smallest feature map, below 7 the middle one (e4e, sec. 4)

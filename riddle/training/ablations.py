@@ -21,7 +21,16 @@ from riddle import config, zoo
 from riddle.training import encryptor
 
 RECORD = "ablation"  # <out>/ablation.json, and the key of the weights' metadata
-_PLACES = ("codes", "val_codes", "generator", "parser", "weights_json")  # files: recorded by hash, not by path
+_PLACES = (
+    "codes",
+    "val_codes",
+    "generator",
+    "encoder",
+    "parser",
+    "faces",
+    "critic",
+    "weights_json",
+)  # files: recorded by hash, not by path
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ def record_of(variant: str, settings: argparse.Namespace) -> dict:
         path = getattr(settings, name)
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"--{name.replace('_', '-')}: {path} does not exist; give the file's path")
-        if not path and name in ("generator", "parser"):
+        if not path and name in ("generator", "encoder", "parser"):
             path = config.bundled_folder("zoo") / settings.preset / f"{name}.safetensors"
         files[name] = zoo.sha256(Path(path))[:12] if path and Path(path).is_file() else None
     return {"variant": variant, **asdict(ABLATIONS[variant]), "shared": shared, "files": files}

@@ -6,7 +6,8 @@
     ... --arch mlp            # Table 5, w/o transformer
     ... --no-div              # Table 5, w/o identity diversity loss
     ... --weight recovery=3 --weight latent=0.1 --lr 3e-4
-    ... --realism 0.5 --faces aligned.npy    # ours: a critic that has seen real faces judges the encrypted ones
+    ... --realism 1 --faces faces.npy        # ours: a critic that has seen real faces judges the encrypted ones
+    ... --pixels 3            # ours: recovery from published pixels too
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in
 one batch. The weights' running average is what is kept: encryptor.safetensors.
@@ -24,17 +25,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from riddle import losses
 from riddle.losses import LossWeights
 from riddle.models.encryptor import ARCHITECTURES, REFLECTION, build_encryptor, code_statistics
+from riddle.models.inversion import Encoder
 from riddle.models.stylegan2 import Generator
 from riddle.presets import Preset, get
+from riddle.training.codes import draw_codes, draw_keys, drawn_faces, encrypt_and_decrypt, evaluate
 from riddle.training.critic import Realism
 from riddle.training.gan import update_average
-from riddle.training.judges import Features, Judges, frozen_networks
+from riddle.training.judges import Judges, frozen_networks, load_network
 from riddle.training.loop import LoopConfig, average_gradients, make_accelerator, run
+from riddle.training.pixelpath import PixelPath
 from riddle.training.schedule import minutes_left, progress_of, rate_share
 
 
@@ -49,6 +52,7 @@ class EncryptorConfig:
     mixing: float = 0.0  # data-free: share of codes made of two, cut between two slots
     arch: str = "transformer"
     residual: float = REFLECTION  # 0: the paper's network
+    pixels: float = 0.0  # weight of L_rec over faces restored from published pixels; the paper: none
     realism: float = 0.0  # weight of a projected critic's opinion on changed faces; the paper: none
     judged: int = 16  # changed faces a step that it sees
     lr: float = 5e-4  # AdamW, warm-up then cosine to zero; the paper's is not given
@@ -58,75 +62,6 @@ class EncryptorConfig:
     eval_every: int = 500  # steps
     threshold: float = 0.3  # cosine above which two faces count as one person in `evaluate`
     minutes: float = float("inf")  # of the whole run: the cosine ends then, or at the last step if that is sooner
-
-
-@dataclass
-class Codes:
-    """What one step makes of B originals."""
-
-    encrypted: torch.Tensor  # (B, m, L, D)
-    recovered: torch.Tensor  # (B, m, L, D), each by its own password
-    wrong: torch.Tensor  # (B, m n, L, D), each by a wrong one
-
-    def joined(self) -> torch.Tensor:
-        """(B, m (n + 2), L, D), in the order of the fields."""
-        return torch.cat([self.encrypted, self.recovered, self.wrong], 1)
-
-
-def draw_keys(generator: Generator, count: int, m: int, n: int) -> torch.Tensor:
-    """Random passwords, all distinct: (count, m, n + 1, L, D); [:, :, 0] encrypt, the others are wrong."""
-    z = torch.randn(count * m * (n + 1), generator.style_dim, device=generator.input.input.device)
-    with torch.no_grad():
-        w = generator.broadcast(generator.map(z))
-    return w.reshape(count, m, n + 1, *w.shape[1:])
-
-
-def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tensor) -> Codes:
-    """Both passes of section 3.2. w: (B, L, D); keys: (B, m, n + 1, L, D) as `draw_keys` gives them."""
-    b, m, k = keys.shape[:3]
-    encrypted = encryptor(w.repeat_interleave(m, 0), keys[:, :, 0].flatten(0, 1))
-    decrypted = encryptor(encrypted.repeat_interleave(k, 0), keys.flatten(0, 2))
-    decrypted = decrypted.reshape(keys.shape)
-    return Codes(encrypted.reshape(b, m, *w.shape[1:]), decrypted[:, :, 0], decrypted[:, :, 1:].flatten(1, 2))
-
-
-@torch.no_grad()
-def evaluate(
-    encryptor: nn.Module,
-    generator: Generator,
-    codes: torch.Tensor,
-    embed: Features,
-    keys: torch.Tensor,
-    threshold: float = 0.3,
-    batch: int = 8,
-) -> dict[str, float]:
-    """How well identities change and come back, judged by `embed` on faces rendered from codes.
-
-    codes: (N, L, D), unseen in training; keys: (N, m, n + 1, L, D), m at least 2. Means of cosines with the
-    original's face, shares accepted (cosine above threshold), and for pairs of encryptions of one original their
-    mean cosine and the share below the threshold.
-    """
-    rows: dict[str, list[torch.Tensor]] = {}
-    for w, key in zip(codes.split(batch), keys.split(batch), strict=True):
-        made = encrypt_and_decrypt(encryptor, w, key)
-        all_codes = torch.cat([w[:, None], made.joined()], 1)
-        e = embed(generator(all_codes.flatten(0, 1))).float().unflatten(0, all_codes.shape[:2])
-        m = key.shape[1]
-        similar = (e[:, 1:] @ e[:, 0, :, None])[..., 0]
-        among = e[:, 1 : m + 1] @ e[:, 1 : m + 1].transpose(1, 2)
-        upper = torch.triu_indices(m, m, 1)
-        for name, value in (
-            ("encrypted", similar[:, :m]),
-            ("recovered", similar[:, m : 2 * m]),
-            ("wrong", similar[:, 2 * m :]),
-            ("pairs", among[:, upper[0], upper[1]]),
-        ):
-            rows.setdefault(name, []).append(value.flatten())
-    joined = {k: torch.cat(v) for k, v in rows.items()}
-    numbers = {f"cos_{k}": v.mean().item() for k, v in joined.items()}
-    for k in ("encrypted", "recovered", "wrong"):
-        numbers[f"accepted_{k}"] = (joined[k] > threshold).float().mean().item()
-    return numbers | {"pairs_apart": (joined["pairs"] < threshold).float().mean().item()}
 
 
 class EncryptorTask:
@@ -142,9 +77,11 @@ class EncryptorTask:
         held_out: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         realism: Realism | None = None,
+        path: PixelPath | None = None,
     ):
         """held_out: codes (N, L, D) for `evaluate`, none of them trained on; codes: (N, L, D), those trained on,
-        for their statistics (data-free: None, the mapping's); realism: the critic, where its weight is not 0."""
+        for their statistics (data-free: None, the mapping's); realism and path: the critic, and the way through
+        published pixels, where their weights are not 0."""
         self.preset, self.config, self.accelerator = preset, config, accelerator
         self.generator, self.judges, device = generator.eval().requires_grad_(False), judges, accelerator.device
         with torch.random.fork_rng(devices=[]):
@@ -160,7 +97,7 @@ class EncryptorTask:
         self.optimiser = torch.optim.AdamW(self.encryptor.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         self.networks = {"encryptor": self.encryptor, "average": self.average}
         self.optimisers = {"encryptor": self.optimiser}
-        self.realism = realism
+        self.realism, self.path = realism, path
         if realism is not None:
             self.networks["critic"], self.optimisers["critic"] = realism.heads, realism.optimiser
         self.counters = {"step": 0, "seconds": 0.0}
@@ -171,17 +108,8 @@ class EncryptorTask:
                 self.held_out_keys = draw_keys(generator, len(held_out), 3, 1)
 
     def draw_codes(self, count: int) -> torch.Tensor:
-        """Codes for data-free training: (count, L, D) from the mapping network, psi = 1; over eigenfaces, where W has
-        the first slot's components alone, the other slots' offsets are drawn from their normal distribution."""
-        g = self.generator
-        z = torch.randn(2, count, self.preset.style_dim, device=self.accelerator.device)
-        with torch.no_grad():
-            first, second = g.spread(g.map(z[0])), g.spread(g.map(z[1]))
-        if g.base is not None:  # what the mapping leaves out, as whitened components are spread
-            return first + g.deviations * torch.randn_like(first)
-        cut = torch.randint(1, g.n_latent, (count, 1, 1), device=first.device)
-        cut = torch.where(torch.rand(count, 1, 1, device=first.device) < self.config.mixing, cut, g.n_latent)
-        return torch.where(torch.arange(g.n_latent, device=first.device)[None, :, None] < cut, first, second)
+        """Codes for data-free training, (count, L, D)."""
+        return draw_codes(self.generator, count, self.config.mixing)
 
     def losses(self, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Eq. 10 for originals w (B, L, D) under keys (B, m, n + 1, L, D), and every term unweighted."""
@@ -211,14 +139,30 @@ class EncryptorTask:
                 features = network(faces)
             terms[name] = compare(reference, features)
         total = losses.total_loss(identity, *(terms[k] for k in ("pixel", "lpips", "parsing", "latent")), weights)
+        faces = faces.unflatten(0, codes.shape[:2])
+        if self.path is not None:
+            terms["recovery_pixels"] = self.recovery_from_pixels(faces[:, 0], original, keys[:, 0, 0], wanted)
+            total = total + self.config.pixels * terms["recovery_pixels"]
         if self.realism is not None:
-            faces = faces.unflatten(0, codes.shape[:2])
             changed = torch.cat([faces[:, :m], faces[:, 2 * m :]], 1).flatten(0, 1)
             self.shown = changed[torch.randperm(len(changed))[: self.config.judged]]
             with self.accelerator.autocast():
                 terms["realism"] = self.realism.loss(self.shown)
             total = total + self.config.realism * terms["realism"]
         return total, terms
+
+    def recovery_from_pixels(
+        self, shown: torch.Tensor, original: torch.Tensor, keys: torch.Tensor, wanted: torch.Tensor
+    ) -> torch.Tensor:
+        """L_rec of faces restored from the pictures of encrypted ones, shown (B, 3, R, R), by their keys (B, L, D).
+
+        original: (B, 3, R, R), what the encrypted faces are pasted into; wanted: (B, E), its embeddings.
+        """
+        with self.accelerator.autocast():
+            read = self.path(shown, original)
+            back = self.generator(self.encryptor(read, keys))
+            embedded = self.judges.embed(back).float()
+        return losses.recovery_loss(wanted.float(), embedded[:, None])
 
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
         began, c = time.monotonic(), self.config
@@ -293,8 +237,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--arch", choices=ARCHITECTURES, default=c.arch)
     p.add_argument("--no-div", action="store_true")
     p.add_argument("--residual", type=float, default=c.residual, help="factor of the reflected code; 0: the paper")
+    p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
+    p.add_argument("--encoder", help="safetensors, for --pixels; default: the preset's bundled weights")
     p.add_argument("--realism", type=float, default=c.realism, help="weight of the critic's opinion; needs --faces")
-    p.add_argument("--faces", help="uint8 .npy (N, R, R, 3) of aligned training faces, for the critic")
+    p.add_argument(
+        "--faces", help="uint8 .npy (N, R, R, 3) of aligned training faces, for the critic; data-free: drawn"
+    )
     p.add_argument("--critic", help="state.pt of riddle.training.inversion, whose critic goes on")
     p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
     p.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
@@ -304,7 +252,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     a = p.parse_args(argv)
     if not a.datafree and not a.codes:
         p.error("--codes is needed, unless --datafree draws them")
-    if a.realism and not a.faces:
+    if a.realism and not a.faces and not a.datafree:
         p.error("--realism compares with real faces; give them by --faces")
     return a
 
@@ -312,7 +260,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Train as the command line says; returns the last logged numbers and the final evaluation."""
     from riddle.allocator import keep_memory
-    from riddle.zoo import load_lpips, save_tensors
+    from riddle.zoo import bundled, load_lpips, save_tensors
 
     a = parse_arguments(argv)
     keep_memory()
@@ -324,8 +272,8 @@ def main(argv: list[str] | None = None) -> dict:
     generator, judges, threshold = frozen_networks(preset, a.generator, a.parser, accelerator.device)
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, mixing=a.mixing,
-        arch=a.arch, residual=a.residual, realism=a.realism, lr=a.lr, eval_every=a.eval_every, minutes=a.minutes,
-        threshold=threshold if a.threshold is None else a.threshold,
+        arch=a.arch, residual=a.residual, pixels=a.pixels, realism=a.realism, lr=a.lr, eval_every=a.eval_every,
+        minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else None
     held_out = torch.from_numpy(np.load(a.val_codes)).float()[:48] if a.val_codes else None
@@ -333,15 +281,20 @@ def main(argv: list[str] | None = None) -> dict:
         codes, held_out = codes[:-48], codes[-48:].float()
     realism = None
     if a.realism:
-        realism = Realism(load_lpips("squeeze"), torch.from_numpy(np.load(a.faces)), accelerator)
-        if a.critic:
+        real = drawn_faces(generator) if a.datafree else torch.from_numpy(np.load(a.faces))
+        realism = Realism(load_lpips("squeeze"), real, accelerator)
+        if a.critic and not a.datafree:
             trained = torch.load(a.critic, map_location=accelerator.device, weights_only=True)["networks"]["critic"]
             realism.heads.load_state_dict(trained)
-    task = EncryptorTask(
-        preset, config, accelerator, generator, judges, held_out, None if a.datafree else codes, realism
-    )
+    path = None
+    if a.pixels:
+        encoder = load_network(Encoder(preset), a.encoder or bundled(preset.name, "encoder"), "e_ema")
+        path = PixelPath(encoder.to(accelerator.device, memory_format=torch.channels_last))
+    parts = (preset, config, accelerator, generator, judges)
+    trained_on = None if a.datafree else codes
+    task = EncryptorTask(*parts, held_out, trained_on, realism, path)
     if held_out is None:
-        task = EncryptorTask(preset, config, accelerator, generator, judges, task.draw_codes(48), realism=realism)
+        task = EncryptorTask(*parts, task.draw_codes(48), None, realism, path)
     tensors = {"row": torch.arange(1 << 16)} if a.datafree else {"w": codes}
     last = run(task, tensors, loop, accelerator)
     if accelerator.is_main_process:

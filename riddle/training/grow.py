@@ -48,7 +48,6 @@ from riddle.training.growth import (
 from riddle.training.inversion import InversionConfig, InversionTask, changed, load_published
 from riddle.training.loop import LoopConfig, make_accelerator, run
 from riddle.training.parts import MANIFEST, join_state, slim, split_state
-from riddle.training.schedule import progress_of
 from riddle.training.throughput import Meter, compile_networks, tune
 from riddle.zoo import load_lpips, load_metadata, save_tensors, write_text
 
@@ -118,7 +117,6 @@ class GrowConfig:
 
     out: Path
     minutes: float = math.inf  # of this call, from its beginning to its end
-    total_minutes: float = math.inf  # of training over all calls: rates fall to their end over these
     steps: int = 100_000  # at most
     batch: int = 64
     seed: int = 0
@@ -128,14 +126,11 @@ class GrowConfig:
 
 
 class GrowTask(InversionTask):
-    """Inversion training whose schedule follows the clock, and which measures itself."""
+    """Inversion training that measures itself."""
 
-    total_minutes, meter, compiles = math.inf, None, False
+    meter, compiles = None, False
 
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
-        began = time.monotonic()
-        self.counters.setdefault("seconds", 0.0)
-        progress = min(1.0, progress_of(self.accelerator, progress, self.counters["seconds"], self.total_minutes))
         lazy = self.counters["step"] % self.gan.config.r1_every == 0  # R1 is no part of a usual step
         if self.meter is None:
             numbers = super().step(batch, progress)
@@ -149,7 +144,6 @@ class GrowTask(InversionTask):
             at = self.meter.start()
             numbers = super().step(batch, progress)
             self.meter.add(at)
-        self.counters["seconds"] += time.monotonic() - began
         return numbers
 
 
@@ -180,7 +174,6 @@ def train(task: GrowTask, faces: torch.Tensor, config: GrowConfig, accelerator: 
     out, step, last = config.out, 0, {}
     if not (out / "state.pt").exists() and (out / "parts" / MANIFEST).exists():
         join_state(out / "parts", out / "state.pt")
-    task.total_minutes = config.total_minutes
     tensors = {"faces": faces.to(accelerator.device)}  # uint8: 50 KB a face at 128 px
     while step < config.steps:
         left = config.minutes - (time.monotonic() - began) / 60
@@ -277,7 +270,7 @@ def main(argv: list[str] | None = None) -> dict:
     a = parse_arguments(argv)
     keep_memory()
     config = GrowConfig(
-        a.out, a.minutes, a.minutes if a.total_minutes is None else a.total_minutes, a.steps, a.batch, a.seed,
+        a.out, a.minutes, a.steps, a.batch, a.seed,
         a.save_minutes, a.log_every, a.slim,
     )  # fmt: skip
     preset, accelerator = get(a.preset), make_accelerator(LoopConfig(out=str(a.out)))
@@ -292,8 +285,9 @@ def main(argv: list[str] | None = None) -> dict:
     judge = recognizers.load(preset.identity, device=str(accelerator.device))
     settings = ["progressive=0", f"adversarial_batch={a.batch}", *a.set]
     torch.manual_seed(a.seed)
+    total = a.minutes if a.total_minutes is None else a.total_minutes
     task = build(
-        preset, start, changed(InversionConfig(tune_generator=True), settings), accelerator,
+        preset, start, changed(InversionConfig(tune_generator=True, minutes=total), settings), accelerator,
         load_lpips("squeeze").to(accelerator.device), lambda x: judge.from_crop(x, preset.framing), faces,
         load_faces(a.preview, preset) if a.preview else None,
     )  # fmt: skip

@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from riddle.models.inversion import Encoder, FlatHead
-from riddle.models.stylegan2 import SQRT2, Discriminator, Generator, blur_kernel, depthwise
+from riddle.models.layers import SQRT2, blur_kernel, depthwise
+from riddle.models.stylegan2 import Discriminator, Generator
 from riddle.presets import Preset
 from riddle.training.loop import batches, faces_to_float
 from riddle.training.muon import Muon, split

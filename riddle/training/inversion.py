@@ -1,12 +1,14 @@
 """Train the e4e encoder of a preset, with the generator frozen or tuned along with it to real faces.
 
-    python -m riddle.training.inversion --preset mini --data aligned.npy --generator results/runs/gan/state.pt \
-        --out results/runs/inversion --steps 6000 --tune-generator
-    ... --generator data/zoo/mini --set identity=0.8 --set lr=5e-4     # go on from the published weights
+    python -m riddle.training.inversion --preset mini --data faces.npy --batch 12 --minutes 120 --tune-generator \
+        --out results/runs/inversion
+    ... --generator data/zoo/mini --set lr=3e-4 --set matrix_lr=2e-3    # go on from the published weights
+    ... --generator results/runs/gan/state.pt                           # from a generator of riddle.training.gan
 
-Losses of e4e: L2, LPIPS, identity, delta regularisation, latent discriminator. With --tune-generator the
-generator learns from the same reconstruction, keeps its adversarial training on samples, and its discriminator
-also judges the reconstructions; a generator that saw few images inverts real faces far better so.
+Losses of e4e: L2, LPIPS, identity, delta regularisation, latent discriminator. With --tune-generator the generator
+learns from the same reconstruction and keeps its adversarial training, on samples, on reconstructions and, over
+eigenfaces, on faces of codes mirrored as encryption mirrors them; these also keep the photo's eyes, ears, mouth and
+nose in place (eq. 8).
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from riddle.allocator import keep_memory
-from riddle.models.eigenfaces import from_offsets, match_mapping, mirror_inside, to_offsets
+from riddle.models.eigenfaces import to_offsets
 from riddle.models.inversion import Encoder, LatentDiscriminator
+from riddle.models.parsing import ParsingNet, parts
 from riddle.presets import Preset, get
 from riddle.training.augment import augment
+from riddle.training.components import mirror_codes, settle_offsets, start_from_eigenfaces, teach_mapping
 from riddle.training.critic import Realism
 from riddle.training.gan import (
     GANConfig,
@@ -37,48 +41,13 @@ from riddle.training.gan import (
     step_optimiser,
     update_average,
 )
+from riddle.training.judges import load_network
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run
 from riddle.training.muon import Muon, split
-from riddle.zoo import load_lpips, load_tensors, save_tensors
-
-
-@dataclass(frozen=True)
-class InversionConfig:
-    """Loss weights and rates; the published e4e's beside each."""
-
-    lr: float = 5e-4  # of the encoder's vectors, Adam, cosine to a twentieth; e4e: Ranger at 1e-4, batch 8
-    matrix_lr: float = 5e-3  # of its matrices, Muon
-    l2: float = 1.5  # e4e: 1
-    l1: float = 1.5  # e4e: none; sharper at 64 px
-    lpips: float = 1.6  # e4e: 0.8
-    identity: float = 0.8  # e4e: 0.1 to 0.5
-    identity_share: float = 0.5  # share of each batch whose identity is compared (the costliest loss on a CPU)
-    delta: float = 2e-4  # e4e: 2e-4; without eigenfaces only
-    latent_adversarial: float = 0.05  # e4e: 0.1; without eigenfaces only
-    latent_r1: float = 10.0  # e4e: 10, every 16 steps
-    progressive: float = 0.05  # share of the steps in which slots are freed one after another; without eigenfaces only
-    ema: float = 0.995  # of the encoder when the generator is frozen; tuned together they share one half-life
-    tune_generator: bool = False
-    generator_lr: float = 2e-3  # without eigenfaces 8e-4: faster, and the encoder chases a moving target
-    generator_beta1: float = 0.5  # a GAN wants none, a reconstruction wants some
-    adversarial_every: int = 1  # steps between adversarial ones, when the generator is tuned
-    adversarial_batch: int = 12  # faces drawn in each such step: samples of the mapping, and mirrored codes
-    mirrored: float = 0.5  # share of mirrored codes among them
-    adversarial_recon: float = 0.1  # weight of the discriminator's opinion on reconstructions (half as many)
-    adversarial_sample: float = 0.5  # on samples and on faces of mirrored codes
-    projected: float = 0.5  # weight of the projected critic's opinion on the same; 0: without it
-    projected_lr: float = 1e-3
-    projected_augment: float = 0.15  # probability of each of its augmentations
-
-
-def mirror_codes(codes: torch.Tensor, centre: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-    """Codes (N, L, D) mirrored about their centre (L, D) at random angles inside the face, as an encryptor starts.
-
-    inner: (S D, K), see riddle.models.eigenfaces; centre: of their offsets. So the generator learns to draw a face
-    wherever encryption takes a code. See riddle.models.encryptor.
-    """
-    angle = torch.rand(len(codes), inner.shape[1] // 2, device=codes.device) * 2 * math.pi
-    return from_offsets(mirror_inside(to_offsets(codes) - centre, inner, angle) + centre)
+from riddle.training.pixelpath import publish
+from riddle.training.schedule import minutes_left, progress_of
+from riddle.training.settings import InversionConfig, changed
+from riddle.zoo import WeightsMissingError, bundled, load_lpips, load_tensors, save_tensors
 
 
 class InversionTask:
@@ -94,12 +63,12 @@ class InversionTask:
         embed: Callable[[torch.Tensor], torch.Tensor],
         preview: torch.Tensor | None = None,
         faces: torch.Tensor | None = None,
+        parse: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         """perceptual: LPIPS; embed: faces (N, 3, R, R) -> unit embeddings with gradients; preview: faces to show;
-        faces: uint8 (M, R, R, 3), the real ones
-        that the projected critic sees; without them there is none."""
+        faces: uint8 (M, R, R, 3), the real ones that the projected critic sees; without them there is none."""
         self.preset, self.config, self.accelerator, self.gan = preset, config, accelerator, gan
-        self.perceptual, self.embed, self.preview = perceptual, embed, preview
+        self.perceptual, self.embed, self.preview, self.parse = perceptual, embed, preview, parse
         device = accelerator.device
         self.e = Encoder(preset).to(device=device, memory_format=torch.channels_last)
         if not preset.base:
@@ -110,7 +79,6 @@ class InversionTask:
         self.matrix_opt = Muon(matrices, config.matrix_lr)
         self.e_opt = torch.optim.Adam(vectors, lr=config.lr, betas=(0.9, 0.99))
         self.ld_opt = torch.optim.Adam(self.ld.parameters(), lr=2e-4, betas=(0.0, 0.99))
-        self.centre: torch.Tensor | None = None  # running mean of the codes (L, D)
         self.networks = {"e": self.e, "e_ema": self.e_ema, "ld": self.ld, **gan.networks}
         self.optimisers = {"e": self.e_opt, "matrices": self.matrix_opt, "ld": self.ld_opt}
         self.realism: Realism | None = None
@@ -119,29 +87,52 @@ class InversionTask:
             self.networks["critic"], self.optimisers["critic"] = self.realism.heads, self.realism.optimiser
         if config.tune_generator:
             self.optimisers |= gan.optimisers
+            if preset.base:  # matched to the faces' codes; adversarial training would let it forget most of them
+                gan.g.style.requires_grad_(False)
         else:
             gan.g.requires_grad_(False)
         self.counters = gan.counters
-
-    def start_from_eigenfaces(self, faces: torch.Tensor) -> None:
-        """Fit the components to uint8 faces (N, R, R, 3), for encoder and generator alike, and the mapping to them."""
-        self.e.base.fit(faces)
-        with torch.no_grad():
-            rows = torch.linspace(0, len(faces) - 1, min(len(faces), 8192)).long()
-            codes = self.e.base.read(faces_to_float(faces[rows]).to(self.accelerator.device))[:, 0]
-            for g in (self.gan.g, self.gan.g_ema):
-                for name in ("mean", "basis", "deviation"):
-                    getattr(g.base, name).copy_(getattr(self.e.base, name))
-                for layer in (g.to_rgb1, *g.to_rgbs):  # the rest of the network draws what the components lack
-                    layer.conv.weight.mul_(0.01)
-        print(f"mapping: {match_mapping(self.gan.g, codes):.3f} from the components")
-        self.gan.g_ema.load_state_dict(self.gan.g.state_dict())
-        self.e_ema.load_state_dict(self.e.state_dict())
+        self.counters["seconds"] = 0.0
 
     @property
     def generator(self) -> torch.nn.Module:
         """The network that renders: the one being tuned, or the frozen average."""
         return self.gan.g if self.config.tune_generator else self.gan.g_ema
+
+    def drawn_terms(self, drawn: torch.Tensor, codes: torch.Tensor, photos: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What faces (M, 3, R, R) drawn from codes (M, L, D) owe these and, the last of them, whose codes are mirrored,
+        their photos (K, 3, R, R)."""
+        base, c = self.gan.g.base, self.config
+        with torch.no_grad():
+            wanted = F.avg_pool2d(base(codes), 2)
+        terms = {"structure": c.structure * F.mse_loss(F.adaptive_avg_pool2d(drawn.float(), wanted.shape[2]), wanted)}
+        mirrored = len(photos)
+        if c.parsing and mirrored and self.parse is not None:
+            with torch.no_grad():
+                places = self.parse(photos)
+            terms["parsing"] = c.parsing * F.mse_loss(
+                self.parse(drawn[len(codes) - mirrored :]).float(), places.float()
+            )
+        if c.cycle and mirrored:
+            rows = slice(len(codes) - mirrored, len(codes) - mirrored // 2)  # half: each costs a pass of the encoder
+            terms["cycle"] = c.cycle * self.misread(drawn[rows].detach(), codes[rows])
+        return terms
+
+    def misread(self, faces: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of the components that the encoder reads from faces (N, 3, R, R) of codes (N, L, D)."""
+        error = to_offsets(self.e(faces).float()) - to_offsets(codes.float())
+        return error[:, : self.gan.g.base.slots].square().mean()
+
+    def published_terms(self, faces: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+        """With the generator frozen: what the encoder reads from published pictures of mirrored codes.
+
+        faces, codes: reconstructions (N, 3, R, R) and their codes (N, L, D); the first half is mirrored.
+        """
+        g, half = self.gan.g_ema, (len(codes) + 1) // 2
+        with torch.no_grad():
+            mirrored = mirror_codes(codes[:half].float(), g.offsets, g.base.inner)
+            shown = publish(g(mirrored, self.gan.noise), faces[:half])
+        return {"cycle": self.config.cycle * self.misread(shown, mirrored)}
 
     def reconstruction(self, real: torch.Tensor, faces: torch.Tensor) -> dict[str, torch.Tensor]:
         """The weighted terms that compare a face with its reconstruction."""
@@ -182,18 +173,22 @@ class InversionTask:
         step_optimiser(self.accelerator, self.ld_opt)
         return loss
 
-    def adversarial_faces(self, faces: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Reconstructions, then samples and mirrored codes drawn: (M, 3, R, R), and how many are the first."""
+    def adversarial_faces(
+        self, faces: torch.Tensor, codes: torch.Tensor, real: torch.Tensor
+    ) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
+        """Reconstructions, then samples and mirrored codes drawn: (M, 3, R, R), how many are the first, and the terms
+        of the others."""
         total, gan = self.config.adversarial_batch, self.gan
         n, k = round(total * self.config.mirrored), min(total // 2, len(faces))
-        drawn = gan.sample_codes(total - n)
+        drawn, terms = gan.sample_codes(total - n), {}
         if n and gan.g.base is not None:
-            codes = codes.detach().float()
-            mean = to_offsets(codes).mean(0)
-            self.centre = mean if self.centre is None else self.centre.lerp(mean, 0.02)
-            codes = codes[torch.arange(n, device=codes.device) % len(codes)]
-            drawn = torch.cat([drawn, mirror_codes(codes, self.centre, gan.g.base.inner)])
-        return torch.cat([faces[:k], gan.g(drawn, gan.noise)]), k
+            rows = torch.arange(n, device=codes.device) % len(codes)
+            codes, real = codes[rows].detach().float(), real[rows]
+            drawn = torch.cat([drawn, mirror_codes(codes, gan.g.offsets, gan.g.base.inner)])
+        shown = gan.g(drawn, gan.noise)
+        if gan.g.base is not None:
+            terms = self.drawn_terms(shown, drawn, real[:n])
+        return torch.cat([faces[:k], shown]), k, terms
 
     def set_rates(self, progress: float) -> None:
         """Warm-up, then a cosine to a twentieth, for all optimisers."""
@@ -209,18 +204,9 @@ class InversionTask:
             for group in opt.param_groups:
                 group["lr"] = lr
 
-    @torch.no_grad()
-    def settle_offsets(self, codes: torch.Tensor) -> None:
-        """Mean and deviation of each slot's offset from slot 0, averaged over steps: where samples are to lie."""
-        offsets = codes.float() - codes[:, :1].float()
-        g = self.gan.g
-        g.offsets.lerp_(offsets.mean(0), 0.02)
-        g.deviations.copy_(g.deviations.square().lerp((offsets - g.offsets).square().mean(0), 0.02).sqrt())
-        self.gan.g_ema.offsets.copy_(g.offsets)
-        self.gan.g_ema.deviations.copy_(g.deviations)
-
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
-        c, gan, accelerator = self.config, self.gan, self.accelerator
+        began, c, gan, accelerator = time.monotonic(), self.config, self.gan, self.accelerator
+        progress = min(1.0, progress_of(accelerator, progress, self.counters["seconds"], c.minutes))
         self.set_rates(progress)
         real = faces_to_float(batch["faces"])
         n = len(real)
@@ -236,12 +222,15 @@ class InversionTask:
             faces = self.generator(codes, gan.noise)
             terms = self.reconstruction(real, faces) | self.regularisation(codes)
             if adversarial:
-                fake, k = self.adversarial_faces(faces, codes)
+                fake, k, drawn_terms = self.adversarial_faces(faces, codes, real)
+                terms |= drawn_terms
                 logits = gan.d(augment(fake, self.counters["ada_p"]))
                 terms["adv_recon"] = c.adversarial_recon * nonsaturating_generator(logits[:k])
                 terms["adv_sample"] = c.adversarial_sample * nonsaturating_generator(logits[k:])
                 if self.realism is not None:
                     terms["projected"] = c.projected * self.realism.loss(fake[k:])
+            elif self.preset.base and c.cycle and not c.tune_generator:
+                terms |= self.published_terms(faces.detach(), codes.detach())
             loss = torch.stack(list(terms.values())).sum()
         accelerator.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.e.parameters(), 5.0)
@@ -259,7 +248,8 @@ class InversionTask:
             if self.realism is not None:
                 numbers["critic"] = self.realism.step(fake[k:], shown[: len(fake) - k])
         if self.preset.base:
-            self.settle_offsets(codes.detach())
+            if c.tune_generator:
+                settle_offsets(gan, codes.detach())
         else:
             numbers["latent_d"] = self.latent_step(codes)
         if c.tune_generator:
@@ -268,6 +258,7 @@ class InversionTask:
             self.counters["step"] += 1
         decay = gan.decay(n) if c.tune_generator else min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10))
         update_average(self.e_ema, self.e, decay)
+        self.counters["seconds"] += time.monotonic() - began
         return {"loss": loss, **numbers}
 
     @torch.no_grad()
@@ -297,18 +288,6 @@ def encode(encoder: Encoder, faces: torch.Tensor, batch: int = 64, bfloat16: boo
     return torch.cat(codes)
 
 
-def changed(config: InversionConfig, settings: list[str]) -> InversionConfig:
-    """The configuration with NAME=VALUE applied. Raises ValueError for an unknown name or no number."""
-    names = {f.name: f.type for f in fields(config)}
-    changes = {}
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        if name not in names:
-            raise ValueError(f"--set {setting}: no such field; choose from {', '.join(names)}")
-        changes[name] = int(value) if names[name] == "int" else float(value)
-    return replace(config, **changes)
-
-
 def load_published(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The published networks of a folder that training can go on from, by part."""
     parts = ("generator", "discriminator", "encoder")
@@ -316,6 +295,16 @@ def load_published(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     if "generator" not in found:
         raise FileNotFoundError(f"{folder} holds no generator.safetensors; pass the folder of a preset's weights")
     return found
+
+
+def parser(preset: Preset, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The preset's bundled parser: faces (N, 3, R, R) -> logits of eq. 8's parts; None where none is bundled."""
+    try:
+        net = load_network(ParsingNet(), bundled(preset.name, "parser"), "average")
+    except WeightsMissingError:
+        return None
+    net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return lambda faces: parts(net(faces))
 
 
 def export(task: InversionTask, out: str, step: int, seed: int) -> None:
@@ -344,10 +333,12 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--minutes", type=float, default=float("inf"))
     p.add_argument("--tune-generator", action="store_true")
+    p.add_argument("--match-mapping", action="store_true", help="teach the mapping the components anew")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a number of InversionConfig")
     a = p.parse_args(argv)
     keep_memory()
-    config = LoopConfig(out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=a.minutes, save_every=100)
+    left = minutes_left(a.out, a.minutes)
+    config = LoopConfig(out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=left, save_every=100)
     accelerator = make_accelerator(config)
     torch.manual_seed(a.seed)
     preset = get(a.preset)
@@ -374,19 +365,24 @@ def main(argv: list[str] | None = None) -> dict:
     perceptual = load_lpips("squeeze").to(accelerator.device)
     task = InversionTask(
         preset,
-        changed(InversionConfig(tune_generator=a.tune_generator), settled + a.set),
+        changed(InversionConfig(tune_generator=a.tune_generator, minutes=a.minutes), settled + a.set),
         accelerator,
         gan,
         perceptual,
         lambda faces: judge.from_crop(faces, preset.framing),
         torch.from_numpy(np.load(a.preview)) if a.preview else None,
         faces,
+        parser(preset, accelerator.device) if a.tune_generator and preset.base else None,
     )
     if "encoder" in published:
         task.e.load_state_dict(published["encoder"])
         task.e_ema.load_state_dict(published["encoder"])
-    if preset.base and not a.generator and not (Path(a.out) / "state.pt").exists():
-        task.start_from_eigenfaces(faces)
+    if preset.base and not (Path(a.out) / "state.pt").exists():
+        if not a.generator:
+            start_from_eigenfaces(gan, task.e, faces, task.config.mapping_steps)
+            task.e_ema.load_state_dict(task.e.state_dict())
+        elif a.match_mapping:
+            teach_mapping(gan, task.e, faces, task.config.mapping_steps)
     last = run(task, {"faces": faces}, config, accelerator)
     if accelerator.is_main_process:
         export(task, a.out, last["step"], a.seed)

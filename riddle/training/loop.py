@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import nn
-from tqdm import tqdm
+
+from riddle.progress import track
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def run(task: Task, tensors: dict[str, torch.Tensor], config: LoopConfig, accele
     share = config.batch // accelerator.num_processes
     rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
     stream = batches(tensors, config.batch, config.seed, step)
-    bar = tqdm(total=config.steps, initial=step, disable=not main, mininterval=5, desc=out.name, unit="step")
+    bar = track(None, out.name, config.steps, "step", initial=step, disable=not main)
     began, sums, count, last = time.monotonic(), {}, 0, {}
 
     def save() -> None:

@@ -58,6 +58,13 @@ def thin(log: Path, target: Path, lines: int = 200) -> None:
     zoo.write_text(target, "\n".join(rows[i] for i in keep) + "\n")
 
 
+def shared(tensors: dict[str, torch.Tensor], path: Path, least: int = 1000) -> list[str]:
+    """Names of tensors of `least` numbers or more that the file at `path` holds as well: the eigenfaces."""
+    other = zoo.load_tensors(path) if path.is_file() else {}
+    large = (k for k, v in tensors.items() if v.numel() >= least and k in other and v.shape == other[k].shape)
+    return [k for k in large if torch.equal(tensors[k].half(), other[k].half())]
+
+
 def publish(preset: Preset, runs: dict[str, Path]) -> None:
     """runs: {part: folder of its run}. "inversion" gives generator and encoder; "gan" the generator alone."""
     folder = config.bundled_folder("zoo") / preset.name
@@ -66,7 +73,11 @@ def publish(preset: Preset, runs: dict[str, Path]) -> None:
         for name in files or ("encryptor",):
             source = run / f"{name}.safetensors"
             target = folder / f"{name if files else part}.safetensors"
-            zoo.save_tensors(target, zoo.load_tensors(source), zoo.load_metadata(source))
+            tensors, about = zoo.load_tensors(source), zoo.load_metadata(source)
+            if name == "encoder" and (common := shared(tensors, folder / "generator.safetensors")):
+                tensors = {k: v for k, v in tensors.items() if k not in common}
+                about[zoo.SHARED] = json.dumps({"generator.safetensors": common})
+            zoo.save_tensors(target, tensors, about)
             print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
         if (run / "log.jsonl").is_file():
             thin(run / "log.jsonl", folder / "runs" / f"{'parsing' if part == 'parser' else part}.jsonl")

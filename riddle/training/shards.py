@@ -27,9 +27,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from riddle.presets import Preset, get
+from riddle.progress import track
 
 LIMIT = 15 * 2**20  # bytes of a shard
 QUALITY = 93  # of WebP at 128 px: 5 KB a face in the tar, 42 dB; 85: 3.3 KB, 38.6 dB
@@ -152,7 +152,7 @@ def make(
     paths, start = [], 0
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(items), desc=f"{preset.name} {split}", unit="face", mininterval=1) as bar,
+        track(None, f"{preset.name} {split}", len(items), "face") as bar,
     ):
         while start < len(items):
             path = out / f"{preset.name}-{split}-{len(paths):06d}.tar"
@@ -308,7 +308,7 @@ def unpack(
     tmp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         target, row = np.lib.format.open_memmap(tmp, "w+", np.uint8, shape), 0
-        for path, _ in tqdm(shards, desc="unpack", unit="shard", mininterval=1):
+        for path, _ in track(shards, "unpack", unit="shard"):
             faces = read_shard(path, workers)
             target[row : row + len(faces)] = faces
             row += len(faces)

@@ -1,0 +1,105 @@
+"""What a training step of the encryptor makes of codes, passwords for it, and how well it does (section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from riddle.faces.pixels import to_bytes
+from riddle.models.stylegan2 import Generator
+from riddle.training.judges import Features
+
+
+@dataclass
+class Codes:
+    """What one step makes of B originals."""
+
+    encrypted: torch.Tensor  # (B, m, L, D)
+    recovered: torch.Tensor  # (B, m, L, D), each by its own password
+    wrong: torch.Tensor  # (B, m n, L, D), each by a wrong one
+
+    def joined(self) -> torch.Tensor:
+        """(B, m (n + 2), L, D), in the order of the fields."""
+        return torch.cat([self.encrypted, self.recovered, self.wrong], 1)
+
+
+def draw_keys(generator: Generator, count: int, m: int, n: int) -> torch.Tensor:
+    """Random passwords, all distinct: (count, m, n + 1, L, D); [:, :, 0] encrypt, the others are wrong."""
+    z = torch.randn(count * m * (n + 1), generator.style_dim, device=generator.input.input.device)
+    with torch.no_grad():
+        w = generator.broadcast(generator.map(z))
+    return w.reshape(count, m, n + 1, *w.shape[1:])
+
+
+@torch.no_grad()
+def draw_codes(g: Generator, count: int, mixing: float = 0.0) -> torch.Tensor:
+    """Codes for data-free training: (count, L, D) from the mapping network, psi = 1; over eigenfaces, where W has the
+    first slot's components alone, the other slots' offsets are drawn from their normal distribution.
+
+    mixing: share of codes made of two, cut between two slots; without eigenfaces only.
+    """
+    z = torch.randn(2, count, g.style_dim, device=g.input.input.device)
+    first, second = g.spread(g.map(z[0])), g.spread(g.map(z[1]))
+    if g.base is not None:  # what the mapping leaves out, as whitened components are spread
+        return first + g.deviations * torch.randn_like(first)
+    cut = torch.randint(1, g.n_latent, (count, 1, 1), device=first.device)
+    cut = torch.where(torch.rand(count, 1, 1, device=first.device) < mixing, cut, g.n_latent)
+    return torch.where(torch.arange(g.n_latent, device=first.device)[None, :, None] < cut, first, second)
+
+
+@torch.no_grad()
+def drawn_faces(g: Generator, count: int = 4096, batch: int = 64) -> torch.Tensor:
+    """Faces of such codes, uint8 (count, R, R, 3): what the critic takes for real where there are no data."""
+    parts = [to_bytes(g(draw_codes(g, min(batch, count - k)))) for k in range(0, count, batch)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tensor) -> Codes:
+    """Both passes of section 3.2. w: (B, L, D); keys: (B, m, n + 1, L, D) as `draw_keys` gives them."""
+    b, m, k = keys.shape[:3]
+    encrypted = encryptor(w.repeat_interleave(m, 0), keys[:, :, 0].flatten(0, 1))
+    decrypted = encryptor(encrypted.repeat_interleave(k, 0), keys.flatten(0, 2))
+    decrypted = decrypted.reshape(keys.shape)
+    return Codes(encrypted.reshape(b, m, *w.shape[1:]), decrypted[:, :, 0], decrypted[:, :, 1:].flatten(1, 2))
+
+
+@torch.no_grad()
+def evaluate(
+    encryptor: nn.Module,
+    generator: Generator,
+    codes: torch.Tensor,
+    embed: Features,
+    keys: torch.Tensor,
+    threshold: float = 0.3,
+    batch: int = 8,
+) -> dict[str, float]:
+    """How well identities change and come back, judged by `embed` on faces rendered from codes.
+
+    codes: (N, L, D), unseen in training; keys: (N, m, n + 1, L, D), m at least 2. Means of cosines with the
+    original's face, shares accepted (cosine above threshold), and for pairs of encryptions of one original their
+    mean cosine and the share below the threshold.
+    """
+    rows: dict[str, list[torch.Tensor]] = {}
+    for w, key in zip(codes.split(batch), keys.split(batch), strict=True):
+        made = encrypt_and_decrypt(encryptor, w, key)
+        all_codes = torch.cat([w[:, None], made.joined()], 1)
+        e = embed(generator(all_codes.flatten(0, 1))).float().unflatten(0, all_codes.shape[:2])
+        m = key.shape[1]
+        similar = (e[:, 1:] @ e[:, 0, :, None])[..., 0]
+        among = e[:, 1 : m + 1] @ e[:, 1 : m + 1].transpose(1, 2)
+        upper = torch.triu_indices(m, m, 1)
+        for name, value in (
+            ("encrypted", similar[:, :m]),
+            ("recovered", similar[:, m : 2 * m]),
+            ("wrong", similar[:, 2 * m :]),
+            ("pairs", among[:, upper[0], upper[1]]),
+        ):
+            rows.setdefault(name, []).append(value.flatten())
+    joined = {k: torch.cat(v) for k, v in rows.items()}
+    numbers = {f"cos_{k}": v.mean().item() for k, v in joined.items()}
+    for k in ("encrypted", "recovered", "wrong"):
+        numbers[f"accepted_{k}"] = (joined[k] > threshold).float().mean().item()
+    return numbers | {"pairs_apart": (joined["pairs"] < threshold).float().mean().item()}
