@@ -48,6 +48,7 @@ def fetch(url: str, part: Path, name: str, size: int | None = None) -> None:
     stays then.
     """
     download, tries = _Download(url, part, name, size), 0
+    most = download.have
     while True:
         before, pause = download.have, None
         try:
@@ -64,7 +65,8 @@ def fetch(url: str, part: Path, name: str, size: int | None = None) -> None:
             trouble: Exception = e
         except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException) as e:
             trouble = e
-        tries = 1 if download.have >= before + CHUNK else tries + 1
+        tries = 1 if download.have >= most + CHUNK else tries + 1  # a beginning brought again is no progress
+        most = max(most, download.have)
         if tries >= ATTEMPTS:
             raise trouble
         time.sleep(PAUSE * 2 ** (tries - 1) if pause is None else pause)

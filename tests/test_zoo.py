@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from riddle import ncnn, zoo
+from riddle import downloads, ncnn, zoo
 from riddle.assets import ASSETS, Asset
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -22,10 +22,11 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 @contextmanager
-def serving(content=CONTENT, drop_after=None, ranges=True, status=200, kind="application/octet-stream"):
+def serving(content=CONTENT, drop_after=None, ranges=True, status=200, kind="application/octet-stream", named=True):
     """A local server; yields its address and the list of Range headers it saw.
 
-    drop_after: bytes after which each connection is cut. ranges: whether it honours Range."""
+    drop_after: bytes after which each connection is cut. ranges: whether it honours Range. named: whether it says which
+    part it sends."""
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -43,6 +44,8 @@ def serving(content=CONTENT, drop_after=None, ranges=True, status=200, kind="app
             self.send_response(206 if start else 200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
+            if start and named:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()
             self.wfile.write(body[:drop_after])
             self.close_connection = True
@@ -92,11 +95,23 @@ def test_a_dropped_connection_is_resumed_where_it_stopped(register):
     assert target.read_bytes() == CONTENT
 
 
+def test_a_server_that_never_gets_further_is_given_up(register, monkeypatch):
+    monkeypatch.setattr(downloads, "PAUSE", 0.01)
+    with serving(drop_after=1_100_000, named=False) as (
+        url,
+        seen,
+    ):  # its second part could be any: the file starts over
+        target = register(url, size=len(CONTENT), sha256=DIGEST)
+        with pytest.raises(zoo.WeightsMissingError, match="another part|connection lost"):
+            zoo.find("net")
+    assert len(seen) <= 5 and not target.exists()
+
+
 def test_what_an_earlier_run_left_is_continued(register):
     with serving() as (url, seen):
         target = register(url, sha256=DIGEST)
         target.parent.mkdir(parents=True)
-        target.with_name("net.bin.part").write_bytes(CONTENT[:1000])
+        downloads.part_path(target, url).write_bytes(CONTENT[:1000])
         zoo.find("net")
     assert seen == ["bytes=1000-"] and target.read_bytes() == CONTENT
 
@@ -105,7 +120,7 @@ def test_a_server_that_ignores_ranges_starts_over(register):
     with serving(ranges=False) as (url, _):
         target = register(url, sha256=DIGEST)
         target.parent.mkdir(parents=True)
-        target.with_name("net.bin.part").write_bytes(b"x" * 1000)
+        downloads.part_path(target, url).write_bytes(b"x" * 1000)
         zoo.find("net")
     assert target.read_bytes() == CONTENT
 
@@ -114,7 +129,7 @@ def test_a_part_longer_than_the_file_starts_over(register):
     with serving() as (url, _):
         target = register(url, sha256=DIGEST)
         target.parent.mkdir(parents=True)
-        target.with_name("net.bin.part").write_bytes(b"x" * (len(CONTENT) + 5))
+        downloads.part_path(target, url).write_bytes(b"x" * (len(CONTENT) + 5))
         zoo.find("net")
     assert target.read_bytes() == CONTENT
 
@@ -135,7 +150,8 @@ def test_a_bad_download_leaves_no_file_and_says_what_to_do(register, fields, ser
         target = register(url, **fields)
         with pytest.raises(zoo.WeightsMissingError) as caught:
             zoo.find("net")
-    kept = ["net.bin.part"] if cause == "connection lost" else []  # good bytes, worth resuming
+        part = downloads.part_path(target, url).name
+    kept = [part] if cause == "connection lost" else []  # good bytes, worth resuming
     assert leftovers(target) == kept
     assert cause in str(caught.value)
     assert url in str(caught.value) and "RIDDLE_WEIGHTS/nets/net.bin" in caught.value.remedy
