@@ -308,9 +308,10 @@ def parser(preset: Preset, device: torch.device) -> Callable[[torch.Tensor], tor
 
 
 def export(task: InversionTask, out: str, step: int, seed: int) -> None:
-    """Write generator.safetensors and encoder.safetensors (the averages) into the run's folder."""
+    """Write encoder.safetensors and, where it was tuned, generator.safetensors (the averages) into the run's folder."""
     about = {"preset": task.preset.name, "steps": step, "images": int(task.counters["images"]), "seed": seed}
-    for name, network in (("generator", task.gan.g_ema), ("encoder", task.e_ema)):
+    made = {"encoder": task.e_ema} | ({"generator": task.gan.g_ema} if task.config.tune_generator else {})
+    for name, network in made.items():
         save_tensors(Path(out) / f"{name}.safetensors", network.state_dict(), about)
 
 

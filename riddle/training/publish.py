@@ -66,12 +66,15 @@ def shared(tensors: dict[str, torch.Tensor], path: Path, least: int = 1000) -> l
 
 
 def publish(preset: Preset, runs: dict[str, Path]) -> None:
-    """runs: {part: folder of its run}. "inversion" gives generator and encoder; "gan" the generator alone."""
+    """runs: {part: folder of its run}. "inversion" gives the encoder, and the generator where that was tuned with it;
+    "gan" the generator alone."""
     folder = config.bundled_folder("zoo") / preset.name
     for part, run in runs.items():
         files = {"inversion": ("generator", "encoder"), "gan": ("generator",), "parser": ("parser",)}.get(part)
         for name in files or ("encryptor",):
             source = run / f"{name}.safetensors"
+            if part == "inversion" and name == "generator" and not source.is_file():
+                continue
             target = folder / f"{name if files else part}.safetensors"
             tensors, about = zoo.load_tensors(source), zoo.load_metadata(source)
             if name == "encoder" and (common := shared(tensors, folder / "generator.safetensors")):
