@@ -33,15 +33,17 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     return ratio.clamp(max=float(-10 * np.log10(ROUNDING))).numpy()
 
 
-def ssim(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+def ssim(a: torch.Tensor, b: torch.Tensor, batch: int = 64) -> np.ndarray:
     """Structural similarity, Gaussian window of 1.5 px, (N,) in [-1, 1]; around its rim the picture is mirrored.
 
-    Wang et al., 2004.
+    In float32 and in batches: a thousand faces at once in float64 take 23 GB. Wang et al., 2004.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    from torchmetrics.functional.image import structural_similarity_index_measure as similarity
 
     _check(a, b)
-    return structural_similarity_index_measure(_unit(a), _unit(b), data_range=1.0, reduction="none").numpy()
+    pairs = zip(a.split(batch), b.split(batch), strict=True)
+    parts = [similarity(_unit(x).float(), _unit(y).float(), data_range=1.0, reduction="none") for x, y in pairs]
+    return torch.cat(parts).double().numpy()
 
 
 def lpips(a: torch.Tensor, b: torch.Tensor, network: Callable, batch: int = 64) -> np.ndarray:
