@@ -253,7 +253,7 @@ def _html_cell(text: str) -> str:
     return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
 
 
-def _jpeg(path: Path, width: int = 1100) -> str:
+def _jpeg(path: Path, width: int = 640) -> str:
     from PIL import Image
 
     with Image.open(path) as opened:
@@ -262,7 +262,7 @@ def _jpeg(path: Path, width: int = 1100) -> str:
     if image.width > width:
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=85, optimize=True)
+    image.save(out, "JPEG", quality=80, optimize=True)
     return base64.b64encode(out.getvalue()).decode()
 
 

@@ -163,7 +163,7 @@ def goals(table: pd.DataFrame) -> pd.DataFrame:
 # Executed notebooks
 
 
-def slim(notebook: dict, limit: int = 400_000, root: Path | None = None) -> dict:
+def slim(notebook: dict, limit: int = 250_000, root: Path | None = None) -> dict:
     """A copy of an executed notebook (its JSON) that is small and fit to publish.
 
     Pictures become JPEG, smaller until the whole is under `limit` bytes; those of cells tagged 'real-faces' are
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     command = commands.add_parser("slim", help="small copy of an executed notebook")
     command.add_argument("source", type=Path)
     command.add_argument("target", type=Path)
-    command.add_argument("--kilobytes", type=int, default=400)
+    command.add_argument("--kilobytes", type=int, default=250)
     options = parser.parse_args(argv)
     copy = slim(json.loads(options.source.read_text(encoding="utf-8")), options.kilobytes * 1000)
     options.target.parent.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,7 @@ def test_slim_notebook_is_small_and_still_shows_its_picture(tmp_path):
     source, target = tmp_path / "in.ipynb", tmp_path / "kept" / "out.ipynb"
     source.write_text(json.dumps(notebook([shown(1200)])))
     reporting.main(["slim", str(source), str(target)])
-    assert target.stat().st_size < 400_000 < source.stat().st_size
+    assert target.stat().st_size < 250_000 < source.stat().st_size
     data = json.loads(target.read_text())["cells"][0]["outputs"][0]["data"]
     image = Image.open(io.BytesIO(base64.b64decode(data["image/jpeg"])))
     assert image.width >= 250 and "image/png" not in data

@@ -94,8 +94,8 @@ def write_atomically(path: Path, state: object) -> None:
 def bfloat16_is_faster(device: str | torch.device = "cpu") -> bool:
     """Whether a convolution of the generator's kind runs faster in bfloat16 than in float32: measured, a few ms.
 
-    A GPU with bfloat16 and a CPU with AMX gain severalfold; some CPUs with the AVX512-bf16 instructions alone take
-    twice as long in them (measured: 168 against 291 GFLOP/s on two cores).
+    A GPU with bfloat16 and a CPU with AMX gain severalfold; of CPUs with the AVX512-bf16 instructions alone one took
+    twice as long in them, another half as long (measured: 168 against 291, and 602 against 325 GFLOP/s on two cores).
     """
     device = torch.device(device)
     if device.type == "cuda":
