@@ -9,8 +9,6 @@ It reads the CSV files under results/<preset>/tables and recomputes nothing. A t
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from riddle import config, zoo
+from riddle import config, reporting, zoo
 from riddle.claims import CLAIMS, FAILS, HOLDS, UNDECIDED, Verdict
 from riddle.reporting import grid, write_csv
 
@@ -257,13 +255,7 @@ def _jpeg(path: Path, width: int = 640) -> str:
     from PIL import Image
 
     with Image.open(path) as opened:
-        image = opened.convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.width > width:
-        image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=80, optimize=True)
-    return base64.b64encode(out.getvalue()).decode()
+        return reporting.jpeg(opened, width, quality=80)
 
 
 def write(preset: str, folder: Path | None = None) -> list[Verdict]:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 from riddle import config, paper
 from riddle.protocols import Record
@@ -205,17 +206,17 @@ def _slim_cell(cell: dict, width: int) -> None:
 
 
 def _smaller(picture: str | list[str], width: int) -> str:
-    from PIL import Image
+    return jpeg(Image.open(io.BytesIO(base64.b64decode("".join(picture)))), width)
 
-    image = Image.open(io.BytesIO(base64.b64decode("".join(picture))))
-    if image.mode in ("RGBA", "LA", "P"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+
+def jpeg(image: Image.Image, width: int, quality: int = 85) -> str:
+    """A picture as base64 of a JPEG at most `width` px wide, on white where it is transparent."""
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.width > width:
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=85, optimize=True)
+    image.save(out, "JPEG", quality=quality, optimize=True)
     return base64.b64encode(out.getvalue()).decode()
 
 

@@ -26,7 +26,7 @@ from riddle.models.layers import EqualConv2d
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 BLUE, RED = 1.772, 1.402  # its colour differences: B = Y + 1.772 Cb, R = Y + 1.402 Cr
 KEPT = 12 / 1024  # share of the components, the first ones, that are never turned
-INNER = 0.75  # share of the other directions that are; see the README for what other shares gave
+INNER = 0.75  # share of the other directions that are; see notebook 04 for what other shares gave
 BLOCKS = 6  # parts of the directions, from the middle of the face outwards; partners are of one part
 OVAL = (0.0, 0.05, 0.62, 0.78)  # centre and half axes of the face in the tight framing, the crop's side being 2
 

@@ -28,7 +28,6 @@ from accelerate import Accelerator
 from riddle.allocator import keep_memory
 from riddle.models.eigenfaces import to_offsets
 from riddle.models.inversion import Encoder, LatentDiscriminator
-from riddle.models.parsing import ParsingNet, parts
 from riddle.presets import Preset, get
 from riddle.training.augment import augment
 from riddle.training.components import mirror_codes, settle_offsets, start_from_eigenfaces, teach_mapping
@@ -41,13 +40,13 @@ from riddle.training.gan import (
     step_optimiser,
     update_average,
 )
-from riddle.training.judges import load_network
+from riddle.training.judges import frozen_parser
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run
 from riddle.training.muon import Muon, split
 from riddle.training.pixelpath import publish
 from riddle.training.schedule import minutes_left, progress_of
 from riddle.training.settings import InversionConfig, changed
-from riddle.zoo import WeightsMissingError, bundled, load_lpips, load_tensors, save_tensors
+from riddle.zoo import WeightsMissingError, load_lpips, load_tensors, save_tensors
 
 
 class InversionTask:
@@ -300,11 +299,9 @@ def load_published(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 def parser(preset: Preset, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """The preset's bundled parser: faces (N, 3, R, R) -> logits of eq. 8's parts; None where none is bundled."""
     try:
-        net = load_network(ParsingNet(), bundled(preset.name, "parser"), "average")
+        return frozen_parser(preset, None, device)
     except WeightsMissingError:
         return None
-    net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return lambda faces: parts(net(faces))
 
 
 def export(task: InversionTask, out: str, step: int, seed: int) -> None:

@@ -46,26 +46,34 @@ def load_network(network: nn.Module, path: str | Path, part: str) -> nn.Module:
     return network
 
 
+def frozen_parser(preset: Preset, path: str | None, device: torch.device) -> Features:
+    """F_s: faces (N, 3, R, R) -> logits of eq. 8's parts; path, or None for the preset's bundled weights (FFHQ framing:
+    the published parser). Raises WeightsMissingError."""
+    from riddle.zoo import bundled, find
+
+    if preset.framing == "ffhq" and path is None:  # the paper's own scale: the public parser
+        net = BiSeNet().load_published(torch.load(find("bisenet"), map_location="cpu", weights_only=True))
+    else:
+        net = load_network(ParsingNet(), path or bundled(preset.name, "parser"), "average")
+    net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return lambda faces: parts(net(faces))
+
+
 def frozen_networks(
     preset: Preset, generator: str | None, parser: str | None, device: torch.device
 ) -> tuple[Generator, Judges, float]:
     """The generator, the loss networks and F_e's threshold; paths, or None for the preset's bundled weights
     (FFHQ framing: the published parser). Raises WeightsMissingError."""
     from riddle.faces import recognizers
-    from riddle.zoo import bundled, find, load_lpips
+    from riddle.zoo import bundled, load_lpips
 
     g = Generator.of(preset)
     load_network(g, generator or bundled(preset.name, "generator"), "g_ema").to(device)
-    if preset.framing == "ffhq" and parser is None:  # the paper's own scale: the public parser
-        net = BiSeNet().load_published(torch.load(find("bisenet"), map_location="cpu", weights_only=True))
-    else:
-        net = load_network(ParsingNet(), parser or bundled(preset.name, "parser"), "average")
-    net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     perceive = PerceptualFeatures(load_lpips("squeeze")).to(device, memory_format=torch.channels_last)
     judge = recognizers.load(preset.identity, device=str(device))
     judges = Judges(
         embed=lambda faces: judge.from_crop(faces, preset.framing),
         perceive=perceive.eval().requires_grad_(False),
-        parse=lambda faces: parts(net(faces)),
+        parse=frozen_parser(preset, parser, device),
     )
     return g, judges, judge.threshold
