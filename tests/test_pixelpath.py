@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from riddle.faces.blending import ellipse
+from riddle.faces.blending import core, ellipse, match_colours
 from riddle.training import pixelpath
 from riddle.training.pixelpath import PixelPath, cropped_again, publish, rounded
 
@@ -40,24 +40,43 @@ def test_jpeg_is_what_pillow_makes_of_it(faces, monkeypatch):
         assert torch.allclose(ours, wanted, atol=1e-5)
 
 
-def test_a_pasted_face_stands_in_the_middle_and_the_photo_around_it(faces):
+@pytest.fixture
+def steady(monkeypatch):
+    """A detector that finds a pasted face exactly where it is."""
+    for name in ("SHIFT", "SCALE", "TURN"):
+        monkeypatch.setattr(pixelpath, name, 0.0)
+
+
+def test_a_pasted_face_stands_in_the_middle_in_the_photos_colours(faces, steady):
     under = faces.flip(0)
-    pasted = cropped_again(faces, under, jitter=0.0)
+    shown = faces.clone().requires_grad_()
+    pasted = cropped_again(shown, under)
     at = (np.arange(32) + 0.5) / 32
     mask = torch.from_numpy(ellipse(at[None], at[:, None]))
-    assert torch.allclose(pasted[..., mask == 1], faces[..., mask == 1], atol=1e-4)
+    matched = torch.stack([match_colours(f, u, core(32, "tight")) for f, u in zip(faces, under, strict=True)])
+    assert torch.allclose(pasted[..., mask == 1], matched[..., mask == 1], atol=1e-4)
     assert torch.allclose(pasted[..., mask == 0], under[..., mask == 0], atol=1e-4)
-    torch.manual_seed(0)
-    moved = cropped_again(faces, under, jitter=0.02)
-    assert 0.001 < (moved - pasted).abs().mean() < 0.15
+    pasted.sum().backward()
+    assert torch.allclose(shown.grad, mask.float().expand_as(shown), atol=1e-4)  # matching lets gradients through
 
 
-def test_each_third_goes_its_own_way_in_order(faces, monkeypatch):
+def test_it_is_cropped_a_little_beside_its_place(faces, steady, monkeypatch):
+    under = faces.flip(0)
+    pasted = cropped_again(faces, under)
+    assert torch.equal(pasted, cropped_again(faces, under))
+    for name in ("SHIFT", "SCALE", "TURN"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pixelpath, name, 0.02)
+            torch.manual_seed(0)
+            assert 0.0005 < (cropped_again(faces, under) - pasted).abs().mean() < 0.15, name
+
+
+def test_each_part_goes_its_own_way_in_order(faces):
     path, under = PixelPath(torch.nn.Flatten()), faces.flip(0)
     torch.manual_seed(0)
     shown = publish(faces, under)
-    assert torch.equal(shown[:2], rounded(faces[:2]))
-    assert not torch.allclose(shown[2:4], rounded(faces[2:4]), atol=1e-3)
-    corner = shown[4:, :, :2, :2] - rounded(under)[4:, :, :2, :2]
+    assert torch.equal(shown[:1], rounded(faces[:1]))
+    assert not torch.allclose(shown[1:3], rounded(faces[1:3]), atol=1e-3)
+    corner = shown[3:, :, :2, :2] - rounded(under)[3:, :, :2, :2]
     assert corner.abs().mean() < 0.15  # the photo's corner, moved a little, not the face's
     assert path(faces, under).shape == (6, 3 * 32 * 32)

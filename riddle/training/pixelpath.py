@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from riddle.faces.blending import ellipse
+from riddle.faces.blending import core, ellipse, match_colours
 from riddle.faces.pixels import jpeg, to_bytes, to_tensor
 
 QUALITIES = (75, 95)  # of JPEG
-JITTER = 0.02  # of the crop's side: deviation of a detector that finds the pasted face again
+# Deviations of the crop around a pasted face that a detector finds again, measured on 70 photos of CelebAMask-HQ's val
+# split: place in shares of the side, size, radians. Size is the least certain, it follows the mouth's place.
+SHIFT, SCALE, TURN = 0.01, 0.037, 0.02
 
 
 def rounded(faces: torch.Tensor, qualities: tuple[int, int] | None = None) -> torch.Tensor:
@@ -29,15 +31,22 @@ def rounded(faces: torch.Tensor, qualities: tuple[int, int] | None = None) -> to
     return faces + (to_tensor(stored).to(faces) - faces).detach()
 
 
-def cropped_again(faces: torch.Tensor, under: torch.Tensor, jitter: float = JITTER) -> torch.Tensor:
-    """Faces (N, 3, R, R) blended into their photos' crops `under` as `protect` does, and cropped a little beside."""
+def cropped_again(faces: torch.Tensor, under: torch.Tensor, framing: str = "tight") -> torch.Tensor:
+    """Faces (N, 3, R, R) in their photos' crops `under` as `protect` puts them there, and cropped a little beside.
+
+    Their colours are matched, with gradients unchanged, and they are blended at the rim.
+    """
     n, side = len(faces), faces.shape[-1]
     at = (np.arange(side) + 0.5) / side
-    mask = torch.from_numpy(ellipse(at[None], at[:, None])).to(faces)
+    mask, skin = torch.from_numpy(ellipse(at[None], at[:, None])).to(faces), core(side, framing)
+    if n:
+        matched = torch.stack([match_colours(f, u, skin) for f, u in zip(faces, under, strict=True)])
+        faces = faces + (matched.to(faces) - faces).detach()
     pasted = under + mask * (faces - under)
-    moves = torch.randn(4, n, device=faces.device) * jitter * torch.tensor([[2.0], [2], [1], [1]], device=faces.device)
+    deviations = torch.tensor([[2 * SHIFT], [2 * SHIFT], [SCALE], [TURN]], device=faces.device)  # a side is 2 there
+    moves = torch.randn(4, n, device=faces.device) * deviations
     theta = torch.zeros(n, 2, 3, device=faces.device)
-    theta[:, :, 2] = moves[:2].T  # a crop's side is 2 there
+    theta[:, :, 2] = moves[:2].T
     theta[:, 0, 0] = theta[:, 1, 1] = 1 + moves[2]
     theta[:, 0, 1], theta[:, 1, 0] = -moves[3], moves[3]
     grid = F.affine_grid(theta, list(pasted.shape), align_corners=False)
@@ -45,10 +54,10 @@ def cropped_again(faces: torch.Tensor, under: torch.Tensor, jitter: float = JITT
 
 
 def publish(faces: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
-    """Faces and the crops of their photos, (N, 3, R, R) in [-1, 1] -> pictures of the same shape, in order: a third
-    PNG, a third JPEG, a third pasted."""
+    """Faces and the crops of their photos, (N, 3, R, R) in [-1, 1] -> pictures of the same shape, in order: a
+    quarter PNG, a quarter JPEG, half pasted, which loses most."""
     faces, under = faces.float().clamp(-1, 1), under.float()
-    first, second = len(faces) // 3, 2 * len(faces) // 3
+    first, second = len(faces) // 4, len(faces) // 2
     return torch.cat(
         [
             rounded(faces[:first]),
