@@ -12,6 +12,7 @@ from torch import nn
 from riddle.models.eigenfaces import to_offsets
 from riddle.presets import get
 from riddle.training.components import start_from_eigenfaces
+from riddle.training.drawn import alike
 from riddle.training.gan import GANConfig, GANTask
 from riddle.training.inversion import InversionConfig, InversionTask
 from riddle.training.loop import LoopConfig, make_accelerator
@@ -92,3 +93,40 @@ def test_what_is_misread_is_the_components_alone(faces):
         codes[:, 0] += 0.5
         assert task.misread(x, codes).item() == pytest.approx(0.25, rel=1e-3)
     assert to_offsets(codes).shape == codes.shape
+
+
+def test_the_critics_may_learn_first(faces):
+    task = make(faces, tune_generator=True, critics_first=1)
+    g, e, d = copied(task.gan.g), copied(task.e), copied(task.gan.d)
+    numbers = task.step({"faces": faces[:8]}, 0.0)
+    assert "d_loss" in numbers and "lpips" not in numbers
+    assert not moved(task.gan.g, g) and not moved(task.e, e) and moved(task.gan.d, d)
+    assert "lpips" in task.step({"faces": faces[:8]}, 0.1) and moved(task.gan.g, g)
+
+
+def test_with_the_encoder_kept_the_generator_learns_alone_and_draws_what_it_reads(faces):
+    task = make(faces, tune_generator=True, tune_encoder=False, alike=1.0)
+    before, encoder, average = copied(task.gan.g), copied(task.e), copied(task.e_ema)
+    numbers = task.step({"faces": faces[:8]}, 0.5)
+    assert {"alike", "cycle", "structure"} <= numbers.keys()
+    assert moved(task.gan.g, before) and not moved(task.e, encoder) and not moved(task.e_ema, average)
+    shown = torch.rand(2, 3, 32, 32, requires_grad=True)
+    task.misread(shown, torch.zeros(2, PRESET.n_latent, PRESET.style_dim)).backward()
+    assert shown.grad.abs().max() > 0
+
+
+def test_mirrored_faces_are_compared_with_their_photo_and_with_each_other():
+    def embed(x):  # a face's identity: its first three numbers
+        return x.flatten(1)[:, :3]
+
+    def face(*numbers):
+        return torch.tensor([*numbers, 0.0]).reshape(1, 1, 2, 2)
+
+    x, y, z = (face(*row) for row in torch.eye(3).tolist())
+    photos = torch.cat([x, y])
+    assert alike(embed, torch.cat([y, z, z, x]), photos, 6) == 0
+    assert alike(embed, torch.cat([x, z, z, x]), photos, 6).item() == pytest.approx(0.25)  # one of four is its photo
+    assert alike(embed, torch.cat([y, z, y, x]), photos, 6).item() == pytest.approx(0.5)  # one pair of two
+    assert alike(embed, torch.cat([y, z, y, x]), photos, 1).item() == pytest.approx(1.0)
+    assert alike(embed, torch.cat([-x, z, z, x]), photos, 6) == 0  # opposite is as good as unrelated
+    assert alike(embed, torch.cat([x, y]), photos, 6) == 0  # nothing is drawn twice

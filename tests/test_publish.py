@@ -15,7 +15,7 @@ from riddle import config, zoo
 from riddle.models.inversion import Encoder
 from riddle.models.stylegan2 import Generator
 from riddle.presets import get
-from riddle.training import inversion, prepare, publish
+from riddle.training import prepare, publish, settings, start
 
 SMOKE = get("smoke")
 
@@ -99,13 +99,13 @@ def test_codes_of_a_face_and_of_its_mirror_image(tmp_path):
 
 
 def test_inversion_training_goes_on_from_published_weights(tmp_path):
-    assert inversion.changed(inversion.InversionConfig(), ["lr=1e-4", "adversarial_every=3"]).adversarial_every == 3
+    assert settings.changed(settings.InversionConfig(), ["lr=1e-4", "adversarial_every=3"]).adversarial_every == 3
     with pytest.raises(ValueError, match="identiy"):
-        inversion.changed(inversion.InversionConfig(), ["identiy=1"])
+        settings.changed(settings.InversionConfig(), ["identiy=1"])
     with pytest.raises(FileNotFoundError, match=r"generator\.safetensors"):
-        inversion.load_published(tmp_path)
+        start.load_published(tmp_path)
     zoo.save_tensors(tmp_path / "generator.safetensors", smoke_generator().state_dict())
     zoo.save_tensors(tmp_path / "encoder.safetensors", Encoder(SMOKE).state_dict())
-    published = inversion.load_published(tmp_path)
+    published = start.load_published(tmp_path)
     assert set(published) == {"generator", "encoder"}
     Encoder(SMOKE).load_state_dict(published["encoder"])

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from riddle.faces.pixels import to_bytes
+from riddle.models.inversion import Encoder
 from riddle.models.stylegan2 import Generator
 from riddle.training.judges import Features
+from riddle.training.loop import faces_to_float
 
 
 @dataclass
@@ -55,6 +57,17 @@ def drawn_faces(g: Generator, count: int = 4096, batch: int = 64) -> torch.Tenso
     """Faces of such codes, uint8 (count, R, R, 3): what the critic takes for real where there are no data."""
     parts = [to_bytes(g(draw_codes(g, min(batch, count - k)))) for k in range(0, count, batch)]
     return torch.from_numpy(np.concatenate(parts))
+
+
+@torch.no_grad()
+def encode(encoder: Encoder, faces: torch.Tensor, batch: int = 64, bfloat16: bool = False) -> torch.Tensor:
+    """uint8 faces (N, R, R, 3) -> codes (N, L, D) in float32."""
+    device = next(encoder.parameters()).device
+    codes = []
+    for part in faces.split(batch):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            codes.append(encoder(faces_to_float(part.to(device))).float().cpu())
+    return torch.cat(codes)
 
 
 def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tensor) -> Codes:

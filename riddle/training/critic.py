@@ -15,7 +15,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from riddle.training.augment import augment
+from riddle.training.gan import GANTask, nonsaturating_generator
 from riddle.training.loop import average_gradients, faces_to_float
+from riddle.training.settings import InversionConfig
 
 TAPS = (1, 2, 4, 6)  # layers of LPIPS's SqueezeNet: 128, 256, 384 and 512 channels
 WIDTH = 64  # of a head
@@ -113,3 +115,40 @@ class Realism:
         self.optimiser.zero_grad(set_to_none=True)
         self.heads.requires_grad_(False)
         return loss.detach()
+
+
+class Critics:
+    """Discriminator and, where `realism` is set, projected critic of a generator that is tuned with the inversion.
+
+    Faces come as k reconstructions, then M drawn ones, the only ones that the projected critic sees: (k + M, 3, R, R).
+    """
+
+    def __init__(self, gan: GANTask, config: InversionConfig):
+        self.gan, self.config = gan, config
+        self.realism: Realism | None = None
+
+    def criticised(self, drawn: torch.Tensor) -> torch.Tensor:
+        """The share of drawn faces (M, 3, R, R) that the projected critic sees, the costliest of the judges."""
+        return drawn[torch.randperm(len(drawn))[: max(1, round(len(drawn) * self.config.criticised))]]
+
+    def terms(self, fake: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
+        """What they say of generated faces, weighted, with gradients to these."""
+        c, logits = self.config, self.gan.d(augment(fake, self.gan.counters["ada_p"]))
+        terms = {
+            "adv_recon": c.adversarial_recon * nonsaturating_generator(logits[:k]),
+            "adv_sample": c.adversarial_sample * nonsaturating_generator(logits[k:]),
+        }
+        if self.realism is not None:
+            terms["projected"] = c.projected * self.realism.loss(self.criticised(fake[k:]))
+        return terms
+
+    def step(self, real: torch.Tensor, fake: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
+        """One step of both on real faces (N, 3, R, R), with more drawn where there are, and detached generated ones."""
+        self.gan.d.requires_grad_(True)
+        more = 0 if self.realism is None else max(0, len(fake) - len(real))
+        shown = torch.cat([real, self.realism.draw(more)]) if more else real[: len(fake)]
+        numbers = self.gan.discriminator_step(shown, fake)
+        if self.realism is not None:
+            drawn = self.criticised(fake[k:])
+            numbers["critic"] = self.realism.step(drawn, shown[: len(drawn)])
+        return numbers

@@ -105,7 +105,9 @@ class GANTask:
         self.counters = {"step": 0, "images": 0, "ada_p": 0.0, "path_mean": 0.0}
 
     def sample_codes(self, n: int) -> torch.Tensor:
-        """n codes (n, L, D) from the training mapping, with style mixing."""
+        """n codes (n, L, D) from the training mapping, with style mixing; over eigenfaces, with drawn details."""
+        if self.g.base is not None:
+            return self.g.detailed(self.g.map(torch.randn(n, self.preset.style_dim, device=self.accelerator.device)))
         z = torch.randn(2, n, self.preset.style_dim, device=self.accelerator.device)
         w1, w2 = self.g.spread(self.g.map(z[0])), self.g.spread(self.g.map(z[1]))
         cut = torch.randint(1, self.g.n_latent, (n, 1, 1), device=w1.device)
@@ -179,10 +181,8 @@ class GANTask:
 
     @torch.no_grad()
     def samples(self) -> torch.Tensor:
-        z = torch.randn(32, self.preset.style_dim, generator=torch.Generator().manual_seed(0))
-        w = self.g_ema.spread(self.g_ema.map(z.to(self.accelerator.device)))
         with self.accelerator.autocast():
-            return self.g_ema(w)
+            return self.g_ema(self.g_ema.sample(32))
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -45,9 +45,11 @@ from riddle.training.growth import (
     teach,
     upsample,
 )
-from riddle.training.inversion import InversionConfig, InversionTask, changed, load_published
+from riddle.training.inversion import InversionTask
 from riddle.training.loop import LoopConfig, make_accelerator, run
 from riddle.training.parts import MANIFEST, join_state, slim, split_state
+from riddle.training.settings import InversionConfig, changed
+from riddle.training.start import go_on, load_published
 from riddle.training.throughput import Meter, compile_networks, tune
 from riddle.zoo import load_lpips, load_metadata, save_tensors, write_text
 
@@ -221,12 +223,8 @@ def build(
     preview: torch.Tensor | None = None,
 ) -> GrowTask:
     """The task that trains on from a folder of published-style weights; arguments as for InversionTask."""
-    published = load_published(folder)
     gan = GANTask(preset, GANConfig(), accelerator)
-    gan.g.load_state_dict(published["generator"])
-    gan.g_ema.load_state_dict(published["generator"])
-    if "discriminator" in published:
-        gan.d.load_state_dict(published["discriminator"])
+    published = go_on(gan, str(folder))
     task = GrowTask(preset, config, accelerator, gan, perceptual, embed, preview, faces)
     task.e.load_state_dict(published["encoder"])
     task.e_ema.load_state_dict(published["encoder"])

@@ -26,27 +26,25 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from riddle.allocator import keep_memory
-from riddle.models.eigenfaces import to_offsets
 from riddle.models.inversion import Encoder, LatentDiscriminator
 from riddle.presets import Preset, get
-from riddle.training.augment import augment
 from riddle.training.components import mirror_codes, settle_offsets, start_from_eigenfaces, teach_mapping
-from riddle.training.critic import Realism
+from riddle.training.critic import Critics, Realism
+from riddle.training.drawn import alike, misread, places_error, structure_error
 from riddle.training.gan import (
     GANConfig,
     GANTask,
     logistic_discriminator,
-    nonsaturating_generator,
     step_optimiser,
     update_average,
 )
-from riddle.training.judges import frozen_parser
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run
 from riddle.training.muon import Muon, split
 from riddle.training.pixelpath import publish
 from riddle.training.schedule import minutes_left, progress_of
 from riddle.training.settings import InversionConfig, changed
-from riddle.zoo import WeightsMissingError, load_lpips, load_tensors, save_tensors
+from riddle.training.start import bundled_parser, go_on
+from riddle.zoo import load_lpips, save_tensors
 
 
 class InversionTask:
@@ -67,7 +65,7 @@ class InversionTask:
         """perceptual: LPIPS; embed: faces (N, 3, R, R) -> unit embeddings with gradients; preview: faces to show;
         faces: uint8 (M, R, R, 3), the real ones that the projected critic sees; without them there is none."""
         self.preset, self.config, self.accelerator, self.gan = preset, config, accelerator, gan
-        self.perceptual, self.embed, self.preview, self.parse = perceptual, embed, preview, parse
+        self.perceptual, self.embed, self.preview, self.parse, self.faces = perceptual, embed, preview, parse, faces
         device = accelerator.device
         self.e = Encoder(preset).to(device=device, memory_format=torch.channels_last)
         if not preset.base:
@@ -80,10 +78,11 @@ class InversionTask:
         self.ld_opt = torch.optim.Adam(self.ld.parameters(), lr=2e-4, betas=(0.0, 0.99))
         self.networks = {"e": self.e, "e_ema": self.e_ema, "ld": self.ld, **gan.networks}
         self.optimisers = {"e": self.e_opt, "matrices": self.matrix_opt, "ld": self.ld_opt}
-        self.realism: Realism | None = None
+        self.critics = Critics(gan, config)
         if config.tune_generator and config.projected and faces is not None:
-            self.realism = Realism(perceptual, faces, accelerator, config.projected_lr, config.projected_augment)
-            self.networks["critic"], self.optimisers["critic"] = self.realism.heads, self.realism.optimiser
+            realism = Realism(perceptual, faces, accelerator, config.projected_lr, config.projected_augment)
+            self.networks["critic"], self.optimisers["critic"] = realism.heads, realism.optimiser
+            self.critics.realism = realism
         if config.tune_generator:
             self.optimisers |= gan.optimisers
             if preset.base:  # matched to the faces' codes; adversarial training would let it forget most of them
@@ -98,29 +97,37 @@ class InversionTask:
         """The network that renders: the one being tuned, or the frozen average."""
         return self.gan.g if self.config.tune_generator else self.gan.g_ema
 
+    @property
+    def mirrored(self) -> int:
+        """How many mirrored codes an adversarial step draws."""
+        return round(self.config.adversarial_batch * self.config.mirrored) if self.preset.base else 0
+
     def drawn_terms(self, drawn: torch.Tensor, codes: torch.Tensor, photos: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What faces (M, 3, R, R) drawn from codes (M, L, D) owe these and, the last of them, whose codes are mirrored,
-        their photos (K, 3, R, R)."""
-        base, c = self.gan.g.base, self.config
-        with torch.no_grad():
-            wanted = F.avg_pool2d(base(codes), 2)
-        terms = {"structure": c.structure * F.mse_loss(F.adaptive_avg_pool2d(drawn.float(), wanted.shape[2]), wanted)}
-        mirrored = len(photos)
-        if c.parsing and mirrored and self.parse is not None:
-            with torch.no_grad():
-                places = self.parse(photos)
-            terms["parsing"] = c.parsing * F.mse_loss(
-                self.parse(drawn[len(codes) - mirrored :]).float(), places.float()
-            )
-        if c.cycle and mirrored:
-            rows = slice(len(codes) - mirrored, len(codes) - mirrored // 2)  # half: each costs a pass of the encoder
-            terms["cycle"] = c.cycle * self.misread(drawn[rows].detach(), codes[rows])
+        """What faces (M, 3, R, R) drawn from codes (M, L, D) owe these and, the last `mirrored` of them, their photos.
+
+        photos: (K, 3, R, R); the mirrored codes are of photo 0, 1, ... K - 1, 0, 1, ...
+        """
+        c, n = self.config, self.mirrored
+        terms = {"structure": c.structure * structure_error(self.gan.g.base, drawn, codes)}
+        if not n:
+            return terms
+        faces, codes = drawn[-n:], codes[-n:]
+        if c.parsing and self.parse is not None:
+            rows = torch.arange(n, device=photos.device) % len(photos)
+            rows = rows[: max(1, round(n * c.parsed))]
+            terms["parsing"] = c.parsing * places_error(self.parse, faces[: len(rows)], photos[rows])
+        if c.alike:
+            terms["alike"] = c.alike * alike(self.embed, faces, photos, c.compared)
+        if c.cycle:
+            some = (n + 1) // 2 if c.tune_encoder else (n + 3) // 4  # each costs a pass of the encoder
+            terms["cycle"] = c.cycle * self.misread(faces[:some], codes[:some])
         return terms
 
     def misread(self, faces: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of the components that the encoder reads from faces (N, 3, R, R) of codes (N, L, D)."""
-        error = to_offsets(self.e(faces).float()) - to_offsets(codes.float())
-        return error[:, : self.gan.g.base.slots].square().mean()
+        """Mean squared error of the components that the encoder reads from faces (N, 3, R, R) of codes (N, L, D): the
+        encoder is to read better or, where it is kept, the generator to draw what it reads."""
+        read = self.e(faces.detach()) if self.config.tune_encoder else self.e_ema(faces)
+        return misread(read, codes, self.gan.g.base.slots)
 
     def published_terms(self, faces: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
         """With the generator frozen: what the encoder reads from published pictures of mirrored codes.
@@ -173,27 +180,34 @@ class InversionTask:
         return loss
 
     def adversarial_faces(
-        self, faces: torch.Tensor, codes: torch.Tensor, real: torch.Tensor
+        self, faces: torch.Tensor, codes: torch.Tensor, real: torch.Tensor, owed: bool = True
     ) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
         """Reconstructions, then samples and mirrored codes drawn: (M, 3, R, R), how many are the first, and the terms
-        of the others."""
-        total, gan = self.config.adversarial_batch, self.gan
-        n, k = round(total * self.config.mirrored), min(total // 2, len(faces))
-        drawn, terms = gan.sample_codes(total - n), {}
-        if n and gan.g.base is not None:
+        of the others, where `owed`."""
+        total, gan, n = self.config.adversarial_batch, self.gan, self.mirrored
+        k, drawn, terms = min(total // 2, len(faces)), gan.sample_codes(total - n), {}
+        if n:
             rows = torch.arange(n, device=codes.device) % len(codes)
-            codes, real = codes[rows].detach().float(), real[rows]
-            drawn = torch.cat([drawn, mirror_codes(codes, gan.g.offsets, gan.g.base.inner)])
+            mirrored = mirror_codes(codes[rows].detach().float(), gan.g.offsets, gan.g.base.inner)
+            drawn = torch.cat([drawn, mirrored])
         shown = gan.g(drawn, gan.noise)
-        if gan.g.base is not None:
-            terms = self.drawn_terms(shown, drawn, real[:n])
+        if owed and gan.g.base is not None:
+            terms = self.drawn_terms(shown, drawn, real)
         return torch.cat([faces[:k], shown]), k, terms
+
+    def warm_critics(self, real: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A step in which only they learn: new ones would mislead a generator that is no longer new."""
+        with torch.no_grad(), self.accelerator.autocast():
+            codes = self.e_ema(real)
+            fake, k, _ = self.adversarial_faces(self.generator(codes, self.gan.noise), codes, real, owed=False)
+        self.counters["step"] += 1
+        return self.critics.step(real, fake, k)
 
     def set_rates(self, progress: float) -> None:
         """Warm-up, then a cosine to a twentieth, for all optimisers."""
         c = self.config
         rate = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
-        warm = min(1.0, (self.counters["step"] + 1) / 100)
+        warm = min(1.0, max(0, self.counters["step"] + 1 - c.critics_first) / 100)
         rates = [(self.e_opt, c.lr * rate * warm), (self.matrix_opt, c.matrix_lr * rate * warm)]
         if c.tune_generator:
             rates += [(opt, c.generator_lr * rate) for opt in self.gan.optimisers.values()]
@@ -206,10 +220,14 @@ class InversionTask:
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
         began, c, gan, accelerator = time.monotonic(), self.config, self.gan, self.accelerator
         progress = min(1.0, progress_of(accelerator, progress, self.counters["seconds"], c.minutes))
-        self.set_rates(progress)
         real = faces_to_float(batch["faces"])
         n = len(real)
         real = torch.where(torch.rand(n, 1, 1, 1, device=real.device) < 0.5, real.flip(3), real)
+        self.set_rates(progress)
+        if c.tune_generator and self.counters["step"] < c.critics_first:
+            numbers = self.warm_critics(real)
+            self.counters["seconds"] += time.monotonic() - began
+            return numbers
         adversarial = c.tune_generator and self.counters["step"] % c.adversarial_every == 0
         freed = self.preset.base or progress >= c.progressive
         slots = None if freed else 1 + int(progress / c.progressive * self.e.n_latent)
@@ -217,37 +235,31 @@ class InversionTask:
         gan.d.requires_grad_(False)
         self.ld.requires_grad_(False)
         with accelerator.autocast():
-            codes = self.e(real, slots)
+            with torch.set_grad_enabled(c.tune_encoder):
+                codes = self.e(real, slots) if c.tune_encoder else self.e_ema(real)
             faces = self.generator(codes, gan.noise)
             terms = self.reconstruction(real, faces) | self.regularisation(codes)
             if adversarial:
                 fake, k, drawn_terms = self.adversarial_faces(faces, codes, real)
                 terms |= drawn_terms
-                logits = gan.d(augment(fake, self.counters["ada_p"]))
-                terms["adv_recon"] = c.adversarial_recon * nonsaturating_generator(logits[:k])
-                terms["adv_sample"] = c.adversarial_sample * nonsaturating_generator(logits[k:])
-                if self.realism is not None:
-                    terms["projected"] = c.projected * self.realism.loss(fake[k:])
+                terms |= self.critics.terms(fake, k)
             elif self.preset.base and c.cycle and not c.tune_generator:
                 terms |= self.published_terms(faces.detach(), codes.detach())
             loss = torch.stack(list(terms.values())).sum()
         accelerator.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.e.parameters(), 5.0)
-        step_optimiser(accelerator, self.e_opt)
-        step_optimiser(accelerator, self.matrix_opt)
+        if c.tune_encoder:
+            torch.nn.utils.clip_grad_norm_(self.e.parameters(), 5.0)
+            step_optimiser(accelerator, self.e_opt)
+            step_optimiser(accelerator, self.matrix_opt)
         if c.tune_generator:
             step_optimiser(accelerator, gan.g_opt)
         gan.d.requires_grad_(True)
         self.ld.requires_grad_(True)
         numbers = {k: v.detach() for k, v in terms.items()}
         if adversarial:
-            more = 0 if self.realism is None else max(0, len(fake) - n)
-            shown = torch.cat([real, self.realism.draw(more)]) if more else real[: len(fake)]
-            numbers |= gan.discriminator_step(shown, fake.detach())
-            if self.realism is not None:
-                numbers["critic"] = self.realism.step(fake[k:], shown[: len(fake) - k])
+            numbers |= self.critics.step(real, fake.detach(), k)
         if self.preset.base:
-            if c.tune_generator:
+            if c.tune_encoder and c.tune_generator:
                 settle_offsets(gan, codes.detach())
         else:
             numbers["latent_d"] = self.latent_step(codes)
@@ -255,8 +267,9 @@ class InversionTask:
             gan.average(n * accelerator.num_processes)
         else:
             self.counters["step"] += 1
-        decay = gan.decay(n) if c.tune_generator else min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10))
-        update_average(self.e_ema, self.e, decay)
+        if c.tune_encoder:
+            decay = gan.decay(n) if c.tune_generator else min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10))
+            update_average(self.e_ema, self.e, decay)
         self.counters["seconds"] += time.monotonic() - began
         return {"loss": loss, **numbers}
 
@@ -274,34 +287,6 @@ class InversionTask:
                 codes = torch.cat([codes, mirror_codes(codes, self.gan.g_ema.offsets, self.gan.g_ema.base.inner)])
             back = self.gan.g_ema(codes)
         return torch.cat([real, back.float(), drawn.float()])
-
-
-@torch.no_grad()
-def encode(encoder: Encoder, faces: torch.Tensor, batch: int = 64, bfloat16: bool = False) -> torch.Tensor:
-    """uint8 faces (N, R, R, 3) -> codes (N, L, D) in float32."""
-    device = next(encoder.parameters()).device
-    codes = []
-    for part in faces.split(batch):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            codes.append(encoder(faces_to_float(part.to(device))).float().cpu())
-    return torch.cat(codes)
-
-
-def load_published(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """The published networks of a folder that training can go on from, by part."""
-    parts = ("generator", "discriminator", "encoder")
-    found = {p: load_tensors(folder / f"{p}.safetensors") for p in parts if (folder / f"{p}.safetensors").is_file()}
-    if "generator" not in found:
-        raise FileNotFoundError(f"{folder} holds no generator.safetensors; pass the folder of a preset's weights")
-    return found
-
-
-def parser(preset: Preset, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """The preset's bundled parser: faces (N, 3, R, R) -> logits of eq. 8's parts; None where none is bundled."""
-    try:
-        return frozen_parser(preset, None, device)
-    except WeightsMissingError:
-        return None
 
 
 def export(task: InversionTask, out: str, step: int, seed: int) -> None:
@@ -331,6 +316,7 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--minutes", type=float, default=float("inf"))
     p.add_argument("--tune-generator", action="store_true")
+    p.add_argument("--keep-encoder", action="store_true", help="tune the generator alone, with the encoder frozen")
     p.add_argument("--match-mapping", action="store_true", help="teach the mapping the components anew")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a number of InversionConfig")
     a = p.parse_args(argv)
@@ -344,33 +330,23 @@ def main(argv: list[str] | None = None) -> dict:
     faces = torch.from_numpy(np.load(a.data))
     if not a.generator and not preset.base:
         p.error(f"--generator is needed: preset {preset.name} has no eigenfaces to start from")
-    if not a.generator:
-        published = {}
-    elif Path(a.generator).is_dir():
-        published = load_published(Path(a.generator))
-        gan.g.load_state_dict(published["generator"])
-        gan.g_ema.load_state_dict(published["generator"])
-        if "discriminator" in published:
-            gan.d.load_state_dict(published["discriminator"])
-    else:
-        published = {}
-        trained = torch.load(a.generator, map_location=accelerator.device, weights_only=True)
-        for name, network in gan.networks.items():
-            network.load_state_dict(trained["networks"][name])
-        gan.counters.update(trained["counters"], step=0)
+    published = go_on(gan, a.generator) if a.generator else {}
     settled = ["progressive=0"] if "encoder" in published else []  # its slots have been freed long ago
     judge = recognizers.load(preset.identity, device=str(accelerator.device))
     perceptual = load_lpips("squeeze").to(accelerator.device)
     task = InversionTask(
         preset,
-        changed(InversionConfig(tune_generator=a.tune_generator, minutes=a.minutes), settled + a.set),
+        changed(
+            InversionConfig(tune_generator=a.tune_generator, tune_encoder=not a.keep_encoder, minutes=a.minutes),
+            settled + a.set,
+        ),
         accelerator,
         gan,
         perceptual,
         lambda faces: judge.from_crop(faces, preset.framing),
         torch.from_numpy(np.load(a.preview)) if a.preview else None,
         faces,
-        parser(preset, accelerator.device) if a.tune_generator and preset.base else None,
+        bundled_parser(preset, accelerator.device) if a.tune_generator and preset.base else None,
     )
     if "encoder" in published:
         task.e.load_state_dict(published["encoder"])

@@ -20,7 +20,7 @@ from riddle.aligned import aligned, save_array
 from riddle.datasets import DatasetMissingError, load
 from riddle.models.inversion import Encoder
 from riddle.presets import get
-from riddle.training.inversion import encode
+from riddle.training.codes import encode
 
 
 def faces(preset: str, split: str, workers: int = 2) -> np.ndarray:

@@ -24,7 +24,9 @@ class InversionConfig:
     ema: float = 0.995  # of the encoder when the generator is frozen; tuned together they share one half-life
     mapping_steps: int = 1500  # of matching the mapping to the components
     tune_generator: bool = False
+    tune_encoder: bool = True
     minutes: float = math.inf  # wall time over which the rates fall, if that ends before the steps do
+    critics_first: int = 0  # steps in which only discriminator and critic learn: those that went on start new ones
     generator_lr: float = 2e-3  # without eigenfaces 8e-4: faster, and the encoder chases a moving target
     generator_beta1: float = 0.5  # a GAN wants none, a reconstruction wants some
     adversarial_every: int = 1  # steps between adversarial ones, when the generator is tuned
@@ -34,8 +36,12 @@ class InversionConfig:
     adversarial_sample: float = 0.7  # on samples and on faces of mirrored codes
     structure: float = 0.3  # their squared distance to their eigenfaces at 16 px: another code, another face
     parsing: float = 0.1  # eq. 8 between faces of mirrored codes and the photos, mean square: features keep places
+    alike: float = 0.0  # positive cosines of mirrored faces with their photo and with each other (eq. 1 to 3)
+    compared: int = 6  # photos a step whose two mirrored faces are compared so
+    parsed: float = 1.0  # share of those that the parser sees
     cycle: float = 0.05  # squared error of the codes that the encoder reads from faces of mirrored codes
     projected: float = 1.5  # weight of the projected critic's opinion on the same; 0: without it
+    criticised: float = 1.0  # share of the drawn faces that it sees
     projected_lr: float = 1e-3
     projected_augment: float = 0.15  # probability of each of its augmentations
 
