@@ -18,6 +18,8 @@ from riddle.models.eigenfaces import Eigenfaces
 from riddle.models.layers import SQRT2, EqualConv2d, EqualLinear, blur_kernel, depthwise
 from riddle.presets import Preset
 
+DETAIL = 0.5  # of the deviation of components beyond w, in samples: all of it reads as cracks in a face, not as detail
+
 
 class PixelNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -174,6 +176,18 @@ class Generator(nn.Module):
         """
         return self.broadcast(w) if self.base is None else self.broadcast(w) + self.offsets
 
+    def detailed(self, w: torch.Tensor, draw: torch.Generator | None = None) -> torch.Tensor:
+        """`spread` with drawn offsets, of each slot's own mean and deviation: (N, D) -> (N, L, D).
+
+        w weighs the first D components alone; what photos add to it, samples draw: further components at DETAIL of
+        their deviation, the other slots at all of it. Without eigenfaces `spread`.
+        """
+        codes = self.spread(w)
+        if self.base is None:
+            return codes
+        drawn = self.deviations * torch.randn(*codes.shape, generator=draw).to(w)
+        return codes + torch.cat([DETAIL * drawn[:, : self.base.slots], drawn[:, self.base.slots :]], 1)
+
     @torch.no_grad()
     def mean_latent(self, n: int = 4096, seed: int = 0) -> torch.Tensor:
         """The centre of w, (D,), from n samples."""
@@ -183,9 +197,10 @@ class Generator(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, psi: float = 1.0, seed: int = 0) -> torch.Tensor:
         """Codes (n, L, D) of faces of nobody; psi: truncation towards the mean, 1 is none (StyleGAN, sec. B)."""
-        z = torch.randn(n, self.style_dim, generator=torch.Generator().manual_seed(seed))
-        mean = self.mean_latent()
-        return self.spread(mean + psi * (self.map(z.to(mean.device)) - mean))
+        draw = torch.Generator().manual_seed(seed)
+        z, mean = torch.randn(n, self.style_dim, generator=draw), self.mean_latent()
+        centre = self.spread(mean[None])
+        return centre + psi * (self.detailed(self.map(z.to(mean.device)), draw) - centre)
 
     def synthesize(self, w: torch.Tensor, noise: str = "const") -> torch.Tensor:
         """w: (N, L, D) -> faces (N, 3, R, R), about [-1, 1].
