@@ -209,7 +209,7 @@ def _smaller(picture: str | list[str], width: int) -> str:
     return jpeg(Image.open(io.BytesIO(base64.b64decode("".join(picture)))), width)
 
 
-def jpeg(image: Image.Image, width: int, quality: int = 85) -> str:
+def jpeg(image: Image.Image, width: int, quality: int = 75) -> str:
     """A picture as base64 of a JPEG at most `width` px wide, on white where it is transparent."""
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
