@@ -24,8 +24,8 @@ from PIL import Image
 from torch import nn
 
 from riddle import networks, passwords
-from riddle.faces import alignment, blending, unblending
-from riddle.faces.detection import Face, FaceNotFoundError, load_detector
+from riddle.faces import alignment, blending, search, unblending
+from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, load_detector
 from riddle.pictures import open_picture, read_file
 from riddle.presets import Preset, get
 from riddle.records import Record, find_record, save_picture
@@ -136,15 +136,23 @@ class Riddle:
     def detect(self, photo: Photo, pick: str = "all") -> list[Face]:
         """Faces of a photo, largest first; pick: "all", "largest", or "center", the one nearest to the middle.
 
-        Raises FaceNotFoundError, with the file's name, when there is none; ValueError for another pick.
+        "auto" asks both detectors; where there are surer ones, a doubtful find is left out with a warning. Raises
+        FaceNotFoundError, with the file's name, when there is none; ValueError for another pick.
         """
         if pick not in PICKS:
             raise ValueError(f"unknown pick {pick!r}; choose one of {', '.join(PICKS)}")
         image, name = open_photo(photo)
-        found = self.detector.detect(image)
+        both = isinstance(self.detector, AutoDetector)
+        found = search.find_all(image, self.detector) if both else self.detector.detect(image)
         if not found:
             remedy = "try detector='mtcnn', or crop the photo closer to the face"
             raise FaceNotFoundError(f"no face found in {name}; {remedy}")
+        sure = [face for face in found if not search.doubtful(face)]
+        if both and sure and len(sure) < len(found):
+            places = "; ".join(",".join(f"{v:.0f}" for v in face.box) for face in found if search.doubtful(face))
+            cause = f"{name}: doubtful whether a face is at {places}; left as it is"
+            warnings.warn(f"{cause}; look, and pass faces= to replace it too", stacklevel=2)
+            found = sure
         if pick == "largest":
             return found[:1]
         if pick == "center":

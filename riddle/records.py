@@ -94,6 +94,8 @@ class Record:
     def from_bytes(cls, data: bytes, name: str = "the picture") -> Record:
         """The record in bytes. Raises RecordError, with the file's name, when it is damaged, too large or too new."""
         try:
+            if len(data) < _HEAD.size + _CHECK:
+                raise ValueError(f"{len(data)} bytes are too few for a record")
             magic, version, length = _HEAD.unpack_from(data)
             if magic != MAGIC:
                 raise ValueError("it does not begin as a record does")

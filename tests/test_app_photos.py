@@ -102,6 +102,14 @@ def only(folder, *names):
 # Protecting and restoring
 
 
+@pytest.mark.parametrize("sidecar", [False, True])
+def test_a_photo_that_was_protected_before_gets_a_note(model, source, tmp_path, sidecar):
+    first = tmp_path / "first.png"
+    assert not any("before" in note for note in protect_file(model, source, first, "pw", sidecar=sidecar).notes)
+    again = protect_file(model, first, tmp_path / "second.png", "pw")
+    assert any("had been protected before" in note for note in again.notes)
+
+
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 def test_protect_and_restore(model, source, tmp_path, ending):
     target, back = tmp_path / f"out.{ending}", tmp_path / "back.png"

@@ -13,7 +13,7 @@ from torch import nn
 import riddle
 from riddle import zoo
 from riddle.faces import alignment, blending
-from riddle.faces.detection import Face, FaceNotFoundError
+from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError
 from riddle.models.encryptor import build_encryptor
 from riddle.pictures import PhotoError
 from riddle.pipeline import Riddle
@@ -112,6 +112,32 @@ def test_pick_center(photo):
     assert torch.equal(centred[0], build(detector=FixedDetector(SMALL)).align(wide)[0])
     with pytest.raises(ValueError, match="leftmost"):
         build().align(wide, pick="leftmost")
+
+
+class Beyond(FixedDetector):
+    """Finds them in its photo, mirrored beyond the border as a search shows it."""
+
+    def detect(self, image):
+        rim = (image.width - 260) // 2
+        return [face.mapped(1.0, (rim, rim)) for face in self.found]
+
+
+def test_the_automatic_detector_asks_both_and_leaves_doubtful_finds_out_with_a_warning(photo):
+    automatic = AutoDetector()
+    automatic.first, automatic.second = Beyond(LARGE), Beyond(LARGE + 2, SMALL)
+    model = build(detector=automatic)
+    assert [f.points[0].tolist() for f in model.detect(photo)] == [LARGE[0].tolist(), SMALL[0].tolist()]
+    assert len(model.protect(photo, "pw").faces) == 2
+    automatic.second.found[1] = replace(face_at(SMALL), detector="mtcnn", score=0.6)
+    with pytest.warns(UserWarning, match="doubtful whether a face is at 184,45,234,100; left as it is"):
+        (face,) = model.detect(photo)
+    assert np.array_equal(face.points, LARGE)
+    automatic.first.found = []
+    automatic.second.found = automatic.second.found[1:]
+    assert np.array_equal(model.detect(photo)[0].points, SMALL)  # better than none
+    automatic.second.found = []
+    with pytest.raises(FaceNotFoundError):
+        model.detect(photo)
 
 
 def test_a_code_does_not_depend_on_its_batch(model):

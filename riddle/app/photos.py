@@ -21,18 +21,16 @@ from PIL import Image
 from riddle import passwords
 from riddle.app import container
 from riddle.faces import alignment
-from riddle.faces.detection import AutoDetector, Face
+from riddle.faces.detection import Face
+from riddle.faces.search import SMALLEST, doubtful, find_all
 from riddle.pictures import PhotoError, Picture, encode, open_picture, picture_format, write_file
 from riddle.pipeline import Riddle
 from riddle.records import Record, RecordError
 
 __all__ = ["FaceReport", "FileReport", "PhotoError", "find_faces", "protect_file", "restore_file"]
 
-SMALLEST = 20  # px, side of a framed face; below it nobody is recognised, and no code says who
 INSIDE = 0.4  # share of a framed face that must lie in the photo
 PROFILE = 0.4  # distance of the eyes, in distances of eyes and mouth: about 1 from the front, 0.4 turned by 66 degrees
-DOUBTFUL = 0.9  # MTCNN's score below which its find alone is no face
-PART = 1600  # px a side of what is searched at once
 SALTS = ("public", "random")
 
 
@@ -64,46 +62,8 @@ class FileReport:
 
 
 def find_faces(model: Riddle, image: Image.Image) -> list[Face]:
-    """Every face of an RGB photo, largest first.
-
-    The "auto" detector stops where dlib finds one face; here both search, so that a turned or small face beside a
-    frontal one is not missed. The photo is mirrored beyond its border, where half a face becomes a whole one. One
-    larger than PART is searched reduced, and in full size part by part.
-    """
-    if min(image.size) < SMALLEST:
-        return []
-    detector = model.detector
-    searchers = [detector.first, detector.second] if isinstance(detector, AutoDetector) else [detector]
-    size, shrink = np.array(image.size), -(-max(image.size) // PART)
-    whole = image.reduce(shrink) if shrink > 1 else image
-    rim = min(whole.size) // 4
-    mirrored = Image.fromarray(np.pad(np.asarray(whole), ((rim, rim), (rim, rim), (0, 0)), mode="reflect"))
-    views = [(mirrored, shrink, (-rim * shrink, -rim * shrink))]
-    if shrink > 1:
-        corners = [np.array([x, y]) for y in _starts(image.height) for x in _starts(image.width)]
-        views += [(image.crop((*corner, *np.minimum(corner + PART, size))), 1, corner) for corner in corners]
-    found: list[Face] = []
-    for view, scale, corner in views:
-        for searcher in searchers:
-            for face in searcher.detect(view):
-                # pixel p of a reduced picture is the mean of `scale` pixels from p * scale on
-                face = face.mapped(scale, np.add(corner, (scale - 1) / 2))
-                centre, margin = face.points.mean(0), 0.1 * np.sqrt(face.area)
-                image_of_another = (centre < -margin).any() or (centre > size + margin).any()
-                if not image_of_another and not any(_same(face, other) for other in found):
-                    found.append(face)
-    return sorted(found, key=lambda f: -f.area)
-
-
-def _starts(length: int) -> list[int]:
-    """Where parts of PART px begin that overlap by a fifth and reach the end."""
-    last = max(0, length - PART)
-    return sorted({min(start, last) for start in range(0, last + PART, PART - PART // 5)})
-
-
-def _same(a: Face, b: Face) -> bool:
-    """Whether two finds are one face: their centres are nearer than 0.4 of the larger one's side."""
-    return float(np.hypot(*(a.points.mean(0) - b.points.mean(0)))) < 0.4 * float(np.sqrt(max(a.area, b.area)))
+    """Every face of an RGB photo, largest first, the doubtful ones among them; see riddle.faces.search."""
+    return find_all(image, model.detector)
 
 
 def why_not(face: Face, framing: str, size: tuple[int, int]) -> str:
@@ -123,7 +83,7 @@ def why_not(face: Face, framing: str, size: tuple[int, int]) -> str:
     eyes, mouth = face.points[:2], face.points[3:5].mean(0)
     if np.hypot(*(eyes[1] - eyes[0])) < PROFILE * np.hypot(*(mouth - eyes.mean(0))):
         return "in profile: the model knows faces from the front; crop it out or cover it"
-    if face.detector == "mtcnn" and face.score < DOUBTFUL:
+    if doubtful(face):
         return f"doubtful (score {face.score:.2f}): look whether it is a face, and cover it"
     return ""
 
@@ -195,7 +155,20 @@ def protect_file(
     container.write(target, image, record, sidecar=sidecar, profile=picture.profile, quality=quality)
     done = [FaceReport(_box(face, picture.rgb.size), "protected") for face in faces]
     notes = [*picture.notes, *([f"the record lies in {container.sidecar_path(target)}"] if sidecar else [])]
+    if protected_before(source):
+        notes.append(
+            "the photo had been protected before: restoring this file gives the strangers of that time; protect the"
+            " original instead, or keep the file that was protected first"
+        )
     return FileReport(source, target, done + skipped, "protected", notes)
+
+
+def protected_before(source: Path) -> bool:
+    """Whether a photo file carries a record of encrypted faces, or one lies beside it, be it damaged."""
+    try:
+        return container.read(source)[1] is not None
+    except RecordError:
+        return True
 
 
 def restore_file(
