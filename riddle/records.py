@@ -63,7 +63,7 @@ class Record:
         these codes for a picture of `size` (width, height)."""
         if self.preset != preset.name:
             cause = f"it was protected by preset {self.preset!r}, this model is {preset.name!r}"
-            raise RecordError(name, cause, f"load that one: riddle.load({self.preset!r})")
+            raise RecordError(name, cause, f"load that one: riddle.load({self.preset!r}), or --preset {self.preset}")
         if self.weights != weights:
             cause = f"it was protected with other weights ({self.weights[:12]}, not {weights[:12]})"
             raise RecordError(name, cause, "load the release or the folder of weights that protected it")

@@ -206,7 +206,7 @@ def bundled(preset: str, part: str) -> Path:
     raise WeightsMissingError(
         f"{preset}/{part}",
         f"{path} does not exist",
-        f"train it (python -m riddle.training.*, --preset {preset}) or pass weights=",
+        f"train it (python -m riddle.training.*, --preset {preset}) or pass weights= (--weights)",
     )
 
 

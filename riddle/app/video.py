@@ -187,7 +187,8 @@ class _Job:
         header, preset = record.header, self.model.preset
         if header.preset != preset.name:
             cause = f"it was protected by preset {header.preset!r}, this model is {preset.name!r}"
-            raise RecordError(self.source, cause, f"load that one: riddle.load({header.preset!r})")
+            remedy = f"load that one: riddle.load({header.preset!r}), or --preset {header.preset}"
+            raise RecordError(self.source, cause, remedy)
         if header.weights != self.model.weights_hash:
             cause = f"it was protected with other weights ({header.weights[:12]}, not {self.model.weights_hash[:12]})"
             raise RecordError(self.source, cause, "load the release or the folder of weights that protected it")
