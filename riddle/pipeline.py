@@ -147,12 +147,12 @@ class Riddle:
         if not found:
             remedy = "try detector='mtcnn', or crop the photo closer to the face"
             raise FaceNotFoundError(f"no face found in {name}; {remedy}")
-        sure = [face for face in found if not search.doubtful(face)]
-        if both and sure and len(sure) < len(found):
-            places = "; ".join(",".join(f"{v:.0f}" for v in face.box) for face in found if search.doubtful(face))
+        unsure = [face for face in found if both and search.doubtful(face)]
+        if 0 < len(unsure) < len(found):
+            places = "; ".join(",".join(f"{v:.0f}" for v in face.box) for face in unsure)
             cause = f"{name}: doubtful whether a face is at {places}; left as it is"
             warnings.warn(f"{cause}; look, and pass faces= to replace it too", stacklevel=2)
-            found = sure
+            found = [face for face in found if not search.doubtful(face)]
         if pick == "largest":
             return found[:1]
         if pick == "center":

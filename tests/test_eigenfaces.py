@@ -15,7 +15,7 @@ from riddle.models.eigenfaces import (
     to_offsets,
 )
 from riddle.models.inversion import Encoder
-from riddle.models.stylegan2 import Generator
+from riddle.models.stylegan2 import DETAIL, Generator
 from riddle.presets import get
 from riddle.training.components import mirror_codes
 from riddle.training.muon import Muon, orthogonalise, split
@@ -176,3 +176,20 @@ def test_muon_makes_matrices_orthogonal_and_learns():
     assert losses[-1] < 0.5 * losses[0]
     with pytest.raises(ValueError, match="closure"):
         opt.step(lambda: 0.0)
+
+
+def test_samples_draw_what_w_lacks():
+    torch.manual_seed(0)
+    g = Generator(32, {4: 4, 8: 4, 16: 4, 32: 4}, style_dim=DIM, n_mlp=1, noise=False, base=SLOTS)
+    g.offsets.normal_()
+    g.offsets[0] = 0
+    g.deviations.uniform_(1, 2)
+    g.deviations[0] = 0
+    w = torch.randn(1, DIM).expand(4000, -1)
+    left = g.detailed(w, torch.Generator().manual_seed(1)) - g.spread(w)
+    assert not left[:, 0].any() and left.mean(0).abs().max() < 0.15
+    share = left.std(0)[1:] / g.deviations[1:]
+    assert torch.allclose(share[: SLOTS - 1], torch.tensor(DETAIL), atol=0.03)
+    assert torch.allclose(share[SLOTS - 1 :], torch.tensor(1.0), atol=0.06)
+    assert torch.equal(g.sample(3, seed=2), g.sample(3, seed=2)) and not torch.equal(g.sample(3), g.sample(3, seed=2))
+    assert torch.allclose(g.sample(3, psi=0.0), g.spread(g.mean_latent()[None]).expand(3, -1, -1))

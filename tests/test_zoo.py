@@ -97,10 +97,8 @@ def test_a_dropped_connection_is_resumed_where_it_stopped(register):
 
 def test_a_server_that_never_gets_further_is_given_up(register, monkeypatch):
     monkeypatch.setattr(downloads, "PAUSE", 0.01)
-    with serving(drop_after=1_100_000, named=False) as (
-        url,
-        seen,
-    ):  # its second part could be any: the file starts over
+    # its second part could be any: the file starts over
+    with serving(drop_after=1_100_000, named=False) as (url, seen):
         target = register(url, size=len(CONTENT), sha256=DIGEST)
         with pytest.raises(zoo.WeightsMissingError, match="another part|connection lost"):
             zoo.find("net")

@@ -23,9 +23,9 @@ from riddle.app import container
 from riddle.faces import alignment
 from riddle.faces.detection import Face
 from riddle.faces.search import SMALLEST, doubtful, find_all
-from riddle.pictures import PhotoError, Picture, encode, open_picture, picture_format, write_file
+from riddle.pictures import PhotoError, Picture, encode, open_picture, picture_format, read_file, write_file
 from riddle.pipeline import Riddle
-from riddle.records import Record, RecordError
+from riddle.records import Record, RecordError, find_record
 
 __all__ = ["FaceReport", "FileReport", "PhotoError", "find_faces", "protect_file", "restore_file"]
 
@@ -142,7 +142,8 @@ def protect_file(
         raise ValueError(f"unknown salt {salt!r}; choose {' or '.join(SALTS)}")
     own_salt = passwords.random_salt() if salt == "random" or keep_original else None
     key = passwords.derive_key(passphrase, model.preset.name, own_salt)
-    picture = open_picture(source)
+    data = read_file(source)
+    picture = open_picture(data, str(source))
     faces, skipped = _sorted_out(model, picture)
     if strict and skipped:
         raise PhotoError(source, f"strict, and not every face can be protected: {_listed(skipped)}", "nothing written")
@@ -155,7 +156,7 @@ def protect_file(
     container.write(target, image, record, sidecar=sidecar, profile=picture.profile, quality=quality)
     done = [FaceReport(_box(face, picture.rgb.size), "protected") for face in faces]
     notes = [*picture.notes, *([f"the record lies in {container.sidecar_path(target)}"] if sidecar else [])]
-    if protected_before(source):
+    if _protected_before(data, source):
         notes.append(
             "the photo had been protected before: restoring this file gives the strangers of that time; protect the"
             " original instead, or keep the file that was protected first"
@@ -163,10 +164,10 @@ def protect_file(
     return FileReport(source, target, done + skipped, "protected", notes)
 
 
-def protected_before(source: Path) -> bool:
-    """Whether a photo file carries a record of encrypted faces, or one lies beside it, be it damaged."""
+def _protected_before(data: bytes, source: Path) -> bool:
+    """Whether a photo file, of these bytes, has a record of encrypted faces, or one lies beside it, be it damaged."""
     try:
-        return container.read(source)[1] is not None
+        return find_record(data, str(source)) is not None or container.sidecar_path(source).is_file()
     except RecordError:
         return True
 

@@ -176,17 +176,18 @@ class Generator(nn.Module):
         """
         return self.broadcast(w) if self.base is None else self.broadcast(w) + self.offsets
 
-    def detailed(self, w: torch.Tensor, draw: torch.Generator | None = None) -> torch.Tensor:
+    def detailed(self, w: torch.Tensor, draw: torch.Generator | None = None, detail: float = DETAIL) -> torch.Tensor:
         """`spread` with drawn offsets, of each slot's own mean and deviation: (N, D) -> (N, L, D).
 
-        w weighs the first D components alone; what photos add to it, samples draw: further components at DETAIL of
+        w weighs the first D components alone; what photos add to it, samples draw: further components at `detail` of
         their deviation, the other slots at all of it. Without eigenfaces `spread`.
         """
         codes = self.spread(w)
         if self.base is None:
             return codes
-        drawn = self.deviations * torch.randn(*codes.shape, generator=draw).to(w)
-        return codes + torch.cat([DETAIL * drawn[:, : self.base.slots], drawn[:, self.base.slots :]], 1)
+        drawn = torch.randn(codes.shape, generator=draw, device=w.device if draw is None else draw.device)
+        drawn = self.deviations * drawn.to(w)
+        return codes + torch.cat([detail * drawn[:, : self.base.slots], drawn[:, self.base.slots :]], 1)
 
     @torch.no_grad()
     def mean_latent(self, n: int = 4096, seed: int = 0) -> torch.Tensor:

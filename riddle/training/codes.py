@@ -44,9 +44,9 @@ def draw_codes(g: Generator, count: int, mixing: float = 0.0) -> torch.Tensor:
     mixing: share of codes made of two, cut between two slots; without eigenfaces only.
     """
     z = torch.randn(2, count, g.style_dim, device=g.input.input.device)
-    first, second = g.spread(g.map(z[0])), g.spread(g.map(z[1]))
     if g.base is not None:  # what the mapping leaves out, as whitened components are spread
-        return first + g.deviations * torch.randn_like(first)
+        return g.detailed(g.map(z[0]), detail=1.0)
+    first, second = g.spread(g.map(z[0])), g.spread(g.map(z[1]))
     cut = torch.randint(1, g.n_latent, (count, 1, 1), device=first.device)
     cut = torch.where(torch.rand(count, 1, 1, device=first.device) < mixing, cut, g.n_latent)
     return torch.where(torch.arange(g.n_latent, device=first.device)[None, :, None] < cut, first, second)

@@ -118,14 +118,13 @@ class Realism:
 
 
 class Critics:
-    """Discriminator and, where `realism` is set, projected critic of a generator that is tuned with the inversion.
+    """Discriminator and, where `realism` is given, projected critic of a generator that is tuned with the inversion.
 
     Faces come as k reconstructions, then M drawn ones, the only ones that the projected critic sees: (k + M, 3, R, R).
     """
 
-    def __init__(self, gan: GANTask, config: InversionConfig):
-        self.gan, self.config = gan, config
-        self.realism: Realism | None = None
+    def __init__(self, gan: GANTask, config: InversionConfig, realism: Realism | None = None):
+        self.gan, self.config, self.realism = gan, config, realism
 
     def criticised(self, drawn: torch.Tensor) -> torch.Tensor:
         """The share of drawn faces (M, 3, R, R) that the projected critic sees, the costliest of the judges."""

@@ -8,14 +8,12 @@ only to choose the code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
+from riddle.losses import deidentification_loss, diversity_loss
 from riddle.models.eigenfaces import Eigenfaces, to_offsets
-
-Embed = Callable[[torch.Tensor], torch.Tensor]
+from riddle.training.judges import Features
 
 
 def structure_error(base: Eigenfaces, drawn: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -25,14 +23,14 @@ def structure_error(base: Eigenfaces, drawn: torch.Tensor, codes: torch.Tensor) 
     return F.mse_loss(F.adaptive_avg_pool2d(drawn.float(), wanted.shape[2]), wanted)
 
 
-def places_error(parse: Embed, drawn: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
+def places_error(parse: Features, drawn: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
     """Eq. 8 as a mean square: the parser's logits on mirrored faces (N, 3, R, R) and on their photos, in order."""
     with torch.no_grad():
         places = parse(photos)
     return F.mse_loss(parse(drawn).float(), places.float())
 
 
-def alike(embed: Embed, drawn: torch.Tensor, photos: torch.Tensor, people: int) -> torch.Tensor:
+def alike(embed: Features, drawn: torch.Tensor, photos: torch.Tensor, people: int) -> torch.Tensor:
     """How alike mirrored faces are to their photos and, two of one photo, to each other: the mean of the positive
     cosines of either kind (eq. 1 to 3), summed.
 
@@ -45,9 +43,8 @@ def alike(embed: Embed, drawn: torch.Tensor, photos: torch.Tensor, people: int) 
         return drawn.new_zeros(())
     with torch.no_grad():
         wanted = embed(photos[:pairs]).float()
-    first, second = embed(torch.cat([drawn[:pairs], drawn[k : k + pairs]])).float().chunk(2)
-    to_photo = torch.cat([F.cosine_similarity(first, wanted), F.cosine_similarity(second, wanted)])
-    return to_photo.clamp_min(0).mean() + F.cosine_similarity(first, second).clamp_min(0).mean()
+    two = embed(torch.cat([drawn[:pairs], drawn[k : k + pairs]])).float().unflatten(0, (2, pairs)).transpose(0, 1)
+    return deidentification_loss(wanted, two) / 2 + 2 * diversity_loss(two)  # a sum over two, a mean over two by two
 
 
 def misread(read: torch.Tensor, codes: torch.Tensor, slots: int) -> torch.Tensor:

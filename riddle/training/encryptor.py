@@ -289,7 +289,7 @@ def main(argv: list[str] | None = None) -> dict:
     path = None
     if a.pixels:
         encoder = load_network(Encoder(preset), a.encoder or bundled(preset.name, "encoder"), "e_ema")
-        path = PixelPath(encoder.to(accelerator.device, memory_format=torch.channels_last))
+        path = PixelPath(encoder.to(accelerator.device, memory_format=torch.channels_last), preset.framing)
     parts = (preset, config, accelerator, generator, judges)
     trained_on = None if a.datafree else codes
     task = EncryptorTask(*parts, held_out, trained_on, realism, path)

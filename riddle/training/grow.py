@@ -224,7 +224,7 @@ def build(
 ) -> GrowTask:
     """The task that trains on from a folder of published-style weights; arguments as for InversionTask."""
     gan = GANTask(preset, GANConfig(), accelerator)
-    published = go_on(gan, str(folder))
+    published = go_on(gan, folder)
     task = GrowTask(preset, config, accelerator, gan, perceptual, embed, preview, faces)
     task.e.load_state_dict(published["encoder"])
     task.e_ema.load_state_dict(published["encoder"])

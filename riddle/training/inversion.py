@@ -65,7 +65,7 @@ class InversionTask:
         """perceptual: LPIPS; embed: faces (N, 3, R, R) -> unit embeddings with gradients; preview: faces to show;
         faces: uint8 (M, R, R, 3), the real ones that the projected critic sees; without them there is none."""
         self.preset, self.config, self.accelerator, self.gan = preset, config, accelerator, gan
-        self.perceptual, self.embed, self.preview, self.parse, self.faces = perceptual, embed, preview, parse, faces
+        self.perceptual, self.embed, self.preview, self.parse = perceptual, embed, preview, parse
         device = accelerator.device
         self.e = Encoder(preset).to(device=device, memory_format=torch.channels_last)
         if not preset.base:
@@ -78,11 +78,11 @@ class InversionTask:
         self.ld_opt = torch.optim.Adam(self.ld.parameters(), lr=2e-4, betas=(0.0, 0.99))
         self.networks = {"e": self.e, "e_ema": self.e_ema, "ld": self.ld, **gan.networks}
         self.optimisers = {"e": self.e_opt, "matrices": self.matrix_opt, "ld": self.ld_opt}
-        self.critics = Critics(gan, config)
+        realism = None
         if config.tune_generator and config.projected and faces is not None:
             realism = Realism(perceptual, faces, accelerator, config.projected_lr, config.projected_augment)
             self.networks["critic"], self.optimisers["critic"] = realism.heads, realism.optimiser
-            self.critics.realism = realism
+        self.critics = Critics(gan, config, realism)
         if config.tune_generator:
             self.optimisers |= gan.optimisers
             if preset.base:  # matched to the faces' codes; adversarial training would let it forget most of them
@@ -137,7 +137,7 @@ class InversionTask:
         g, half = self.gan.g_ema, (len(codes) + 1) // 2
         with torch.no_grad():
             mirrored = mirror_codes(codes[:half].float(), g.offsets, g.base.inner)
-            shown = publish(g(mirrored, self.gan.noise), faces[:half])
+            shown = publish(g(mirrored, self.gan.noise), faces[:half], self.preset.framing)
         return {"cycle": self.config.cycle * self.misread(shown, mirrored)}
 
     def reconstruction(self, real: torch.Tensor, faces: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -220,10 +220,10 @@ class InversionTask:
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
         began, c, gan, accelerator = time.monotonic(), self.config, self.gan, self.accelerator
         progress = min(1.0, progress_of(accelerator, progress, self.counters["seconds"], c.minutes))
+        self.set_rates(progress)
         real = faces_to_float(batch["faces"])
         n = len(real)
         real = torch.where(torch.rand(n, 1, 1, 1, device=real.device) < 0.5, real.flip(3), real)
-        self.set_rates(progress)
         if c.tune_generator and self.counters["step"] < c.critics_first:
             numbers = self.warm_critics(real)
             self.counters["seconds"] += time.monotonic() - began

@@ -27,8 +27,12 @@ def rounded(faces: torch.Tensor, qualities: tuple[int, int] | None = None) -> to
     if qualities is not None:
         drawn = torch.randint(qualities[0], qualities[1] + 1, (len(stored),)).tolist()
         stored = np.concatenate([jpeg(picture[None], q) for picture, q in zip(stored, drawn, strict=True)])
-    faces = faces.float()
-    return faces + (to_tensor(stored).to(faces) - faces).detach()
+    return _shown_as(faces.float(), to_tensor(stored))
+
+
+def _shown_as(faces: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """What is shown in the place of faces, both (N, 3, R, R), with gradients to these unchanged."""
+    return faces + (shown.to(faces) - faces).detach()
 
 
 def cropped_again(faces: torch.Tensor, under: torch.Tensor, framing: str = "tight") -> torch.Tensor:
@@ -41,7 +45,7 @@ def cropped_again(faces: torch.Tensor, under: torch.Tensor, framing: str = "tigh
     mask, skin = torch.from_numpy(ellipse(at[None], at[:, None])).to(faces), core(side, framing)
     if n:
         matched = torch.stack([match_colours(f, u, skin) for f, u in zip(faces, under, strict=True)])
-        faces = faces + (matched.to(faces) - faces).detach()
+        faces = _shown_as(faces, matched)
     pasted = under + mask * (faces - under)
     deviations = torch.tensor([[2 * SHIFT], [2 * SHIFT], [SCALE], [TURN]], device=faces.device)  # a side is 2 there
     moves = torch.randn(4, n, device=faces.device) * deviations
@@ -53,7 +57,7 @@ def cropped_again(faces: torch.Tensor, under: torch.Tensor, framing: str = "tigh
     return F.grid_sample(pasted.float(), grid, padding_mode="border", align_corners=False)
 
 
-def publish(faces: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
+def publish(faces: torch.Tensor, under: torch.Tensor, framing: str = "tight") -> torch.Tensor:
     """Faces and the crops of their photos, (N, 3, R, R) in [-1, 1] -> pictures of the same shape, in order: a
     quarter PNG, a quarter JPEG, half pasted, which loses most."""
     faces, under = faces.float().clamp(-1, 1), under.float()
@@ -62,7 +66,7 @@ def publish(faces: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
         [
             rounded(faces[:first]),
             rounded(faces[first:second], QUALITIES),
-            rounded(cropped_again(faces[second:], under[second:])),
+            rounded(cropped_again(faces[second:], under[second:], framing)),
         ]
     )
 
@@ -70,10 +74,10 @@ def publish(faces: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
 class PixelPath:
     """Encrypted faces -> the codes that their published pictures give."""
 
-    def __init__(self, encoder: nn.Module):
-        """encoder: the inversion, frozen."""
-        self.encoder = encoder.eval().requires_grad_(False)
+    def __init__(self, encoder: nn.Module, framing: str = "tight"):
+        """encoder: the inversion, frozen; framing: the preset's."""
+        self.encoder, self.framing = encoder.eval().requires_grad_(False), framing
 
     def __call__(self, faces: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
         """Codes (N, L, D) read from the published pictures of encrypted faces (N, 3, R, R)."""
-        return self.encoder(publish(faces, under)).float()
+        return self.encoder(publish(faces, under, self.framing)).float()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from riddle.presets import Preset
 from riddle.training.gan import GANTask
-from riddle.training.judges import frozen_parser
+from riddle.training.judges import Features, frozen_parser
 from riddle.zoo import WeightsMissingError, load_tensors
 
 
@@ -22,7 +21,7 @@ def load_published(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
-def bundled_parser(preset: Preset, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def bundled_parser(preset: Preset, device: torch.device) -> Features | None:
     """The preset's bundled parser: faces (N, 3, R, R) -> logits of eq. 8's parts; None where none is bundled."""
     try:
         return frozen_parser(preset, None, device)
@@ -30,7 +29,7 @@ def bundled_parser(preset: Preset, device: torch.device) -> Callable[[torch.Tens
         return None
 
 
-def go_on(gan: GANTask, source: str) -> dict[str, dict[str, torch.Tensor]]:
+def go_on(gan: GANTask, source: Path | str) -> dict[str, dict[str, torch.Tensor]]:
     """Fill a GAN from a folder of published weights, or from a run's state.pt; returns what the folder holds, by part.
 
     Raises FileNotFoundError for a folder without a generator.
