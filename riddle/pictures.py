@@ -23,6 +23,7 @@ from riddle import xmp
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+READ_ONLY = frozenset({".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif"})  # endings of what is opened and not written
 LONGEST = {"PNG": 2**31 - 1, "JPEG": 65_535, "WEBP": 16_383}  # px a side
 MAX_BYTES = 512 << 20  # of a file
 MAX_PIXELS = 120_000_000  # of a picture; at 3 bytes each 360 MB

@@ -110,6 +110,14 @@ def test_a_photo_that_was_protected_before_gets_a_note(model, source, tmp_path, 
     assert any("had been protected before" in note for note in again.notes)
 
 
+@pytest.mark.parametrize("ending", [".tiff", ".bmp", ".png"])
+def test_a_kind_that_is_not_written_is_said(model, tmp_path, ending):
+    path = tmp_path / f"party{ending}"
+    photo().save(path)
+    said = [n for n in protect_file(model, path, tmp_path / "out.png", "pw").notes if "not written" in n]
+    assert said == ([] if ending == ".png" else [f"{ending} is read, not written: the result is .png"])
+
+
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 def test_protect_and_restore(model, source, tmp_path, ending):
     target, back = tmp_path / f"out.{ending}", tmp_path / "back.png"

@@ -112,6 +112,26 @@ def test_it_runs_at_smoke_scale(path, tmp_path):
         assert numbers and all(v == v for v in numbers.values() if isinstance(v, float)), numbers
 
 
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize("name", ["05_table1", "06_table2", "07_table3", "08_table4"])
+def test_what_must_hold_can_be_asked_where_dlib_alone_judges(name, tmp_path):
+    """No data, no weights but the bundled: few faces, and yet the checks of a complete run."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    checks = [c for c in code(notebook) if "not limit and preset" in c.source]
+    assert len(checks) == 1
+    checks[0].source = checks[0].source.replace("not limit and preset", "preset")
+    path = tmp_path / f"{name}.ipynb"
+    nbformat.write(notebook, path)
+    bare = {k: str(tmp_path / "nothing") for k in ("RIDDLE_WEIGHTS", "RIDDLE_CACHE", "TORCH_HOME")}
+    environment = {k: v for k, v in os.environ.items() if k != "RIDDLE_DATA"} | bare
+    environment |= {"OMP_NUM_THREADS": "2", "RIDDLE_OFFLINE": "1", "MPLBACKEND": "agg"}
+    chosen = SMALLER[name] | {"limit": "5"}
+    command = [sys.executable, "-m", "papermill", str(path), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
+    command += [word for k, v in chosen.items() for word in ("-p", k, v)]
+    done = subprocess.run(command, cwd=FOLDER.parent, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def defaults_of(path) -> dict:
     """The parameters of a notebook and what they are where nobody says otherwise."""
     (cell,) = parameters(nbformat.read(path, as_version=4))

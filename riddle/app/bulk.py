@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from riddle.pictures import ENDINGS
+from riddle.pictures import ENDINGS, READ_ONLY
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class Kind:
     otherwise: str  # ending of the result of a source whose own is not written
 
 
-PHOTOS = Kind(
-    "photo", frozenset({*ENDINGS, ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif"}), frozenset(ENDINGS), ".png"
-)
+PHOTOS = Kind("photo", READ_ONLY | set(ENDINGS), frozenset(ENDINGS), ".png")
 CLIPS = Kind(
     "clip",
     frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}),

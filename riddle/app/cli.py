@@ -257,7 +257,7 @@ def _carries(found: dict[str, Any]) -> list[str]:
     return [
         f"{found['file']}: protected",
         f"    record     version {found['version']}, {found['record_bytes']:,} bytes, in its {found['where']}",
-        f"    model      preset {found['preset']}, weights {found['weights'][:12]}",
+        f"    model      preset {found['preset']}, generator and encryptor {found['weights'][:12]}",
         f"    picture    {found['size'][0]} x {found['size'][1]} px{changed}",
         f"    faces      {len(found['faces'])}, at {boxes}",
         f"    salt       {public if found['salt'] == 'public' else random}",

@@ -219,7 +219,7 @@ def _loads(preset: str) -> Item:
             model = riddle.load(preset)
     except (ImportError, OSError, ValueError) as e:
         return Item(preset, False, str(e), needed=True)
-    return Item(preset, True, f"loads, weights {model.weights_hash[:12]}", needed=True)
+    return Item(preset, True, f"loads; generator and encryptor {model.weights_hash[:12]}", needed=True)
 
 
 def networks() -> list[Item]:

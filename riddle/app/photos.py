@@ -23,7 +23,16 @@ from riddle.app import container
 from riddle.faces import alignment
 from riddle.faces.detection import Face
 from riddle.faces.search import SMALLEST, doubtful, find_all
-from riddle.pictures import PhotoError, Picture, encode, open_picture, picture_format, read_file, write_file
+from riddle.pictures import (
+    READ_ONLY,
+    PhotoError,
+    Picture,
+    encode,
+    open_picture,
+    picture_format,
+    read_file,
+    write_file,
+)
 from riddle.pipeline import Riddle
 from riddle.records import Record, RecordError, find_record
 
@@ -156,6 +165,8 @@ def protect_file(
     container.write(target, image, record, sidecar=sidecar, profile=picture.profile, quality=quality)
     done = [FaceReport(_box(face, picture.rgb.size), "protected") for face in faces]
     notes = [*picture.notes, *([f"the record lies in {container.sidecar_path(target)}"] if sidecar else [])]
+    if source.suffix.lower() in READ_ONLY:
+        notes.append(f"{source.suffix} is read, not written: the result is {target.suffix}")
     if _protected_before(data, source):
         notes.append(
             "the photo had been protected before: restoring this file gives the strangers of that time; protect the"

@@ -95,7 +95,10 @@ def claim_folder(out: Path, record: dict) -> None:
 def parse_arguments(argv: list[str] | None) -> tuple[str, argparse.Namespace, list[str]]:
     """The variant, the encryptor's settings, and the words that give them."""
     p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        epilog=f"The options of riddle.training.encryptor:\n\n{encryptor.command_line().format_help()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     p.add_argument("--variant", required=True, choices=ABLATIONS)
     a, shared = p.parse_known_args(argv)

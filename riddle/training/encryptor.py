@@ -216,8 +216,8 @@ def read_weights(path: str | None, changes: list[str], no_div: bool) -> LossWeig
     return LossWeights().updated({**table, **({"diversity": 0.0} if no_div else {})})
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Command line of this module."""
+def command_line() -> argparse.ArgumentParser:
+    """The options of this module."""
     c = EncryptorConfig()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="mini")
@@ -249,6 +249,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--threshold", type=float, help="cosine; default: the recogniser's own")
     p.add_argument("--eval-every", type=int, default=c.eval_every)
     p.add_argument("--seed", type=int, default=0)
+    return p
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The options that a command line gives; ends the program where they do not fit together."""
+    p = command_line()
     a = p.parse_args(argv)
     if not a.datafree and not a.codes:
         p.error("--codes is needed, unless --datafree draws them")
