@@ -15,7 +15,7 @@ from riddle import config, zoo
 from riddle.models.inversion import Encoder
 from riddle.models.stylegan2 import Generator
 from riddle.presets import get
-from riddle.training import prepare, publish, settings, start
+from riddle.training import blend, prepare, publish, settings, start
 
 SMOKE = get("smoke")
 
@@ -30,6 +30,28 @@ def zoo_folder(tmp_path, monkeypatch):
 def smoke_generator(seed: int = 0) -> Generator:
     torch.manual_seed(seed)
     return Generator.of(SMOKE)
+
+
+def test_a_blend_lies_between_two_trainings_and_says_which(tmp_path):
+    for name, value, steps in (("a", 1.0, 3), ("b", 2.0, 5)):
+        tensors = {"weight": torch.full((2, 3), value), "seen": torch.tensor(steps)}
+        zoo.save_tensors(tmp_path / name / "encoder.safetensors", tensors, {"steps": steps})
+    folders = [str(tmp_path / name) for name in "ab"]
+    blend.main(["encoder", "--between", *folders, "--share", "0.25", "--out", str(tmp_path / "out")])
+    made = tmp_path / "out" / "encoder.safetensors"
+    loaded, about = zoo.load_tensors(made), zoo.load_metadata(made)
+    assert torch.equal(loaded["weight"], torch.full((2, 3), 1.25)) and int(loaded["seen"]) == 5
+    hashes = [zoo.sha256(tmp_path / name / "encoder.safetensors")[:12] for name in "ab"]
+    assert about["steps"] == "5" and json.loads(about["blend"]) == {"share": 0.25, "between": hashes}
+
+
+def test_no_blend_of_what_does_not_fit():
+    one = {"weight": torch.zeros(2)}
+    with pytest.raises(ValueError, match="0..1"):
+        blend.blend(one, one, 1.5)
+    for other in ({"weight": torch.zeros(3)}, {"bias": torch.zeros(2)}):
+        with pytest.raises(ValueError, match="two trainings of one network"):
+            blend.blend(one, other, 0.5)
 
 
 def test_publish_copies_networks_with_their_metadata_and_thinned_logs(tmp_path, zoo_folder):
