@@ -98,13 +98,7 @@ def test_it_shows_no_machine(path):
 def test_it_runs_at_smoke_scale(path, tmp_path):
     """In a process of its own, on the bundled faces, which every machine has; a failed assertion fails it."""
     out = tmp_path / path.name
-    environment = {k: v for k, v in os.environ.items() if k != "RIDDLE_DATA"}
-    environment |= {"OMP_NUM_THREADS": "2", "RIDDLE_OFFLINE": "1", "MPLBACKEND": "agg"}
-    chosen = SMALLER.get(path.stem, {}) | {"out": str(tmp_path / "out")}
-    extra = [word for k, v in chosen.items() if k in names_of(path) for word in ("-p", k, v)]
-    command = [sys.executable, "-m", "papermill", str(path), str(out), "--no-progress-bar", *extra]
-    done = subprocess.run(command, cwd=FOLDER.parent, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
+    execute(path, out, SMALLER.get(path.stem, {}) | {"out": str(tmp_path / "out")})
     notebook = nbformat.read(out, as_version=4)
     stored = [c for c in code(notebook) if c.execution_count]
     assert len(stored) == len([c for c in code(notebook) if c.source.strip()])
@@ -123,11 +117,15 @@ def test_what_must_hold_can_be_asked_where_dlib_alone_judges(name, tmp_path):
     path = tmp_path / f"{name}.ipynb"
     nbformat.write(notebook, path)
     bare = {k: str(tmp_path / "nothing") for k in ("RIDDLE_WEIGHTS", "RIDDLE_CACHE", "TORCH_HOME")}
-    environment = {k: v for k, v in os.environ.items() if k != "RIDDLE_DATA"} | bare
+    execute(path, tmp_path / "out.ipynb", SMALLER[name] | {"limit": "5"}, bare)
+
+
+def execute(path, out, chosen: dict[str, str], variables: dict[str, str] | None = None) -> None:
+    """Run a notebook on the bundled faces, with those of the chosen parameters that it has."""
+    environment = {k: v for k, v in os.environ.items() if k != "RIDDLE_DATA"} | (variables or {})
     environment |= {"OMP_NUM_THREADS": "2", "RIDDLE_OFFLINE": "1", "MPLBACKEND": "agg"}
-    chosen = SMALLER[name] | {"limit": "5"}
-    command = [sys.executable, "-m", "papermill", str(path), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
-    command += [word for k, v in chosen.items() for word in ("-p", k, v)]
+    extra = [word for k, v in chosen.items() if k in names_of(path) for word in ("-p", k, v)]
+    command = [sys.executable, "-m", "papermill", str(path), str(out), "--no-progress-bar", *extra]
     done = subprocess.run(command, cwd=FOLDER.parent, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
 
