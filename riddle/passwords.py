@@ -1,7 +1,7 @@
 """Passwords: what a passphrase, or a seed, becomes before the encryptor sees it.
 
-In the paper a password is a randomly sampled latent. So here: a password is w = mapping(z) of a standard
-normal z, the same for every slot of the code. A passphrase reaches z by
+In the paper a password is a randomly sampled latent. So here: a password is the w of a standard normal z in the
+Gaussian space of codes (riddle.models.codes), the same for every slot of the code. A passphrase reaches z by
 
     NFKC -> UTF-8 -> Argon2id (3 passes, 64 MiB, 4 lanes, 32 bytes)
          -> SHAKE-256 stream -> 52-bit uniforms -> inverse normal distribution -> z
@@ -22,7 +22,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from riddle.models.stylegan2 import Generator
+from riddle.models.codes import GaussianCodes
 
 # RFC 9106, section 4, second recommended option (for machines with less memory than 2 GiB to spare).
 PASSES, MEMORY_KIB, LANES, KEY_BYTES, SALT_BYTES = 3, 64 * 1024, 4, 32, 16
@@ -79,35 +79,37 @@ def normal_from_key(key: bytes, size: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def _map(generator: Generator, z: torch.Tensor) -> torch.Tensor:
-    """z (n, D) -> keys (n, L, D), in float32 always: rounding would make another password."""
-    device = generator.input.input.device
+def to_password(codes: GaussianCodes, z: torch.Tensor, n_latent: int) -> torch.Tensor:
+    """z (n, D), standard normal -> passwords (n, L, D), in float32 always: rounding would make another password."""
+    device = codes.mean.device
     with torch.autocast(device.type, enabled=False):
-        return generator.broadcast(generator.map(z.to(device, torch.float32))).contiguous()
+        return codes.to_w(z.to(device, torch.float32))[:, None].repeat(1, n_latent, 1)
 
 
-def from_key(key: bytes, generator: Generator) -> torch.Tensor:
+def from_key(key: bytes, codes: GaussianCodes, n_latent: int) -> torch.Tensor:
     """The password of a derived key, (1, L, D)."""
-    return _map(generator, torch.from_numpy(normal_from_key(key, generator.style_dim))[None])
+    return to_password(codes, torch.from_numpy(normal_from_key(key, len(codes.mean)))[None], n_latent)
 
 
-def password(passphrase: str, generator: Generator, preset: str, salt: bytes | None = None) -> torch.Tensor:
+def password(
+    passphrase: str, codes: GaussianCodes, n_latent: int, preset: str, salt: bytes | None = None
+) -> torch.Tensor:
     """The password of a passphrase, (1, L, D); salt as for `derive_key`.
 
     About 0.1 s, on purpose: so costs each guess of an attacker.
     """
-    return from_key(derive_key(passphrase, preset, salt), generator)
+    return from_key(derive_key(passphrase, preset, salt), codes, n_latent)
 
 
-def random_keys(n: int, seed: int, generator: Generator) -> torch.Tensor:
+def random_keys(n: int, seed: int, codes: GaussianCodes, n_latent: int) -> torch.Tensor:
     """n random keys (n, L, D), the same for the same seed; the first k of n are those of k.
 
     The paper, section 3.2: a password is a randomly sampled latent.
     """
     if n < 1:
         raise ValueError(f"at least one key must be drawn, got n={n}")
-    z = torch.randn(n, generator.style_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return _map(generator, z)
+    z = torch.randn(n, len(codes.mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return to_password(codes, z, n_latent)
 
 
 def interpolate(a: torch.Tensor, b: torch.Tensor, t: float | torch.Tensor, how: str = "linear") -> torch.Tensor:

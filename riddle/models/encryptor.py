@@ -1,8 +1,8 @@
 """The latent encryptor (paper, section 3.1): one network that encrypts and, with the same password, decrypts.
 
-A code w and a password, both (N, L, D), are split into the coarse, medium and fine level of the generator. In
-each level the code attends to itself and then to the password; the levels are joined and one linear layer per
-slot gives the change of the code. `MLPEncryptor` is the ablation without attention (Table 5, w/o transformer).
+`LatentEncryptor` is the paper's transformer. `MLPEncryptor` is its ablation (Table 5, w/o transformer).
+`RotationCoupling` is ours: the same losses, but its own inverse by construction. `KeyedReflection` is a control that
+nobody trains. All of them work in the Gaussian space of codes (riddle.models.codes).
 """
 
 from __future__ import annotations
@@ -11,19 +11,41 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from riddle.models.eigenfaces import from_offsets, inner_directions, mirror, mirror_inside, to_offsets
+from riddle.models.codes import GaussianCodes, soft_bound
 from riddle.presets import Preset, get
 
-# Factor of the reflected code in the standardised output; 0 is the paper's network. The reflection depends on the
-# password: each pair of a slot's numbers (j, j + D/2) is mirrored in the plane at an angle, linear in the password.
-# Mirroring twice at one angle is the identity, so the same password decrypts from the first step on; it keeps lengths,
-# so codes stay where faces are; and mirrors at unrelated angles have nothing in common on average, so an encrypted
-# face resembles neither its original nor the one of another password. What is left to learn is what the losses ask.
-# A generator on eigenfaces says which directions of a code change the inside of a face (`Eigenfaces.inner`): these
-# alone are mirrored, so that hair, background and light stay, as the pixel, LPIPS and parsing losses want them.
-REFLECTION = 1.0
-SPREAD = 2.0  # radians, deviation of the angles over passwords at the start: cosines of differences average 0.02
-OUTPUT_GAIN = 0.1  # of the last layer's usual initialisation beside a reflection
+KEPT = 10  # leading components of z that couplings and reflections leave alone: pose, light, hair
+
+
+class CodeModel(nn.Module):
+    """What all encryptors share: from W+ to z and back, and the checks.
+
+    codes: the generator's Gaussian space, which is not part of the state.
+    """
+
+    def __init__(self, n_latent: int, codes: GaussianCodes):
+        super().__init__()
+        self.n_latent, self.style_dim = n_latent, len(codes.mean)
+        self._codes = [codes]  # shared with the generator
+
+    def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
+        """z and password, both (N, L, D) and about N(0, I) -> z (N, L, D)."""
+        raise NotImplementedError
+
+    def forward(self, w: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Encrypt or decrypt codes.
+
+        w: (N, L, D); key: (N, L, D), or (1, L, D) for one password over all codes. Returns (N, L, D).
+        Raises ValueError for other shapes. Source: paper, section 3.1.
+        """
+        shape = (self.n_latent, self.style_dim)
+        if w.ndim != 3 or w.shape[1:] != shape or key.shape[1:] != shape or len(key) not in (1, len(w)):
+            given = f"{tuple(w.shape)} and {tuple(key.shape)}"
+            raise ValueError(f"code and key must be (N, {shape[0]}, {shape[1]}), got {given}")
+        codes = self._codes[0]
+        with torch.autocast(w.device.type, enabled=False):  # bfloat16 would cost digits that recovery needs
+            z, password = codes.to_gaussian(w), codes.to_gaussian(key).expand_as(w)
+            return codes.to_w(self.change(z, password))
 
 
 class Attention(nn.Module):
@@ -61,199 +83,151 @@ class DecoderBlock(nn.Module):
         return self.norm3(code + self.feed_forward(code))
 
 
-class _CodeModel(nn.Module):
-    """What both encryptors share: standardisation, the reflection, the checks.
+class LatentEncryptor(CodeModel):
+    """The transformer encryptor: no reflection, and no skip beyond the blocks' own.
 
-    The statistics and the residual's factor are buffers, so a state dict alone rebuilds the function.
+    levels: slots of the coarse, medium and fine level (their sum is L); width: channels inside; heads, depth:
+    attention heads and decoder blocks of each level. Source: paper, section 3.1 and figure 2; slot embeddings, the
+    input layers and the soft bound at the end are ours.
     """
 
-    def __init__(
-        self,
-        n_latent: int,
-        style_dim: int,
-        w_mean: torch.Tensor | None,
-        w_std: torch.Tensor | None,
-        residual: float,
-        inner: int,
-    ):
-        super().__init__()
-        self.n_latent, self.style_dim, self.n_inner = n_latent, style_dim, inner
-        self.register_buffer("inner", None, persistent=False)
-        shape = (n_latent, style_dim)
-        mean = torch.zeros(shape) if w_mean is None else w_mean.detach().float().cpu().expand(shape).clone()
-        std = torch.ones(shape) if w_std is None else w_std.detach().float().cpu().expand(shape).clone()
-        # a direction in which w hardly varies must not blow up codes that lie off the mapping's manifold
-        std = std.clamp_min(0.1 * std.mean())
-        self.register_buffer("w_mean", mean)
-        self.register_buffer("w_std", std)
-        self.register_buffer("key_mean", mean.clone())
-        self.register_buffer("key_std", std.clone())
-        self.register_buffer("residual", torch.tensor(float(residual)))
-        if style_dim % 2:
-            raise ValueError(f"a width of {style_dim} cannot be split into pairs; choose an even one")
-        self.angles = nn.Linear(style_dim, (inner or style_dim) // 2)
-        nn.init.normal_(self.angles.weight, std=SPREAD / style_dim**0.5)
-        nn.init.uniform_(self.angles.bias, -torch.pi, torch.pi)
-
-    @torch.no_grad()
-    def standardise(self, codes: torch.Tensor) -> None:
-        """Take mean and deviation of each slot from codes (N, L, D)."""
-        mean, std = code_statistics(self.coordinates(codes))
-        self.w_mean.copy_(mean)
-        self.w_std.copy_(std.clamp_min(0.1 * std.mean()))
-
-    def standardise_keys(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Give passwords statistics of their own: (D,) or (L, D). Inverted codes lie elsewhere than the mapping's."""
-        self.key_mean.copy_(mean.expand_as(self.key_mean))
-        self.key_std.copy_(std.expand_as(self.key_std).clamp_min(0.1 * std.mean()))
-
-    @torch.no_grad()
-    def use_directions(self, generator: nn.Module) -> _CodeModel:
-        """Take the inner directions of a generator on eigenfaces; without a base nothing is needed. Returns itself."""
-        if self.n_inner:
-            q = generator.base.inner.detach().to(self.w_mean)
-            self.inner = q @ (1.5 * torch.eye(q.shape[1]).to(q) - 0.5 * (q.T @ q))  # float16 rounded it: orthonormal
-        return self
-
-    def coordinates(self, w: torch.Tensor) -> torch.Tensor:
-        """What is standardised: codes (N, L, D), over eigenfaces each slot less the first."""
-        return to_offsets(w) if self.n_inner else w
-
-    def reflect(self, code: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
-        """Standardised code mirrored pair by pair at the password's angles: (N, L, D) -> (N, L, D), its own inverse.
-
-        Raises RuntimeError before `use_directions`, where it is needed.
-        """
-        if not self.n_inner:
-            return mirror(code, self.angles(password))
-        if self.inner is None:
-            raise RuntimeError("the encryptor lacks the inner directions; call use_directions(generator) first")
-        return mirror_inside(code, self.inner, self.angles(password.mean(1)))
-
-    def change(self, code: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
-        """Standardised code and password (N, L, D) -> what is added to the reflection."""
-        raise NotImplementedError
-
-    def forward(self, w: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Encrypt or decrypt codes.
-
-        w: (N, L, D); key: (N, L, D), or (1, L, D) for one password over all codes. Returns (N, L, D).
-        Raises ValueError for other shapes. Source: paper, section 3.1.
-        """
-        shape = (self.n_latent, self.style_dim)
-        if w.ndim != 3 or w.shape[1:] != shape or key.shape[1:] != shape or len(key) not in (1, len(w)):
-            given = f"{tuple(w.shape)} and {tuple(key.shape)}"
-            raise ValueError(f"code and key must be (N, {shape[0]}, {shape[1]}), got {given}")
-        with torch.autocast(w.device.type, enabled=False):  # bfloat16 would cost digits that recovery needs
-            code = (self.coordinates(w.float()) - self.w_mean) / self.w_std
-            password = ((key.float() - self.key_mean) / self.key_std).expand_as(code)
-            kept = self.residual * self.reflect(code, password)
-            made = (self.change(code, password) + kept) * self.w_std + self.w_mean
-            return from_offsets(made) if self.n_inner else made
-
-
-def _small(layer: nn.Linear) -> nn.Linear:
-    """The last layer starts small, so that training starts near the reflection alone."""
-    with torch.no_grad():
-        layer.weight.mul_(OUTPUT_GAIN)
-        layer.bias.zero_()
-    return layer
-
-
-class LatentEncryptor(_CodeModel):
-    """The transformer encryptor.
-
-    style_dim: D; levels: slots of the coarse, medium and fine level (their sum is L); heads, depth: attention
-    heads and decoder blocks of each level; w_mean, w_std: (D,) or (L, D), statistics of the codes to encrypt;
-    residual: factor of the reflected code in the standardised output; 0 is the paper's network; inner: how many
-    directions are mirrored over eigenfaces (see `use_directions`), 0: all, in each slot.
-    Source: paper, section 3.1 and figure 2; slot embeddings, input layers and the reflection are ours.
-    """
-
-    def __init__(
-        self,
-        style_dim: int,
-        levels: tuple[int, ...],
-        heads: int = 4,
-        depth: int = 1,
-        w_mean: torch.Tensor | None = None,
-        w_std: torch.Tensor | None = None,
-        residual: float = REFLECTION,
-        inner: int = 0,
-    ):
-        super().__init__(sum(levels), style_dim, w_mean, w_std, residual, inner)
-        self.levels = tuple(levels)
-        self.code_in, self.password_in = nn.Linear(style_dim, style_dim), nn.Linear(style_dim, style_dim)
-        self.code_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, style_dim))
-        self.password_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, style_dim))
+    def __init__(self, levels: tuple[int, ...], width: int, codes: GaussianCodes, heads: int = 4, depth: int = 1):
+        super().__init__(sum(levels), codes)
+        self.levels, dim = tuple(levels), self.style_dim
+        self.code_in, self.password_in = nn.Linear(dim, width), nn.Linear(dim, width)
+        self.code_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, width))
+        self.password_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, width))
         self.blocks = nn.ModuleList(
-            nn.ModuleList(DecoderBlock(style_dim, heads) for _ in range(depth)) for _ in self.levels
+            nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth)) for _ in self.levels
         )
-        last = nn.Linear(style_dim, style_dim)
-        self.output = _small(last) if residual else last
+        self.output = nn.Linear(width, dim)
 
-    def change(self, code: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
-        code = (self.code_in(code) + self.code_slots).split(self.levels, 1)
+    def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
+        code = (self.code_in(z) + self.code_slots).split(self.levels, 1)
         password = (self.password_in(password) + self.password_slots).split(self.levels, 1)
         joined = []
         for level, slots, answers in zip(self.blocks, code, password, strict=True):
             for block in level:
                 slots = block(slots, answers)
             joined.append(slots)
-        return self.output(torch.cat(joined, 1))
+        return soft_bound(self.output(torch.cat(joined, 1)))
 
 
-class MLPEncryptor(_CodeModel):
+class MLPEncryptor(CodeModel):
     """The ablation: per slot, code and password concatenated, three fully connected layers, leaky ReLU.
 
-    Arguments as for `LatentEncryptor`. Source: paper, section 4.6 (w/o trans).
+    Source: paper, section 4.6 (w/o trans).
+    """
+
+    def __init__(self, n_latent: int, width: int, codes: GaussianCodes):
+        super().__init__(n_latent, codes)
+        dim = self.style_dim
+        self.layers = nn.Sequential(
+            nn.Linear(2 * dim, 2 * width), nn.LeakyReLU(0.2),
+            nn.Linear(2 * width, 2 * width), nn.LeakyReLU(0.2),
+            nn.Linear(2 * width, dim),
+        )  # fmt: skip
+
+    def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
+        return soft_bound(self.layers(torch.cat([z, password], -1)))
+
+
+def rotate_pairs(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """Turn pairs of numbers (0, 1), (2, 3), ... of x (..., 2P) by angles (..., P), in radians."""
+    u, v = x[..., 0::2], x[..., 1::2]
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([cos * u - sin * v, sin * u + cos * v], -1).flatten(-2)
+
+
+class RotationCoupling(CodeModel):
+    """Ours: enc = Q f^-1 R f Q^T, which is its own inverse, for every password and whatever its networks learn.
+
+    Q is a learned rotation (Cayley form) whose first `kept` directions stay as they are. f is a stack of rounds: pairs
+    of one half of the other components are turned by angles that a small network computes from the other half, the
+    kept components and the password, all averaged over the slots, so that slots turn alike; then the halves change
+    roles. R flips the signs of half of the components. Every step keeps the length of z, so that a right password, a
+    wrong one and none at all give codes of equally probable faces.
     """
 
     def __init__(
-        self,
-        style_dim: int,
-        n_latent: int,
-        w_mean: torch.Tensor | None = None,
-        w_std: torch.Tensor | None = None,
-        residual: float = REFLECTION,
-        inner: int = 0,
+        self, n_latent: int, width: int, codes: GaussianCodes, kept: int = KEPT, rounds: int = 4, seed: int = 0
     ):
-        super().__init__(n_latent, style_dim, w_mean, w_std, residual, inner)
-        last = nn.Linear(2 * style_dim, style_dim)
-        self.layers = nn.Sequential(
-            nn.Linear(2 * style_dim, 2 * style_dim),
-            nn.LeakyReLU(0.2),
-            nn.Linear(2 * style_dim, 2 * style_dim),
-            nn.LeakyReLU(0.2),
-            _small(last) if residual else last,
+        super().__init__(n_latent, codes)
+        dim = self.style_dim
+        free = dim - kept
+        self.kept, self.half = kept, free // 2
+        self.turned = self.half - self.half % 2  # an odd component stays
+        draw = torch.Generator().manual_seed(seed)
+        self.register_buffer("orders", torch.stack([torch.randperm(free, generator=draw) for _ in range(rounds)]))
+        sign = torch.ones(free)
+        sign[torch.randperm(free, generator=draw)[: free // 2]] = -1
+        self.register_buffer("sign", sign)
+        inputs = free - self.half + kept + dim
+        self.nets = nn.ModuleList(
+            nn.Sequential(nn.Linear(inputs, 2 * width), nn.GELU(), nn.Linear(2 * width, self.turned // 2))
+            for _ in range(rounds)
         )
+        self.skew = nn.Parameter(torch.zeros(dim, dim))
+        for net in self.nets:  # angles of every size from the start
+            nn.init.normal_(net[2].weight, std=3 / (2 * width) ** 0.5)
+            nn.init.uniform_(net[2].bias, -torch.pi, torch.pi)
 
-    def change(self, code: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
-        return self.layers(torch.cat([code, password], -1))
+    def basis(self) -> torch.Tensor:
+        """Q, (D, D), orthogonal: the identity before training."""
+        skew, one = self.skew - self.skew.T, torch.eye(len(self.skew), device=self.skew.device)
+        return torch.linalg.solve(one + skew, one - skew)
+
+    def turn(self, z: torch.Tensor, password: torch.Tensor, back: bool = False) -> torch.Tensor:
+        """f, or its inverse: z (N, L, D), password (N, D) -> z."""
+        kept, x = z[..., : self.kept], z[..., self.kept :]
+        rounds = range(len(self.nets))
+        for i in reversed(rounds) if back else rounds:
+            mixed = x[..., self.orders[i]]
+            turned, rest, asked = mixed.split([self.turned, self.half - self.turned, mixed.shape[-1] - self.half], -1)
+            angle = self.nets[i](torch.cat([asked.mean(1), kept.mean(1), password], -1))[:, None]
+            turned = rotate_pairs(turned, -angle if back else angle)
+            x = torch.cat([turned, rest, asked], -1)[..., self.orders[i].argsort()]
+        return torch.cat([kept, x], -1)
+
+    def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
+        q, password = self.basis(), password.mean(1)
+        y = self.turn(z @ q, password)
+        y = torch.cat([y[..., : self.kept], y[..., self.kept :] * self.sign], -1)
+        return self.turn(y, password, back=True) @ q.T
 
 
-ARCHITECTURES = ("transformer", "mlp")
+class KeyedReflection(CodeModel):
+    """A control without training: pairs of components of z, mirrored at angles that are linear in the password."""
+
+    def __init__(self, n_latent: int, codes: GaussianCodes, kept: int = KEPT, seed: int = 0):
+        super().__init__(n_latent, codes)
+        self.kept = kept
+        draw, pairs = torch.Generator().manual_seed(seed), (self.style_dim - kept) // 2
+        self.register_buffer("weight", 2 * torch.randn(pairs, self.style_dim, generator=draw) / self.style_dim**0.5)
+
+    def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
+        pairs = len(self.weight)
+        kept, x, rest = z.split([self.kept, 2 * pairs, self.style_dim - self.kept - 2 * pairs], -1)
+        mirrored = x * torch.tensor([1.0, -1.0], device=x.device).repeat(pairs)
+        angle = 2 * F.linear(password.mean(1), self.weight)[:, None]
+        return torch.cat([kept, rotate_pairs(mirrored, angle), rest], -1)
 
 
-def build_encryptor(
-    preset: str | Preset,
-    arch: str = "transformer",
-    w_mean: torch.Tensor | None = None,
-    w_std: torch.Tensor | None = None,
-    residual: float = REFLECTION,
-) -> LatentEncryptor | MLPEncryptor:
-    """The encryptor of a preset; arch: "transformer" or "mlp". Statistics and residual come with a state dict,
-    so they may be left out where one is loaded; over eigenfaces `use_directions` comes next. Raises ValueError for an
-    unknown preset or architecture."""
+ARCHITECTURES = ("transformer", "mlp", "coupling", "reflection")
+
+
+def build_encryptor(preset: str | Preset, arch: str, codes: GaussianCodes) -> CodeModel:
+    """The untrained encryptor of a preset, one of `ARCHITECTURES`; codes: its generator's Gaussian space.
+
+    Raises ValueError for an unknown preset or architecture.
+    """
     p = get(preset)
-    inner = inner_directions(p.base, p.style_dim)
     if arch == "transformer":
-        return LatentEncryptor(p.style_dim, p.levels, p.heads, p.depth, w_mean, w_std, residual, inner)
+        return LatentEncryptor(p.levels, p.width, codes, p.heads, p.depth)
     if arch == "mlp":
-        return MLPEncryptor(p.style_dim, p.n_latent, w_mean, w_std, residual, inner)
+        return MLPEncryptor(p.n_latent, p.width, codes)
+    if arch == "coupling":
+        return RotationCoupling(p.n_latent, p.width, codes)
+    if arch == "reflection":
+        return KeyedReflection(p.n_latent, codes)
     raise ValueError(f"unknown architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}")
-
-
-def code_statistics(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation over samples of w: (N, D) or (N, L, D) -> two tensors without the first axis."""
-    return w.mean(0), w.std(0)

@@ -1,6 +1,7 @@
 """e4e (Tov et al., SIGGRAPH 2021): a face -> its code in W+, one base code and an offset for each later slot.
 
-At paper scale (width 64, blocks 3-4-14-3, heads of 512) parameter names are those of the published encoder.
+`Encoder` is the published network: at paper scale (width 64, blocks 3-4-14-3, heads of 512) parameter names are those
+of its weights. `LiteEncoder` is the same idea for a CPU: a smaller body, and codes in the Gaussian space.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from riddle.models.eigenfaces import Eigenfaces
+from riddle.models.codes import soft_bound
+from riddle.models.efficientnet import TAPS, EfficientNetLite0
 from riddle.models.irse import irse_body
 from riddle.models.layers import EqualLinear
 from riddle.presets import Preset
@@ -35,29 +37,6 @@ class StyleHead(nn.Module):
         return self.linear(self.convs(x).mean((2, 3)))
 
 
-class FlatHead(nn.Module):
-    """Feature map (N, C, S, S) -> one code (N, D), read by one linear map from a flattened small map.
-
-    e4e's head squeezes a slot through one pixel after up to four narrow convolutions and leans on a pretrained body.
-    Trained from scratch its codes stay low-rank: measured at 64 px after 50,000 faces, 3 to 9 effective dimensions.
-    """
-
-    def __init__(self, c_in: int, width: int, d_out: int, side: int, flat: int):
-        super().__init__()
-        layers: list[nn.Module] = [nn.BatchNorm2d(c_in)]
-        while side > flat:
-            layers += [nn.Conv2d(c_in, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)]
-            c_in, side = width, side // 2
-        if c_in != width:
-            layers += [nn.Conv2d(c_in, width, 1)]
-        self.convs = nn.Sequential(*layers)
-        self.linear = nn.Linear(width * side * side, d_out)
-        nn.init.normal_(self.linear.weight, std=0.3 / math.sqrt(width * side * side))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.convs(x).flatten(1))
-
-
 class Encoder(nn.Module):
     """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D).
 
@@ -68,7 +47,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.n_latent, width = preset.n_latent, preset.encoder_width
         self.side = min(preset.resolution, 256)
-        self.input_layer, self.body = irse_body(width, preset.encoder_blocks, stem=preset.encoder_stem)
+        self.input_layer, self.body = irse_body(width, preset.encoder_blocks)
         ends = torch.tensor(preset.encoder_blocks).cumsum(0).tolist()
         self.taps = (ends[1] - 1, ends[2] - 1, ends[3] - 1)
         top, lateral = 8 * width, preset.encoder_fpn
@@ -76,15 +55,8 @@ class Encoder(nn.Module):
         self.latlayer1 = nn.Conv2d(4 * width, lateral, 1)
         self.latlayer2 = nn.Conv2d(2 * width, lateral, 1)
         sides = [self.side // (16 if i < COARSE else 8 if i < MIDDLE else 4) for i in range(self.n_latent)]
-        head, dim, flat = preset.encoder_head, preset.style_dim, preset.encoder_flat
-        self.styles = nn.ModuleList(
-            FlatHead(lateral, head, dim, s, flat) if flat else StyleHead(lateral, head, dim, s) for s in sides
-        )
+        self.styles = nn.ModuleList(StyleHead(lateral, preset.encoder_head, preset.style_dim, s) for s in sides)
         self.register_buffer("latent_avg", torch.zeros(preset.style_dim))
-        self.base = Eigenfaces(preset.base, dim) if preset.base else None
-        if self.base is not None:  # the components come first
-            for head in self.styles:
-                nn.init.normal_(head.linear.weight, std=0.03 / math.sqrt(head.linear.in_features))
 
     def forward(self, faces: torch.Tensor, slots: int | None = None) -> torch.Tensor:
         """slots: how many slots may differ from the base code (e4e's progressive training); None: all."""
@@ -102,21 +74,105 @@ class Encoder(nn.Module):
         p2 = self._add_up(p3, self.latlayer1(c2))
         p1 = self._add_up(p2, self.latlayer2(c1))
         base = self.styles[0](p3).float()
-        components = None if self.base is None else self.base.read(faces)
-        if components is not None:
-            base = base + components[:, 0]
         codes = [base]
         for i in range(1, self.n_latent):
             if slots is not None and i >= slots:
                 codes.append(base)
             else:
-                code = base + self.styles[i](p3 if i < COARSE else p2 if i < MIDDLE else p1).float()
-                codes.append(code if components is None or i >= self.base.slots else code + components[:, i])
+                codes.append(base + self.styles[i](p3 if i < COARSE else p2 if i < MIDDLE else p1).float())
         return torch.stack(codes, 1) + self.latent_avg
 
     @staticmethod
     def _add_up(small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
         return F.interpolate(small, size=large.shape[2:], mode="bilinear", align_corners=True) + large
+
+
+class _Head(nn.Module):
+    """Map (N, S, S, C) -> numbers (N, d_out): convolutions of stride 2 down to 4 x 4, then one linear map of all of it."""
+
+    def __init__(self, c_in: int, width: int, d_out: int, side: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        while side > 4:
+            layers += [nn.Conv2d(c_in, width, 3, 2, 1), nn.LeakyReLU(0.2)]
+            c_in, side = width, side // 2
+        self.convs = nn.Sequential(*layers) if layers else nn.Sequential(nn.Conv2d(c_in, width, 1), nn.LeakyReLU(0.2))
+        self.linear = nn.Linear(width * side * side, d_out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.convs(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1))
+
+
+class LiteEncoder(nn.Module):
+    """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D), in passes: each sees the face and what the generator draws so
+    far, and adds to z what is missing (ReStyle, Alaluf et al., ICCV 2021). The first pass sees the mean face.
+
+    Slots below 3 read the map of stride 32, below 7 that of stride 16, the others that of stride 8, as in e4e.
+    generator: frozen, and not part of the state. The buffer `passes` says how many passes the weights were trained for.
+    """
+
+    def __init__(self, preset: Preset, generator: nn.Module, passes: int = 1):
+        super().__init__()
+        self.n_latent, self.side, width = preset.n_latent, preset.resolution, preset.encoder_fpn
+        self._generator = [generator]
+        self.register_buffer("passes", torch.tensor(passes))
+        self.body = EfficientNetLite0(channels=6)
+        self.lateral = nn.ModuleList(nn.Linear(c, width) for c in list(TAPS.values())[1:])
+        self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in self.lateral)
+        strides = [32 if i < COARSE else 16 if i < MIDDLE else 8 for i in range(self.n_latent)]
+        head = preset.encoder_head
+        self.styles = nn.ModuleList(
+            _Head(width, head if i else 2 * head, preset.style_dim, self.side // s) for i, s in enumerate(strides)
+        )
+        for i, style in enumerate(self.styles):  # differences between slots start small
+            nn.init.normal_(style.linear.weight, std=(0.02 if i else 0.3) / style.linear.in_features**0.5)
+            nn.init.zeros_(style.linear.bias)
+
+    def missing(self, faces: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+        """What to add to z (N, L, D), from faces and what is drawn so far, both (N, 3, R, R): one pass."""
+        pair = torch.cat([faces, shown.to(faces.dtype)], 1).permute(0, 2, 3, 1)
+        maps, kept, above = self.body(pair)[1:], [], None
+        for x, lateral, smooth in zip(maps[::-1], list(self.lateral)[::-1], list(self.smooth)[::-1], strict=True):
+            x = lateral(x)
+            if above is not None:
+                x = x + above.repeat_interleave(2, 1).repeat_interleave(2, 2)
+            above = x + F.leaky_relu(smooth(x.permute(0, 3, 1, 2)), 0.2).permute(0, 2, 3, 1)
+            kept.append(above)
+        base = self.styles[0](kept[0]).float()
+        others = [
+            base + self.styles[i](kept[0 if i < COARSE else 1 if i < MIDDLE else 2]).float()
+            for i in range(1, self.n_latent)
+        ]
+        return torch.stack([base, *others], 1)
+
+    def draw(self, z: torch.Tensor) -> torch.Tensor:
+        """z (N, L, D), not yet bounded -> what the generator draws, (N, 3, R, R)."""
+        return self._generator[0](self.to_w(z)).clamp(-1, 1)
+
+    def to_w(self, z: torch.Tensor) -> torch.Tensor:
+        """z (N, L, D), not yet bounded -> codes (N, L, D)."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self._generator[0].codes.to_w(soft_bound(z.float()))
+
+    def read(self, faces: torch.Tensor, passes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """z (N, L, D) after so many passes, before the bound, and what is drawn from it; 0 passes: the mean face."""
+        z = torch.zeros(1, self.n_latent, self._generator[0].style_dim, device=faces.device)
+        z, shown = z.expand(len(faces), -1, -1), self.draw(z).expand(len(faces), -1, -1, -1)
+        for _ in range(passes):
+            z = z + self.missing(faces, shown)
+            shown = self.draw(z)
+        return z, shown
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        if faces.ndim != 4 or faces.shape[1] != 3:
+            raise ValueError(f"faces must be (N, 3, R, R), got {tuple(faces.shape)}")
+        z, shown = self.read(faces, int(self.passes) - 1)
+        return self.to_w(z + self.missing(faces, shown))
+
+
+def build_encoder(preset: Preset, generator: nn.Module) -> Encoder | LiteEncoder:
+    """The encoder of a preset, without weights; generator: the one it inverts."""
+    return LiteEncoder(preset, generator) if preset.encoder == "lite" else Encoder(preset)
 
 
 class LatentDiscriminator(nn.Module):

@@ -14,11 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from riddle.models.eigenfaces import Eigenfaces
+from riddle.models.codes import GaussianCodes
 from riddle.models.layers import SQRT2, EqualConv2d, EqualLinear, blur_kernel, depthwise
 from riddle.presets import Preset
-
-DETAIL = 0.5  # of the deviation of components beyond w, in samples: all of it reads as cracks in a face, not as detail
 
 
 class PixelNorm(nn.Module):
@@ -116,23 +114,14 @@ class ToRGB(nn.Module):
 class Generator(nn.Module):
     """Mapping and synthesis network.
 
-    resolution: power of two; channels: {side: channels}; style_dim: D; n_mlp: layers of the mapping; noise: False for
-    a generator trained without per-pixel noise; base: slots whose codes also weigh eigenfaces (riddle.models.
-    eigenfaces), 0 for the published network. `n_latent` is L = 2 log2(resolution) - 2: one code for each convolution
-    and one for the last ToRGB.
+    resolution: power of two; channels: {side: channels}; style_dim: D; n_mlp: layers of the mapping. `n_latent` is
+    L = 2 log2(resolution) - 2: one code for each convolution and one for the last ToRGB. `codes` is the Gaussian space
+    of its codes, which the published weights lack: measure it after loading them.
     """
 
-    def __init__(
-        self,
-        resolution: int,
-        channels: dict[int, int],
-        style_dim: int = 512,
-        n_mlp: int = 8,
-        noise: bool = True,
-        base: int = 0,
-    ):
+    def __init__(self, resolution: int, channels: dict[int, int], style_dim: int = 512, n_mlp: int = 8):
         super().__init__()
-        self.resolution, self.style_dim, self.noisy = resolution, style_dim, noise
+        self.resolution, self.style_dim = resolution, style_dim
         self.log_size = int(math.log2(resolution))
         self.n_latent = 2 * self.log_size - 2
         mapping = [EqualLinear(style_dim, style_dim, lr_mul=0.01, activate=True) for _ in range(n_mlp)]
@@ -150,16 +139,13 @@ class Generator(nn.Module):
             self.convs.append(StyledConv(c_in, c_out, style_dim, upsample=True))
             self.convs.append(StyledConv(c_out, c_out, style_dim))
             self.to_rgbs.append(ToRGB(c_out, style_dim))
-        self.base = Eigenfaces(base, style_dim, channels) if base else None
-        if base:  # mean and deviation of inverted codes, less their first slot
-            self.register_buffer("offsets", torch.zeros(self.n_latent, style_dim))
-            self.register_buffer("deviations", torch.zeros(self.n_latent, style_dim))
+        self.codes = GaussianCodes(style_dim)
 
     @classmethod
     def of(cls, preset: Preset) -> Generator:
         """The generator of a preset, untrained."""
         p = preset
-        return cls(p.resolution, p.channels, p.style_dim, p.n_mlp, p.noise, p.base)
+        return cls(p.resolution, p.channels, p.style_dim, p.n_mlp)
 
     def map(self, z: torch.Tensor) -> torch.Tensor:
         """z: (N, D), standard normal -> w: (N, D)."""
@@ -169,25 +155,10 @@ class Generator(nn.Module):
         """w: (N, D) -> the same code for every layer, (N, L, D)."""
         return w[:, None].expand(-1, self.n_latent, -1)
 
-    def spread(self, w: torch.Tensor) -> torch.Tensor:
-        """w: (N, D) -> a code for every layer, (N, L, D), where inverted codes lie: with each slot's own mean.
-
-        The published generators were trained on `broadcast` codes, and so this is the same for them.
-        """
-        return self.broadcast(w) if self.base is None else self.broadcast(w) + self.offsets
-
-    def detailed(self, w: torch.Tensor, draw: torch.Generator | None = None, detail: float = DETAIL) -> torch.Tensor:
-        """`spread` with drawn offsets, of each slot's own mean and deviation: (N, D) -> (N, L, D).
-
-        w weighs the first D components alone; what photos add to it, samples draw: further components at `detail` of
-        their deviation, the other slots at all of it. Without eigenfaces `spread`.
-        """
-        codes = self.spread(w)
-        if self.base is None:
-            return codes
-        drawn = torch.randn(codes.shape, generator=draw, device=w.device if draw is None else draw.device)
-        drawn = self.deviations * drawn.to(w)
-        return codes + torch.cat([detail * drawn[:, : self.base.slots], drawn[:, self.base.slots :]], 1)
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.input.input.device
 
     @torch.no_grad()
     def mean_latent(self, n: int = 4096, seed: int = 0) -> torch.Tensor:
@@ -198,16 +169,17 @@ class Generator(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, psi: float = 1.0, seed: int = 0) -> torch.Tensor:
         """Codes (n, L, D) of faces of nobody; psi: truncation towards the mean, 1 is none (StyleGAN, sec. B)."""
-        draw = torch.Generator().manual_seed(seed)
-        z, mean = torch.randn(n, self.style_dim, generator=draw), self.mean_latent()
-        centre = self.spread(mean[None])
-        return centre + psi * (self.detailed(self.map(z.to(mean.device)), draw) - centre)
+        z, mean = torch.randn(n, self.style_dim, generator=torch.Generator().manual_seed(seed)), self.mean_latent()
+        return self.broadcast(mean + psi * (self.map(z.to(mean.device)) - mean))
 
-    def synthesize(self, w: torch.Tensor, noise: str = "const") -> torch.Tensor:
-        """w: (N, L, D) -> faces (N, 3, R, R), about [-1, 1].
+    def synthesize(self, w: torch.Tensor, side: int | None = None, noise: str = "const") -> torch.Tensor:
+        """w: (N, L, D) -> faces (N, 3, side, side), about [-1, 1].
 
-        noise: "const" (the stored maps: the same face each time), "random", or "none".
+        side: None or R, the network's own, or a divisor of it: the mean over pixels. noise: "const" (the stored maps:
+        the same face each time), "random", or "none". Raises ValueError for other shapes and sides.
         """
+        if side is not None and (side > self.resolution or self.resolution % side):
+            raise ValueError(f"no face of {side} px; this generator draws {self.resolution} px and its divisors")
         if w.ndim != 3 or w.shape[1:] != (self.n_latent, self.style_dim):
             raise ValueError(f"codes must be (N, {self.n_latent}, {self.style_dim}), got {tuple(w.shape)}")
         n = w.shape[0]
@@ -215,34 +187,23 @@ class Generator(nn.Module):
         if torch.is_autocast_enabled(w.device.type):
             x = x.to(torch.get_autocast_dtype(w.device.type))
 
-        if not self.noisy:
-            noise = "none"
-
         def layer_noise(i: int) -> torch.Tensor | None:
             stored = getattr(self.noises, f"noise_{i}")
             if noise == "random":
                 return torch.randn(n, *stored.shape[1:], device=w.device)
             return stored if noise == "const" else None
 
-        face = None if self.base is None else self.base(w)
-        seen = {} if face is None else self.base.features(face)  # {side: (N, C, side, side)}
-        x = x if face is None else x + seen[4].to(x.dtype)
         x = self.conv1(x, w[:, 0], layer_noise(0))
         skip = self.to_rgb1(x, w[:, 1], None)
         for k, to_rgb in enumerate(self.to_rgbs):
             i = 2 * k + 1
             x = self.convs[2 * k](x, w[:, i], layer_noise(i))
-            side = x.shape[2]
-            if side in seen:
-                x = x + seen[side].to(x.dtype)
             x = self.convs[2 * k + 1](x, w[:, i + 1], layer_noise(i + 1))
             skip = to_rgb(x, w[:, i + 2], skip)
-            if seen and side == Eigenfaces.SIDE:
-                skip = skip + face
-        return skip
+        return skip if side in (None, self.resolution) else F.adaptive_avg_pool2d(skip, side)
 
-    def forward(self, w: torch.Tensor, noise: str = "const") -> torch.Tensor:
-        return self.synthesize(w, noise)
+    def forward(self, w: torch.Tensor, side: int | None = None, noise: str = "const") -> torch.Tensor:
+        return self.synthesize(w, side, noise)
 
 
 class ResidualBlock(nn.Module):

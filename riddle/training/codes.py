@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
-from riddle.faces.pixels import to_bytes
-from riddle.models.inversion import Encoder
-from riddle.models.stylegan2 import Generator
+from riddle.networks import Synthesis
+from riddle.passwords import to_password
 from riddle.training.judges import Features
 from riddle.training.loop import faces_to_float
 
@@ -28,39 +26,37 @@ class Codes:
         return torch.cat([self.encrypted, self.recovered, self.wrong], 1)
 
 
-def draw_keys(generator: Generator, count: int, m: int, n: int) -> torch.Tensor:
+SPREAD = 0.4  # std of the differences between slots, in z; photos inverted by optimisation: 0.42
+
+
+def draw_keys(generator: Synthesis, count: int, m: int, n: int) -> torch.Tensor:
     """Random passwords, all distinct: (count, m, n + 1, L, D); [:, :, 0] encrypt, the others are wrong."""
-    z = torch.randn(count * m * (n + 1), generator.style_dim, device=generator.input.input.device)
-    with torch.no_grad():
-        w = generator.broadcast(generator.map(z))
+    z = torch.randn(count * m * (n + 1), generator.style_dim, device=generator.device)
+    w = to_password(generator.codes, z, generator.n_latent)
     return w.reshape(count, m, n + 1, *w.shape[1:])
 
 
 @torch.no_grad()
-def draw_codes(g: Generator, count: int, mixing: float = 0.0) -> torch.Tensor:
-    """Codes for data-free training: (count, L, D) from the mapping network, psi = 1; over eigenfaces, where W has the
-    first slot's components alone, the other slots' offsets are drawn from their normal distribution.
+def draw_codes(generator: Synthesis, count: int, seed: int | None = None) -> torch.Tensor:
+    """Codes (count, L, D) of faces of nobody, as inverted photos have them, for training without data (section 3.3).
 
-    mixing: share of codes made of two, cut between two slots; without eigenfaces only.
+    In turn: one code of the mapping network in all slots; two, mixed at a slot; one with small differences in every
+    slot. seed: None draws from torch's own stream.
     """
-    z = torch.randn(2, count, g.style_dim, device=g.input.input.device)
-    if g.base is not None:  # what the mapping leaves out, as whitened components are spread
-        return g.detailed(g.map(z[0]), detail=1.0)
-    first, second = g.spread(g.map(z[0])), g.spread(g.map(z[1]))
-    cut = torch.randint(1, g.n_latent, (count, 1, 1), device=first.device)
-    cut = torch.where(torch.rand(count, 1, 1, device=first.device) < mixing, cut, g.n_latent)
-    return torch.where(torch.arange(g.n_latent, device=first.device)[None, :, None] < cut, first, second)
+    draw = None if seed is None else torch.Generator().manual_seed(seed)
+    z = torch.randn(2, count, generator.style_dim, generator=draw).to(generator.device)
+    first, second = (generator.broadcast(generator.map(part)) for part in z)
+    slots = torch.arange(generator.n_latent)[None, :, None]
+    at = torch.randint(1, generator.n_latent, (count, 1, 1), generator=draw)
+    mixed = torch.where((slots < at).to(first.device), first, second)
+    differences = SPREAD * torch.randn(first.shape, generator=draw).to(first.device)
+    near = generator.codes.to_w((generator.codes.to_gaussian(first) + differences) / (1 + SPREAD**2) ** 0.5)
+    kind = torch.arange(count, device=first.device)[:, None, None] % 3
+    return torch.where(kind == 0, first, torch.where(kind == 1, mixed, near))
 
 
 @torch.no_grad()
-def drawn_faces(g: Generator, count: int = 4096, batch: int = 64) -> torch.Tensor:
-    """Faces of such codes, uint8 (count, R, R, 3): what the critic takes for real where there are no data."""
-    parts = [to_bytes(g(draw_codes(g, min(batch, count - k)))) for k in range(0, count, batch)]
-    return torch.from_numpy(np.concatenate(parts))
-
-
-@torch.no_grad()
-def encode(encoder: Encoder, faces: torch.Tensor, batch: int = 64, bfloat16: bool = False) -> torch.Tensor:
+def encode(encoder: nn.Module, faces: torch.Tensor, batch: int = 64, bfloat16: bool = False) -> torch.Tensor:
     """uint8 faces (N, R, R, 3) -> codes (N, L, D) in float32."""
     device = next(encoder.parameters()).device
     codes = []
@@ -82,7 +78,7 @@ def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tenso
 @torch.no_grad()
 def evaluate(
     encryptor: nn.Module,
-    generator: Generator,
+    generator: Synthesis,
     codes: torch.Tensor,
     embed: Features,
     keys: torch.Tensor,

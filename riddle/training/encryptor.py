@@ -1,12 +1,11 @@
 """Train the latent encryptor of a preset; everything else is frozen (paper, section 3).
 
-    python -m riddle.training.encryptor --preset mini --codes codes.npy --generator results/runs/gan/state.pt \
-        --parser results/runs/parsing/parser.safetensors --out results/runs/encryptor --minutes 40
+    python -m riddle.training.encryptor --preset mobile --codes codes.npy --out results/runs/encryptor --steps 40000
     ... --datafree            # section 3.3: codes drawn from the mapping network, no data
     ... --arch mlp            # Table 5, w/o transformer
+    ... --arch coupling       # ours: its own inverse by construction
     ... --no-div              # Table 5, w/o identity diversity loss
     ... --weight recovery=3 --weight latent=0.1 --lr 3e-4
-    ... --realism 1 --faces faces.npy        # ours: a critic that has seen real faces judges the encrypted ones
     ... --pixels 3            # ours: recovery from published pixels too
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in
@@ -24,19 +23,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 
 from riddle import losses
 from riddle.losses import LossWeights
-from riddle.models.encryptor import ARCHITECTURES, REFLECTION, build_encryptor, code_statistics
-from riddle.models.inversion import Encoder
-from riddle.models.stylegan2 import Generator
+from riddle.models.encryptor import ARCHITECTURES, build_encryptor
+from riddle.models.inversion import build_encoder
+from riddle.networks import Synthesis
 from riddle.presets import Preset, get
-from riddle.training.codes import draw_codes, draw_keys, drawn_faces, encrypt_and_decrypt, evaluate
-from riddle.training.critic import Realism
-from riddle.training.gan import update_average
-from riddle.training.judges import Judges, frozen_networks, load_network
-from riddle.training.loop import LoopConfig, average_gradients, make_accelerator, run
+from riddle.training.codes import draw_codes, draw_keys, encrypt_and_decrypt, evaluate
+from riddle.training.judges import Judges, frozen_networks
+from riddle.training.loop import LoopConfig, average_gradients, make_accelerator, run, update_average
 from riddle.training.pixelpath import PixelPath
 from riddle.training.schedule import minutes_left, progress_of, rate_share
 
@@ -49,13 +47,11 @@ class EncryptorConfig:
     n: int = 2  # wrong passwords an encrypted code; the paper: 2
     weights: LossWeights = field(default_factory=LossWeights)  # the paper's
     datafree: bool = False  # draw the codes instead of reading them (section 3.3)
-    mixing: float = 0.0  # data-free: share of codes made of two, cut between two slots
     arch: str = "transformer"
-    residual: float = REFLECTION  # 0: the paper's network
+    helper: float = 0.0  # weight of the squared error of decrypted z, which fades; the paper: none
+    helper_until: float = 0.5  # share of the training after which it is zero
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels; the paper: none
-    realism: float = 0.0  # weight of a projected critic's opinion on changed faces; the paper: none
-    judged: int = 16  # changed faces a step that it sees
-    lr: float = 5e-4  # AdamW, warm-up then cosine to zero; the paper's is not given
+    lr: float = 5e-4  # Adam, warm-up then cosine to zero; the paper's is not given
     warmup: float = 0.02  # share of the training
     clip: float = 2.0  # largest norm of the gradient
     ema: float = 0.999  # decay a step of the weights' average
@@ -72,46 +68,30 @@ class EncryptorTask:
         preset: Preset,
         config: EncryptorConfig,
         accelerator: Accelerator,
-        generator: Generator,
+        generator: Synthesis,
         judges: Judges,
-        held_out: torch.Tensor | None = None,
-        codes: torch.Tensor | None = None,
-        realism: Realism | None = None,
+        held_out: torch.Tensor,
         path: PixelPath | None = None,
     ):
-        """held_out: codes (N, L, D) for `evaluate`, none of them trained on; codes: (N, L, D), those trained on,
-        for their statistics (data-free: None, the mapping's); realism and path: the critic, and the way through
-        published pixels, where their weights are not 0."""
+        """held_out: codes (N, L, D) for `evaluate`, none of them trained on; path: the way through published pixels,
+        where its weight is not 0."""
         self.preset, self.config, self.accelerator = preset, config, accelerator
         self.generator, self.judges, device = generator.eval().requires_grad_(False), judges, accelerator.device
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            z = torch.randn(20_000, preset.style_dim).to(device)
-        with torch.no_grad():
-            key_statistics = code_statistics(generator.map(z))
-        codes = self.draw_codes(4096) if codes is None else codes.float()
-        self.encryptor = build_encryptor(preset, config.arch, residual=config.residual).to(device)
-        self.encryptor.use_directions(generator).standardise(codes.to(device))
-        self.encryptor.standardise_keys(*key_statistics)
+        self.encryptor = build_encryptor(preset, config.arch, generator.codes).to(device)
         self.average = copy.deepcopy(self.encryptor).eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(self.encryptor.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
+        self.average._codes = self.encryptor._codes
+        self.optimiser = torch.optim.Adam(self.encryptor.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.networks = {"encryptor": self.encryptor, "average": self.average}
         self.optimisers = {"encryptor": self.optimiser}
-        self.realism, self.path = realism, path
-        if realism is not None:
-            self.networks["critic"], self.optimisers["critic"] = realism.heads, realism.optimiser
-        self.counters = {"step": 0, "seconds": 0.0}
-        self.held_out = None if held_out is None else held_out.to(device)
-        if held_out is not None:
-            with torch.random.fork_rng(devices=[] if device.type == "cpu" else None):
-                torch.manual_seed(1)
-                self.held_out_keys = draw_keys(generator, len(held_out), 3, 1)
+        self.path, self.counters = path, {"step": 0, "seconds": 0.0}
+        self.held_out = held_out.to(device)
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else None):
+            torch.manual_seed(1)
+            self.held_out_keys = draw_keys(generator, len(held_out), 3, 1)
 
-    def draw_codes(self, count: int) -> torch.Tensor:
-        """Codes for data-free training, (count, L, D)."""
-        return draw_codes(self.generator, count, self.config.mixing)
-
-    def losses(self, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def losses(
+        self, w: torch.Tensor, keys: torch.Tensor, progress: float = 1.0
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Eq. 10 for originals w (B, L, D) under keys (B, m, n + 1, L, D), and every term unweighted."""
         weights, judges, m = self.config.weights, self.judges, keys.shape[1]
         codes = encrypt_and_decrypt(self.encryptor, w, keys).joined()
@@ -143,12 +123,11 @@ class EncryptorTask:
         if self.path is not None:
             terms["recovery_pixels"] = self.recovery_from_pixels(faces[:, 0], original, keys[:, 0, 0], wanted)
             total = total + self.config.pixels * terms["recovery_pixels"]
-        if self.realism is not None:
-            changed = torch.cat([faces[:, :m], faces[:, 2 * m :]], 1).flatten(0, 1)
-            self.shown = changed[torch.randperm(len(changed))[: self.config.judged]]
-            with self.accelerator.autocast():
-                terms["realism"] = self.realism.loss(self.shown)
-            total = total + self.config.realism * terms["realism"]
+        fading = self.config.helper * max(0.0, 1 - progress / self.config.helper_until)
+        if fading:
+            to_z = self.generator.codes.to_gaussian
+            terms["helper"] = F.mse_loss(to_z(codes[:, m : 2 * m]), to_z(w)[:, None].expand(-1, m, -1, -1))
+            total = total + fading * terms["helper"]
         return total, terms
 
     def recovery_from_pixels(
@@ -169,8 +148,8 @@ class EncryptorTask:
         progress = progress_of(self.accelerator, progress, self.counters["seconds"], c.minutes)
         for group in self.optimiser.param_groups:
             group["lr"] = c.lr * rate_share(progress, c.warmup)
-        w = batch["w"].float() if "w" in batch else self.draw_codes(len(batch["row"]))
-        loss, terms = self.losses(w, draw_keys(self.generator, len(w), c.m, c.n))
+        w = batch["w"].float() if "w" in batch else draw_codes(self.generator, len(batch["row"]))
+        loss, terms = self.losses(w, draw_keys(self.generator, len(w), c.m, c.n), progress)
         self.accelerator.backward(loss)
         average_gradients(self.accelerator, self.encryptor.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.encryptor.parameters(), c.clip)
@@ -180,9 +159,7 @@ class EncryptorTask:
         self.counters["step"] += 1
         update_average(self.average, self.encryptor, min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10)))
         numbers = {"loss": loss, **terms, "gradient": norm}
-        if self.realism is not None:
-            numbers["critic"] = self.realism.step(self.shown)
-        if self.held_out is not None and self.counters["step"] % c.eval_every == 0:
+        if self.counters["step"] % c.eval_every == 0:
             numbers |= {f"val_{k}": v for k, v in self.evaluate().items()}
         self.counters["seconds"] += time.monotonic() - began
         return numbers
@@ -194,10 +171,8 @@ class EncryptorTask:
             return evaluate(self.average, self.generator, codes, embed, keys, self.config.threshold)
 
     @torch.no_grad()
-    def samples(self) -> torch.Tensor | None:
+    def samples(self) -> torch.Tensor:
         """Rows: originals, two encryptions, the first one decrypted, and decrypted by a wrong password."""
-        if self.held_out is None:
-            return None
         w, keys = self.held_out[:8], self.held_out_keys[:8]
         made = encrypt_and_decrypt(self.average, w, keys)
         rows = [w, made.encrypted[:, 0], made.encrypted[:, 1], made.recovered[:, 0], made.wrong[:, 0]]
@@ -220,30 +195,25 @@ def command_line() -> argparse.ArgumentParser:
     """The options of this module."""
     c = EncryptorConfig()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", default="mini")
+    p.add_argument("--preset", default="mobile")
     p.add_argument("--codes", help=".npy (N, L, D) of inverted training faces; not needed with --datafree")
     p.add_argument("--val-codes", help=".npy of held-out codes; default: 48 that training then leaves out")
     p.add_argument("--out", required=True)
-    p.add_argument("--generator", help="state.pt or safetensors; default: the preset's bundled weights")
-    p.add_argument("--parser", help="state.pt or safetensors; default: the preset's bundled weights")
-    p.add_argument("--steps", type=int, default=20_000)
+    p.add_argument("--generator", help="safetensors; default: the preset's bundled weights")
+    p.add_argument("--parser", help="safetensors; default: the preset's bundled weights")
+    p.add_argument("--start", help="encryptor.safetensors to go on from")
+    p.add_argument("--steps", type=int, default=40_000)
     p.add_argument("--minutes", type=float, default=float("inf"))
-    p.add_argument("--batch", type=int, default=8, help="originals a step; the paper: 8")
+    p.add_argument("--batch", type=int, default=2, help="originals a step; the paper: 8")
     p.add_argument("--m", type=int, default=c.m)
     p.add_argument("--n", type=int, default=c.n)
     p.add_argument("--lr", type=float, default=c.lr)
     p.add_argument("--datafree", action="store_true")
-    p.add_argument("--mixing", type=float, default=c.mixing)
     p.add_argument("--arch", choices=ARCHITECTURES, default=c.arch)
     p.add_argument("--no-div", action="store_true")
-    p.add_argument("--residual", type=float, default=c.residual, help="factor of the reflected code; 0: the paper")
+    p.add_argument("--helper", type=float, default=c.helper, help="weight of the error of decrypted z, which fades")
     p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
     p.add_argument("--encoder", help="safetensors, for --pixels; default: the preset's bundled weights")
-    p.add_argument("--realism", type=float, default=c.realism, help="weight of the critic's opinion; needs --faces")
-    p.add_argument(
-        "--faces", help="uint8 .npy (N, R, R, 3) of aligned training faces, for the critic; data-free: drawn"
-    )
-    p.add_argument("--critic", help="state.pt of riddle.training.inversion, whose critic goes on")
     p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
     p.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
     p.add_argument("--threshold", type=float, help="cosine; default: the recogniser's own")
@@ -258,15 +228,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     a = p.parse_args(argv)
     if not a.datafree and not a.codes:
         p.error("--codes is needed, unless --datafree draws them")
-    if a.realism and not a.faces and not a.datafree:
-        p.error("--realism compares with real faces; give them by --faces")
     return a
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Train as the command line says; returns the last logged numbers and the final evaluation."""
     from riddle.allocator import keep_memory
-    from riddle.zoo import bundled, load_lpips, save_tensors
+    from riddle.zoo import bundled, load_tensors, save_tensors
 
     a = parse_arguments(argv)
     keep_memory()
@@ -275,39 +243,31 @@ def main(argv: list[str] | None = None) -> dict:
     loop = LoopConfig(a.out, a.steps, a.batch, a.seed, save_every=a.eval_every, minutes=left)
     accelerator = make_accelerator(loop)
     torch.manual_seed(a.seed)
-    generator, judges, threshold = frozen_networks(preset, a.generator, a.parser, accelerator.device)
+    generator, judges, threshold = frozen_networks(preset, a.generator, accelerator.device, a.parser)
     config = EncryptorConfig(
-        m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, mixing=a.mixing,
-        arch=a.arch, residual=a.residual, pixels=a.pixels, realism=a.realism, lr=a.lr, eval_every=a.eval_every,
+        m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, arch=a.arch,
+        helper=a.helper, pixels=a.pixels, lr=a.lr, eval_every=a.eval_every,
         minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
-    codes = torch.from_numpy(np.load(a.codes)) if a.codes else None
-    held_out = torch.from_numpy(np.load(a.val_codes)).float()[:48] if a.val_codes else None
-    if held_out is None and codes is not None:
-        codes, held_out = codes[:-48], codes[-48:].float()
-    realism = None
-    if a.realism:
-        real = drawn_faces(generator) if a.datafree else torch.from_numpy(np.load(a.faces))
-        realism = Realism(load_lpips("squeeze"), real, accelerator)
-        if a.critic and not a.datafree:
-            trained = torch.load(a.critic, map_location=accelerator.device, weights_only=True)["networks"]["critic"]
-            realism.heads.load_state_dict(trained)
+    codes = torch.from_numpy(np.load(a.codes)) if a.codes else draw_codes(generator, 48, seed=1)
+    held_out = torch.from_numpy(np.load(a.val_codes)).float()[:48] if a.val_codes else codes[-48:].float()
     path = None
     if a.pixels:
-        encoder = load_network(Encoder(preset), a.encoder or bundled(preset.name, "encoder"), "e_ema")
-        path = PixelPath(encoder.to(accelerator.device, memory_format=torch.channels_last), preset.framing)
-    parts = (preset, config, accelerator, generator, judges)
-    trained_on = None if a.datafree else codes
-    task = EncryptorTask(*parts, held_out, trained_on, realism, path)
-    if held_out is None:
-        task = EncryptorTask(*parts, task.draw_codes(48), None, realism, path)
-    tensors = {"row": torch.arange(1 << 16)} if a.datafree else {"w": codes}
+        encoder = build_encoder(preset, generator)
+        encoder.load_state_dict(load_tensors(a.encoder or bundled(preset.name, "encoder")))
+        path = PixelPath(encoder.to(accelerator.device))
+    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out, path)
+    if a.start:
+        for network in (task.encryptor, task.average):
+            network.load_state_dict(load_tensors(a.start))
+    tensors = {"row": torch.arange(1 << 16)} if a.datafree else {"w": codes if a.val_codes else codes[:-48]}
     last = run(task, tensors, loop, accelerator)
     if accelerator.is_main_process:
         last |= {f"val_{k}": round(v, 4) for k, v in task.evaluate().items()}
         about = {
             "preset": preset.name, "kind": config.arch, "datafree": config.datafree, "steps": last["step"],
-            "weights": json.dumps(config.weights.as_dict()), "m": config.m, "n": config.n, "seed": a.seed,
+            "batch": a.batch, "weights": json.dumps(config.weights.as_dict()), "m": config.m, "n": config.n,
+            "seed": a.seed,
         }  # fmt: skip
         save_tensors(Path(a.out) / "encryptor.safetensors", task.average.state_dict(), about)
         print(json.dumps(last))

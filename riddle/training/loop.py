@@ -4,8 +4,8 @@ A task owns networks and optimisers and knows one step. The loop owns everything
 generator from (seed, step, rank), so a resumed run draws what an uninterrupted one would have drawn, and no
 generator state is stored.
 
-    python -m riddle.training.gan --preset mini --data faces.npy --images 300000   # one CPU or GPU
-    torchrun --nproc-per-node 4 -m riddle.training.gan ...                        # several GPUs
+    python -m riddle.training.parsing --preset mobile --out results/runs/parsing   # one CPU or GPU
+    torchrun --nproc-per-node 4 -m riddle.training.parsing ...                    # several GPUs
 """
 
 from __future__ import annotations
@@ -82,6 +82,22 @@ def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Paramete
         for p in parameters:
             if p.grad is not None:
                 p.grad = accelerator.reduce(p.grad, reduction="mean")
+
+
+def step_optimiser(accelerator: Accelerator, optimiser: torch.optim.Optimizer) -> None:
+    """Average gradients over processes, then step and clear."""
+    average_gradients(accelerator, [p for g in optimiser.param_groups for p in g["params"]])
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * network; buffers are copied."""
+    for a, b in zip(average.parameters(), network.parameters(), strict=True):
+        a.lerp_(b.to(a.dtype), 1 - decay)
+    for a, b in zip(average.buffers(), network.buffers(), strict=True):
+        a.copy_(b)
 
 
 def write_atomically(path: Path, state: object) -> None:

@@ -33,8 +33,14 @@ from riddle.models.parsing import (
     labels,
 )
 from riddle.presets import Preset, get
-from riddle.training.gan import step_optimiser, update_average
-from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run
+from riddle.training.loop import (
+    LoopConfig,
+    faces_to_float,
+    make_accelerator,
+    run,
+    step_optimiser,
+    update_average,
+)
 from riddle.training.schedule import minutes_left, progress_of, rate_share
 
 

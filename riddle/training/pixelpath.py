@@ -35,14 +35,14 @@ def _shown_as(faces: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     return faces + (shown.to(faces) - faces).detach()
 
 
-def cropped_again(faces: torch.Tensor, under: torch.Tensor, framing: str = "tight") -> torch.Tensor:
+def cropped_again(faces: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
     """Faces (N, 3, R, R) in their photos' crops `under` as `protect` puts them there, and cropped a little beside.
 
     Their colours are matched, with gradients unchanged, and they are blended at the rim.
     """
     n, side = len(faces), faces.shape[-1]
     at = (np.arange(side) + 0.5) / side
-    mask, skin = torch.from_numpy(ellipse(at[None], at[:, None])).to(faces), core(side, framing)
+    mask, skin = torch.from_numpy(ellipse(at[None], at[:, None])).to(faces), core(side)
     if n:
         matched = torch.stack([match_colours(f, u, skin) for f, u in zip(faces, under, strict=True)])
         faces = _shown_as(faces, matched)
@@ -57,7 +57,7 @@ def cropped_again(faces: torch.Tensor, under: torch.Tensor, framing: str = "tigh
     return F.grid_sample(pasted.float(), grid, padding_mode="border", align_corners=False)
 
 
-def publish(faces: torch.Tensor, under: torch.Tensor, framing: str = "tight") -> torch.Tensor:
+def publish(faces: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
     """Faces and the crops of their photos, (N, 3, R, R) in [-1, 1] -> pictures of the same shape, in order: a
     quarter PNG, a quarter JPEG, half pasted, which loses most."""
     faces, under = faces.float().clamp(-1, 1), under.float()
@@ -66,7 +66,7 @@ def publish(faces: torch.Tensor, under: torch.Tensor, framing: str = "tight") ->
         [
             rounded(faces[:first]),
             rounded(faces[first:second], QUALITIES),
-            rounded(cropped_again(faces[second:], under[second:], framing)),
+            rounded(cropped_again(faces[second:], under[second:])),
         ]
     )
 
@@ -74,10 +74,10 @@ def publish(faces: torch.Tensor, under: torch.Tensor, framing: str = "tight") ->
 class PixelPath:
     """Encrypted faces -> the codes that their published pictures give."""
 
-    def __init__(self, encoder: nn.Module, framing: str = "tight"):
-        """encoder: the inversion, frozen; framing: the preset's."""
-        self.encoder, self.framing = encoder.eval().requires_grad_(False), framing
+    def __init__(self, encoder: nn.Module):
+        """encoder: the inversion, frozen."""
+        self.encoder = encoder.eval().requires_grad_(False)
 
     def __call__(self, faces: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
         """Codes (N, L, D) read from the published pictures of encrypted faces (N, 3, R, R)."""
-        return self.encoder(publish(faces, under, self.framing)).float()
+        return self.encoder(publish(faces, under)).float()
