@@ -8,7 +8,7 @@
 # make clean       remove .venv and caches; results and data stay
 
 SHELL := /bin/bash
-PRESET ?= mini
+PRESET ?= mobile
 CORES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -52,7 +52,7 @@ clean:
 	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis build dist
 
 # A name on PATH can be a shim that only prints an error: the first that runs and is 3.11 or 3.12 is taken.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock requirements-wheel.lock pyproject.toml
 	@set -e; \
 	if ! $(PY) -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2>/dev/null; then \
 		for python in $(PYTHON) python3.12 python3.11 python3 python \
@@ -68,5 +68,6 @@ $(STAMP): requirements.lock pyproject.toml
 	fi; \
 	$(PY) -m pip install --quiet --disable-pip-version-check uv; \
 	$(VENV)/bin/uv pip install --python $(PY) --require-hashes -r requirements.lock; \
+	$(VENV)/bin/uv pip install --python $(PY) --no-deps --require-hashes -r requirements-wheel.lock; \
 	$(VENV)/bin/uv pip install --python $(PY) --no-deps -e .; \
 	touch $@

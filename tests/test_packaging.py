@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import riddle
+from riddle import weights
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,25 @@ def test_ranges_are_loose_and_pins_are_exact_and_hashed(root, project):
         assert "--hash=sha256:" in block, block.splitlines()[0]
 
 
-def test_the_lock_names_no_machine_and_no_index(root):
-    text = (root / "requirements.lock").read_text()
+def test_wheels_of_weights_are_pinned_and_installed_without_dependencies_everywhere(root, project, lock):
+    """Their own requirements (openvino, jupyter) are not needed, and they are no dependency of the package."""
+    text = (root / "requirements-wheel.lock").read_text()
+    blocks = re.split(r"\n(?=[A-Za-z0-9])", text.replace("\\\n", " "))[1:]
+    pins = dict(re.match(r"([a-z0-9-]+)==(\S+) +--hash=sha256:[0-9a-f]{64}\n", block).groups() for block in blocks)
+    assert pins == {weights.WHEEL: weights.VERSION, weights.BODY: "0.1.0"}
+    assert all(f"{name}=={version}" in weights.REMEDY for name, version in pins.items())
+    wanted = {canonicalize_name(requirement.name) for requirement in direct(project)}
+    assert wanted.isdisjoint(pins) and wanted.isdisjoint({"openvino", "gdown"}) and pins.keys().isdisjoint(lock)
+    command = "--no-deps --require-hashes -r requirements-wheel.lock"
+    assert command in weights.REMEDY
+    assert command in text and command in (root / "environment.yml").read_text()
+    makefile = (root / "Makefile").read_text()
+    assert command in makefile and re.search(r"^\$\(STAMP\):.*requirements-wheel\.lock", makefile, re.M)
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-wheel.lock"])
+def test_the_lock_names_no_machine_and_no_index(root, name):
+    text = (root / name).read_text()
     assert "://" not in text and "--index" not in text and "--find-links" not in text
     assert not re.search(r"(^|[\s=])/[A-Za-z]", text)
 
