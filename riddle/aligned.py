@@ -1,4 +1,4 @@
-"""Aligned sets: the main face of each photo, cropped as a preset wants it; cached under everything that made them."""
+"""Aligned sets: the main face of each photo, cropped for a preset; cached under everything that made them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,19 +22,22 @@ from .faces.alignment import crop, framing_matrix
 from .progress import track
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from .faces.detection import Face
     from .photos import Images
 
-_VERSION = 1  # raise it when a change here, in faces/alignment.py or in faces/detection.py moves a point or a pixel
-_SAVE_EVERY = 500  # photos between two saves of the points
+_VERSION = 2  # raise it when a change here, in faces/alignment.py or in faces/detection.py moves a crop
+_SAVE_EVERY = 500  # photos between two saves of the matrices
 _PROCESSES_FROM = 200  # photos; fewer are done before a second process has started
 
 
 @dataclass(frozen=True)
 class AlignedSet:
-    """The faces of a data set in one framing and size; row i of each array is names[i]."""
+    """The faces of a data set in one size; row i of each array is names[i]."""
 
     faces: np.ndarray  # uint8 (N, R, R, 3)
-    points: np.ndarray  # float64 (N, 5, 2), pixels of the photo
+    matrices: np.ndarray  # float64 (N, 2, 3): a crop's unit square -> pixels of its photo, see `framing_matrix`
     names: list[str]
     missing: list[str]  # photos in which the detector found no face
     key: str  # of everything that made them
@@ -54,7 +57,7 @@ def aligned(
     workers: int = 2,
     cache: Path | str | None = None,
 ) -> AlignedSet:
-    """Detect and crop the main face of every photo of `dataset`.
+    """Detect and crop the main face of every photo of `dataset`; a picture that is framed already is only resized.
 
     detector: "auto", "dlib" or "mtcnn". workers: processes. cache: folder; default results/cache. An interrupted
     call resumes. Of several faces the main one is large and central: area minus twice the squared distance to the
@@ -66,47 +69,45 @@ def aligned(
     made_from = {
         "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,
-        "padding": dataset.default_padding,
-        "detector": _detector_version(detector),
+        "detector": "none" if dataset.framed else _detector_version(detector),
         "version": _VERSION,
     }
-    points_key = _key(made_from)
-    key = _key({**made_from, "resolution": preset.resolution, "framing": preset.framing})
+    key = _key({**made_from, "resolution": preset.resolution})
     label = f"{dataset.name.lower().replace(' ', '-')}-{dataset.split}"
-    points_file = folder / f"points-{label}-{points_key}.npy"
+    places_file = folder / f"places-{label}-{_key(made_from)}.npy"
     faces_file = folder / f"faces-{label}-{preset.name}-{key}.npy"
-    if not (faces_file.exists() and points_file.exists()):
-        _make(dataset, preset, detector, workers, points_file, faces_file)
-    points, faces = np.load(points_file), np.load(faces_file)
-    found = ~np.isnan(points[:, 0, 0])
+    if not (faces_file.exists() and places_file.exists()):
+        _make(dataset, preset, detector, workers, places_file, faces_file)
+    matrices, faces = np.load(places_file), np.load(faces_file)
+    found = ~np.isnan(matrices[:, 0, 0])
     names = np.array(dataset.names, dtype=object)
-    return AlignedSet(faces, points[found], list(names[found]), list(names[~found]), key)
+    return AlignedSet(faces, matrices[found], list(names[found]), list(names[~found]), key)
 
 
 def _make(
-    dataset: Images, preset: presets.Preset, detector: str, workers: int, points_file: Path, faces_file: Path
+    dataset: Images, preset: presets.Preset, detector: str, workers: int, places_file: Path, faces_file: Path
 ) -> None:
-    """Points (N, 5, 2), NaN where there is no face, then the crops of those found. Points, which cost most, are
+    """Matrices (N, 2, 3), NaN where there is no face, then the crops of those found. Matrices, which cost most, are
     saved as they come and serve every preset."""
-    n, part = len(dataset), points_file.with_suffix(".part.npy")
-    points, done = np.full((n, 5, 2), np.nan), 0
-    if points_file.exists():
-        points, done = np.load(points_file), n
+    n, part = len(dataset), places_file.with_suffix(".part.npy")
+    matrices, done = np.full((n, 2, 3), np.nan), 0
+    if places_file.exists():
+        matrices, done = np.load(places_file), n
     elif part.exists():
         done = min(len(known := np.load(part)), n)
-        points[:done] = known[:done]
-    job = _Job(dataset, preset, detector, dataset.default_padding)
+        matrices[:done] = known[:done]
+    job = _Job(dataset, preset.resolution, detector)
     faces = []
-    with _mapper(job, workers if n >= _PROCESSES_FROM else 1) as run:
-        known = [(name, points[i] if i < done else None) for i, name in enumerate(dataset.names)]
+    with _mapper(job, workers if n >= _PROCESSES_FROM and not dataset.framed else 1) as run:
+        known = [(name, matrices[i] if i < done else None) for i, name in enumerate(dataset.names)]
         bar = track(run(known), f"align {dataset.name}", n, "photo")
-        for i, (found, face) in enumerate(bar):
-            points[i] = found
+        for i, (matrix, face) in enumerate(bar):
+            matrices[i] = matrix
             if face is not None:
                 faces.append(face)
             if i >= done and (i + 1) % _SAVE_EVERY == 0:
-                save_array(part, points[: i + 1])
-    save_array(points_file, points)
+                save_array(part, matrices[: i + 1])
+    save_array(places_file, matrices)
     part.unlink(missing_ok=True)
     empty = np.empty((0, preset.resolution, preset.resolution, 3), np.uint8)
     save_array(faces_file, np.stack(faces) if faces else empty)
@@ -117,42 +118,41 @@ class _Job:
     """What a worker process needs."""
 
     dataset: Images
-    preset: presets.Preset
+    side: int  # px of the crops
     detector: str
-    padding: int
 
     def __call__(self, item: tuple[str, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
-        """(name, points if known) -> (points, crop); NaN and None without a face."""
-        name, points = item
-        if points is not None and np.isnan(points).any():
-            return points, None
+        """(name, matrix if known) -> (matrix, crop); NaN and None without a face."""
+        name, matrix = item
+        if matrix is not None and np.isnan(matrix).any():
+            return matrix, None
         photo = self.dataset.image(name)
-        if points is None:
-            points = main_face(photo, _detector(self.detector), self.padding)
-        if points is None:
-            return np.full((5, 2), np.nan), None
-        matrix = framing_matrix(points, self.preset.framing)
-        return points, np.asarray(crop(photo, matrix, self.preset.resolution))
+        if matrix is None:
+            matrix = whole(photo) if self.dataset.framed else main_face(photo, _detector(self.detector))
+        if matrix is None:
+            return np.full((2, 3), np.nan), None
+        return matrix, np.asarray(crop(photo, matrix, self.side))
 
 
-def main_face(photo, detector, padding: int = 0) -> np.ndarray | None:
-    """The five points (5, 2) of a photo's main face in its pixels, or None; `padding` px are reflected around the
-    photo first, for photos cropped so tightly that a detector has no room."""
-    from PIL import Image
+def whole(picture: Image.Image) -> np.ndarray:
+    """The matrix (2, 3) of a crop that is the whole picture: copied at its own size, an average where it shrinks by
+    an integer."""
+    width, height = picture.size
+    return np.array([[width, 0, -0.5], [0, height, -0.5]], np.float64)
 
-    if padding:
-        pixels = np.pad(np.asarray(photo), ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
-        photo = Image.fromarray(pixels)
+
+def main_face(photo: Image.Image, detector: Any) -> np.ndarray | None:
+    """The matrix (2, 3) that frames a photo's main face; None without a face."""
     found = detector.detect(photo)
     if not found:
         return None
     centre = np.array(photo.size) / 2
 
-    def weight(face) -> float:
+    def weight(face: Face) -> float:
         x1, y1, x2, y2 = face.box
         return (x2 - x1) * (y2 - y1) - 2 * float(((np.array([x1 + x2, y1 + y2]) / 2 - centre) ** 2).sum())
 
-    return np.asarray(max(found, key=weight).points, np.float64) - padding
+    return framing_matrix(np.asarray(max(found, key=weight).points, np.float64))
 
 
 _detectors: dict[str, object] = {}  # one of each kind a process: loading costs a second

@@ -1,4 +1,4 @@
-"""Data sets: LFW pairs, UTKFace, CelebAMask-HQ, FFHQ, CelebA-HQ, One Million Impressions, any folder of images.
+"""Data sets: LFW pairs, FFHQ, CelebAMask-HQ, CelebA-HQ, One Million Impressions, any folder of images.
 
 Each is found by argument, by [datasets] of the configuration file, or in the folders of RIDDLE_DATA; as a folder
 or as an uncompressed tar. data/README.md says where they come from and on which terms.
@@ -17,11 +17,11 @@ import numpy as np
 from . import config
 from .aligned import AlignedSet, aligned
 from .archives import decode, images_of
-from .photos import PLACES, DatasetMissingError, Images, locate
+from .photos import PLACES, DatasetMissingError, Images, listed_split, locate
 
 __all__ = [
     "CLASSES", "DATASETS", "FFHQ", "AlignedSet", "CelebAHQ", "CelebAMaskHQ", "DatasetMissingError", "Folder", "Images",
-    "LFWPairs", "Omi", "Pair", "Samples", "UTKFace", "aligned", "load", "locate", "parse_pairs",
+    "LFWPairs", "Omi", "Pair", "Samples", "aligned", "load", "locate", "parse_pairs",
 ]  # fmt: skip
 
 # CelebAMask-HQ's classes; the index is the id in a mask. l_ and r_ are the person's own left and right.
@@ -29,25 +29,6 @@ CLASSES = (
     "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip",
     "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
 )  # fmt: skip
-
-
-class UTKFace(Images):
-    """UTKFace, 200 px face crops. Zhang et al., 2017. Raises DatasetMissingError."""
-
-    name = "UTKFace"
-    default_padding = 40  # the tight crop of these crops is wider than they are
-
-    def __init__(self, split: str = "train", root: Path | str | None = None):
-        super().__init__(locate("utkface", root), split)
-        self._select(images_of(self.files), "utkface")
-
-    @staticmethod
-    def attributes(name: str) -> dict[str, int | None]:
-        """age in years, gender (0 male, 1 female), race (0 White, 1 Black, 2 Asian, 3 Indian, 4 other) as the file
-        name gives them; None where it does not."""
-        fields = name.split("_")[:3]
-        values = [int(f) if f.isdigit() and (i == 0 or int(f) < 5) else None for i, f in enumerate(fields)]
-        return dict(zip(("age", "gender", "race"), values, strict=True))
 
 
 class CelebAMaskHQ(Images):
@@ -100,22 +81,28 @@ class CelebAHQ(Images):
 
 
 class FFHQ(Images):
-    """FFHQ. Karras et al., 2019; val and test are its last 10,000, halved."""
+    """FFHQ at any size, in its own alignment. Karras et al., 2019.
+
+    Splits are those of a splits.json beside it; without one val and test are its last 10,000, halved. Raises
+    DatasetMissingError.
+    """
 
     name = "FFHQ"
+    framed = True
 
     def __init__(self, split: str = "train", root: Path | str | None = None):
         super().__init__(locate("ffhq", root), split)
         self._select(images_of(self.files), "ffhq")
-        numbers = {"train": (0, 60_000), "val": (60_000, 65_000), "test": (65_000, 70_000), "all": (0, 70_000)}
-        low, high = numbers[split]
-        self.names = [n for n in sorted(self._members) if low <= int(PurePosixPath(n).stem) < high]
+        if split != "all" and listed_split(self.root, split) is None:
+            low, high = {"train": (0, 60_000), "val": (60_000, 65_000), "test": (65_000, 70_000)}[split]
+            self.names = [n for n in sorted(self._members) if low <= int(PurePosixPath(n).stem) < high]
 
 
 class Omi(Images):
     """One Million Impressions: StyleGAN2 faces of no real person. Peterson et al., 2022."""
 
     name = "OMI"
+    framed = True
 
     def __init__(self, split: str = "all", root: Path | str | None = None):
         super().__init__(locate("omi", root), split)
@@ -225,8 +212,7 @@ def parse_pairs(text: str) -> list[Pair]:
 
 
 DATASETS = {
-    "lfw": LFWPairs, "utkface": UTKFace, "celebamask_hq": CelebAMaskHQ, "celeba_hq": CelebAHQ, "ffhq": FFHQ, "omi": Omi,
-    "samples": Samples,
+    "lfw": LFWPairs, "ffhq": FFHQ, "celebamask_hq": CelebAMaskHQ, "celeba_hq": CelebAHQ, "omi": Omi, "samples": Samples,
 }  # fmt: skip
 
 

@@ -1,10 +1,14 @@
 """What judges see in a set of faces: detections as arrays, and embeddings by several recognisers.
 
 A face is cropped once for all judges of one alignment.
+
+    python -m riddle.judging --judges edgeface-xs mobileface-v2     # the thresholds of faces/recognizers.py, anew
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,3 +90,44 @@ def embed(
                 out[name][part] = judges[name].embed(x).float().cpu().numpy()
                 spent[name] = spent.get(name, 0.0) + time.monotonic() - began
     return out
+
+
+def stranger_threshold(
+    judge: Recognizer, embeddings: np.ndarray, pairs: int = 60_000, share: float = 0.001, seed: int = 0
+) -> float:
+    """The similarity that `share` of so many random pairs of different rows of embeddings (N, E) exceed.
+
+    Rows are faces of different people; those of NaN, where no face was found, are left out.
+    """
+    e = embeddings[np.isfinite(embeddings).all(1)]
+    rng = np.random.default_rng(seed)
+    a = rng.integers(len(e), size=pairs)
+    b = (a + rng.integers(1, len(e), size=pairs)) % len(e)
+    return float(np.quantile(judge.similarity(e[a], e[b]), 1 - share))
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Measure `stranger_threshold` of recognisers on FFHQ's training and validation splits. Raises
+    DatasetMissingError."""
+    from riddle import datasets
+    from riddle.faces import recognizers
+    from riddle.faces.detection import detect_in_crop
+    from riddle.faces.pixels import to_tensor
+
+    p = argparse.ArgumentParser(description=main.__doc__)
+    p.add_argument("--judges", nargs="+", default=[n for n, s in recognizers.SPECS.items() if "FFHQ" in s.rule])
+    p.add_argument("--preset", default="mobile", help="its resolution is that of the faces")
+    p.add_argument("--workers", type=int, default=2, help="processes for detection")
+    a = p.parse_args(argv)
+    sets = [datasets.aligned(datasets.load("ffhq", split), a.preset) for split in ("train", "val")]
+    pictures = np.concatenate([s.faces for s in sets])
+    found = detect_in_crop(to_tensor(pictures), "auto", a.workers)
+    judges = {name: recognizers.load(name) for name in a.judges}
+    embedded = embed(judges, pictures, found)
+    out = {name: round(stranger_threshold(judge, embedded[name]), 3) for name, judge in judges.items()}
+    print(json.dumps({"faces": len(found), "undetected": sum(f is None for f in found), **out}))
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -29,9 +29,6 @@ PLACES = {
         ("lfw.tar", "lfw", "lfw_home", "lfw_deepfunneled"),
         "the deep-funneled images and pairs.txt from vis-www.cs.umass.edu/lfw (or LFWPairs(download=True), funneled)",
     ),
-    "utkface": _Place(
-        ("utkface.tar", "utkface", "UTKFace"), "'aligned & cropped faces' from susanqq.github.io/UTKFace"
-    ),
     "celebamask_hq": _Place(
         ("celebamask_hq_1k.tar", "celebamask_hq.tar", "celebamask_hq", "CelebAMask-HQ"),
         "CelebAMask-HQ.zip from github.com/switchablenorms/CelebAMask-HQ",
@@ -41,8 +38,8 @@ PLACES = {
         "CelebAMask-HQ.zip from github.com/switchablenorms/CelebAMask-HQ (its CelebA-HQ-img)",
     ),
     "ffhq": _Place(
-        ("ffhq.tar", "ffhq", "images1024x1024", "thumbnails128x128"),
-        "images1024x1024 from github.com/NVlabs/ffhq-dataset",
+        ("ffhq.tar", "ffhq", "images1024x1024", "thumbnails128x128", "ffhq_128.tar"),
+        "images1024x1024 or thumbnails128x128 from github.com/NVlabs/ffhq-dataset",
     ),
     "omi": _Place(("omi_256.tar", "omi"), "the stimuli from github.com/jcpeterson/omi"),
 }
@@ -72,7 +69,7 @@ class Images:
     """Named images. Subclasses say which members belong to which split."""
 
     name = "images"
-    default_padding = 0  # px reflected around an image before detection
+    framed = False  # whether each picture is one face in FFHQ's framing already: no detector crops it
 
     def __init__(self, root: Path, split: str = "all"):
         self.root, self.split = root, split
@@ -119,13 +116,20 @@ def split_names(names: list[str], root: Path, split: str) -> list[str]:
         return names
     if split not in ("train", "val", "test"):
         raise ValueError(f"unknown split {split!r}; choose train, val, test or all")
+    if (listed := listed_split(root, split)) is not None:
+        here = set(names)
+        return [n for n in sorted(listed) if n in here]
+    digit = {n: hashlib.sha256(n.encode()).digest()[0] for n in names}
+    low, high = {"train": (26, 256), "val": (13, 26), "test": (0, 13)}[split]
+    return [n for n in names if low <= digit[n] < high]
+
+
+def listed_split(root: Path, split: str) -> list[str] | None:
+    """The names that a splits.json in `root` or beside it gives to a split; None where none names this set."""
     for listing in (root / "splits.json", root.parent / "splits.json"):
         if listing.is_file():
             content = json.loads(listing.read_text())
             stem = next((k for k in (root.stem, root.name) if k in content), None)
             if stem is not None:
-                here = set(names)
-                return [n for n in sorted(content[stem][split]) if n in here]
-    digit = {n: hashlib.sha256(n.encode()).digest()[0] for n in names}
-    low, high = {"train": (26, 256), "val": (13, 26), "test": (0, 13)}[split]
-    return [n for n in names if low <= digit[n] < high]
+                return content[stem][split]
+    return None

@@ -17,7 +17,7 @@ from riddle.presets import get
 from riddle.progress import track
 from riddle.runs import Run, read
 
-NEAR = 0.5  # of the crop's side: a face found farther from its place is another one
+NEAR = 0.35  # of the crop's side: a face found farther from its place is another one
 
 
 def pasted(
@@ -28,27 +28,21 @@ def pasted(
     pictures: (M, R, R, 3) in the order of the targets (M,), None for the photos as they are. Raises
     DatasetMissingError.
     """
-    points, under = read(photos, "points")[targets], read(photos, "faces")[targets]
+    matrices, under = read(photos, "matrices")[targets], read(photos, "faces")[targets]
     model = None if pictures is None else riddle.load(run.preset, device=run.device)
     for i, target in enumerate(track(targets, f"{label} in photos")):
         photo = run.photos.image(run.pairs.names[target])
-        matrix = alignment.framing_matrix(points[i], get(run.preset).framing)
+        matrix = matrices[i]
         if model is not None:
             before, after = (to_tensor(p[i : i + 1]).to(model.device) for p in (under, pictures))
             photo = model.paste(photo, before, after, matrix[None])
         yield photo, matrix
 
 
-def find_again(photo: Image.Image, matrix: np.ndarray, detector: Any, padding: int = 0) -> Face | None:
-    """The face at the place that `matrix` frames, in the photo's pixels; None when the detector finds none there.
-
-    padding: px reflected around the photo first, for photos cropped so tightly that a detector has no room.
-    """
+def find_again(photo: Image.Image, matrix: np.ndarray, detector: Any) -> Face | None:
+    """The face at the place that `matrix` frames, in the photo's pixels; None when the detector finds none there."""
     place = matrix @ [0.5, 0.5, 1.0]
-    if padding:
-        pixels = np.pad(np.asarray(photo), ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
-        photo = Image.fromarray(pixels)
-    found = [f.mapped(1.0, (-padding, -padding)) for f in detector.detect(photo)]
+    found = detector.detect(photo)
     distances = [float(np.hypot(*(f.points.mean(0) - place))) for f in found]
     if not found or min(distances) > NEAR * np.hypot(*matrix[:, 0]):
         return None
@@ -66,9 +60,9 @@ def recropped(
     crops, kept = [], []
     photos_with_faces = pasted(run, photos, pictures, targets, label)
     for target, (photo, matrix) in zip(targets, photos_with_faces, strict=True):
-        face = find_again(photo, matrix, detector, run.photos.default_padding)
+        face = find_again(photo, matrix, detector)
         if face is not None:
-            again = alignment.framing_matrix(face.points, preset.framing)
+            again = alignment.framing_matrix(face.points)
             crops.append(np.asarray(alignment.crop(photo, again, preset.resolution)))
             kept.append(target)
     return np.stack(crops) if crops else pictures[:0], np.array(kept, targets.dtype)

@@ -2,11 +2,11 @@
 
 Each stage is one file under results/runs/<preset>/<dataset>/ and one command; Snakemake runs them side by side:
 
-    python -m riddle.stages aligned --preset mini --dataset utkface
-    python -m riddle.stages faces --preset mini --item riddle-wrong
-    python -m riddle.stages judged --preset mini --item riddle-wrong riddle-png
-    python -m riddle.stages table1 --preset mini          # with whatever it still lacks
-    python -m riddle.stages times --preset mini           # seconds of each stage
+    python -m riddle.stages aligned --preset mobile --dataset ffhq
+    python -m riddle.stages faces --preset mobile --item riddle-wrong
+    python -m riddle.stages judged --preset mobile --item riddle-wrong riddle-png
+    python -m riddle.stages table1 --preset mobile        # with whatever it still lacks
+    python -m riddle.stages times --preset mobile         # seconds of each stage
 
 A stage that needs absent weights writes the reason instead, and the tables print it: 'n/a: reason'.
 """
@@ -60,12 +60,12 @@ def sets_of(run: Run) -> tuple[str, ...]:
 
 
 def aligned(run: Run, _: str = "") -> Path:
-    """Faces (N, R, R, 3) uint8 in the preset's framing, in the order of the pairs' names; `present` (N,) bool.
+    """Faces (N, R, R, 3) uint8, in the order of the pairs' names; `present` (N,) bool.
 
-    Of photos also `points` (N, 5, 2), in their pixels.
+    Of photos also `matrices` (N, 2, 3): each crop's place in its photo, as `alignment.framing_matrix` has it.
     """
     preset = get(run.preset)
-    made_from = ("aligned", preset.resolution, preset.framing, run.split_hash, run.fingerprint, run.detector, "points")
+    made_from = ("aligned", preset.resolution, run.split_hash, run.fingerprint, run.detector, "matrices")
     make = _samples if run.data == "samples" else _aligned_photos
     return stage(run, run.folder / "aligned.npz", made_from, lambda: make(run, preset.resolution))
 
@@ -88,11 +88,11 @@ def _aligned_photos(run: Run, side: int) -> dict[str, np.ndarray]:
     found = align(photos, run.preset, detector=run.detector, workers=run.workers)
     place = {name: i for i, name in enumerate(names)}
     faces, present = np.zeros((len(names), side, side, 3), np.uint8), np.zeros(len(names), bool)
-    points = np.full((len(names), 5, 2), np.nan)
+    matrices = np.full((len(names), 2, 3), np.nan)
     rows = np.array([place[name] for name in found.names])
-    faces[rows], points[rows], present[rows] = np.asarray(found.faces), found.points, True
+    faces[rows], matrices[rows], present[rows] = np.asarray(found.faces), found.matrices, True
     version = photos.version if run.data == "lfw" else f"{photos.name} {photos.split}"
-    return {"faces": faces, "points": points, "present": present, "version": np.array(version)}
+    return {"faces": faces, "matrices": matrices, "present": present, "version": np.array(version)}
 
 
 def _targets(run: Run, photos: Path) -> np.ndarray:

@@ -21,7 +21,7 @@ from riddle.protocols import PIXEL_ROWS
 from riddle.runs import Run, digest, key_of, read, stage
 from riddle.tables import Measured
 
-DATASETS = ("celebamask_hq", "utkface")
+DATASETS = ("celebamask_hq", "ffhq")
 REFERENCES = {"inverted": "its inverted face", "photo": "the same photo"}
 LPIPS_NETS = {"squeezenet": ("squeeze", "squeezenet1_1"), "alexnet": ("alex", "alexnet")}  # judge -> net, its asset
 METRICS = ("MSE", "SSIM", "PSNR", *(f"LPIPS {judge}" for judge in LPIPS_NETS))

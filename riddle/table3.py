@@ -3,8 +3,7 @@
 Distances between sets bear the name of their features; 'FID' is only that of pytorch-fid's Inception. Beside each
 stands what two halves of the real set give, at the same number of faces. Utility is measured on the aligned face and on
 the face pasted back into its photo, by both detectors; lengths are mean absolute differences of coordinates, in pixels
-of an FFHQ crop of 256 px, the scale of the paper's own pictures, and what another person's photo gives stands beside
-them.
+of the crop at 256 px, the scale of the paper's own pictures, and what another person's photo gives stands beside them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from riddle import baselines, features, paper, stages, tables
-from riddle.faces.alignment import FRAMINGS, crop_points
+from riddle.faces.alignment import crop_points
 from riddle.faces.pixels import to_tensor
 from riddle.facesets import BATCH
 from riddle.metrics import fidelity, utility
@@ -28,18 +27,18 @@ from riddle.runs import Run, key_of, part_hash, read, stage
 from riddle.table4 import strangers
 from riddle.tables import Measured, scalar
 
-DATASETS = ("celebamask_hq", "utkface")
+DATASETS = ("celebamask_hq", "ffhq")
 METHODS = {
     "inverted": "inverted", "RiDDLE": "riddle", "RiDDLE data-free": "datafree",
     **{baselines.load(name).label: name for name in ("blur", "mosaic")},
 }  # fmt: skip
-REAL = "photo (tight crop)"
+REAL = "photo (aligned crop)"
 ORIGINALS, OTHERS = "the same photos", "photos of others"
 NETWORKS = {"squeezenet": "SqueezeNet pool", "dlib": "dlib", "inception": "Inception"}
 FID_FACES = 5000  # fewer, and the paper's FID is no comparison
 DETECTORS = ("mtcnn", "dlib")
 ALIGNED, PASTED = "aligned face", "photo, face pasted back"
-SIDE = 256  # px of the FFHQ crop whose pixels are the unit of length
+SIDE = 256  # px of the crop whose pixels are the unit of length
 ANOTHER = "another person's photo"
 # What the paper's successors measure and no network at hand can tell.
 NO_NETWORK = ("gaze", "expression agreement", "age agreement", "gender agreement")
@@ -177,7 +176,7 @@ def _in_photos(run: Run, item: str, photos: Path, pictures: np.ndarray, targets:
     side, out = pictures.shape[1], {name: [] for name in DETECTORS}
     for photo, matrix in pasted(run, photos, None if item == "photo" else pictures, targets, item):
         for name in DETECTORS:
-            face = find_again(photo, matrix, load_detector(name), run.photos.default_padding)
+            face = find_again(photo, matrix, load_detector(name))
             if face is not None:
                 landmarks = None if face.landmarks is None else crop_points(face.landmarks, matrix, side)
                 box = crop_points(face.box.reshape(2, 2), matrix, side).ravel()
@@ -199,7 +198,7 @@ def _measures(detector: str, unit: float) -> Iterator[tuple[str, str, Callable]]
 
 def usefulness(run: Run, place: str, detector: str) -> Iterator[Measured]:
     """Detection rate, and distances to the same detector's findings on the original, for each method."""
-    unit = SIDE * FRAMINGS[get(run.preset).framing].scale / get(run.preset).resolution
+    unit = SIDE / get(run.preset).resolution
     original = detected(run, "photo")
     prefix, measures = f"{detector} {place}", list(_measures(detector, unit))
     names = ["face detection", *(name for name, *_ in measures)]
@@ -256,6 +255,6 @@ def published(line: dict[str, Any]) -> dict[str, float | None]:
 
 def table3(run: Run, _: str = "") -> Path:
     """Table 3 as tidy CSV."""
-    lengths = f"lengths: mean over coordinates, in pixels of an FFHQ crop of {SIDE} px"
+    lengths = f"lengths: mean over coordinates, in pixels of the crop at {SIDE} px"
     about = {"protocol": f"{lengths}; utility on at most {DIVERSITY_FACES} faces"}
     return tables.write(run, "table3", tables.runs_of(run, DATASETS), records, published, **about)

@@ -19,7 +19,7 @@ from riddle.protocols import DIVERSITY_FACES, JUDGES, PASSWORDS, SIMILARITY_SETS
 from riddle.runs import Run, read
 from riddle.tables import Measured
 
-DATASETS = ("lfw", "celebamask_hq", "utkface")
+DATASETS = ("lfw", "celebamask_hq", "ffhq")
 # dlib's descriptors of two strangers have a cosine of 0.83: it has a place in rates only.
 SIMILARITY_JUDGES = tuple(j for j in JUDGES if j != "dlib")
 COSINE, KFFA = "identity cosine", "KFFA (degrees)"

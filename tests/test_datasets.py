@@ -28,28 +28,28 @@ def pack(folder, path):
 
 
 @pytest.fixture
-def utkface(home, picture, monkeypatch):
+def celeba(home, picture, monkeypatch):
     """Thirty small photos in the folder form, found by RIDDLE_DATA; {name: pixels}."""
     monkeypatch.setenv("RIDDLE_DATA", str(home / "sets"))
-    names = [f"{20 + i}_{i % 2}_{i % 5}_2017{i:04d}.png" for i in range(30)]
-    return {n: picture(home / "sets" / "utkface" / n, seed=i) for i, n in enumerate(names)}
+    names = [f"{i:02d}.png" for i in range(30)]
+    return {n: picture(home / "sets" / "celeba_hq" / n, seed=i) for i, n in enumerate(names)}
 
 
-def test_a_folder_and_its_tar_give_the_same_set(utkface, home):
-    folder = datasets.UTKFace("all")
-    tar = datasets.UTKFace("all", pack(home / "sets" / "utkface", home / "utkface.tar"))
-    assert folder.names == tar.names == sorted(utkface)
+def test_a_folder_and_its_tar_give_the_same_set(celeba, home):
+    folder = datasets.CelebAHQ("all")
+    tar = datasets.CelebAHQ("all", pack(home / "sets" / "celeba_hq", home / "celeba_hq.tar"))
+    assert folder.names == tar.names == sorted(celeba)
     assert folder.split_hash == tar.split_hash and folder.fingerprint == tar.fingerprint
-    for name, pixels in utkface.items():
+    for name, pixels in celeba.items():
         assert np.array_equal(np.asarray(folder.image(name)), pixels)
         assert np.array_equal(np.asarray(tar.image(name)), pixels)
-    assert len(folder) == 30 and folder.default_padding == 40
+    assert len(folder) == 30
 
 
-def test_a_tar_is_read_by_many_threads_and_forked_or_pickled(utkface, home):
-    tar = TarFiles(pack(home / "sets" / "utkface", home / "utkface.tar"))
+def test_a_tar_is_read_by_many_threads_and_forked_or_pickled(celeba, home):
+    tar = TarFiles(pack(home / "sets" / "celeba_hq", home / "celeba_hq.tar"))
     plain = FolderFiles(home / "sets")
-    members = [f"utkface/{n}" for n in utkface] * 20
+    members = [f"celeba_hq/{n}" for n in celeba] * 20
     tar.read(members[0])
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(tar.read, members)) == [plain.read(m) for m in members]
@@ -67,23 +67,23 @@ def test_a_compressed_tar_is_refused_with_a_remedy(home):
         TarFiles(home / "x.tar")
 
 
-def test_splits_follow_the_listing_beside_the_data(utkface, home):
-    names = sorted(utkface)
-    listing = {"utkface": {"train": names[:20], "val": names[20:24], "test": names[24:]}}
+def test_splits_follow_the_listing_beside_the_data(celeba, home):
+    names = sorted(celeba)
+    listing = {"celeba_hq": {"train": names[:20], "val": names[20:24], "test": names[24:]}}
     (home / "sets" / "splits.json").write_text(json.dumps(listing))
-    for split, expected in listing["utkface"].items():
-        assert datasets.UTKFace(split).names == expected
+    for split, expected in listing["celeba_hq"].items():
+        assert datasets.CelebAHQ(split).names == expected
     by_hand = hashlib.sha256("\n".join(names[24:]).encode()).hexdigest()[:12]
-    assert datasets.UTKFace("test").split_hash == by_hand
+    assert datasets.CelebAHQ("test").split_hash == by_hand
     with pytest.raises(ValueError, match="unknown split"):
-        datasets.UTKFace("training")
+        datasets.CelebAHQ("training")
 
 
 def test_splits_without_a_listing_are_disjoint_complete_and_near_90_5_5(home, picture):
     for i in range(400):
-        picture(home / "utkface" / f"{i}_0_0_x.png", seed=0, size=(2, 2))
-    parts = [datasets.UTKFace(s, home / "utkface").names for s in ("train", "val", "test")]
-    assert sorted(sum(parts, [])) == datasets.UTKFace("all", home / "utkface").names
+        picture(home / "celeba_hq" / f"{i}.png", seed=0, size=(2, 2))
+    parts = [datasets.CelebAHQ(s, home / "celeba_hq").names for s in ("train", "val", "test")]
+    assert sorted(sum(parts, [])) == datasets.CelebAHQ("all", home / "celeba_hq").names
     assert sum(len(set(p)) for p in parts) == 400
     assert 340 <= len(parts[0]) <= 378 and min(len(parts[1]), len(parts[2])) >= 8
 
@@ -95,25 +95,20 @@ def test_a_missing_set_says_where_to_get_and_put_it(home, monkeypatch):
     for part in ("vis-www.cs.umass.edu/lfw", "lfw.tar", str(home / "sets"), "RIDDLE_DATA"):
         assert part in str(caught.value)
     with pytest.raises(datasets.DatasetMissingError, match="not exist"):
-        datasets.UTKFace(root=home / "nowhere")
+        datasets.CelebAHQ(root=home / "nowhere")
 
 
-def test_the_configuration_file_names_a_set(utkface, home, monkeypatch):
+def test_the_configuration_file_names_a_set(celeba, home, monkeypatch):
     monkeypatch.delenv("RIDDLE_DATA")
-    (home / "config.toml").write_text(f'[datasets]\nutkface = "{home / "sets" / "utkface"}"\n')
-    assert len(datasets.UTKFace("all")) == 30
+    (home / "config.toml").write_text(f'[datasets]\nceleba_hq = "{home / "sets" / "celeba_hq"}"\n')
+    assert len(datasets.CelebAHQ("all")) == 30
 
 
-def test_a_damaged_image_is_named(utkface, home):
-    name = sorted(utkface)[0]
-    (home / "sets" / "utkface" / name).write_bytes(b"no image")
+def test_a_damaged_image_is_named(celeba, home):
+    name = sorted(celeba)[0]
+    (home / "sets" / "celeba_hq" / name).write_bytes(b"no image")
     with pytest.raises(ValueError, match=name):
-        datasets.UTKFace("all").image(name)
-
-
-def test_the_attributes_are_in_the_name():
-    assert datasets.UTKFace.attributes("26_1_3_20170104.jpg") == {"age": 26, "gender": 1, "race": 3}
-    assert datasets.UTKFace.attributes("61_1_20170109150557335.jpg") == {"age": 61, "gender": 1, "race": None}
+        datasets.CelebAHQ("all").image(name)
 
 
 # ---- LFW
@@ -216,12 +211,10 @@ class ByColour:
 
     def detect(self, image):
         self.calls += 1
-        pixels = np.asarray(image)
-        padded = 40 if image.size[0] > 100 else 0
-        first = pixels[padded, padded]
+        first = np.asarray(image)[0, 0]
         if first[0] % 5 == 0:
             return []
-        near = self.points(first) + padded
+        near = self.points(first)
         centre = near.mean(0)
         far = SimpleNamespace(box=(0, 0, 22, 22), points=near * 0)  # as large, but in the corner
         return [far, SimpleNamespace(box=(*(centre - 11), *(centre + 11)), points=near)]
@@ -239,46 +232,46 @@ def detector(monkeypatch):
     return fake
 
 
-def test_aligned_faces_are_the_crops_of_the_central_face(utkface, home, detector):
-    dataset = datasets.UTKFace("all")
+def test_aligned_faces_are_the_crops_of_the_central_face(celeba, home, detector):
+    dataset = datasets.CelebAHQ("all")
     made = datasets.aligned(dataset, "smoke", cache=home / "c")
-    with_face = [n for n in sorted(utkface) if utkface[n][0, 0, 0] % 5]
-    assert made.names == with_face and made.missing == [n for n in sorted(utkface) if n not in with_face]
+    with_face = [n for n in sorted(celeba) if celeba[n][0, 0, 0] % 5]
+    assert made.names == with_face and made.missing == [n for n in sorted(celeba) if n not in with_face]
     assert 0 < len(made.missing) < 30
     assert made.faces.shape == (len(made), 32, 32, 3) and made.faces.dtype == np.uint8
     for row, name in enumerate(made.names):
-        points = ByColour.points(utkface[name][0, 0])
-        assert np.allclose(made.points[row], points)
-        expected = crop(dataset.image(name), framing_matrix(points, "tight"), 32)
+        matrix = framing_matrix(ByColour.points(celeba[name][0, 0]))
+        assert np.allclose(made.matrices[row], matrix)
+        expected = crop(dataset.image(name), matrix, 32)
         assert np.array_equal(made.faces[row], np.asarray(expected))
     x = made.tensor([1, 0])
     assert x.shape == (2, 3, 32, 32)
     assert np.allclose(x[0].permute(1, 2, 0), made.faces[1] / 127.5 - 1, atol=1e-6)
 
 
-def test_aligned_sets_are_cached_and_detection_is_shared_by_presets(utkface, home, detector):
-    dataset = datasets.UTKFace("all")
+def test_aligned_sets_are_cached_and_detection_is_shared_by_presets(celeba, home, detector):
+    dataset = datasets.CelebAHQ("all")
     first = datasets.aligned(dataset, "smoke", cache=home / "c")
     again = datasets.aligned(dataset, "smoke", cache=home / "c")
     assert detector.calls == 30 and np.array_equal(first.faces, again.faces) and first.key == again.key
-    larger = datasets.aligned(dataset, "mini", cache=home / "c")
-    assert detector.calls == 30 and larger.faces.shape[1] == presets.get("mini").resolution
-    assert np.array_equal(larger.points, first.points) and larger.key != first.key
+    larger = datasets.aligned(dataset, "mobile", cache=home / "c")
+    assert detector.calls == 30 and larger.faces.shape[1] == presets.get("mobile").resolution
+    assert np.array_equal(larger.matrices, first.matrices) and larger.key != first.key
 
 
-def test_the_cache_key_follows_the_images(utkface, home, detector, picture):
-    before = datasets.aligned(datasets.UTKFace("all"), "smoke", cache=home / "c")
-    picture(home / "sets" / "utkface" / sorted(utkface)[3], seed=99, size=(44, 30))
-    after = datasets.aligned(datasets.UTKFace("all"), "smoke", cache=home / "c")
+def test_the_cache_key_follows_the_images(celeba, home, detector, picture):
+    before = datasets.aligned(datasets.CelebAHQ("all"), "smoke", cache=home / "c")
+    picture(home / "sets" / "celeba_hq" / sorted(celeba)[3], seed=99, size=(44, 30))
+    after = datasets.aligned(datasets.CelebAHQ("all"), "smoke", cache=home / "c")
     assert before.key != after.key and detector.calls == 60
 
 
-def test_an_interrupted_alignment_resumes(utkface, home, detector, monkeypatch):
+def test_an_interrupted_alignment_resumes(celeba, home, detector, monkeypatch):
     monkeypatch.setattr(aligning, "_SAVE_EVERY", 10)
-    dataset = datasets.UTKFace("all")
+    dataset = datasets.CelebAHQ("all")
     whole = datasets.aligned(dataset, "smoke", cache=home / "whole")
     detector.calls = 0
-    original, broken = dataset.image, sorted(utkface)[17]
+    original, broken = dataset.image, sorted(celeba)[17]
     dataset.image = lambda name: original(name if name != broken else "absent")
     with pytest.raises(KeyError):
         datasets.aligned(dataset, "smoke", cache=home / "c")
@@ -290,17 +283,79 @@ def test_an_interrupted_alignment_resumes(utkface, home, detector, monkeypatch):
     assert not list((home / "c").glob("*.part*")) and not list((home / "c").glob(".*"))
 
 
-def test_real_faces_are_framed_alike_by_one_process_and_by_two(real_data, tmp_path, monkeypatch):
+def test_framed_pictures_are_used_as_they_are(home, monkeypatch):
+    """No detector is asked: a picture keeps its pixels at its own size, and shrinks to averages of them."""
+    monkeypatch.setitem(aligning._detectors, "auto", None)
+    pixels = {n: np.random.default_rng(n).integers(0, 256, (128, 128, 3), dtype=np.uint8) for n in (3, 60_002)}
+    for n, picture in pixels.items():
+        path = home / "ffhq" / f"{n // 1000 * 1000:05d}" / f"{n:05d}.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(picture).save(path)
+    ffhq = datasets.FFHQ("all", home / "ffhq")
+    same = datasets.aligned(ffhq, "mobile", cache=home / "c")
+    assert same.names == ["00003.png", "60002.png"] and not same.missing
+    assert np.array_equal(same.faces, np.stack(list(pixels.values())))
+    small = datasets.aligned(ffhq, "smoke", cache=home / "c")
+    means = np.stack(list(pixels.values())).reshape(2, 32, 4, 32, 4, 3).mean((2, 4))
+    assert np.abs(small.faces - means).max() <= 1.5  # two roundings
+    assert np.allclose(small.matrices @ [0.5, 0.5, 1], 63.5) and np.allclose(small.matrices @ [1, 0, 1], [127.5, -0.5])
+
+
+def test_ffhq_splits_by_number_unless_a_listing_names_them(home, picture):
+    names = ["00001.png", "59999.png", "60000.png", "64999.png", "65000.png"]
+    for name in names:
+        picture(home / "ffhq" / name, size=(4, 4))
+    parts = {split: datasets.FFHQ(split, home / "ffhq").names for split in ("train", "val", "test")}
+    assert parts == {"train": names[:2], "val": names[2:4], "test": names[4:]}
+    listing = {"ffhq": {"train": names[3:], "val": names[:1], "test": names[1:3]}}
+    (home / "splits.json").write_text(json.dumps(listing))
+    assert {split: datasets.FFHQ(split, home / "ffhq").names for split in listing["ffhq"]} == listing["ffhq"]
+    with pytest.raises(ValueError, match="unknown split"):
+        datasets.FFHQ("training", home / "ffhq")
+
+
+def test_the_real_splits_are_the_listed_ones(real_data):
+    counts = {"train": 3915, "val": 250, "test": 500}
+    assert {split: len(datasets.FFHQ(split)) for split in counts} == counts
+    assert {split: len(datasets.CelebAMaskHQ(split)) for split in counts} == {"train": 692, "val": 150, "test": 150}
+    assert datasets.FFHQ("val").image("00032.jpg").size == (128, 128)
+
+
+def test_real_faces_are_framed_as_ffhq_by_one_process_and_by_two(real_data, tmp_path, monkeypatch):
+    from riddle.faces.detection import detect_in_crop
+
     monkeypatch.setattr(aligning, "_PROCESSES_FROM", 0)
-    dataset = datasets.UTKFace("val")
+    dataset = datasets.CelebAMaskHQ("val")
     dataset.names = dataset.names[:16]
-    one = datasets.aligned(dataset, "mini", workers=1, cache=tmp_path / "1")
-    two = datasets.aligned(dataset, "mini", workers=2, cache=tmp_path / "2")
+    one = datasets.aligned(dataset, "mobile", workers=1, cache=tmp_path / "1")
+    two = datasets.aligned(dataset, "mobile", workers=2, cache=tmp_path / "2")
     assert one.names == two.names and np.array_equal(one.faces, two.faces)
     assert len(one) >= 15
-    eyes = [
-        ((points[:2] - m[:, 2]) @ np.linalg.inv(m[:, :2]).T)
-        for points in one.points
-        for m in [framing_matrix(points, "tight")]
-    ]
-    assert np.abs(np.mean(eyes, 0) - [[0.316, 0.303], [0.684, 0.303]]).max() < 0.03
+    framed = datasets.FFHQ("val")
+    framed.names = framed.names[:16]
+    means = []
+    for made in (one, datasets.aligned(framed, "mobile", cache=tmp_path)):
+        found = detect_in_crop(made.tensor())
+        means.append(np.mean([f.points for f in found if f is not None], 0) / 128)
+    assert np.abs(means[0] - means[1]).max() < 0.03  # eyes, nose and mouth lie where FFHQ's own alignment puts them
+    assert 0.43 < means[0][:2, 1].mean() < 0.49
+
+
+def test_preparation_joins_the_sets_and_counts_them(home, detector, picture, monkeypatch, capsys):
+    from riddle.training import prepare
+
+    monkeypatch.setenv("RIDDLE_DATA", str(home / "sets"))
+    with pytest.raises(datasets.DatasetMissingError, match="(?s)ffhq.*celebamask_hq"):
+        prepare.faces("smoke", "val")
+    for i in range(3):
+        picture(home / "sets" / "ffhq" / f"{i:05d}.png", seed=i, size=(32, 32))
+        picture(home / "sets" / "celebamask_hq" / "images" / f"{i}.png", seed=i)
+    names = {"ffhq": "{:05d}.png", "celebamask_hq": "{}.png"}
+    listing = {k: {"train": [n.format(2)], "val": [n.format(0), n.format(1)], "test": []} for k, n in names.items()}
+    (home / "sets" / "splits.json").write_text(json.dumps(listing))
+    prepare.main(["faces", "--preset", "smoke", "--split", "val", "--out", str(home / "runs" / "faces_val.npy")])
+    made = np.load(home / "runs" / "faces_val.npy")
+    first = np.asarray(Image.open(home / "sets" / "ffhq" / "00000.png"))
+    counts = json.loads((home / "runs" / "faces_val_sets.json").read_text())
+    assert np.array_equal(made[0], first) and counts["ffhq"] == 2 and made.dtype == np.uint8
+    assert len(made) == sum(counts.values())

@@ -1,12 +1,10 @@
-"""Framings: where a face's crop lies in a photo, the crop itself, and the way back.
+"""The framing: where a face's crop lies in a photo, the crop itself, and the way back.
 
 Coordinates are pixel indices (the centre of the first pixel is 0, 0), x before y. Five points are the
 left eye, right eye, nose tip, left and right corner of the mouth, left meaning left in the picture.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -17,31 +15,18 @@ ARCFACE_POINTS = np.array(
 )
 
 
-@dataclass(frozen=True)
-class Framing:
-    """A square crop that follows the eyes and the mouth."""
-
-    scale: float  # side of the crop relative to FFHQ's
-    centre: float  # centre of the crop on the way from the eyes' centre (0) to the mouth's (1)
-
-
-FRAMINGS = {"ffhq": Framing(scale=1.0, centre=0.1), "tight": Framing(scale=0.68, centre=0.52)}
-
 
 def _rot90(v: np.ndarray) -> np.ndarray:
     return np.array([-v[1], v[0]])
 
 
-def framing_matrix(points: np.ndarray, framing: str) -> np.ndarray:
+def framing_matrix(points: np.ndarray) -> np.ndarray:
     """The affine map from a crop's unit square to the photo.
 
     points: (5, 2) pixels of the photo. Returns (2, 3): [x, y] = M @ [u, v, 1] for u, v in [0, 1], with u to
-    the right and v downwards in the crop. Raises ValueError for an unknown framing or degenerate points.
-    Source: the FFHQ crop of Karras et al., 2019; the tight framing is ours (0.68 of it, forehead to chin).
+    the right and v downwards in the crop. Raises ValueError for degenerate points.
+    Source: the FFHQ crop of Karras et al., 2019.
     """
-    if framing not in FRAMINGS:
-        raise ValueError(f"unknown framing {framing!r}; choose one of {', '.join(FRAMINGS)}")
-    f = FRAMINGS[framing]
     points = np.asarray(points, dtype=np.float64)
     eyes, mouth = points[:2].mean(0), points[3:5].mean(0)
     eye_to_eye, eye_to_mouth = points[1] - points[0], mouth - eyes
@@ -49,9 +34,9 @@ def framing_matrix(points: np.ndarray, framing: str) -> np.ndarray:
     norm = np.hypot(*x)
     if not np.isfinite(norm) or norm < 1e-6:
         raise ValueError("the five points coincide: no crop follows from them")
-    x = x / norm * max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth)) * f.scale
+    x = x / norm * max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth))
     y = _rot90(x)
-    centre = eyes + f.centre * eye_to_mouth
+    centre = eyes + 0.1 * eye_to_mouth
     return np.stack([2 * x, 2 * y, centre - x - y], axis=1)
 
 

@@ -1,9 +1,10 @@
 """Train the face-parsing network of a preset on CelebAMask-HQ.
 
-    python -m riddle.training.parsing --preset mini --out results/runs/parsing --minutes 5
+    python -m riddle.training.parsing --preset mobile --out results/runs/parsing --minutes 5
 
-Weighted cross-entropy; mirrored, moved and recoloured faces; the weights' running average is what is kept:
-parser.safetensors beside the run, with the IoU of each class on the validation split in iou.json.
+Weighted cross-entropy; faces mirrored, moved, recoloured and blurred, so that generated ones are read as well as
+photographs; the weights' running average is what is kept: parser.safetensors beside the run, with the IoU of each class
+on the validation split in iou.json.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 
-from riddle.faces.alignment import framing_matrix
 from riddle.models.parsing import (
     CLASSES,
     MIRRORED,
@@ -56,23 +56,25 @@ class ParsingConfig:
     turn: float = 12.0  # degrees, deviation of the rotation
     zoom: float = 0.1  # deviation of log scale
     shift: float = 0.05  # deviation of the shift, in sides
-    colour: float = 0.2  # deviation of log gain a channel; brightness moves by half of it
+    colour: float = 0.2  # deviation of log gain; each channel and the brightness move by half of it
+    blurred: float = 0.3  # share of the faces halved and enlarged again: a generator's are softer than a photo's
+    grain: float = 0.02  # deviation of the noise, of the range from -1 to 1
     eval_every: int = 500  # steps
     minutes: float = float("inf")  # of the whole run: the cosine ends then, or at the last step if that is sooner
 
 
-def crop_mask(mask: Image.Image | np.ndarray, points: np.ndarray, framing: str, size: int) -> np.ndarray:
+def crop_mask(mask: Image.Image | np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """The part of a label map that belongs to a face's crop, nearest pixel, mirrored beyond the border.
 
-    mask: (H, W) ids 0-18, in the pixels that `points` (5, 2) count; of another size than the photo, scale it
-    first. Returns (size, size) uint8, the pixels of `faces.alignment.crop` for the same points.
+    mask: (H, W) ids 0-18; matrix: (2, 3), the crop's unit square -> the mask's pixels. Returns (size, size) uint8, the
+    pixels of `faces.alignment.crop` under the same matrix.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise ValueError(f"a mask holds one class a pixel, (H, W); got {mask.shape}")
     u = (np.arange(size) + 0.5) / size
     grid = np.stack([*np.meshgrid(u, u), np.ones((size, size))])  # (3, size, size): u, v, 1
-    xy = np.rint(np.einsum("ij,jvu->ivu", framing_matrix(points, framing), grid)).astype(int)
+    xy = np.rint(np.einsum("ij,jvu->ivu", matrix, grid)).astype(int)
 
     def inside(index: np.ndarray, length: int) -> np.ndarray:
         index = np.abs(index) % (2 * length - 2)
@@ -91,10 +93,11 @@ def masked_faces(preset: Preset, split: str, detector: str = "auto", workers: in
     source = datasets.CelebAMaskHQ(split)
     found = datasets.aligned(source, preset, detector=detector, workers=workers)
     masks = []
-    for name, points in zip(found.names, found.points, strict=True):
-        mask, (w, h) = np.asarray(source.mask(name)), source.image(name).size
-        scale = np.array([mask.shape[1] / w, mask.shape[0] / h])
-        masks.append(crop_mask(mask, (points + 0.5) * scale - 0.5, preset.framing, preset.resolution))
+    for name, matrix in zip(found.names, found.matrices, strict=True):
+        mask, (w, h) = source.mask(name), source.image(name).size
+        scale = np.array([[mask.shape[1] / w], [mask.shape[0] / h]])  # photos as published are larger than masks
+        half = np.array([[0, 0, 0.5]])
+        masks.append(crop_mask(mask, (matrix + half) * scale - half, preset.resolution))
     return {"faces": torch.as_tensor(np.asarray(found.faces)), "masks": torch.from_numpy(np.stack(masks))}
 
 
@@ -107,7 +110,7 @@ def class_weights(masks: torch.Tensor, rarity: float) -> torch.Tensor:
 
 
 def augment(faces: torch.Tensor, masks: torch.Tensor, config: ParsingConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move, mirror and recolour faces (N, 3, R, R), and their masks (N, R, R) along with them."""
+    """Move, mirror, recolour and blur faces (N, 3, R, R), and their masks (N, R, R) along with them."""
     n, device = len(faces), faces.device
     mirrored = torch.tensor(MIRRORED, device=device)
     flip = torch.rand(n, device=device) < 0.5
@@ -125,8 +128,11 @@ def augment(faces: torch.Tensor, masks: torch.Tensor, config: ParsingConfig) -> 
 
     gain = torch.exp(torch.randn(n, 3, 1, 1, device=device) * config.colour / 2)
     gain = gain * torch.exp(torch.randn(n, 1, 1, 1, device=device) * config.colour)
-    faces = (faces * gain + torch.randn(n, 1, 1, 1, device=device) * config.colour / 2).clamp(-1, 1)
-    return faces, moved[:, 0].long()
+    faces = faces * gain + torch.randn(n, 1, 1, 1, device=device) * config.colour / 2
+    soft = F.interpolate(F.avg_pool2d(faces, 2), scale_factor=2, mode="bilinear")
+    faces = torch.where(torch.rand(n, 1, 1, 1, device=device) < config.blurred, soft, faces)
+    faces = faces + torch.randn_like(faces) * config.grain
+    return faces.clamp(-1, 1), moved[:, 0].long()
 
 
 class ParsingTask:
@@ -203,7 +209,7 @@ def main(argv: list[str] | None = None) -> dict:
     from riddle.zoo import save_tensors
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", default="mini")
+    p.add_argument("--preset", default="mobile")
     p.add_argument("--out", required=True)
     p.add_argument("--steps", type=int, default=4000)
     p.add_argument("--batch", type=int, default=32)

@@ -1,15 +1,18 @@
 """Gather what training reads: aligned faces of the training splits, and their inverted codes.
 
-    python -m riddle.training.prepare faces --preset mini --split train --out results/runs/train.npy
-    python -m riddle.training.prepare codes --preset mini --faces results/runs/train.npy --out results/runs/codes.npy
+    python -m riddle.training.prepare faces --preset mobile --split train --out results/runs/faces_train.npy
+    python -m riddle.training.prepare codes --preset mobile --faces results/runs/faces_train.npy --out codes.npy
 
-`faces` joins UTKFace and CelebAMask-HQ (the split's) and, for training, OMI (no real person); what is not on this
-machine is left out and said so. LFW is never read. `codes` inverts every face and its mirror image.
+`faces` joins the split's faces of FFHQ and of CelebAMask-HQ, in this order, and writes how many come from each beside
+them (faces_train_sets.json); a set that is not on this machine is left out and said so. LFW is never read, and OMI is
+left out: its faces were drawn by a StyleGAN2, and the generator draws better ones. `codes` inverts every face and its
+mirror image.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,31 +21,34 @@ import torch
 from riddle import zoo
 from riddle.aligned import aligned, save_array
 from riddle.datasets import DatasetMissingError, load
-from riddle.models.inversion import Encoder
+from riddle.models.inversion import build_encoder
+from riddle.networks import build_generator, fill_generator
 from riddle.presets import get
 from riddle.training.codes import encode
 
+SETS = ("ffhq", "celebamask_hq")
 
-def faces(preset: str, split: str, workers: int = 2) -> np.ndarray:
-    """uint8 (N, R, R, 3): every aligned face of the split. Raises DatasetMissingError when no set is found."""
-    wanted = [("utkface", split), ("celebamask_hq", split)] + ([("omi", "all")] if split == "train" else [])
-    found, missing = [], []
-    for name, part in wanted:
+
+def faces(preset: str, split: str, workers: int = 2) -> dict[str, np.ndarray]:
+    """{set: its aligned faces, uint8 (N, R, R, 3)}. Raises DatasetMissingError when no set is found."""
+    found, missing = {}, []
+    for name in SETS:
         try:
-            found.append(np.asarray(aligned(load(name, part), get(preset), workers=workers).faces))
-            print(f"{name} ({part}): {len(found[-1])} faces")
+            found[name] = np.asarray(aligned(load(name, split), get(preset), workers=workers).faces)
+            print(f"{name} ({split}): {len(found[name])} faces")
         except DatasetMissingError as e:
             missing.append(str(e))
-            print(f"{name} ({part}): left out: {e}")
+            print(f"{name} ({split}): left out: {e}")
     if not found:
         raise DatasetMissingError("no training set was found:\n" + "\n".join(missing))
-    return np.concatenate(found)
+    return found
 
 
 def codes(preset: str, x: np.ndarray, weights: str | None, mirror: bool = True) -> np.ndarray:
     """uint8 faces (N, R, R, 3) -> float16 codes (N or 2N, L, D); mirrored faces follow the others."""
     p = get(preset)
-    encoder = Encoder(p)
+    generator = fill_generator(build_generator(p), zoo.load_tensors(zoo.bundled(p.name, "generator")))
+    encoder = build_encoder(p, generator)
     encoder.load_state_dict(zoo.load_tensors(weights or zoo.bundled(p.name, "encoder")))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = encoder.eval().to(device, memory_format=torch.channels_last)
@@ -54,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line of this module."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=("faces", "codes"))
-    p.add_argument("--preset", default="mini")
+    p.add_argument("--preset", default="mobile")
     p.add_argument("--split", default="train", choices=("train", "val", "test"))
     p.add_argument("--faces", help="uint8 .npy of `prepare faces`")
     p.add_argument("--encoder", help="safetensors; default: the preset's bundled weights")
@@ -64,13 +70,17 @@ def main(argv: list[str] | None = None) -> None:
     a = p.parse_args(argv)
     if a.what == "codes" and not a.faces:
         p.error("codes needs --faces")
+    out = Path(a.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if a.what == "faces":
-        made = faces(a.preset, a.split, a.workers)
+        parts = faces(a.preset, a.split, a.workers)
+        made = np.concatenate(list(parts.values()))
+        counts = {name: len(part) for name, part in parts.items()}
+        zoo.write_text(out.with_name(f"{out.stem}_sets.json"), json.dumps(counts))
     else:
         made = codes(a.preset, np.load(a.faces), a.encoder, not a.no_mirror)
-    Path(a.out).parent.mkdir(parents=True, exist_ok=True)
-    save_array(Path(a.out), made)
-    print(f"{a.out}: {made.shape} {made.dtype}")
+    save_array(out, made)
+    print(f"{out}: {made.shape} {made.dtype}")
 
 
 if __name__ == "__main__":
