@@ -1,8 +1,7 @@
 """Training in seconds, for notebooks and for trying a change: the real tasks and loop on tiny made-up data.
 
 Networks that only large training gives (the recogniser F_e, LPIPS) are replaced by simple fixed features, so the
-numbers say whether the machinery works, and nothing about faces. The real runs: `python -m riddle.training.gan`
-and its three siblings.
+numbers say whether the machinery works, and nothing about faces. The real runs are the modules of riddle.training.
 """
 
 from __future__ import annotations
@@ -24,13 +23,11 @@ from riddle.models.stylegan2 import Generator
 from riddle.pipeline import Riddle
 from riddle.presets import Preset, get
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask, Judges
-from riddle.training.gan import GANConfig, GANTask
-from riddle.training.inversion import InversionConfig, InversionTask
 from riddle.training.loop import LoopConfig, make_accelerator, run
 from riddle.training.parsing import ParsingConfig, ParsingTask
 
-# Eyes, nose and mouth of a tight crop, in its unit square.
-TIGHT_POINTS = np.array([[0.316, 0.303], [0.684, 0.303], [0.5, 0.5], [0.37, 0.68], [0.63, 0.68]])
+# Eyes, nose and mouth of a face whose framing is the unit square.
+FRAMED_POINTS = np.array([[0.375, 0.475], [0.625, 0.475], [0.5, 0.61], [0.41, 0.725], [0.59, 0.725]])
 
 
 class KnownFaces:
@@ -46,19 +43,19 @@ class KnownFaces:
         return list(self.found)
 
 
-def photo(model: Riddle, people: int = 3, side: int = 180) -> tuple[Image.Image, Any]:
+def photo(model: Riddle, people: int = 3, side: int = 256) -> tuple[Image.Image, Any]:
     """A photo of synthetic people, and the detector that finds them.
 
     The bundled synthetic faces where they are; for the untrained smoke preset its own noise, in known places.
     """
     try:
         if model.preset.name != "smoke":
-            return drawing.group_photo(drawing.sample_faces(people, 64), side), load_detector("auto")
+            return drawing.group_photo(drawing.sample_faces(people, side), side), load_detector("auto")
     except FileNotFoundError:
         pass
     faces = model.synthesize(model.random_password(people, seed=1)).cpu()
-    margin = side // 3
-    points = [TIGHT_POINTS * side + [margin + i * (side + margin), margin] for i in range(people)]
+    margin = side // 8
+    points = [FRAMED_POINTS * side + [margin + i * (side + margin), margin] for i in range(people)]
     return drawing.group_photo(faces, side), KnownFaces(points)
 
 
@@ -143,32 +140,6 @@ def _loop(out: str, steps: int, batch: int, seed: int) -> LoopConfig:
     return LoopConfig(
         out=folder, steps=steps, batch=batch, seed=seed, log_every=max(1, steps // 20), save_every=steps, bfloat16=False
     )
-
-
-def train_gan(preset: str = "smoke", steps: int = 60, batch: int = 8, seed: int = 0, out: str = "") -> GANTask:
-    """The generator on `training_faces`. Returns the trained task; its log is in `task.folder`."""
-    p, loop = get(preset), _loop(out, steps, batch, seed)
-    accelerator = make_accelerator(loop)
-    torch.manual_seed(seed)
-    task = GANTask(p, GANConfig(), accelerator)
-    run(task, {"faces": training_faces(p).to(accelerator.device)}, loop, accelerator)
-    task.folder = loop.out
-    return task
-
-
-def train_inversion(gan: GANTask, steps: int = 60, batch: int = 8, seed: int = 0, out: str = "") -> InversionTask:
-    """An encoder for the generator of `gan`, on faces which that generator draws; the generator stays frozen."""
-    loop = _loop(out, steps, batch, seed)
-    torch.manual_seed(seed)
-    features = RandomFeatures().to(gan.accelerator.device)
-    with torch.no_grad():
-        faces = gan.g_ema(gan.sample_codes(128)).clamp(-1, 1)
-    drawn = faces.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).contiguous()
-    settings = InversionConfig(progressive=0.0, ema=0.9)
-    task = InversionTask(gan.preset, settings, gan.accelerator, gan, features, features.embed, drawn[:8].cpu())
-    run(task, {"faces": drawn}, loop, gan.accelerator)
-    task.folder, task.faces = loop.out, faces
-    return task
 
 
 def train_parsing(steps: int = 120, batch: int = 16, seed: int = 0, out: str = "") -> ParsingTask:

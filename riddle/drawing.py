@@ -258,24 +258,15 @@ def sample_faces(n: int, preset_resolution: int) -> torch.Tensor:
     return torch.stack([blending.to_tensor(image) for image in opened])
 
 
-def group_photo(faces: torch.Tensor, side: int = 180) -> Image.Image:
+def group_photo(faces: torch.Tensor, side: int = 256) -> Image.Image:
     """A made-up photo of N synthetic people, for trying the program without showing anybody.
 
-    faces: tight crops (N, 3, R, R) in [-1, 1]; side: px of each face. A soft wall, hair, shoulders.
+    faces: framed (N, 3, R, R) in [-1, 1]; side: px of each. Portraits with a soft rim beside each other on a wall.
     """
-    n, margin = len(faces), side // 3
-    width, height = n * side + (n + 1) * margin, side + 3 * margin
+    n, margin = len(faces), side // 8
+    width, height = n * (side + margin) + margin, side + 2 * margin
     ys, xs = np.mgrid[:height, :width]
     wall = np.stack([168 + 30 * xs / width, 176 - 12 * ys / height, 186 - 40 * xs / width], -1)
-    for i, face in enumerate(faces):
-        skin = (face[:, -face.shape[1] // 4 :].float().mean((1, 2)) + 1) * 127.5
-        x = margin + i * (side + margin) + side / 2
-        head = ((xs - x) / (0.54 * side)) ** 2 + ((ys - margin - 0.44 * side) / (0.66 * side)) ** 2 < 1
-        neck = (np.abs(xs - x) < 0.24 * side) & (ys > margin + 0.5 * side)
-        body = ((xs - x) / (0.68 * side)) ** 2 + ((ys - height - 0.1 * side) / (0.5 * side)) ** 2 < 1
-        wall[neck] = skin.numpy() * 0.85
-        wall[head] = skin.numpy() * 0.35
-        wall[body] = np.array([[60, 70, 96], [96, 62, 62], [62, 88, 70]][i % 3])
     photo = np.rint(wall).astype(np.uint8)
     for i, face in enumerate(faces):
         corner = margin + i * (side + margin)

@@ -1,6 +1,6 @@
 """The whole method behind one object: photo -> faces -> codes -> encrypted codes -> faces -> photo, and back.
 
-    model = riddle.load("mini")
+    model = riddle.load("mobile")
     out = model.protect("party.jpg", "correct horse")      # every face; out.image, out.save("party.png")
     back = model.restore("party.png", "correct horse")     # back.image; back.source tells from what
 
@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
 from riddle import networks, passwords
 from riddle.faces import alignment, blending, search, unblending
 from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, load_detector
+from riddle.models.mobilestylegan import SIDES
 from riddle.pictures import open_picture, read_file
 from riddle.presets import Preset, get
 from riddle.records import Record, find_record, save_picture
@@ -162,12 +164,12 @@ class Riddle:
 
     def _crop(self, image: Image.Image, found: Sequence[Face]) -> tuple[torch.Tensor, np.ndarray]:
         """Faces (k, 3, R, R) and their framing matrices (k, 2, 3)."""
-        matrices = np.stack([alignment.framing_matrix(f.points, self.preset.framing) for f in found])
+        matrices = np.stack([alignment.framing_matrix(f.points) for f in found])
         crops = [blending.to_tensor(alignment.crop(image, m, self.preset.resolution)) for m in matrices]
         return torch.stack(crops).to(self.device), matrices
 
     def align(self, photo: Photo, pick: str = "all") -> torch.Tensor:
-        """The faces of a photo in the preset's framing, (k, 3, R, R) in [-1, 1]. Raises as `detect` does."""
+        """The faces of a photo in FFHQ's framing, (k, 3, R, R) in [-1, 1]. Raises as `detect` does."""
         return self._crop(open_photo(photo)[0], self.detect(photo, pick))[0]
 
     # Codes
@@ -181,11 +183,15 @@ class Riddle:
 
     def password(self, passphrase: str, salt: bytes | None = None) -> torch.Tensor:
         """The key of a passphrase, (1, L, D); salt: 16 bytes, None: the preset's public one. See riddle.passwords."""
-        return passwords.password(passphrase, self.generator, self.preset.name, salt)
+        return passwords.password(passphrase, self.generator.codes, self.preset.n_latent, self.preset.name, salt)
+
+    def from_key(self, key: bytes) -> torch.Tensor:
+        """The password of a derived key (riddle.passwords.derive_key), (1, L, D)."""
+        return passwords.from_key(key, self.generator.codes, self.preset.n_latent)
 
     def random_password(self, n: int = 1, seed: int = 0) -> torch.Tensor:
         """n random keys, (n, L, D), by seed."""
-        return passwords.random_keys(n, seed, self.generator)
+        return passwords.random_keys(n, seed, self.generator.codes, self.preset.n_latent)
 
     def _key(self, key: str | torch.Tensor, salt: bytes | None = None) -> torch.Tensor:
         return key.to(self.device) if isinstance(key, torch.Tensor) else self.password(key, salt)
@@ -202,34 +208,52 @@ class Riddle:
         """
         return self.encrypt(w, key)
 
-    def synthesize(self, w: torch.Tensor, batch: int = 32) -> torch.Tensor:
-        """Codes (N, L, D) -> faces (N, 3, R, R), clipped to [-1, 1]."""
-        return self._batched(self.generator, w, batch).clamp_(-1, 1)
+    def synthesize(self, w: torch.Tensor, side: int | None = None, batch: int = 32) -> torch.Tensor:
+        """Codes (N, L, D) -> faces (N, 3, side, side), clipped to [-1, 1].
+
+        side: px, default R; "mobile" draws 128, 256, 512 and 1024. Raises ValueError for another side.
+        """
+        batch = max(1, batch * self.preset.resolution**2 // (side or self.preset.resolution) ** 2)
+        return self._batched(lambda codes: self.generator(codes, side), w, batch).clamp_(-1, 1)
 
     # Photos
+
+    def draw(self, w: torch.Tensor, matrices: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The faces of codes (k, L, D): (k, 3, R, R), and each as large as its place in a photo needs, (3, S, S).
+
+        matrices: (k, 2, 3), as for `paste`. S: the smallest side of the generator that is at least the side of the
+        place, in pixels; its largest one where none is. All in [-1, 1].
+        """
+        sides = SIDES if self.preset.generator == "mobilestylegan" else (self.preset.resolution,)
+        faces, large = self.synthesize(w), []
+        for i, matrix in enumerate(matrices):
+            side = next((s for s in sides if s >= np.hypot(*matrix[:, 0])), sides[-1])
+            large.append(faces[i] if side == self.preset.resolution else self.synthesize(w[i : i + 1], side)[0])
+        return faces, large
 
     def paste(
         self,
         image: Image.Image,
         under: torch.Tensor,
-        faces: torch.Tensor,
+        faces: Sequence[torch.Tensor],
         matrices: np.ndarray,
-        shown: torch.Tensor | None = None,
+        shown: Sequence[torch.Tensor] | None = None,
     ) -> Image.Image:
         """A photo with rendered faces in their places, colours matched and blended at the rim.
 
-        image: RGB; under: the crops (k, 3, R, R) of those places, in [-1, 1]; faces: (k, 3, R, R) in [-1, 1], the one
-        in front first; matrices: (k, 2, 3), framing matrices, crop's unit square -> photo pixels; shown: (k, 3, R, R),
-        the faces that `paste` put there before, which are first taken out of the rim (riddle.faces.unblending).
-        With the parser the mask covers the face before and after, and colours are matched from skin to skin.
+        image: RGB; under: the crops (k, 3, R, R) of those places, in [-1, 1]; faces: k of (3, S, S) in [-1, 1], S a
+        multiple of R, the one in front first; matrices: (k, 2, 3), framing matrices, crop's unit square -> photo
+        pixels; shown: k of (3, S, S), the faces that `paste` put there before, which are first taken out of the rim
+        (riddle.faces.unblending). With the parser, which sees R px, the mask covers the face before and after, and
+        colours are matched from skin to skin.
         """
-        count, side = len(faces), faces.shape[-1]
-        outlines, skins = [None] * count, [blending.core(side, self.preset.framing)] * count
-        before = under if shown is None else shown
+        count, side = len(faces), under.shape[-1]
+        outlines, skins = [None] * count, [blending.core(side)] * count
         if self.mask == "parser":
-            logits = self._batched(self.parser, torch.stack([before, faces], 1).flatten(0, 1), 32).split(2)
-            outlines = [blending.parsed(pair, self.preset.framing) for pair in logits]
-            skins = [blending.skin(pair, self.preset.framing) for pair in logits]
+            before = under if shown is None else shown
+            pairs = [F.adaptive_avg_pool2d(x, side) for pair in zip(before, faces, strict=True) for x in pair]
+            logits = self._batched(self.parser, torch.stack(pairs), 32).split(2)
+            outlines, skins = [blending.parsed(pair) for pair in logits], [blending.skin(pair) for pair in logits]
         photo = np.array(image)
 
         def matched(i: int, face: torch.Tensor) -> Image.Image:
@@ -260,9 +284,9 @@ class Riddle:
         under, matrices = self._crop(image, self.detect(photo, pick) if faces is None else faces)
         # The record keeps half precision: rounding first makes picture and record one and the same code.
         codes = self.encrypt(self.invert(under), self._key(passphrase, salt)).half().float()
-        drawn = self.synthesize(codes)
+        drawn, large = self.draw(codes, matrices)
         record = Record(self.preset.name, self.weights_hash, image.size, matrices, codes.cpu(), salt)
-        return Protected(self.paste(image, under, drawn, matrices), drawn, record)
+        return Protected(self.paste(image, under, large, matrices), drawn, record)
 
     def restore(
         self,
@@ -297,13 +321,13 @@ class Riddle:
             side, matrices, codes, salt = self.preset.resolution, record.matrices, record.codes, record.salt
             crops = [blending.to_tensor(alignment.crop(image, m, side)) for m in matrices]
             under, source = torch.stack(crops).to(self.device), "codes"
-            shown = self.synthesize(codes)
-        drawn = self.synthesize(self.decrypt(codes, self._key(passphrase, salt)))
-        return Restored(self.paste(image, under, drawn, matrices, shown), drawn, source)
+            shown = self.draw(codes, matrices)[1]
+        drawn, large = self.draw(self.decrypt(codes, self._key(passphrase, salt)), matrices)
+        return Restored(self.paste(image, under, large, matrices, shown), drawn, source)
 
 
 def load(
-    preset: str | Preset = "mini",
+    preset: str | Preset = "mobile",
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     weights: str | Path | None = None,
@@ -322,7 +346,7 @@ def load(
     p = get(preset)
     untrained = p.name == "smoke" and weights is None
     if untrained:
-        warnings.warn("preset 'smoke' is untrained: random networks, pictures of noise; use 'mini'", stacklevel=2)
+        warnings.warn("preset 'smoke' is untrained: random networks, pictures of noise; use 'mobile'", stacklevel=2)
     with torch.random.fork_rng(devices=[]):  # building a network draws numbers; the caller's stream stays as it was
         built = networks.untrained(p) if untrained else networks.trained(p, weights, encryptor)
     return Riddle(p, **built, device=device, dtype=dtype, detector=detector, mask=mask)

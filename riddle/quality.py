@@ -1,8 +1,8 @@
 """How good a preset's generator is: precision, recall and Frechet distances of what it draws at psi = 1.
 
-    python -m riddle.quality --preset mini --data faces.npy
+    python -m riddle.quality --preset mobile --data faces.npy
 
-faces.npy: aligned faces (N, R, R, 3) uint8 in the preset's framing, as `riddle.training.prepare faces` writes them.
+faces.npy: aligned faces (N, R, R, 3) uint8, as `riddle.training.prepare faces` writes them.
 Beside the generator's numbers stand those of real faces against real ones, and of real faces blurred to half the
 resolution: what the measure gives at best, and what it still gives where detail is lost.
 """
@@ -63,14 +63,14 @@ def _parts(faces: np.ndarray, rows: np.ndarray) -> Iterator[torch.Tensor]:
         yield to_tensor(faces[rows[start : start + BATCH]])
 
 
-def extractors(framing: str, device: str = "cpu") -> dict[str, features.Extractor]:
+def extractors(device: str = "cpu") -> dict[str, features.Extractor]:
     """{features: extractor}: SqueezeNet's pool, and dlib's recogniser through one fixed alignment."""
     from riddle.faces import recognizers
 
     dlib = recognizers.load("dlib", device=device)
     return {
         "SqueezeNet pool": features.load("squeezenet", device),
-        "dlib, fixed alignment": lambda x: dlib.from_crop(x.to(device), framing).cpu().numpy(),
+        "dlib, fixed alignment": lambda x: dlib.from_crop(x.to(device)).cpu().numpy(),
     }
 
 
@@ -111,7 +111,7 @@ def measure(
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="mini")
+    parser.add_argument("--preset", default="mobile")
     parser.add_argument("--data", required=True, type=Path, help="aligned faces, .npy")
     parser.add_argument("--weights", type=Path, help="folder of weights; default: the bundled ones")
     parser.add_argument("--generated", type=int, default=10_000, help="faces to draw")
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         real = real[np.sort(rows)]
     model = riddle.load(preset, options.device, weights=options.weights)
     made = generated(model, options.generated, options.seed)
-    table = measure(real, made, extractors(preset.framing, options.device), options.seed)
+    table = measure(real, made, extractors(options.device), options.seed)
     print(table.to_string(index=False, float_format=lambda v: f"{v:.4f}"))
 
 

@@ -1,4 +1,4 @@
-"""Framings: where a crop lies, the way there and back, and the crop itself."""
+"""The framing: where a crop lies, the way there and back, and the crop itself."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ from PIL import Image
 
 from riddle.faces.alignment import (
     ARCFACE_POINTS,
-    FRAMINGS,
     arcface_matrix,
     crop,
     crop_points,
@@ -43,57 +42,51 @@ def centroid(spot):
 def test_ffhq_crop_of_an_upright_face_by_hand():
     # Eyes 60 px apart with their centre at (130, 100), mouth centre at (130, 170): x = (60 + 70, 0) points right, its
     # length is max(2.0 * 60, 1.8 * 70) = 126, the centre is (130, 100 + 0.1 * 70) = (130, 107).
-    matrix = framing_matrix(UPRIGHT, "ffhq")
+    matrix = framing_matrix(UPRIGHT)
     np.testing.assert_allclose(matrix, [[252, 0, 130 - 126], [0, 252, 107 - 126]], atol=1e-9)
 
 
 def test_eyes_decide_the_size_when_they_are_far_apart():
     points = UPRIGHT.copy()
     points[1, 0], points[3, 0], points[4, 0] = 180.0, 120.0, 160.0  # 80 px apart, same distance to the mouth
-    assert framing_matrix(points, "ffhq")[0, 0] == pytest.approx(4.0 * 80)
+    assert framing_matrix(points)[0, 0] == pytest.approx(4.0 * 80)
 
 
-def test_tight_crop_is_a_smaller_ffhq_crop_further_down():
+def test_the_crops_centre_lies_a_tenth_of_the_way_from_the_eyes_to_the_mouth():
     for seed in range(5):
         points = random_face(seed)
-        ffhq, tight = framing_matrix(points, "ffhq"), framing_matrix(points, "tight")
-        np.testing.assert_allclose(tight[:, :2], 0.68 * ffhq[:, :2])
         eyes, mouth = points[:2].mean(0), points[3:].mean(0)
-        np.testing.assert_allclose(tight @ [0.5, 0.5, 1], eyes + 0.52 * (mouth - eyes))
-        np.testing.assert_allclose(ffhq @ [0.5, 0.5, 1], eyes + 0.10 * (mouth - eyes))
+        np.testing.assert_allclose(framing_matrix(points) @ [0.5, 0.5, 1], eyes + 0.10 * (mouth - eyes))
 
 
-@pytest.mark.parametrize("framing", FRAMINGS)
-def test_crop_follows_the_face_when_it_turns(framing):
+def test_crop_follows_the_face_when_it_turns():
     """Turned, enlarged and moved, a face has its points at the same place of the crop; the crop stays a square."""
-    at_rest = crop_points(UPRIGHT, framing_matrix(UPRIGHT, framing), 64)
+    at_rest = crop_points(UPRIGHT, framing_matrix(UPRIGHT), 64)
     for degrees in (-170, -30, 45, 90):
         turned = rotated(UPRIGHT, degrees, 1.7, (40, -9))
-        matrix = framing_matrix(turned, framing)
+        matrix = framing_matrix(turned)
         np.testing.assert_allclose(crop_points(turned, matrix, 64), at_rest, atol=1e-8)
         x, y = matrix[:, 0], matrix[:, 1]
         assert x @ y == pytest.approx(0, abs=1e-6) and np.hypot(*x) == pytest.approx(np.hypot(*y))
         assert x[0] * y[1] - x[1] * y[0] > 0  # not mirrored
 
 
-@pytest.mark.parametrize("framing", FRAMINGS)
-def test_points_go_to_the_crop_and_back(framing):
+def test_points_go_to_the_crop_and_back():
     for seed in range(10):
         points = random_face(seed)
-        matrix = framing_matrix(points, framing)
+        matrix = framing_matrix(points)
         np.testing.assert_allclose(photo_points(crop_points(points, matrix, 64), matrix, 64), points, atol=1e-8)
 
 
 @pytest.mark.parametrize(
     "degrees,scale,size", [(0, 1.0, 64), (25, 1.0, 64), (-40, 3.0, 64), (10, 0.4, 128), (5, 3.0, 32)]
 )
-@pytest.mark.parametrize("framing", FRAMINGS)
-def test_crop_has_marked_points_where_crop_points_says(framing, degrees, scale, size):
+def test_crop_has_marked_points_where_crop_points_says(degrees, scale, size):
     """Under half a pixel of the crop, enlarged or reduced, also when the photo is far larger than the crop."""
     points = rotated(UPRIGHT - UPRIGHT.mean(0), degrees, scale)
     points -= points.min(0) - 170 * scale
     photo = np.ceil(points.max(0) + 170 * scale).astype(int)
-    matrix = framing_matrix(points, framing)
+    matrix = framing_matrix(points)
     spread = 2.0 * np.hypot(*matrix[:, 0]) / size
     for spot, expected in zip(
         picture_with_marks(points, photo, spread), crop_points(points, matrix, size), strict=True
@@ -107,7 +100,7 @@ def test_round_trip_of_the_picture_is_under_half_a_pixel():
     """A spot in the photo -> crop -> found there -> back in the photo."""
     points = random_face(3)
     points += 200 - points.min(0)
-    matrix = framing_matrix(points, "ffhq")
+    matrix = framing_matrix(points)
     photo = np.ceil(points.max(0) + 300).astype(int)
     for spot, point in zip(picture_with_marks(points, photo, 3.0), points, strict=True):
         image = Image.fromarray((255 * spot).round().astype(np.uint8)).convert("RGB")
@@ -153,7 +146,5 @@ def test_arcface_matrix_puts_the_points_on_their_targets():
 
 
 def test_errors_say_what_is_wrong():
-    with pytest.raises(ValueError, match="unknown framing 'loose'; choose one of ffhq, tight"):
-        framing_matrix(UPRIGHT, "loose")
     with pytest.raises(ValueError, match="coincide"):
-        framing_matrix(np.zeros((5, 2)), "tight")
+        framing_matrix(np.zeros((5, 2)))

@@ -17,13 +17,13 @@ import riddle
 from riddle import passwords, pictures
 from riddle.app import container
 from riddle.app.photos import FaceReport, PhotoError, find_faces, protect_file, restore_file
-from riddle.demo import TIGHT_POINTS
+from riddle.demo import FRAMED_POINTS
 from riddle.faces.detection import AutoDetector, Face
 from riddle.pictures import open_picture
 from riddle.pipeline import Riddle
 from riddle.records import RecordError, find_record
 
-POINTS = TIGHT_POINTS * 60  # of a face whose tight crop is a square of 60 px
+POINTS = FRAMED_POINTS * 60  # of a face whose crop is a square of 60 px
 GREY = np.array([120, 120, 120])
 
 
@@ -424,7 +424,7 @@ def run(base, tmp_path, places, detector=None, size=(200, 160), **options):
 def test_what_cannot_be_protected_is_listed_and_strict_refuses(model, tmp_path):
     places = ((20, 20, 60), (120, 20, 18), (150, 60, 60))
     turned = POINTS.copy()
-    turned[:2, 0] = 30, 37  # eyes near each other: a profile
+    turned[:2, 0] = 30, 34  # eyes near each other: a profile
     detector = Markers({2: turned})
     report = run(model, tmp_path, places, detector)
     assert [(f.status, f.reason[:8]) for f in report.faces] == [
@@ -501,7 +501,7 @@ def test_half_a_face_at_the_border_is_found(base):
         def detect(self, image):
             ys, xs = np.nonzero(np.asarray(image.convert("L")) > 220)
             middle, side = np.array([xs.mean(), ys.mean()]), np.ptp(xs) + 1
-            points = (TIGHT_POINTS - [0.5, 0.46]) * side + middle
+            points = (FRAMED_POINTS - [0.5, 0.58]) * side + middle
             return [Face(np.array([*middle - side / 2, *middle + side / 2]), 1.0, points, None, "dlib")]
 
     image = Image.new("RGB", (200, 160), tuple(GREY.tolist()))

@@ -53,7 +53,7 @@ def test_a_pasted_face_stands_in_the_middle_in_the_photos_colours(faces, steady)
     pasted = cropped_again(shown, under)
     at = (np.arange(32) + 0.5) / 32
     mask = torch.from_numpy(ellipse(at[None], at[:, None]))
-    matched = torch.stack([match_colours(f, u, core(32, "tight")) for f, u in zip(faces, under, strict=True)])
+    matched = torch.stack([match_colours(f, u, core(32)) for f, u in zip(faces, under, strict=True)])
     assert torch.allclose(pasted[..., mask == 1], matched[..., mask == 1], atol=1e-4)
     assert torch.allclose(pasted[..., mask == 0], under[..., mask == 0], atol=1e-4)
     pasted.sum().backward()

@@ -12,7 +12,7 @@ from riddle import zoo
 from riddle.faces import recognizers
 from riddle.faces.alignment import ARCFACE_POINTS, arcface_matrix, crop, crop_points, framing_matrix
 from riddle.faces.detection import Face, dlib_models, load_detector
-from riddle.faces.fixed_map import fixed_map, framed_points
+from riddle.faces.fixed_map import FRAMED_POINTS, fixed_map
 from riddle.models.irse import ArcFaceIR, IRSEUnit, irse_body, load_published
 from riddle.models.mobilefacenet import FrozenPReLU, FrozenStridedDepthwise, MobileFaceNet
 from riddle.models.sphereface import SphereFace20
@@ -215,15 +215,14 @@ def test_facenet_takes_the_scaling_it_was_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dlib", "facenet-casia", "irse50"])
-@pytest.mark.parametrize("framing", ["tight", "ffhq"])
-def test_fixed_map_lands_an_average_face_on_the_targets(name, framing):
+@pytest.mark.parametrize("side", [128, 256])
+def test_fixed_map_lands_an_average_face_on_the_targets(name, side):
     spec = recognizers.SPECS[name]
-    side = 256
-    rows, columns = fixed_map(framing, side, tuple(map(tuple, spec.targets.tolist())), spec.size, spec.stretch)
+    rows, columns = fixed_map(side, tuple(map(tuple, spec.targets.tolist())), spec.size, spec.stretch)
     y, x = np.mgrid[0:side, 0:side]
     expected = [spec.targets[0], spec.targets[1], spec.targets[3:].mean(0)]
-    for (u, v), target in zip(framed_points(framing) * side - 0.5, expected, strict=True):
-        spot = torch.from_numpy(np.exp(-((x - u) ** 2 + (y - v) ** 2) / 50)).float()
+    for (u, v), target in zip(FRAMED_POINTS * side - 0.5, expected, strict=True):
+        spot = torch.from_numpy(np.exp(-((x - u) ** 2 + (y - v) ** 2) / 50 * (256 / side) ** 2)).float()
         out = (rows @ spot @ columns.T).double().numpy()
         ty, tx = np.mgrid[0 : spec.size, 0 : spec.size]
         found = np.array([(out * tx).sum(), (out * ty).sum()]) / out.sum()
@@ -231,30 +230,25 @@ def test_fixed_map_lands_an_average_face_on_the_targets(name, framing):
     torch.testing.assert_close(rows.sum(1), torch.ones(spec.size))  # a flat picture stays flat
 
 
-def test_ffhq_points_follow_from_the_two_framings():
-    """The same face, framed both ways: one upright face's points in either crop are `framed_points`."""
-    tight = framed_points("tight")
-    face = np.array([*tight[:2], tight[:2].mean(0), tight[2] - [0.1, 0], tight[2] + [0.1, 0]]) * 100
-    # The framings' rule derives the crop's side from the face, whose mean proportions need not fill it exactly.
-    in_tight = crop_points(face, framing_matrix(face, "tight"), 1)
-    in_ffhq = crop_points(face, framing_matrix(face, "ffhq"), 1)
-    scale = np.ptp(tight[:2, 0]) / np.ptp(in_tight[:2, 0])
-    centre = in_ffhq[:2].mean(0) + 0.1 * (in_ffhq[3:].mean(0) - in_ffhq[:2].mean(0))
-    expected = (np.array([*in_ffhq[:2], in_ffhq[3:].mean(0)]) - centre) * scale + 0.5
-    np.testing.assert_allclose(framed_points("ffhq"), expected, atol=0.004)
+def test_the_average_face_fills_the_framing():
+    """Framed by the rule, the average face has its points where they are."""
+    eyes, mouth = FRAMED_POINTS[:2], FRAMED_POINTS[2]
+    face = np.array([*eyes, (eyes.mean(0) + mouth) / 2, mouth - [0.09, 0], mouth + [0.09, 0]]) * 100
+    framed = crop_points(face, framing_matrix(face), 1) + 0.5
+    np.testing.assert_allclose([*framed[:2], framed[3:].mean(0)], FRAMED_POINTS, atol=0.015)
 
 
 def test_gradients_reach_the_face_and_onnx_says_that_it_has_none():
     identity = need("arcface-mobilefacenet")
     x = (noise(2, 64).float() / 127.5 - 1).requires_grad_(True)
     target = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
-    (identity.from_crop(x, "tight") * target).sum().backward()
+    (identity.from_crop(x) * target).sum().backward()
     step = 2e-2 * x.grad / x.grad.norm()
     with torch.no_grad():
-        ahead, behind = (identity.from_tight(x + s * step) * target for s in (1, -1))
+        ahead, behind = (identity.from_crop(x + s * step) * target for s in (1, -1))
     assert ((ahead - behind).sum() / 2).item() == pytest.approx((x.grad * step).sum().item(), rel=0.1)
     with pytest.raises(TypeError, match="no gradients"):
-        need("edgeface-xs").from_tight(x)
+        need("edgeface-xs").from_crop(x)
 
 
 def test_embed_faces_aligns_each_by_its_points_and_keeps_the_rows():
@@ -304,8 +298,6 @@ def test_errors_name_the_cause(tmp_path):
     judge = need("dlib")
     with pytest.raises(ValueError, match="dlib takes"):
         judge.embed(torch.zeros(1, 3, 112, 112))
-    with pytest.raises(ValueError, match="unknown framing 'loose'"):
-        judge.from_crop(torch.zeros(1, 3, 64, 64), "loose")
 
 
 @pytest.fixture(scope="module")
@@ -321,20 +313,20 @@ def portraits():
 
 
 @pytest.mark.parametrize("name", JUDGES)
-def test_a_64_px_tight_crop_keeps_the_identity(portraits, name):
-    """Photo and its tight crop are the same person, by own points and by the fixed map; others are not."""
+def test_a_128_px_crop_keeps_the_identity(portraits, name):
+    """Photo and its framed crop are the same person, by own points and by the fixed map; others are not."""
     judge = need(name)
     aligned = [np.asarray(judge.align(p, f.points, f.landmarks)) for p, f in portraits]
     photo = judge.embed(torch.from_numpy(np.stack(aligned)).permute(0, 3, 1, 2) / 127.5 - 1)
-    matrices = [framing_matrix(f.points, "tight") for _, f in portraits]
-    crops = [np.asarray(crop(p, m, 64)) for (p, _), m in zip(portraits, matrices, strict=True)]
+    matrices = [framing_matrix(f.points) for _, f in portraits]
+    crops = [np.asarray(crop(p, m, 128)) for (p, _), m in zip(portraits, matrices, strict=True)]
     faces = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 127.5 - 1
     own = [
-        Face(f.box, 1.0, crop_points(f.points, m, 64), crop_points(f.landmarks, m, 64), "dlib")
+        Face(f.box, 1.0, crop_points(f.points, m, 128), crop_points(f.landmarks, m, 128), "dlib")
         for (_, f), m in zip(portraits, matrices, strict=True)
     ]
     judged = judge.similarity(photo, judge.embed_faces(faces, own))
-    fixed = judge.similarity(photo, judge.from_tight(faces))
+    fixed = judge.similarity(photo, judge.from_crop(faces))
     n = len(photo)
     first, second = np.triu_indices(n, 1)
     strangers = judge.similarity(photo[first], photo[second])

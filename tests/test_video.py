@@ -27,7 +27,7 @@ from riddle.app import arguments, cli, cliprecords, clips, encoding, survey, tra
 from riddle.app.cliprecords import Block, ClipRecord, Header, Run
 from riddle.app.photos import PhotoError
 from riddle.app.tracking import Find, Scenes, Steadiness, Tracker
-from riddle.demo import TIGHT_POINTS
+from riddle.demo import FRAMED_POINTS
 from riddle.faces.detection import Face
 from riddle.pipeline import Riddle
 from riddle.records import RecordError
@@ -57,7 +57,7 @@ class Markers:
                 corner = np.array([(columns.start + columns.stop - side / 6) / 2, (rows.start + rows.stop) / 2])
                 corner[1] -= side / 12
                 box = np.array([*corner, *(corner + side)])
-                faces.append(Face(box, 1.0, TIGHT_POINTS * side + corner, None, "dlib"))
+                faces.append(Face(box, 1.0, FRAMED_POINTS * side + corner, None, "dlib"))
         return faces
 
 
@@ -363,7 +363,7 @@ def test_a_face_that_is_lost_within_a_scene_is_told(model, folder):
 
 
 def test_a_face_that_cannot_be_replaced_is_listed(model, folder, monkeypatch):
-    def doubtful(face, framing, size):
+    def doubtful(face, size):
         return "too small: 3 px, and 20 are needed" if face.box[0] > 80 else ""
 
     monkeypatch.setattr(tracking.photos, "why_not", doubtful)
@@ -424,7 +424,7 @@ class Judge:
 
     threshold = 0.9
 
-    def from_crop(self, faces, framing):
+    def from_crop(self, faces):
         x = torch.nn.functional.adaptive_avg_pool2d(faces, 6).flatten(1)
         return torch.nn.functional.normalize(x - x.mean(1, keepdim=True), dim=1)
 

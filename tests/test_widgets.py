@@ -85,7 +85,7 @@ def test_distances_are_those_of_dlibs_network(model, controller):
     view = controller.view(*WORDS, position=0.5)
     assert [bar.label for bar in view.bars] == list(PANELS[1:])
     with torch.no_grad():
-        e = controller.judge.from_crop(view.faces, model.preset.framing).numpy().astype(np.float64)
+        e = controller.judge.from_crop(view.faces).numpy().astype(np.float64)
     for bar, vector in zip(view.bars, e[1:], strict=True):
         assert bar.distance == pytest.approx(np.sqrt(((vector - e[0]) ** 2).sum()), abs=1e-4)
         assert bar.threshold == 0.6  # dlib's documentation
@@ -94,7 +94,7 @@ def test_distances_are_those_of_dlibs_network(model, controller):
 def test_a_cosine_recogniser_is_turned_into_a_distance(model, monkeypatch):
     judge = SimpleNamespace(
         name="stub", distance="cosine", threshold=0.3,
-        from_crop=lambda faces, framing: faces.flatten(1),
+        from_crop=lambda faces: faces.flatten(1),
         similarity=lambda a, b: torch.cosine_similarity(a, b, dim=1),
     )  # fmt: skip
     monkeypatch.setattr(module.recognizers, "load", lambda name, device: judge)
@@ -208,7 +208,7 @@ def test_the_controller_knows_no_widgets():
 def test_it_is_fast_enough_to_drag(capsys):
     """The goal is ten updates a second on two cores: 0.2 s of their time each, whoever else uses the machine."""
     try:
-        c = Controller(riddle.load("mini"))
+        c = Controller(riddle.load("mobile"))
     except zoo.WeightsMissingError as e:
         pytest.skip(str(e))
     c.samples(1)
@@ -219,7 +219,7 @@ def test_it_is_fast_enough_to_drag(capsys):
     cost = (time.process_time() - began) / n
     rate = c.updates_per_second(1.0)
     with capsys.disabled():
-        print(f"\n  mini: {rate:.1f} updates/s, {1000 * cost:.0f} ms of processor time each ", end="")
+        print(f"\n  mobile: {rate:.1f} updates/s, {1000 * cost:.0f} ms of processor time each ", end="")
     assert cost < 0.2 and rate > 0
 
 

@@ -90,7 +90,7 @@ def through_time(path: str | Path, places: np.ndarray, model: Riddle, judge: Any
     found = detect_in_crop(faces, model.detector)
     lost = np.full((5, 2), np.nan)
     points = np.stack([lost if f is None else f.points for f in found]) / faces.shape[-1]
-    looks = np.full((len(faces), 1), np.nan) if judge is None else judge.from_crop(faces, model.preset.framing).numpy()
+    looks = np.full((len(faces), 1), np.nan) if judge is None else judge.from_crop(faces).numpy()
     bends = np.hypot(*np.moveaxis(points[2:] - 2 * points[1:-1] + points[:-2], -1, 0)).mean(1)
     table = pd.DataFrame({"frame": np.arange(len(faces))})
     table["identity"] = np.concatenate([[np.nan], (looks[1:] * looks[:-1]).sum(1)])

@@ -1,6 +1,6 @@
 """What the interactive page shows, without the page: faces to choose from, what the slider draws, a wall of strangers.
 
-    controller = Controller(riddle.load("mini"))
+    controller = Controller(riddle.load("mobile"))
     controller.open("party.jpg")                     # or controller.samples()
     view = controller.view("correct horse", "battery staple", "letmein", position=0.3)
     view.picture()                                   # JPEG: original, encrypted, restored, wrong password
@@ -115,8 +115,8 @@ class Controller:
     """Faces, passwords and distances behind the page.
 
     model: see riddle.pipeline; judge: the recogniser whose distance is shown, see riddle.faces.recognizers; dlib's
-    comes with the installation and took no part in training. Every face goes through the recogniser by one fixed map
-    of the model's framing: no detection while the slider moves. Raises WeightsMissingError for a judge without
+    comes with the installation and took no part in training. Every face goes through the recogniser by one fixed
+    map: no detection while the slider moves. Raises WeightsMissingError for a judge without
     weights. Methods may be called from any thread.
     """
 
@@ -169,7 +169,7 @@ class Controller:
 
     @torch.no_grad()
     def _identities(self, faces: torch.Tensor) -> torch.Tensor:
-        return self.judge.from_crop(faces.to(self.model.device), self.model.preset.framing)
+        return self.judge.from_crop(faces.to(self.model.device))
 
     def _bars(self, labels: tuple[str, ...], faces: torch.Tensor, identity: torch.Tensor) -> tuple[Bar, ...]:
         similarity = self.judge.similarity(identity.expand(len(faces), -1), self._identities(faces))

@@ -75,10 +75,10 @@ def find_faces(model: Riddle, image: Image.Image) -> list[Face]:
     return find_all(image, model.detector)
 
 
-def why_not(face: Face, framing: str, size: tuple[int, int]) -> str:
+def why_not(face: Face, size: tuple[int, int]) -> str:
     """Why a found face cannot be protected in a photo of `size` (width, height); empty when it can."""
     try:
-        matrix = alignment.framing_matrix(face.points, framing)
+        matrix = alignment.framing_matrix(face.points)
     except ValueError:
         return "its eyes and mouth coincide; crop it out or cover it"
     side = float(np.hypot(*matrix[:, 0]))
@@ -101,7 +101,7 @@ def _sorted_out(model: Riddle, picture: Picture) -> tuple[list[Face], list[FaceR
     """The faces to replace, and the reports of the others. Raises PhotoError when there are none to replace."""
     size, faces, skipped = picture.rgb.size, [], []
     for face in find_faces(model, picture.rgb):
-        reason = why_not(face, model.preset.framing, size)
+        reason = why_not(face, size)
         if reason:
             skipped.append(FaceReport(_box(face, size), "skipped", reason))
         else:
@@ -156,7 +156,7 @@ def protect_file(
     faces, skipped = _sorted_out(model, picture)
     if strict and skipped:
         raise PhotoError(source, f"strict, and not every face can be protected: {_listed(skipped)}", "nothing written")
-    protected = model.protect(picture.rgb, passwords.from_key(key, model.generator), faces=faces, salt=own_salt)
+    protected = model.protect(picture.rgb, model.from_key(key), faces=faces, salt=own_salt)
     record = protected.record
     if keep_original:
         crops = [((x1, y1), picture.rgb.crop((x1, y1, x2, y2))) for x1, y1, x2, y2 in record.boxes()]
@@ -224,7 +224,7 @@ def restore_file(
             notes.append(f"{target.suffix} compresses the original pixels again; restore to .png for the exact ones")
     else:
         try:
-            restored = model.restore(picture.rgb, passwords.from_key(key, model.generator), record=record, faces=faces)
+            restored = model.restore(picture.rgb, model.from_key(key), record=record, faces=faces)
         except RecordError as e:
             raise RecordError(source, e.cause, e.remedy) from None
         rgb, how = restored.image, restored.source

@@ -120,7 +120,7 @@ def _take(
     if not finds:
         return
     faces = crops(model, image, [find.place for find in finds])
-    tracks = tracker.take(n, finds, looks.embed(faces, model.preset.framing), image.size)
+    tracks = tracker.take(n, finds, looks.embed(faces), image.size)
     clear = [i for i, find in enumerate(finds) if not find.doubt]
     inverted = dict(zip(clear, model.invert(faces[clear]).cpu().numpy() if clear else (), strict=True))
     for i, (find, track) in enumerate(zip(finds, tracks, strict=True)):

@@ -22,12 +22,12 @@ from riddle.faces.detection import AutoDetector, Face
 from riddle.pipeline import Riddle
 
 JUDGE = "arcface-mobilefacenet"
-THERE = 0.3  # overlap from which two squares may be one face
-ONE = 0.5  # overlap from which two finds of one frame are one face
-REACH = 1.5  # sides that a face may have moved while it was not seen
+THERE = 0.45  # overlap from which two squares may be one face
+ONE = 0.6  # overlap from which two finds of one frame are one face
+REACH = 1.0  # sides that a face may have moved while it was not seen
 CUT = 28.0  # mean change of grey levels (of 255) from frame to frame that is another scene, where a usual one is small
-AROUND = 2.2  # sides of the region in which a known face is looked for
-SEEN_AS = 110  # px of a face's square in that region
+AROUND = 1.6  # sides of the region in which a known face is looked for
+SEEN_AS = 160  # px of a face's square in that region
 
 
 # Looks
@@ -45,11 +45,11 @@ class Looks:
             self.judge = recognizers.load(JUDGE)
         self.same, self.loose = (self.judge.threshold, 0.1) if self.judge is not None else (0.85, 0.5)
 
-    def embed(self, faces: torch.Tensor, framing: str) -> np.ndarray:
+    def embed(self, faces: torch.Tensor) -> np.ndarray:
         """Crops (N, 3, R, R) in [-1, 1] -> looks (N, E), float32."""
         if self.judge is not None:
             with torch.no_grad():
-                return self.judge.from_crop(faces, framing).float().cpu().numpy()
+                return self.judge.from_crop(faces).float().cpu().numpy()
         x = F.adaptive_avg_pool2d(faces.float(), 12).flatten(1)
         return F.normalize(x - x.mean(1, keepdim=True), dim=1).cpu().numpy()
 
@@ -66,19 +66,19 @@ class Find:
     doubt: str  # why no code follows from it (too small, in profile, ...); "" when one does
 
 
-def find_of(face: Face, framing: str, size: tuple[int, int]) -> Find:
+def find_of(face: Face, size: tuple[int, int]) -> Find:
     """The find of a detected face in a frame of `size` (width, height)."""
     try:
-        where = place(alignment.framing_matrix(face.points, framing))
+        where = place(alignment.framing_matrix(face.points))
     except ValueError:  # the points coincide: the box must do
         x1, y1, x2, y2 = face.box
         where = np.array([(x1 + x2) / 2, (y1 + y2) / 2, max(x2 - x1, y2 - y1, 1.0), 0.0])
-    return Find(face, where, photos.why_not(face, framing, size))
+    return Find(face, where, photos.why_not(face, size))
 
 
 def search(model: Riddle, image: Image.Image) -> list[Find]:
     """Every face of a frame."""
-    return [find_of(face, model.preset.framing, image.size) for face in photos.find_faces(model, image)]
+    return [find_of(face, image.size) for face in photos.find_faces(model, image)]
 
 
 def follow(model: Riddle, image: Image.Image, where: np.ndarray) -> list[Find]:
@@ -97,7 +97,7 @@ def follow(model: Riddle, image: Image.Image, where: np.ndarray) -> list[Find]:
     for searcher in searchers:
         found = [face.mapped(factor, low + (factor - 1) / 2) for face in searcher.detect(view)]
         if found:
-            return [find_of(face, model.preset.framing, image.size) for face in found]
+            return [find_of(face, image.size) for face in found]
     return []
 
 

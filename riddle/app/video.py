@@ -121,7 +121,7 @@ class _Job:
         self.clip = clips.probe(self.source)
         self.codec = encoding.encoder_for(self.target, self.clip.size)
         self.pace, self.notes = Pace.of(self.clip), list(self.clip.notes)
-        self.password = passwords.from_key(self.key, model.generator)
+        self.password = model.from_key(self.key)
         self.progress, self.read, self.all = on_progress, 0, None
 
     def run(self) -> VideoReport:
@@ -232,21 +232,21 @@ class _Job:
 
     def _replace(self, frame: clips.Frame, runs: list[tuple[Run, torch.Tensor]]) -> Iterator[tuple]:
         """Paint the faces of a frame, each a run and its code (L, D); returns rows of the work folder's `looks`."""
-        image, framing = Image.fromarray(frame.rgb()), self.model.preset.framing
+        image = Image.fromarray(frame.rgb())
         places = [run.places[frame.n - run.first] for run, _ in runs]
         order = sorted(range(len(runs)), key=lambda i: -float(np.hypot(*places[i][2:])))  # the largest is in front
         runs, places = [runs[i] for i in order], [places[i] for i in order]
         under = crops(self.model, image, places).to(self.model.device)
-        drawn = self.model.synthesize(torch.stack([code for _, code in runs]))
         matrices = np.stack([matrix(p) for p in places])
-        painted = self.model.paste(image, under, drawn, matrices)
+        large = self.model.draw(torch.stack([code for _, code in runs]), matrices)[1]
+        painted = self.model.paste(image, under, large, matrices)
         pixels = np.asarray(painted)
         for m in matrices:
             frame.replace(pixels, blending.box(m, image.size))
         before = after = [None] * len(runs)
         if self.looks.judge is not None:
             both = torch.cat([under.cpu(), crops(self.model, painted, places)])
-            before, after = self.looks.embed(both, framing).reshape(2, len(runs), -1)
+            before, after = self.looks.embed(both).reshape(2, len(runs), -1)
         for (run, _), place, was, now in zip(runs, places, before, after, strict=True):
             finds = tracking.follow(self.model, painted, place)
             best = max(finds, key=lambda f: tracking.overlap(f.place, place), default=None)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Mosaic:
-    """A grid of blocks over the crop; on a tight crop 8 blocks put three between the eyes."""
+    """A grid of blocks over the crop; on an FFHQ crop 12 blocks put three between the eyes."""
 
     blocks: int = 8  # blocks along a side
     name: str = "mosaic"

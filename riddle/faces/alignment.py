@@ -15,7 +15,6 @@ ARCFACE_POINTS = np.array(
 )
 
 
-
 def _rot90(v: np.ndarray) -> np.ndarray:
     return np.array([-v[1], v[0]])
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-
-from riddle.faces import alignment
 
 # CelebAMask-HQ's classes inside a face: skin, nose, glasses, eyes, brows, mouth, lips (neither ears nor hair).
 FACE_CLASSES = (1, 2, 3, 4, 5, 6, 7, 10, 11, 12)
 SKIN_CLASSES = (1, 2)  # skin, nose
-EYES_TO_MOUTH = 0.377  # of the side of a tight crop
-SPREAD, FLOOR = 0.33, 0.1
+# Half axes of `core` and its centre's distance below the crop's, of the side.
+CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
+SPREAD, FLOOR = 0.22, 0.1  # of the side, of a pixel's surroundings: their width, the weight of the average in them
 STRIP = 256  # rows blended at once
 
 
@@ -41,7 +41,7 @@ def ellipse(u: np.ndarray, v: np.ndarray, feather: float = 0.15, power: float = 
     """Feathered superellipse inscribed in the unit square, 1 inside, 0 on its rim and outside.
 
     u, v: crop coordinates in [0, 1]; feather: width of the soft rim, share of the half side; power: 2 is an
-    ellipse, more is squarer. At 3 the jaw of a tight crop lies inside.
+    ellipse, more is squarer. At 3 hair and shoulders reach the corners alone.
     """
     r = (np.abs(2 * u - 1) ** power + np.abs(2 * v - 1) ** power) ** (1 / power)
     return smoothstep((1 - r) / feather)
@@ -54,17 +54,14 @@ def _gaussian(side: int, sigma: float) -> torch.Tensor:
     return blur / blur.sum(1, keepdim=True)
 
 
-def core(side: int, framing: str) -> torch.Tensor:
+def core(side: int) -> torch.Tensor:
     """A feathered ellipse over brows, eyes, nose and mouth, (side, side) in [0, 1]: what no outline may leave out."""
-    tight, f = alignment.FRAMINGS["tight"], alignment.FRAMINGS[framing]
-    share = tight.scale / f.scale
-    down = (tight.centre - f.centre) * EYES_TO_MOUTH * share
     x = (torch.arange(side) + 0.5) / side - 0.5
-    r = torch.hypot((x[None] / (0.37 * share)), ((x[:, None] - down) / (0.39 * share)))
+    r = torch.hypot(x[None] / CORE_WIDTH, (x[:, None] - CORE_BELOW) / CORE_HEIGHT)
     return torch.from_numpy(smoothstep((1.15 - r.numpy()) / 0.3))
 
 
-def parsed(logits: torch.Tensor, framing: str = "tight", soften: float = 0.03) -> np.ndarray:
+def parsed(logits: torch.Tensor, soften: float = 0.02) -> np.ndarray:
     """The face's own outline from a parser's logits (N, 19, R, R), (R, R) in [0, 1].
 
     It is the union over N, blurred by `soften` of the side, and of `core`: a parser that takes an eye for hair must
@@ -73,26 +70,28 @@ def parsed(logits: torch.Tensor, framing: str = "tight", soften: float = 0.03) -
     inside = torch.isin(logits.argmax(1), torch.tensor(FACE_CLASSES, device=logits.device)).any(0)
     side = inside.shape[-1]
     blur = _gaussian(side, max(soften * side, 0.5))
-    grown = torch.nn.functional.max_pool2d(inside[None].float().cpu(), 3, 1, 1)[0]  # the rim covers the outline
-    return torch.maximum(blur @ grown @ blur.T, core(side, framing)).clamp(0, 1).numpy()
+    grown = F.max_pool2d(inside[None].float().cpu(), 3, 1, 1)[0]  # the rim covers the outline
+    return torch.maximum(blur @ grown @ blur.T, core(side)).clamp(0, 1).numpy()
 
 
-def skin(logits: torch.Tensor, framing: str = "tight") -> torch.Tensor:
+def skin(logits: torch.Tensor) -> torch.Tensor:
     """Where all N faces of a parser's logits (N, 19, R, R) show skin, (R, R) in [0, 1]; `core` where that is little."""
     both = torch.isin(logits.argmax(1), torch.tensor(SKIN_CLASSES, device=logits.device)).all(0).float().cpu()
-    inner = core(both.shape[-1], framing)
+    inner = core(both.shape[-1])
     return both if both.sum() > 0.3 * inner.sum() else inner
 
 
 def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """A rendered face in the photo's light: its skin has the photo's colours, so that no seam shows where they meet.
 
-    face, under: (3, R, R) in [-1, 1], the rendering and the photo's crop; where: (R, R) weights of the pixels that show
-    skin in both. Brightness moves as its average around a pixel does (over a third of the side): down by a factor, up
-    by a factor of the distance to white. Colour, what is left without brightness, takes the photo's average and at
-    most its spread (Reinhard et al., 2001): else white highlights on rosy skin turn blue when it becomes pale.
+    face: (3, S, S) in [-1, 1], the rendering; under: (3, R, R), the photo's crop, S a multiple of R; where: (R, R)
+    weights of the pixels that show skin in both. Returns (3, S, S). Brightness moves as its average around a pixel does
+    (over a quarter of the side): down by a factor, up by a factor of the distance to white. Colour, what is left
+    without brightness, takes the photo's average and at most its spread (Reinhard et al., 2001): else white highlights
+    on rosy skin turn blue when it becomes pale.
     """
-    where, wide = where.float().cpu(), _gaussian(face.shape[-1], SPREAD * face.shape[-1])
+    where, side = where.float().cpu(), under.shape[-1]
+    wide = _gaussian(side, SPREAD * side)
 
     def mean(x: torch.Tensor) -> torch.Tensor:
         return (x * where).sum((1, 2), keepdim=True) / where.sum().clamp_min(1e-6)
@@ -102,13 +101,17 @@ def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) 
         return near.clamp(0.02, 0.98)
 
     face, under = ((x.detach().float().cpu() + 1) / 2 for x in (face, under))
-    grey, grey_under = (x.mean(0, keepdim=True) for x in (face, under))
-    now, goal = around(grey), around(grey_under)
+    small = F.adaptive_avg_pool2d(face, side)
+    grey, grey_small, grey_under = (x.mean(0, keepdim=True) for x in (face, small, under))
+    now, goal = (
+        F.interpolate(around(x)[None], face.shape[1:], mode="bilinear", align_corners=False)[0]
+        for x in (grey_small, grey_under)
+    )
     brightness = torch.where(goal < now, grey * goal / now, 1 - (1 - grey) * (1 - goal) / (1 - now))
-    colour, colour_under = face - grey, under - grey_under
+    colour, colour_under = small - grey_small, under - grey_under
     centre, goal = mean(colour), mean(colour_under)
     spread, spread_under = ((mean((c - m).square()).sum()) ** 0.5 for c, m in ((colour, centre), (colour_under, goal)))
-    colour = goal + (colour - centre) * (spread_under / spread.clamp_min(1e-6)).clamp(max=1)
+    colour = goal + (face - grey - centre) * (spread_under / spread.clamp_min(1e-6)).clamp(max=1)
     return (brightness + colour).clamp(0, 1) * 2 - 1
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 DETECTORS = ("auto", "dlib", "mtcnn")
 CROP_SIDE = 128  # px to which a small crop is enlarged before detection: dlib's HOG window is 80 px
-CROP_MARGIN = 0.2  # of the side, continued by its edge around a crop, so that a tight face lies inside
+CROP_MARGIN = 0.2  # of the side, continued by its edge around a crop, so that a face at its rim lies inside
 
 
 class FaceNotFoundError(ValueError):

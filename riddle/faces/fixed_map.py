@@ -1,6 +1,6 @@
-"""The fixed map from a framing to a recogniser's crop: what a loss uses, because no detector sits inside it.
+"""The fixed map from a framed face to a recogniser's crop: what a loss uses, because no detector sits inside it.
 
-Faces of one framing are upright and near each other, so a similarity without rotation takes them all to the crop. It
+Framed faces are upright and near each other, so a similarity without rotation takes them all to the crop. It
 is separable: one matrix for rows and one for columns, antialiased, differentiable, and two matrix products cheap.
 """
 
@@ -12,24 +12,12 @@ from functools import cache
 import numpy as np
 import torch
 
-from riddle.faces.alignment import FRAMINGS
-
-# Left eye, right eye, mouth centre in a tight crop's unit square: means over UTKFace's training split.
-_TIGHT = np.array([(0.318, 0.306), (0.682, 0.306), (0.5, 0.678)])
-
-
-def framed_points(framing: str) -> np.ndarray:
-    """Left eye, right eye, mouth centre (3, 2) of an average upright face, in the unit square of a framing's crop."""
-    tight, wanted = FRAMINGS["tight"], FRAMINGS[framing]
-    eye_to_mouth = _TIGHT[2] - _TIGHT[:2].mean(0)
-    centre = 0.5 + (wanted.centre - tight.centre) * eye_to_mouth  # of the wanted crop, in the tight one
-    return (_TIGHT - centre) * tight.scale / wanted.scale + 0.5
+# Left eye, right eye, mouth centre of an average face in the crop's unit square: means over FFHQ's training split.
+FRAMED_POINTS = np.array([(0.378, 0.476), (0.622, 0.476), (0.5, 0.729)])
 
 
 @cache
-def fixed_map(
-    framing: str, side: int, points: tuple[tuple[float, float], ...], size: int, stretch: float = 1.0
-) -> torch.Tensor:
+def fixed_map(side: int, points: tuple[tuple[float, float], ...], size: int, stretch: float = 1.0) -> torch.Tensor:
     """Matrices for rows and columns, (2, size, side): rows @ face @ columns.T is a `size` px crop of a framed face.
 
     The crop has the face's five points near `points` (5, 2) px, x `stretch` times as large as y. What lies outside
@@ -37,7 +25,7 @@ def fixed_map(
     """
     targets = np.array(points)
     targets = np.stack([targets[0], targets[1], targets[3:].mean(0)]) / [stretch, 1.0]
-    source = framed_points(framing) * side - 0.5
+    source = FRAMED_POINTS * side - 0.5
     s, t = source - source.mean(0), targets - targets.mean(0)
     scale = (s * s).sum() / (s * t).sum()  # crop px per recogniser px; upright, so no rotation
     offset = source.mean(0) - scale * targets.mean(0)

@@ -5,9 +5,9 @@
     same = judge.similarity(e[:5], e[5:]) > judge.threshold
 
     identity = recognizers.load("arcface-mobilefacenet")     # a loss: differentiable, one fixed map for all faces
-    e = identity.from_crop(faces, "tight")
+    e = identity.from_crop(faces)
 
-A judge aligns each face by its own points; a loss cannot, so `from_crop` takes every face of a framing through one
+A judge aligns each face by its own points; a loss cannot, so `from_crop` takes every framed face through one
 similarity.
 """
 
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from riddle.faces.alignment import ARCFACE_POINTS, FRAMINGS, crop, similarity
+from riddle.faces.alignment import ARCFACE_POINTS, crop, similarity
 from riddle.faces.fixed_map import fixed_map
 from riddle.models.onnx_network import OnnxNetwork
 
@@ -165,8 +165,7 @@ class Recognizer:
     def align(self, image: Image.Image, points: np.ndarray, landmarks: np.ndarray | None = None) -> Image.Image:
         """Its own crop of a face in a photo: five points (5, 2) px; dlib's chip uses the 68 landmarks where given.
 
-        What lies outside the photo is its reflection: on tight 64 px crops of CelebA-HQ's validation split the
-        embedding keeps a cosine of 0.90 with the photo's so, 0.85 with the border repeated.
+        What lies outside the photo is its reflection.
         """
         source, target = np.asarray(points), self.spec.targets
         if self.name == "dlib" and landmarks is not None:
@@ -193,27 +192,16 @@ class Recognizer:
             out[part] = self.embed(stacked.float() / 127.5 - 1).cpu()
         return out
 
-    def from_crop(self, faces: torch.Tensor, framing: str) -> torch.Tensor:
-        """Faces (N, 3, R, R) in [-1, 1] in a preset's framing -> (N, E), all through one fixed, upright similarity.
+    def from_crop(self, faces: torch.Tensor) -> torch.Tensor:
+        """Framed faces (N, 3, R, R) in [-1, 1] -> (N, E), all through one fixed, upright similarity.
 
-        Differentiable where the network is. The tight crop ends a fifth below where ArcFace's begins; what lies
-        above is its reflection.
+        Differentiable where the network is.
         """
-        if framing not in FRAMINGS:
-            raise ValueError(f"unknown framing {framing!r}; choose one of {', '.join(FRAMINGS)}")
         targets = tuple(map(tuple, self.spec.targets.tolist()))
-        rows, columns = fixed_map(framing, faces.shape[-1], targets, self.size, self.spec.stretch).to(faces.device)
+        rows, columns = fixed_map(faces.shape[-1], targets, self.size, self.spec.stretch).to(faces.device)
         with torch.autocast(faces.device.type, enabled=False):
             crops = rows @ faces.float() @ columns.T
         return self.embed(crops)
-
-    def from_tight(self, faces: torch.Tensor) -> torch.Tensor:
-        """`from_crop` of the tight framing."""
-        return self.from_crop(faces, "tight")
-
-    def from_ffhq(self, faces: torch.Tensor) -> torch.Tensor:
-        """`from_crop` of the FFHQ framing."""
-        return self.from_crop(faces, "ffhq")
 
     def similarity(self, a: Any, b: Any) -> Any:
         """(N, E), (N, E) -> (N,), arrays or tensors: cosine, or minus the Euclidean distance."""
