@@ -1,7 +1,7 @@
 """RiDDLE: reversible and diversified face de-identification with a latent encryptor (Li et al., CVPR 2023).
 
     import riddle
-    model = riddle.load("mini")
+    model = riddle.load("mobile")
     model.protect("photo.jpg", "correct horse").save("protected.png")
     model.restore("protected.png", "correct horse").save("restored.png")
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 # Names that come from modules which need torch; they load at the first use, so that `import riddle` stays light.
 _LAZY = {"load": "riddle.pipeline", "Riddle": "riddle.pipeline", "Preset": "riddle.presets"}
 

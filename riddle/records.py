@@ -1,9 +1,9 @@
 """What a protected photo carries besides its pixels: the record, in the picture's XMP block or in a file beside it.
 
-Version 1, as bytes; all integers little-endian, unsigned:
+Version 2, as bytes; all integers little-endian, unsigned:
 
     6   "RIDDLE"
-    2   version: 1
+    2   version: 2
     4   n, the header's length
     n   header, JSON in UTF-8: preset; weights, the sha256 of generator and encryptor; size of the photo, [width,
         height]; code_shape, [L, D]; matrices, six numbers a face, row by row: crop's unit square -> photo's pixels;
@@ -12,7 +12,8 @@ Version 1, as bytes; all integers little-endian, unsigned:
     .   the sealed originals, one behind the other (riddle.app.container says what is in them)
     8   the first bytes of the SHA-256 of all before
 
-Fields that a reader does not know it ignores; a change that it must not ignore is another version. The record holds
+Fields that a reader does not know it ignores; a change that it must not ignore is another version. Version 1 has the
+same form, and codes of a model that riddle 0.1 had. The record holds
 nothing that opens a face without the passphrase, but for the places of the faces it is public.
 """
 
@@ -33,13 +34,28 @@ from riddle.faces import blending
 from riddle.pictures import PhotoError, encode, write_file
 from riddle.presets import Preset
 
-MAGIC, VERSION = b"RIDDLE", 1
+MAGIC, VERSION = b"RIDDLE", 2
 MAX_HEADER, MAX_FACES, MAX_SLOTS, MAX_WIDTH = 1 << 20, 2048, 64, 4096
 _HEAD, _CHECK = struct.Struct("<6sHI"), 8
 
 
 class RecordError(PhotoError):
     """The record of a protected photo is damaged, or belongs to another model or picture."""
+
+
+def check_version(version: int, header: bytes, name: str | Path) -> None:
+    """Raises RecordError, with the file's name, unless a record of `version` can be read; header: its JSON."""
+    if version > VERSION:
+        cause = f"its record is of version {version}, this program reads version {VERSION}"
+        raise RecordError(name, cause, "update riddle")
+    if version < VERSION:
+        try:
+            preset = str(json.loads(header)["preset"])[:64]
+        except (KeyError, TypeError, ValueError, RecursionError):
+            preset = "unknown"
+        model = f"an older model (version {version}, preset {preset})"
+        cause = f"this file was protected with {model}, which this version of riddle no longer has"
+        raise RecordError(name, cause, "open it with riddle 0.1")
 
 
 @dataclass(frozen=True)
@@ -92,16 +108,15 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "the picture") -> Record:
-        """The record in bytes. Raises RecordError, with the file's name, when it is damaged, too large or too new."""
+        """The record in bytes. Raises RecordError, with the file's name, when it is damaged, too large, too old or too
+        new."""
         try:
             if len(data) < _HEAD.size + _CHECK:
                 raise ValueError(f"{len(data)} bytes are too few for a record")
             magic, version, length = _HEAD.unpack_from(data)
             if magic != MAGIC:
                 raise ValueError("it does not begin as a record does")
-            if version != VERSION:
-                cause = f"its record is of version {version}, this program reads version {VERSION}"
-                raise RecordError(name, cause, "update riddle")
+            check_version(version, data[_HEAD.size : _HEAD.size + min(length, MAX_HEADER)], name)
             if hashlib.sha256(data[:-_CHECK]).digest()[:_CHECK] != data[-_CHECK:]:
                 raise ValueError("the check sum differs")
             if length > MAX_HEADER or _HEAD.size + length > len(data):

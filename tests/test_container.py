@@ -54,7 +54,7 @@ def test_a_record_returns_from_its_bytes(fields):
 def test_the_bytes_are_as_documented():
     record = make(salt=SALT, originals=(b"one", b"second one"))
     data = record.to_bytes()
-    assert data[:6] == b"RIDDLE" and struct.unpack("<HI", data[6:12])[0] == 1
+    assert data[:6] == b"RIDDLE" and struct.unpack("<HI", data[6:12])[0] == 2
     n = struct.unpack("<I", data[8:12])[0]
     header = json.loads(data[12 : 12 + n])
     assert header == {
@@ -109,8 +109,8 @@ def test_damage_and_versions():
     for broken in (b"", data[:5], data[:40], data[:-1], data + b"x", b"X" + data[1:], data[:200] + b"#" + data[201:]):
         with pytest.raises(RecordError, match="damaged"):
             Record.from_bytes(broken)
-    with pytest.raises(RecordError, match="version 2.*update riddle"):
-        Record.from_bytes(data[:6] + b"\2\0" + data[8:])
+    with pytest.raises(RecordError, match="version 3.*update riddle"):
+        Record.from_bytes(data[:6] + b"\3\0" + data[8:])
     infinite = make().codes.numpy().astype("<f2").copy()
     infinite[1, 2, 3] = np.inf
     with pytest.raises(RecordError, match="finite"):
@@ -210,7 +210,7 @@ def test_inspect_tells_what_a_file_carries(tmp_path):
     seen = container.inspect(path)
     size = len(make(salt=SALT, originals=(b"a", b"b")).to_bytes())
     assert seen == {
-        "file": str(path), "protected": True, "where": "metadata", "version": 1, "preset": "smoke",
+        "file": str(path), "protected": True, "where": "metadata", "version": 2, "preset": "smoke",
         "weights": "ab" * 32, "size": [80, 60], "faces": [[9, 9, 33, 33], [9, 9, 34, 34]], "salt": "random",
         "originals": True, "record_bytes": size, "picture_size": [80, 60],
     }  # fmt: skip
@@ -294,36 +294,25 @@ def test_seals_are_as_documented():
 # Files of earlier programs
 
 
-@pytest.mark.parametrize(
-    ("ending", "salt", "digest"),
-    [
-        ("png", "43cb3c59e9991a3c36d9fe7dec995b95", "aa3c8b3ab837b2cd1c5a7f0669fd054a"),
-        ("jpg", None, "25a3c95ab0ca497af9f0cbb26b8b21b4"),
-        (
-            "webp",
-            "3685990ed13ed9508a90360128afa4b7",
-            "8c7874cd86fa43121a673df863274bd9",
-        ),
-    ],
-)
-def test_files_of_version_1_open(ending, salt, digest):
-    """Written by the first program: one face of a 44 x 42 px photo, preset smoke, passphrase 'correct horse'."""
-    record = find_record((GOLDEN / f"protected_v1.{ending}").read_bytes())
-    assert (record.preset, record.size) == ("smoke", (44, 42))
-    assert record.weights == "0e095eb8008751ee3761419be48f9317e01398fcabb640e866bb2612fe7f2b73"
-    assert record.salt == (salt and bytes.fromhex(salt))
-    np.testing.assert_allclose(record.matrices, [[[32.03072, 0, 5.98464], [0, 32.03072, 4.95392]]], atol=1e-9)
-    assert record.codes.shape == (1, 8, 64)
-    assert hashlib.sha256(record.codes.numpy().astype("<f2").tobytes()).hexdigest()[:32] == digest
-    assert Image.open(GOLDEN / f"protected_v1.{ending}").size == (44, 42)
+@pytest.mark.parametrize("where", ["metadata", "sidecar"])
+def test_a_file_of_an_older_model_says_so(tmp_path, where):
+    """Written by riddle 0.1: one face of a 44 x 42 px photo, preset smoke, its original sealed inside."""
+    path = tmp_path / "old.png"
+    path.write_bytes((GOLDEN / "protected_v1.png").read_bytes())
+    if where == "sidecar":
+        path = container.sidecar_path(path)
+        path.write_bytes(xmp.record(xmp.read((GOLDEN / "protected_v1.png").read_bytes())))
+    said = (
+        rf"{path.name}: this file was protected with an older model \(version 1, preset smoke\), which this version of"
+        r" riddle no longer has; open it with riddle 0\.1"
+    )
+    with pytest.raises(RecordError, match=said):
+        container.inspect(path)
 
 
-def test_the_original_sealed_in_version_1_opens():
-    """The photo was x * 5, y * 5, (x + y) * 2."""
-    record = find_record((GOLDEN / "protected_v1.png").read_bytes())
-    ((corner, crop),) = container.unseal(record, passwords.derive_key("correct horse", "smoke", record.salt))
-    x, y = np.meshgrid(np.arange(44), np.arange(42))
-    photo = np.stack([x * 5, y * 5, (x + y) * 2], -1).astype(np.uint8)
-    assert corner == (5, 4) and crop.size == (35, 34)
-    assert np.array_equal(np.asarray(crop), photo[4:38, 5:40])
-    assert container.unseal(record, passwords.derive_key("wrong horse", "smoke", record.salt)) is None
+def test_the_older_model_is_named_as_far_as_it_can_be_read():
+    data = rewritten(make(), {"preset": "mini"})
+    with pytest.raises(RecordError, match="version 1, preset mini"):
+        Record.from_bytes(data[:6] + b"\1\0" + data[8:])
+    with pytest.raises(RecordError, match="version 1, preset unknown"):
+        Record.from_bytes(data[:6] + b"\1\0" + data[8:12] + b"[" * (len(data) - 12))

@@ -3,10 +3,10 @@
     clip.mp4            its tag `riddle` holds the record in base64, as long as that has at most MAX_INSIDE bytes
     clip.mp4.riddle     else the same bytes in a file of its own
 
-Version 1, as bytes; all integers little-endian, unsigned where nothing else is said:
+Version 2, as bytes; all integers little-endian, unsigned where nothing else is said:
 
     6   "RIDCLP"
-    2   version: 1
+    2   version: 2
     4   n, the header's length
     n   header, JSON in UTF-8: preset; weights, the sha256 of generator and encryptor; size of the upright frames,
         [width, height]; code_shape, [L, D]; time_base, [numerator, denominator] of seconds; every, frames from one
@@ -43,9 +43,9 @@ import torch
 
 from riddle.app import clips
 from riddle.app.container import sidecar_path
-from riddle.records import MAX_HEADER, MAX_SLOTS, MAX_WIDTH, RecordError
+from riddle.records import MAX_HEADER, MAX_SLOTS, MAX_WIDTH, VERSION, RecordError, check_version
 
-MAGIC, VERSION = b"RIDCLP", 1
+MAGIC = b"RIDCLP"
 MAX_INSIDE = 4 << 20  # bytes of a record within the clip's own metadata
 MAX_BLOCK, MAX_FRAMES, MAX_RUNS, MAX_EVERY, MAX_BOXES = 64 << 20, 1 << 16, 4096, 1 << 10, 512
 _HEAD, _CHECK, _LENGTH, _COUNTS, _RUN = struct.Struct("<6sHI"), 8, struct.Struct("<I"), struct.Struct("<3I"), 16
@@ -149,7 +149,7 @@ class ClipRecord:
     """A record that is being read, block by block; closes its file at the end of a `with` block."""
 
     def __init__(self, file: BinaryIO, name: str | Path, where: str):
-        """Reads the header. Raises RecordError when it is damaged, too large or too new."""
+        """Reads the header. Raises RecordError when it is damaged, too large, too old or too new."""
         self.file, self.name, self.where = file, str(name), where
         try:
             self.header = self._header()
@@ -180,12 +180,9 @@ class ClipRecord:
         magic, version, length = _HEAD.unpack(head)
         if magic != MAGIC:
             raise ValueError("it does not begin as a clip's record does")
-        if version != VERSION:
-            cause = f"its record is of version {version}, this program reads version {VERSION}"
-            raise RecordError(self.name, cause, "update riddle")
         if length > MAX_HEADER:
             raise ValueError("the header is longer than it may be")
-        text = self._take(length)
+        check_version(version, text := self._take(length), self.name)
         if self._take(_CHECK) != _sum(head + text):
             raise ValueError("the check sum of the header differs")
         h = json.loads(text.decode())
