@@ -1,10 +1,10 @@
-# Every table and notebook of a preset, stage by stage: snakemake --cores 2 --config preset=mini
+# Every table and notebook of a preset, stage by stage: snakemake --cores 2 --config preset=mobile
 #
 # A stage is a file and a command of riddle.stages, in a process and on a thread of its own, so stages run side by
 # side, a stopped run goes on where it stopped, and Snakemake's executors take it to a cluster:
 #   snakemake --executor slurm --jobs 20 --config preset=ffhq256 device=cuda
 # Options of --config: preset, dataset (auto: each table on its own, those that are found; or one for all: lfw,
-# celebamask_hq, utkface, samples), seed, limit (pairs of each kind a fold, or pictures, to try it out), detector, device.
+# celebamask_hq, ffhq, samples), seed, limit (pairs of each kind a fold, or pictures, to try it out), detector, device.
 
 import json
 import os
@@ -25,7 +25,7 @@ os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4294967296")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "17179869184")
 BEGAN = time.monotonic()
 
-OPTIONS = {"preset": "mini", "dataset": "auto", "seed": 0, "limit": None, "detector": "auto", "device": "cpu"}
+OPTIONS = {"preset": "mobile", "dataset": "auto", "seed": 0, "limit": None, "detector": "auto", "device": "cpu"}
 OPTIONS |= {k: v for k, v in config.items() if k in OPTIONS}
 if unknown := set(config) - set(OPTIONS):
     raise ValueError(f"unknown --config {', '.join(sorted(unknown))}; choose from {', '.join(OPTIONS)}")

@@ -135,7 +135,7 @@ class Row:
 
 
 def _rows() -> Iterator[Row]:
-    yield Row("unprotected", "photo (tight crop)", "photo", "photo")
+    yield Row("unprotected", "photo (aligned crop)", "photo", "photo")
     yield Row("unprotected", "inverted", "photo", "inverted")
     yield Row("de-identification", "RiDDLE", "photo", "riddle", system="riddle")
     yield Row("de-identification", "RiDDLE data-free", "photo", "datafree", system="riddle-datafree")

@@ -1,6 +1,6 @@
 """All tables and figures of a preset on one page, paper beside ours, as markdown and HTML.
 
-    python -m riddle.report --preset mini        # results/mini/report.md, report.html and verdicts.csv
+    python -m riddle.report --preset mobile        # results/mobile/report.md, report.html and verdicts.csv
 
 It reads the CSV files under results/<preset>/tables and recomputes nothing. A table that is not there becomes
 'n/a: run notebook NN'. The HTML file holds its pictures and needs nothing else.
@@ -278,7 +278,7 @@ def write(preset: str, folder: Path | None = None) -> list[Verdict]:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="mini")
+    parser.add_argument("--preset", default="mobile")
     parser.add_argument("--out", type=Path, help="folder; default: results/<preset>")
     options = parser.parse_args(argv)
     for answer in write(options.preset, options.out):

@@ -26,10 +26,10 @@ VARIANTS = {
 }  # fmt: skip
 PARTS = ("generator", "encoder", *VARIANTS.values())  # weights behind a table
 # Sets whose test split is compared with itself, picture by picture; LFW has pairs of its own.
-TEST_SETS = ("celebamask_hq", "utkface")
+TEST_SETS = ("celebamask_hq", "ffhq")
 # Data sets as the tables name them.
 LABELS = {
-    "lfw": "LFW", "celebamask_hq": "CelebA-HQ test", "utkface": "UTKFace test", "samples": "bundled synthetic faces",
+    "lfw": "LFW", "celebamask_hq": "CelebA-HQ test", "ffhq": "FFHQ test", "samples": "bundled synthetic faces",
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ LABELS = {
 class Run:
     """What distinguishes one run of the stages from another."""
 
-    preset: str = "mini"
+    preset: str = "mobile"
     dataset: str = "auto"  # a key of `LABELS`, "auto": lfw; where it is not found, "samples" stand in for all but "lfw"
     seed: int = 0
     limit: int | None = None  # pairs of each kind a fold, or pictures; None: all. For trying things out

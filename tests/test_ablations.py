@@ -102,7 +102,7 @@ def test_a_folder_belongs_to_one_configuration(trainer, tmp_path):
 
 
 def test_training_that_differs_is_named(home):
-    folder = home / "home" / "data" / "zoo" / "mini"
+    folder = home / "home" / "data" / "zoo" / "mobile"
 
     def put(part, steps, minutes, **weights):
         about = {"steps": steps, "seed": 0, "weights": json.dumps({"recovery": 1.0, "diversity": 8.0} | weights)}
@@ -112,8 +112,8 @@ def test_training_that_differs_is_named(home):
     put("encryptor", 100, 20.0)
     put("encryptor_nodiv", 140, 20.0, diversity=0.0)
     put("encryptor_mlp", 300, 30.0, recovery=3.0)
-    assert ablations.trained("mini", "nodiv")["steps done"] == "140" and ablations.trained("mini", "datafree") == {}
-    differing = ablations.differences("mini")
+    assert ablations.trained("mobile", "nodiv")["steps done"] == "140" and ablations.trained("mobile", "datafree") == {}
+    differing = ablations.differences("mobile")
     assert differing == {"mlp": "minutes 30.0 (full: 20.0); weight recovery 3.0 (full: 1.0)", "nodiv": ""}
 
 
@@ -225,11 +225,11 @@ def test_absent_weights_and_judges_give_their_reason(records, pairs):
 
 
 def test_the_papers_values_stand_beside(records, home):
-    here = reporting.Provenance("LFW", "deep-funneled", "abc123", 7, "mini", "fedcba", "auto", "nine folds")
+    here = reporting.Provenance("LFW", "deep-funneled", "abc123", 7, "mobile", "fedcba", "auto", "nine folds")
     shared = {"task": "fidelity", "against": "the same photos", "judge": "dlib", "judge_seen": False}
     metrics = ("Frechet distance (dlib)", "KID (dlib)")
     sets = [shared | {"method": m, "metric": k, "mean": 0.1} for m in ablations.LABELS.values() for k in metrics]
-    table = ablations.tidy(records, sets, here, "mini", seen=("edgeface-xs",))
+    table = ablations.tidy(records, sets, here, "mobile", seen=("edgeface-xs",))
     rows = table.set_index(["task", "method", "against"]).sort_index()
     assert rows.loc[("de-identification", "without data", "other photo")].paper == 0.034
     assert (rows.loc["recovery", "full"].paper == 0.996).all()
@@ -263,12 +263,12 @@ def test_the_same_faces_and_passwords_under_each_variant(monkeypatch):
 
     def load(preset, device, encryptor):
         if encryptor == stages.VARIANTS["datafree"]:
-            raise WeightsMissingError("mini/encryptor_datafree", "/somewhere/x does not exist", "train it")
+            raise WeightsMissingError("mobile/encryptor_datafree", "/somewhere/x does not exist", "train it")
         return Model({stages.VARIANTS["riddle"]: 1, stages.VARIANTS["mlp"]: 2, stages.VARIANTS["nodiv"]: 3}[encryptor])
 
     monkeypatch.setattr(riddle, "load", load, raising=False)
     faces = torch.rand(3, 3, 8, 8)
-    rows, reasons = ablations.same_faces("mini", faces, passwords=2, seed=5)
+    rows, reasons = ablations.same_faces("mobile", faces, passwords=2, seed=5)
     assert reasons == {"datafree": "weights missing (encryptor_datafree)"}
     key = Model(1).random_password(2, 5)
     middle = Model.invert(faces)

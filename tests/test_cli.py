@@ -215,11 +215,11 @@ def test_a_plan_that_is_refused_is_a_usage_error(stubs, folder, capsys):
 
 def test_options_reach_the_work(stubs, tmp_path):
     (tmp_path / "a.png").write_bytes(b"photo")
-    weights = ("--preset", "face128", "--weights", tmp_path, "--device", "cuda", "--detector", "mtcnn")
+    weights = ("--preset", "ffhq256", "--weights", tmp_path, "--device", "cuda", "--detector", "mtcnn")
     options = ("--salt", "random", "--keep-original", "--strict", "--sidecar", "--quality", "80")
     assert run("protect", tmp_path / "a.png", "--format", "jpg", *weights, *options) == Exit.DONE
     load, call = stubs
-    assert load == ("load", ("face128", "cuda"), {"weights": tmp_path, "detector": "mtcnn"})
+    assert load == ("load", ("ffhq256", "cuda"), {"weights": tmp_path, "detector": "mtcnn"})
     wanted = {"salt": "random", "keep_original": True, "strict": True, "sidecar": True, "quality": 80}
     assert call == ("protect", "a.png", "correct horse", wanted)
     assert (tmp_path / "a.protected.jpg").exists()
@@ -349,7 +349,7 @@ def test_one_sidecar_is_of_one_photo(stubs, folder, tmp_path):
 
 def test_missing_weights_have_their_own_exit_code(stubs, folder, monkeypatch, capsys):
     def load(*args, **kwargs):
-        raise zoo.WeightsMissingError("face128/generator", "it does not exist", "train it")
+        raise zoo.WeightsMissingError("ffhq256/generator", "it does not exist", "train it")
 
     monkeypatch.setattr(riddle, "load", load, raising=False)
     assert run("protect", folder / "a.jpg", "--json") == Exit.MISSING
@@ -590,7 +590,7 @@ def test_doctor_on_an_empty_machine_and_what_each_notebook_lacks(machine, monkey
     assert not report["ready"] and report["exit"] == 3
     here = {i["name"]: i["here"] for part in ("system", "packages", "weights", "data") for i in report[part]}
     assert here["python"] and here["torch"] and here["dlib-bin"] and not here["av"] and not here["lfw"]
-    assert not here["mini"] and not here["mini/generator"]
+    assert not here["mobile"] and not here["mobile/generator"]
     lacks = {n["name"]: (n["runs"], " | ".join(n["lacks"])) for n in report["notebooks"]}
     assert lacks["00_quickstart"][0] and "only with preset smoke" in lacks["00_quickstart"][1]
     assert lacks["05_table1"][0] and "lfw: absent, the bundled synthetic faces stand in" in lacks["05_table1"][1]
@@ -632,4 +632,4 @@ def test_the_presets_of_the_help_are_those_there_are():
     for words, parser in parsers(arguments.parser()):
         for action in parser._actions:
             if action.dest == "preset":
-                assert set(action.choices) == set(PRESETS) and action.default == "mini", words
+                assert set(action.choices) == set(PRESETS) and action.default == "mobile", words

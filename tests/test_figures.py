@@ -137,8 +137,8 @@ def test_every_system_of_the_paper_is_listed_with_its_reason():
 
 
 def test_absent_weights_are_a_reason_without_a_local_path(home):
-    first = methods.methods("face128")[0]
-    assert first.reason.startswith("weights missing (data/zoo/face128/") and str(home) not in first.reason
+    first = methods.methods("ffhq256")[0]
+    assert first.reason.startswith("weights missing (data/zoo/ffhq256/") and str(home) not in first.reason
 
 
 def test_people_are_the_first_ones_or_drawn_by_the_seed():
@@ -152,7 +152,7 @@ def test_people_are_the_first_ones_or_drawn_by_the_seed():
 
 
 def test_without_photos_the_samples_stand_in(home):
-    assert methods.dataset_here() == methods.dataset_here("utkface") == "samples"
+    assert methods.dataset_here() == methods.dataset_here("ffhq") == "samples"
     with pytest.raises(ValueError, match="unknown dataset"):
         methods.dataset_here("faces")
 
@@ -160,7 +160,7 @@ def test_without_photos_the_samples_stand_in(home):
 def test_judges_seen_in_training_come_last(monkeypatch):
     monkeypatch.setattr(methods.recognizers, "available", lambda names: {n: "no" if "x" in n else None for n in names})
     monkeypatch.setattr(methods.recognizers, "load", lambda name, device: name)
-    here, absent = methods.load_judges("mini")
+    here, absent = methods.load_judges("mobile")
     assert list(here)[-1] == "arcface-mobilefacenet" and list(absent) == ["edgeface-xs"]
 
 
@@ -257,11 +257,11 @@ def test_faces_of_a_person_have_passwords_of_their_own(home, who):
 def test_only_a_complete_table_of_a_trained_preset_is_kept(home):
     import pandas as pd
 
-    table, results = pd.DataFrame({"mean": [1.0]}), home / "home" / "results" / "mini" / "tables"
-    figures.save_table(table, "figure8", Run("mini", "samples", limit=2), "celebamask_hq")
+    table, results = pd.DataFrame({"mean": [1.0]}), home / "home" / "results" / "mobile" / "tables"
+    figures.save_table(table, "figure8", Run("mobile", "samples", limit=2), "celebamask_hq")
     assert not results.exists()
     for dataset in ("celebamask_hq", "samples"):
-        figures.save_table(table, "figure8", Run("mini", "samples"), dataset)
+        figures.save_table(table, "figure8", Run("mobile", "samples"), dataset)
     assert sorted(p.name for p in results.iterdir()) == ["figure8.csv", "figure8_samples.csv"]
 
 
@@ -384,9 +384,9 @@ def test_a_face_table_puts_each_face_in_its_place():
 
 def test_trials_and_real_faces_stay_out_of_the_kept_results(home):
     plt.figure()
-    kept = drawing.save_fig("f", "mini")
-    assert kept == home / "home" / "results" / "mini" / "figures" / "f.png" and kept.is_file()
+    kept = drawing.save_fig("f", "mobile")
+    assert kept == home / "home" / "results" / "mobile" / "figures" / "f.png" and kept.is_file()
     hidden = home / "home" / "results" / "runs"
-    assert drawing.save_fig("f", "mini", trial=True).is_relative_to(hidden)
-    assert drawing.save_fig("f", "mini", real_faces=True).is_relative_to(hidden)
+    assert drawing.save_fig("f", "mobile", trial=True).is_relative_to(hidden)
+    assert drawing.save_fig("f", "mobile", real_faces=True).is_relative_to(hidden)
     assert drawing.save_fig("f", "smoke").is_relative_to(hidden)

@@ -83,7 +83,7 @@ def test_exactly_one_cell_of_parameters_literals_only(path):
 @each
 def test_it_shows_the_bundled_networks_as_it_stands(path):
     """Somebody who opens a notebook sees trained networks; smoke is asked for."""
-    assert defaults_of(path)["preset"] == "mini"
+    assert defaults_of(path)["preset"] == "mobile"
 
 
 @each

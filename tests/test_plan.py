@@ -53,7 +53,7 @@ def test_the_workflow_has_every_table_and_what_each_notebook_shows(root, tmp_pat
     """A dry run on the bundled faces: no rule lacks a source, no file has two makers."""
     environment = {k: v for k, v in os.environ.items() if k != "RIDDLE_DATA"} | {"RIDDLE_OFFLINE": "1"}
     options = ["-n", "--forceall", "--cores", "2", "-s", str(root / "Snakefile"), "--directory", str(tmp_path)]
-    command = [sys.executable, "-m", "snakemake", *options, "--config", "preset=mini", "dataset=samples", *extra]
+    command = [sys.executable, "-m", "snakemake", *options, "--config", "preset=mobile", "dataset=samples", *extra]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     for table in TABLES:

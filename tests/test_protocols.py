@@ -97,7 +97,7 @@ def test_recovery_from_pixels_is_a_row_against_both_references(pairs, judge):
 def test_rates_follow_the_protocol_computed_naively(pairs, judge):
     records = protocols.table1(pairs, pairs.one_per_person(30, 0), judge)
     photo = judge.embeddings["photo"]
-    for method, name in (("photo (tight crop)", "photo"), ("inverted", "inverted"), ("RiDDLE", "riddle")):
+    for method, name in (("photo (aligned crop)", "photo"), ("inverted", "inverted"), ("RiDDLE", "riddle")):
         rates = []
         for fold in range(FOLDS):
             strangers = sorted(
@@ -115,8 +115,8 @@ def test_rates_follow_the_protocol_computed_naively(pairs, judge):
 
 def test_what_each_row_says_of_a_working_system(pairs, judge):
     records = protocols.table1(pairs, pairs.one_per_person(30, 0), judge)
-    assert get(records, "unprotected", "photo (tight crop)", PAIR).rate == 1
-    assert get(records, "unprotected", "photo (tight crop)", PAIR).accuracy == 1
+    assert get(records, "unprotected", "photo (aligned crop)", PAIR).rate == 1
+    assert get(records, "unprotected", "photo (aligned crop)", PAIR).accuracy == 1
     assert get(records, "de-identification", "RiDDLE", PAIR).rate < 0.05
     assert get(records, "recovery", "RiDDLE", "its inverted face").rate == 1
     assert get(records, "recovery", "RiDDLE", "the same photo").rate > 0.9
@@ -161,7 +161,7 @@ def test_without_strangers_the_published_threshold_decides(judge):
     small = Judge("toy", {k: v[:48] for k, v in judge.embeddings.items()}, cosine, 0.5, {})
     assert protocols.thresholds(pairs, small) == {0: 0.5}
     records = protocols.table1(pairs, pairs.one_per_person(30, 0), small)
-    trivial = get(records, "unprotected", "photo (tight crop)", "the same photo")
+    trivial = get(records, "unprotected", "photo (aligned crop)", "the same photo")
     assert trivial.value.startswith("n/a: ") and np.isnan(trivial.rate)
     deid = get(records, "de-identification", "RiDDLE", "the same photo")
     expected = (cosine(small.embeddings["photo"], small.embeddings["riddle"]) > 0.5).mean()

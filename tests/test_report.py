@@ -219,7 +219,7 @@ def parse(html):
 
 @pytest.fixture
 def folder(home):
-    folder = home / "home" / "results" / "mini"
+    folder = home / "home" / "results" / "mobile"
     (folder / "tables").mkdir(parents=True)
     (folder / "figures").mkdir()
     table1().to_csv(folder / "tables" / "table1.csv", index=False)
@@ -230,7 +230,7 @@ def folder(home):
 
 
 def test_a_missing_table_names_its_notebook(folder):
-    report.write("mini")
+    report.write("mobile")
     for text in ((folder / "report.md").read_text(), "\n".join(parse((folder / "report.html").read_text()).text)):
         for number in ("06", "07", "08", "09", "10", "11"):
             assert f"n/a: run notebook {number}" in text
@@ -239,14 +239,14 @@ def test_a_missing_table_names_its_notebook(folder):
 
 
 def test_the_page_is_the_same_each_time(folder):
-    report.write("mini")
+    report.write("mobile")
     first = [(folder / f"report.{kind}").read_bytes() for kind in ("md", "html")]
-    report.write("mini")
+    report.write("mobile")
     assert first == [(folder / f"report.{kind}").read_bytes() for kind in ("md", "html")]
 
 
 def test_html_needs_nothing_else(folder):
-    report.write("mini", folder / "elsewhere")
+    report.write("mobile", folder / "elsewhere")
     page = parse((folder / "elsewhere" / "report.html").read_text())
     sources = [v for tag, k, v in page.attributes if k in ("src", "href")]
     (picture,) = sources  # figure9; the quickstart's picture is none of the paper's
@@ -260,7 +260,7 @@ def test_html_needs_nothing_else(folder):
 def test_cells_are_escaped(folder):
     bad = table1().assign(method="<script>alert('x')</script> | & \"y\"")
     bad.to_csv(folder / "tables" / "table1.csv", index=False)
-    report.write("mini")
+    report.write("mobile")
     html, markdown = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert "<script" not in html and "<script>alert('x')</script> | & \"y\"" in parse(html).text
     rows = [r for r in markdown.splitlines() if r.startswith("|") and "alert" in r]
@@ -268,7 +268,7 @@ def test_cells_are_escaped(folder):
 
 
 def test_both_say_the_same(folder):
-    answers = report.write("mini")
+    answers = report.write("mobile")
     kept = pd.read_csv(folder / "verdicts.csv", keep_default_na=False)
     assert list(zip(kept.claim, kept.verdict, strict=True)) == [(a.claim, a.verdict) for a in answers]
     page = parse((folder / "report.html").read_text())
@@ -284,21 +284,21 @@ def test_both_say_the_same(folder):
 
 def test_tables_of_different_weights_are_pointed_out(folder):
     table1().assign(weights="other").to_csv(folder / "tables" / "table5.csv", index=False)
-    report.write("mini")
+    report.write("mobile")
     assert "different weights (table1: fedcba, table5: other)" in (folder / "report.md").read_text()
 
 
 def test_a_damaged_table_is_named(folder):
     (folder / "tables" / "table2.csv").write_bytes(b"")
     with pytest.raises(ValueError, match=r"table2.csv is no table .* run notebook 06 again"):
-        report.write("mini")
+        report.write("mobile")
     (folder / "tables" / "table2.csv").write_text("task,method\n")  # a head alone
-    report.write("mini")
+    report.write("mobile")
     assert "n/a: the table is empty; run notebook 06" in (folder / "report.md").read_text()
 
 
 def test_command_line(folder, capsys):
-    report.main(["--preset", "mini", "--out", str(folder / "there")])
+    report.main(["--preset", "mobile", "--out", str(folder / "there")])
     assert (folder / "there" / "report.html").is_file()
     assert len(capsys.readouterr().out.splitlines()) == len(claims.CLAIMS)
 

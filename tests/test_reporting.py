@@ -12,7 +12,7 @@ from PIL import Image
 from riddle import paper, protocols, reporting
 from riddle.protocols import Record
 
-HERE = reporting.Provenance("LFW", "deep-funneled", "abc123", 7, "mini", "fedcba", "auto", "nine folds")
+HERE = reporting.Provenance("LFW", "deep-funneled", "abc123", 7, "mobile", "fedcba", "auto", "nine folds")
 
 
 def record(task, method, against, judge, rate, system="", undetected=0):
@@ -25,7 +25,7 @@ def table():
     records = []
     for judge, shift in (("seen-net", 0.0), ("edgeface-xs", 0.01), ("dlib", 0.02)):
         records += [
-            record("unprotected", "photo (tight crop)", "other photo", judge, 0.97 - shift),
+            record("unprotected", "photo (aligned crop)", "other photo", judge, 0.97 - shift),
             record(
                 "de-identification", "RiDDLE", "other photo", judge, 0.01 + shift, "riddle", undetected=int(100 * shift)
             ),
@@ -46,7 +46,7 @@ def test_every_line_carries_provenance_and_the_papers_value(table):
     row = line(table, task="de-identification", method="RiDDLE", judge="dlib")
     assert (row["paper FaceNet CASIA"], row["paper FaceNet VGGFace2"], row["paper SphereFace"]) == (0.016, 0.032, 0.025)
     assert (row["dataset"], row["version"], row["split_hash"], row["seed"], row["preset"], row["weights"]) == (
-        "LFW", "deep-funneled", "abc123", 7, "mini", "fedcba")  # fmt: skip
+        "LFW", "deep-funneled", "abc123", 7, "mobile", "fedcba")  # fmt: skip
     assert "not accepted" in row["undetected_rule"] and row["n"] == 3000 and row["undetected"] == 2
     assert line(table, task="recovery", method="FIT")["paper SphereFace"] == 1.0
     assert line(table, task="de-identification", method="DeepPrivacy")["value"].startswith("n/a: ")

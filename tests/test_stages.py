@@ -180,25 +180,25 @@ def test_embeddings_of_a_set_are_kept_when_another_is_asked_for(run, monkeypatch
 
 
 def test_a_test_split_is_compared_with_itself(run, home, monkeypatch):
-    for name, split in (("a.jpg", "test"), ("b.jpg", "train"), ("25_0_1_x.jpg", "test"), ("25_0_1_y.jpg", "test")):
-        path = home / "sets" / "utkface" / name
+    for name, split in (("00007.jpg", "test"), ("00002.jpg", "train"), ("00001.jpg", "test"), ("00003.jpg", "test")):
+        path = home / "sets" / "ffhq" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (len(split), 0, 0)).save(path)
-    listing = {"utkface": {"train": ["b.jpg"], "val": [], "test": ["a.jpg", "25_0_1_x.jpg", "25_0_1_y.jpg"]}}
+    listing = {"ffhq": {"train": ["00002.jpg"], "val": [], "test": ["00007.jpg", "00001.jpg", "00003.jpg"]}}
     (home / "sets" / "splits.json").write_text(json.dumps(listing))
     monkeypatch.setenv("RIDDLE_DATA", str(home / "sets"))
-    here = Run(preset="smoke", dataset="utkface")
-    assert here.data == "utkface" and here.label == "UTKFace test" and here.folder.name == "utkface"
-    assert here.pairs.names == ("25_0_1_x.jpg", "25_0_1_y.jpg", "a.jpg") and here.pairs.of_themselves
+    here = Run(preset="smoke", dataset="ffhq")
+    assert here.data == "ffhq" and here.label == "FFHQ test" and here.folder.name == "ffhq"
+    assert here.pairs.names == ("00001.jpg", "00003.jpg", "00007.jpg") and here.pairs.of_themselves
     assert len(here.people) == 3
-    assert Run(preset="smoke", dataset="utkface", limit=2).pairs.names == ("25_0_1_x.jpg", "25_0_1_y.jpg")
+    assert Run(preset="smoke", dataset="ffhq", limit=2).pairs.names == ("00001.jpg", "00003.jpg")
     assert here.kept("table2.csv").parts[-3:] == ("smoke", "tables", "table2.csv")
 
 
 def test_samples_stand_in_for_a_set_that_is_not_here(run):
     assert Run(preset="smoke", dataset="celebamask_hq").data == "samples"
-    with pytest.raises(ValueError, match="unknown dataset 'ffhq'; choose auto, lfw"):
-        Run(dataset="ffhq")
+    with pytest.raises(ValueError, match="unknown dataset 'omi'; choose auto, lfw"):
+        Run(dataset="omi")
 
 
 def test_a_finished_stage_is_not_made_again_and_a_changed_one_is(run):
@@ -236,10 +236,10 @@ def test_command_line_makes_one_stage(run, capsys):
 
 
 def test_only_a_complete_run_writes_among_the_kept_results():
-    assert Run(dataset="lfw").kept_table.parts[-4:] == ("results", "mini", "tables", "table1.csv")
+    assert Run(dataset="lfw").kept_table.parts[-4:] == ("results", "mobile", "tables", "table1.csv")
     assert Run(dataset="samples").kept_table.name == "table1_samples.csv"
     assert Run(dataset="lfw", limit=5).kept_table is None
-    assert Run(dataset="lfw", limit=5).folder.parts[-4:] == ("results", "runs", "mini", "lfw-limit5")
+    assert Run(dataset="lfw", limit=5).folder.parts[-4:] == ("results", "runs", "mobile", "lfw-limit5")
 
 
 def test_aligned_lfw_rows_follow_the_pairs(run, monkeypatch):

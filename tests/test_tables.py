@@ -209,22 +209,20 @@ def test_table4_on_the_samples(run, monkeypatch):  # noqa: F811
 
 
 def test_tables_take_the_sets_that_are_here(run, monkeypatch):  # noqa: F811
-    assert [r.data for r in tables.runs_of(run, ("lfw", "utkface"))] == ["samples"]
+    assert [r.data for r in tables.runs_of(run, ("lfw", "ffhq"))] == ["samples"]
 
     class Photos(list):
         names = property(list)
 
-    monkeypatch.setattr("riddle.runs._photos", lambda name: Photos("a") if name == "utkface" else _missing())
-    assert [r.data for r in tables.runs_of(run, ("lfw", "utkface"))] == ["utkface"]
-    assert tables.places(run, "table4", tables.runs_of(run, ("lfw", "utkface")))[0].name == "table4.csv"
+    monkeypatch.setattr("riddle.runs._photos", lambda name: Photos("a") if name == "ffhq" else _missing())
+    assert [r.data for r in tables.runs_of(run, ("lfw", "ffhq"))] == ["ffhq"]
+    assert tables.places(run, "table4", tables.runs_of(run, ("lfw", "ffhq")))[0].name == "table4.csv"
     limited = Run(preset="smoke", limit=3)
-    written = tables.places(limited, "table4", tables.runs_of(limited, ("utkface",)))
+    written = tables.places(limited, "table4", tables.runs_of(limited, ("ffhq",)))
     assert [p.parent.name for p in written] == ["tables-limit3"]
-    only = Run(preset="smoke", dataset="utkface")
-    assert (
-        tables.runs_of(only, ("lfw",)) == [only]
-        and tables.places(only, "table4", [only])[0].name == "table4_utkface.csv"
-    )
+    only = Run(preset="smoke", dataset="ffhq")
+    assert tables.runs_of(only, ("lfw",)) == [only]
+    assert tables.places(only, "table4", [only])[0].name == "table4_ffhq.csv"
 
 
 def _missing():
@@ -247,7 +245,8 @@ def test_rows_say_a_number_or_a_reason():
 
 def test_a_face_is_pasted_into_its_photo_and_found_there(monkeypatch, tmp_path):
     points = np.array([[40.0, 40], [60, 40], [50, 52], [42, 62], [58, 62]])
-    np.savez(tmp_path / "aligned.npz", points=points[None], faces=np.zeros((1, 32, 32, 3), np.uint8))
+    framed = alignment.framing_matrix(points)
+    np.savez(tmp_path / "aligned.npz", matrices=framed[None], faces=np.zeros((1, 32, 32, 3), np.uint8))
     photo = Image.new("RGB", (100, 100), (10, 20, 30))
     seen = {}
 
@@ -258,26 +257,25 @@ def test_a_face_is_pasted_into_its_photo_and_found_there(monkeypatch, tmp_path):
     monkeypatch.setattr(riddle, "load", lambda *a, **k: SimpleNamespace(device="cpu", paste=paste), raising=False)
     here = SimpleNamespace(
         preset="smoke", device="cpu", detector="fake", pairs=SimpleNamespace(names=["x"]),
-        photos=SimpleNamespace(image=lambda name: photo, default_padding=10),
+        photos=SimpleNamespace(image=lambda name: photo),
     )  # fmt: skip
     pictures, targets = np.full((1, 32, 32, 3), 255, np.uint8), np.array([0])
     ((changed, matrix),) = photosets.pasted(here, tmp_path / "aligned.npz", pictures, targets, "x")
     assert changed.getpixel((0, 0)) == (200, 0, 0) and (seen["faces"] == 1).all() and (seen["under"] == -1).all()
-    assert matrix == pytest.approx(alignment.framing_matrix(points, "tight"))
+    assert matrix == pytest.approx(framed)
     ((same, _),) = photosets.pasted(here, tmp_path / "aligned.npz", None, targets, "x")
     assert same is photo
 
     class Detector:
         def detect(self, image):
-            assert image.size == (120, 120)  # 10 px reflected on each side
-            face = detection.Face(np.array([45.0, 45, 75, 80]), 1.0, points + 10, None, "fake")
-            far = detection.Face(np.array([0.0, 0, 9, 9]), 2.0, points - 60, None, "fake")
+            face = detection.Face(np.array([35.0, 35, 65, 70]), 1.0, points, None, "fake")
+            far = detection.Face(np.array([0.0, 0, 9, 9]), 2.0, points - 70, None, "fake")
             return [far, face]
 
-    face = photosets.find_again(changed, matrix, Detector(), 10)
+    face = photosets.find_again(changed, matrix, Detector())
     assert face.points == pytest.approx(points) and face.box == pytest.approx([35, 35, 65, 70])
     elsewhere = matrix + [[0, 0, 300], [0, 0, 0]]
-    assert photosets.find_again(changed, elsewhere, Detector(), 10) is None
+    assert photosets.find_again(changed, elsewhere, Detector()) is None
     monkeypatch.setattr(photosets, "load_detector", lambda name: Detector())
     crops, kept = photosets.recropped(here, tmp_path / "aligned.npz", pictures, targets, "x")
     assert crops.shape == (1, 32, 32, 3) and (crops[0, 16, 16] == (200, 0, 0)).all() and kept.tolist() == [0]

@@ -238,13 +238,13 @@ def test_tensors_come_back_as_float32_within_half_precision(tmp_path):
     torch.manual_seed(0)
     tensors = {"w": torch.randn(7, 5), "big": torch.tensor([1e6, -3.0]), "steps": torch.tensor([3, 2**40])}
     tensors["view"] = tensors["w"].t()  # shares memory, not contiguous
-    zoo.save_tensors(tmp_path / "a" / "net.safetensors", tensors, {"preset": "mini", "steps": 5})
+    zoo.save_tensors(tmp_path / "a" / "net.safetensors", tensors, {"preset": "mobile", "steps": 5})
     back = zoo.load_tensors(tmp_path / "a" / "net.safetensors")
     assert torch.equal(back["w"], tensors["w"].half().float())
     assert torch.equal(back["view"], tensors["w"].half().float().t())
     assert torch.equal(back["big"], tensors["big"])  # float16 would make it infinite
     assert torch.equal(back["steps"], tensors["steps"])
-    assert zoo.load_metadata(tmp_path / "a" / "net.safetensors") == {"preset": "mini", "steps": "5"}
+    assert zoo.load_metadata(tmp_path / "a" / "net.safetensors") == {"preset": "mobile", "steps": "5"}
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["net.safetensors"]
 
 
@@ -257,11 +257,11 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_bundled_weights_are_found_or_named(home):
-    path = home / "home" / "data" / "zoo" / "mini" / "generator.safetensors"
+    path = home / "home" / "data" / "zoo" / "mobile" / "generator.safetensors"
     zoo.save_tensors(path, {"w": torch.ones(2)})
-    assert zoo.bundled("mini", "generator") == path
+    assert zoo.bundled("mobile", "generator") == path
     with pytest.raises(zoo.WeightsMissingError, match=r"encoder\.safetensors"):
-        zoo.bundled("mini", "encoder")
+        zoo.bundled("mobile", "encoder")
 
 
 def test_an_ncnn_network_is_read_as_its_graph_says(tmp_path):

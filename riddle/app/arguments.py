@@ -74,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
 
     def model(p: argparse.ArgumentParser) -> None:
         group = p.add_argument_group("model")
-        group.add_argument("--preset", choices=sorted(PRESETS), default="mini", help="which networks (default: mini)")
+        group.add_argument(
+            "--preset", choices=sorted(PRESETS), default="mobile", help="which networks (default: mobile)"
+        )
         group.add_argument("--weights", type=Path, metavar="FOLDER", help="networks of your own, of that preset")
         group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
         group.add_argument(
@@ -143,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--download", action="store_true", help="fetch those named that are not here")
 
     p = command(commands, "doctor", "say what is installed and found, and what each notebook would lack")
-    p.add_argument("--preset", choices=sorted(PRESETS), default="mini", help="whose networks (default: mini)")
+    p.add_argument("--preset", choices=sorted(PRESETS), default="mobile", help="whose networks (default: mobile)")
     return top
 
 

@@ -74,8 +74,8 @@ _JUDGES = (
     "facenet-casia", "facenet-vggface2", "sphereface20",
 )  # fmt: skip
 _LOSSES = ("arcface-mobilefacenet", "squeezenet1_1")
-_FACES = ("utkface", "celebamask_hq", "omi")
-_TESTS = ("celebamask_hq", "utkface")
+_FACES = ("ffhq", "celebamask_hq")
+_TESTS = ("celebamask_hq", "ffhq")
 _CELEBA = ("celebamask_hq",)
 _DATAFREE = ("encryptor_datafree",)
 _ABLATIONS = (*_DATAFREE, "encryptor_mlp", "encryptor_nodiv")
@@ -142,7 +142,7 @@ class Report:
         return asdict(self) | {"ready": self.ready}
 
 
-def examine(preset: str = "mini") -> Report:
+def examine(preset: str = "mobile") -> Report:
     """Look at this machine; nothing is downloaded."""
     found = packages(), weights(preset), networks(), data_sets()
     return Report(preset, system(), *found, notebooks(*found))

@@ -1,6 +1,6 @@
 """The interactive page as Jupyter widgets: layout and connections; what it shows comes from riddle.app.controller.
 
-page = Page(Controller(riddle.load("mini")))
+page = Page(Controller(riddle.load("mobile")))
 page                                             # in a notebook, or `voila notebooks/15_widgets.ipynb`
 """
 
