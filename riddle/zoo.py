@@ -215,10 +215,12 @@ def save_tensors(
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float16,
+    exact: tuple[str, ...] = (),
 ) -> None:
     """Write tensors as safetensors, floating ones in `dtype`; by a temporary name, then renamed.
 
-    A tensor that `dtype` cannot hold (beyond 65504 in float16) keeps float32.
+    exact: beginnings of the names that keep float32. So does a tensor that `dtype` cannot hold (beyond 65504 in
+    float16).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +228,7 @@ def save_tensors(
     for key, value in tensors.items():
         value = value.detach().cpu()
         if value.is_floating_point():
-            narrow = value.to(dtype)
+            narrow = value.float() if key.startswith(exact) else value.to(dtype)
             value = narrow if torch.isfinite(narrow).all() or not torch.isfinite(value).all() else value.float()
         packed[key] = value.contiguous().clone()
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")

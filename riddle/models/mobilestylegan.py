@@ -6,7 +6,7 @@
 
 Each block halves nothing and doubles the side: an inverse Haar transform, then two modulated convolutions, each
 depthwise 3x3 and pointwise. The published network has one picture layer, at the end. `Cut` gives smaller pictures: it
-repeats the block that ends at half the side and adds a picture layer there, both trained here (riddle.training.cut).
+repeats the two blocks that end at half the side and adds a picture layer there, all trained here (riddle.training.cut).
 
 Slots follow StyleGAN2, so a code is a StyleGAN2-FFHQ W+ code: slot 0 is the 4 px layer; of block i (0 to 6), slot
 2i + 1 is its upsampling and first convolution, 2i + 2 its second, 2i + 3 its picture.
@@ -29,7 +29,8 @@ from riddle.models.codes import GaussianCodes
 
 CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64}  # of the features at each side
 DIM = 512  # D, width of a code
-CUTS = (128, 256)  # sides with a picture layer of their own, trained here
+CUTS = (128,)  # sides with a picture layer of their own, trained here
+TUNED = 2  # blocks of a cut
 SIDES = (128, 256, 512, 1024)  # sides that `synthesize` draws
 # Haar synthesis: a row per coefficient (ll, lh, hl, hh), a column per pixel (00, 01, 10, 11)
 HAAR = ((1, 1, 1, 1), (1, 1, -1, -1), (1, -1, 1, -1), (1, -1, -1, 1))
@@ -128,15 +129,26 @@ class Picture(nn.Module):
 
 
 class Cut(nn.Module):
-    """The end of a smaller network: the block whose features have half the picture's side, and a picture layer."""
+    """The end of a smaller network: the last blocks, whose features reach half the picture's side, and a picture layer.
 
-    def __init__(self, block: Block, channels: int, dim: int):
+    first: index of its first block in the whole network, whose copies the blocks are.
+    """
+
+    def __init__(self, blocks: Sequence[Block], first: int, channels: int, dim: int):
         super().__init__()
-        self.block, self.picture = copy.deepcopy(block), Picture(channels, dim)
+        self.first, self.blocks = first, copy.deepcopy(nn.ModuleList(blocks))
+        self.picture = Picture(channels, dim)
 
-    def forward(self, x: torch.Tensor, codes: Sequence[torch.Tensor]) -> torch.Tensor:
-        """x: (N, S / 4, S / 4, C); codes: three of (N, D) -> (N, 3, S, S)."""
-        return self.picture(self.block(x, *codes[:2]), codes[2])
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """x: features before the first block; w: (N, L, D) -> (N, 3, S, S)."""
+        for i, block in enumerate(self.blocks, self.first):
+            x = block(x, _slot(w, 2 * i + 1), _slot(w, 2 * i + 2))
+        return self.picture(x, _slot(w, 2 * (self.first + len(self.blocks)) + 1))
+
+
+def _slot(w: torch.Tensor, index: int) -> torch.Tensor:
+    """Slot `index` of codes (N, L, D), or their last one: slots that were not given take its code."""
+    return w[:, min(index, w.shape[1] - 1)]
 
 
 class MobileStyleGAN(nn.Module):
@@ -157,12 +169,11 @@ class MobileStyleGAN(nn.Module):
         sides = sorted(channels)[1:]
         self.blocks = nn.ModuleList(Block(channels[s // 2], channels[s], s, dim) for s in sides)
         self.picture = Picture(channels[sides[-1]], dim)
-        self.cuts = nn.ModuleDict({str(s): Cut(self.blocks[self._block(s // 2)], channels[s // 2], dim) for s in cuts})
-
-    @staticmethod
-    def _block(side: int) -> int:
-        """Index of the block whose features have that side."""
-        return int(math.log2(side)) - 3
+        self.cuts = nn.ModuleDict()
+        for side in cuts:
+            last = sides.index(side // 2)
+            first = max(last + 1 - TUNED, 0)
+            self.cuts[str(side)] = Cut(self.blocks[first : last + 1], first, channels[side // 2], dim)
 
     @property
     def device(self) -> torch.device:
@@ -197,25 +208,20 @@ class MobileStyleGAN(nn.Module):
 
     # ---- pictures
 
-    def features(self, w: torch.Tensor, side: int) -> torch.Tensor:
-        """Codes (N, L, D) -> features (N, side, side, C) of the published network."""
+    def features(self, w: torch.Tensor, blocks: int) -> torch.Tensor:
+        """Codes (N, L, D) -> features (N, S, S, C) after so many blocks of the published network, S = 4 * 2^blocks."""
         x = self.input.expand(len(w), -1, -1, -1)
         if torch.is_autocast_enabled(w.device.type):
             x = x.to(torch.get_autocast_dtype(w.device.type))
         x = self.first(x, w[:, 0])
-        for i in range(self._block(side) + 1):
-            x = self.blocks[i](x, *(self._slot(w, 2 * i + k) for k in (1, 2)))
+        for i in range(blocks):
+            x = self.blocks[i](x, _slot(w, 2 * i + 1), _slot(w, 2 * i + 2))
         return x
-
-    @staticmethod
-    def _slot(w: torch.Tensor, index: int) -> torch.Tensor:
-        """Slot `index` of codes (N, L, D), or their last one: slots that were not given take its code."""
-        return w[:, min(index, w.shape[1] - 1)]
 
     def synthesize(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
         """Codes (N, L, D) -> faces (N, 3, side, side), about [-1, 1].
 
-        side: 128 (the default), 256, 512 or 1024; 512 is the mean of 2 x 2 pixels of 1024. Slots from 10 on take
+        side: 128 (the default), 256, 512 or 1024; 256 and 512 are means over pixels of 1024. Slots from 10 on take
         slot 9's code unless w has them. Raises ValueError for other shapes and sides.
         """
         side = self.resolution if side is None else side
@@ -224,10 +230,10 @@ class MobileStyleGAN(nn.Module):
         if side not in SIDES:
             raise ValueError(f"no face of {side} px; choose one of {', '.join(map(str, SIDES))}")
         if str(side) in self.cuts:
-            i = self._block(side // 2)
-            return self.cuts[str(side)](self.features(w, side // 4), [self._slot(w, 2 * i + k) for k in (1, 2, 3)])
-        last = len(self.blocks) - 1
-        drawn = self.picture(self.features(w, 2 ** (last + 3)), self._slot(w, 2 * last + 3))
+            cut = self.cuts[str(side)]
+            return cut(self.features(w, cut.first), w)
+        blocks = len(self.blocks)
+        drawn = self.picture(self.features(w, blocks), _slot(w, 2 * blocks + 1))
         return drawn if side == drawn.shape[-1] else F.adaptive_avg_pool2d(drawn, side)
 
     def forward(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
@@ -242,9 +248,9 @@ class MobileStyleGAN(nn.Module):
         """
         state = published_state(mapping, synthesis, len(self.blocks))
         for cut in self.cuts.values():
-            i = self._block(cut.block.conv1.noise.shape[1])
-            prefix = f"blocks.{i}."
-            cut.block.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            for i, block in enumerate(cut.blocks, cut.first):
+                prefix = f"blocks.{i}."
+                block.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         missing, unexpected = self.load_state_dict(state, strict=False)
         missing = [k for k in missing if not k.startswith(("cuts.", "codes."))]
         if missing or unexpected:

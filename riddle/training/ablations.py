@@ -1,8 +1,8 @@
 """The ablations of section 4.6: the encryptor trained anew from a named configuration, one thing changed.
 
-    python -m riddle.training.ablations --preset mini --variant nodiv --codes codes.npy --minutes 20 \
+    python -m riddle.training.ablations --preset mobile --variant nodiv --codes codes.npy --minutes 20 \
         --out results/runs/nodiv
-    python -m riddle.training.publish --preset mini --encryptor encryptor_nodiv=results/runs/nodiv
+    python -m riddle.training.publish --preset mobile --encryptor encryptor_nodiv=results/runs/nodiv
 
 Every other option is one of riddle.training.encryptor and goes there as it stands. Give all variants the same: the
 record of a run (ablation.json, and the metadata of its weights) lets Table 5 say when they differ.
@@ -21,16 +21,8 @@ from riddle import config, zoo
 from riddle.training import encryptor
 
 RECORD = "ablation"  # <out>/ablation.json, and the key of the weights' metadata
-_PLACES = (
-    "codes",
-    "val_codes",
-    "generator",
-    "encoder",
-    "parser",
-    "faces",
-    "critic",
-    "weights_json",
-)  # files: recorded by hash, not by path
+# files: recorded by hash, not by path
+_PLACES = ("codes", "val_codes", "generator", "encoder", "parser", "start", "weights_json")
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class Ablation:
 
     label: str  # as in the paper
     datafree: bool = False  # codes drawn from the mapping network (section 3.3)
-    arch: str = "transformer"  # "mlp": three fully connected layers, leaky ReLU
+    arch: str = "transformer"  # "mlp": three fully connected layers; "coupling": its own inverse, ours
     diversity: bool = True  # L_div in eq. 5
 
     def arguments(self) -> list[str]:
@@ -54,6 +46,7 @@ ABLATIONS = {
     "mlp": Ablation("without transformer", arch="mlp"),
     "nodiv": Ablation("without identity diversity loss", diversity=False),
     "riddle": Ablation("full"),
+    "coupling": Ablation("rotation coupling (ours)", arch="coupling"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Train a cut of MobileStyleGAN: the block and the picture layer that draw a small face (riddle.models.mobilestylegan).
+"""Train a cut of MobileStyleGAN: the blocks and the picture layer that draw a small face (riddle.models.mobilestylegan).
 
     python -m riddle.training.cut targets --count 6000 --out results/runs/cut_targets       # 1024 px, reduced
     python -m riddle.training.cut train --side 128 --targets results/runs/cut_targets --out results/runs/cut128
@@ -6,7 +6,7 @@
 Distillation: a target is the published network's 1024 px face, area-reduced. A third of the codes are one code in all
 slots, a third two codes mixed at a slot, a third have small differences in every slot, as inverted photos have.
 Losses: squared error 2, absolute error 0.2, LPIPS 0.5. The picture layer is new and learns ten times as fast as the
-block, which starts from the published one.
+blocks, which start from the published ones.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class CutTask:
         self.cut = generator.cuts[str(side)].requires_grad_(True)
         self.average = copy.deepcopy(self.cut).requires_grad_(False)
         groups = [{"params": list(self.cut.picture.parameters()), "rate": 2e-3}]
-        groups += [{"params": list(self.cut.block.parameters()), "rate": 2e-4}]
+        groups += [{"params": list(self.cut.blocks.parameters()), "rate": 2e-4}]
         self.optimiser = torch.optim.Adam(groups, lr=2e-4, betas=(0.9, 0.99))
         self.networks = {"cut": self.cut, "average": self.average}
         self.optimisers = {"cut": self.optimiser}
@@ -72,10 +72,9 @@ class CutTask:
 
     def draw(self, w: torch.Tensor, cut: nn.Module) -> torch.Tensor:
         """Faces (N, 3, side, side) of codes (N, L, D) by a cut."""
-        g, i = self.generator, self.generator._block(self.side // 2)
         with torch.no_grad():
-            x = g.features(w, self.side // 4)
-        return cut(x, [g._slot(w, 2 * i + k) for k in (1, 2, 3)])
+            x = self.generator.features(w, cut.first)
+        return cut(x, w)
 
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
         began = time.monotonic()

@@ -1,11 +1,12 @@
 """Put trained networks into data/zoo/<preset> and draw data/samples from them.
 
-    python -m riddle.training.publish --preset mini --inversion results/runs/inversion --parser results/runs/parsing \
-        --encryptor results/runs/encryptor --encryptor encryptor_datafree=results/runs/datafree
-    python -m riddle.training.publish --preset mini --samples
+    python -m riddle.training.publish --preset mobile --cut 128=results/runs/cut128 --encoder results/runs/inversion \
+        --parser results/runs/parsing --encryptor encryptor=results/runs/encryptor
+    python -m riddle.training.publish --preset mobile --samples
 
-Weights are stored in float16; each file's metadata say what made it; the logs go beside them, thinned.
-The samples follow a fixed rule: face k of 48 is drawn from z = standard normal of seed k, psi = 0.7.
+Weights are stored in float16, the statistics of codes in float32; each file's metadata say what made it; the logs go
+beside them, thinned. The samples follow a fixed rule: face k of 48 is drawn from z = standard normal of seed k, psi =
+0.7, at 256 px.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ import torch
 from PIL import Image
 
 from riddle import config, zoo
-from riddle.models.stylegan2 import Generator
+from riddle.faces.pixels import to_bytes
+from riddle.networks import Synthesis, build_generator, fill_generator
 from riddle.presets import Preset, get
 
-SAMPLES, PSI = 48, 0.7
+SAMPLES, PSI, SIDE = 48, 0.7, 256
 
 
-def sample_codes(generator: Generator, n: int = SAMPLES, psi: float = PSI) -> torch.Tensor:
+@torch.no_grad()
+def sample_codes(generator: Synthesis, n: int = SAMPLES, psi: float = PSI) -> torch.Tensor:
     """The codes (n, L, D) of the bundled samples."""
     z = torch.stack([torch.randn(generator.style_dim, generator=torch.Generator().manual_seed(k)) for k in range(n)])
-    with torch.no_grad():
-        mean = generator.mean_latent()
-        return generator.spread(mean + psi * (generator.map(z) - mean))
+    mean = generator.mean_latent()
+    return generator.broadcast(mean + psi * (generator.map(z) - mean))
 
 
+@torch.no_grad()
 def draw_samples(preset: Preset, folder: Path) -> None:
     """Draw the 48 faces as 000.png to 047.png, with codes.safetensors."""
-    generator = Generator.of(preset)
-    generator.load_state_dict(zoo.load_tensors(zoo.bundled(preset.name, "generator")))
+    generator = build_generator(preset)
+    fill_generator(generator, zoo.load_tensors(zoo.bundled(preset.name, "generator")))
     codes = sample_codes(generator)
-    with torch.no_grad():
-        faces = generator(codes)
-    pixels = faces.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
     folder.mkdir(parents=True, exist_ok=True)
-    for k, face in enumerate(pixels):
+    for k, w in enumerate(codes.split(1)):
+        face = to_bytes(generator.synthesize(w, min(SIDE, preset.resolution * 2)))[0]
         Image.fromarray(face).save(folder / f"{k:03d}.png", optimize=True)
     zoo.save_tensors(folder / "codes.safetensors", {"codes": codes}, {"preset": preset.name, "psi": str(PSI)})
 
@@ -58,48 +59,48 @@ def thin(log: Path, target: Path, lines: int = 200) -> None:
     zoo.write_text(target, "\n".join(rows[i] for i in keep) + "\n")
 
 
-def shared(tensors: dict[str, torch.Tensor], path: Path, least: int = 1000) -> list[str]:
-    """Names of tensors of `least` numbers or more that the file at `path` holds as well: the eigenfaces."""
-    other = zoo.load_tensors(path) if path.is_file() else {}
-    large = (k for k, v in tensors.items() if v.numel() >= least and k in other and v.shape == other[k].shape)
-    return [k for k in large if torch.equal(tensors[k].half(), other[k].half())]
+def publish_cuts(preset: Preset, runs: dict[int, Path]) -> None:
+    """Write generator.safetensors: the cuts of `runs` ({side: folder}) and the statistics of the mapping's codes."""
+    generator, about = build_generator(preset), {"preset": preset.name}
+    generator.codes.measure(generator.map)
+    for side, run in runs.items():
+        generator.cuts[str(side)].load_state_dict(zoo.load_tensors(run / "cut.safetensors"))
+        about |= {f"{k}_{side}": v for k, v in zoo.load_metadata(run / "cut.safetensors").items()}
+    target = config.bundled_folder("zoo") / preset.name / "generator.safetensors"
+    zoo.save_tensors(target, generator.own_state(), about, exact=("codes.",))
+    print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
 
 
 def publish(preset: Preset, runs: dict[str, Path]) -> None:
-    """runs: {part: folder of its run}. "inversion" gives the encoder, and the generator where that was tuned with it;
-    "gan" the generator alone."""
+    """Write <part>.safetensors for each {part: folder of its run}, and its log."""
     folder = config.bundled_folder("zoo") / preset.name
     for part, run in runs.items():
-        files = {"inversion": ("generator", "encoder"), "gan": ("generator",), "parser": ("parser",)}.get(part)
-        for name in files or ("encryptor",):
-            source = run / f"{name}.safetensors"
-            if part == "inversion" and name == "generator" and not source.is_file():
-                continue
-            target = folder / f"{name if files else part}.safetensors"
-            tensors, about = zoo.load_tensors(source), zoo.load_metadata(source)
-            if name == "encoder" and (common := shared(tensors, folder / "generator.safetensors")):
-                tensors = {k: v for k, v in tensors.items() if k not in common}
-                about[zoo.SHARED] = json.dumps({"generator.safetensors": common})
-            zoo.save_tensors(target, tensors, about)
-            print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
+        source = run / f"{part if part in ('encoder', 'parser') else 'encryptor'}.safetensors"
+        target = folder / f"{part}.safetensors"
+        zoo.save_tensors(target, zoo.load_tensors(source), zoo.load_metadata(source))
+        print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
         if (run / "log.jsonl").is_file():
-            thin(run / "log.jsonl", folder / "runs" / f"{'parsing' if part == 'parser' else part}.jsonl")
+            thin(run / "log.jsonl", folder / "runs" / f"{part}.jsonl")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line of this module."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", default="mini")
-    p.add_argument("--gan")
-    p.add_argument("--inversion")
+    p.add_argument("--preset", default="mobile")
+    p.add_argument("--cut", action="append", default=[], metavar="SIDE=FOLDER")
+    p.add_argument("--encoder")
     p.add_argument("--parser")
     p.add_argument("--encryptor", action="append", default=[], metavar="[NAME=]FOLDER")
     p.add_argument("--samples", action="store_true", help="draw data/samples from the published generator")
     a = p.parse_args(argv)
-    runs = {k: Path(v) for k, v in (("gan", a.gan), ("inversion", a.inversion), ("parser", a.parser)) if v}
+    runs = {k: Path(v) for k, v in (("encoder", a.encoder), ("parser", a.parser)) if v}
     for entry in a.encryptor:
         name, _, folder = entry.rpartition("=")
         runs[name or "encryptor"] = Path(folder)
+    if a.cut:
+        publish_cuts(get(a.preset), {int(side): Path(folder) for side, _, folder in (c.partition("=") for c in a.cut)})
+        for side, _, folder in (c.partition("=") for c in a.cut):
+            thin(Path(folder) / "log.jsonl", config.bundled_folder("zoo") / a.preset / "runs" / f"cut{side}.jsonl")
     publish(get(a.preset), runs)
     if a.samples:
         draw_samples(get(a.preset), config.bundled_folder("samples"))
