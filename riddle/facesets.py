@@ -68,10 +68,16 @@ def keys(run: Run, model: riddle.Riddle) -> tuple[torch.Tensor, torch.Tensor]:
     return right, wrong
 
 
-def from_codes(run: Run, of: FaceSet, codes: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Faces (M, R, R, 3) uint8 of a set and the pictures behind them (M,), from codes (T, L, D) of targets (T,)."""
+def load_model(run: Run, of: FaceSet) -> riddle.Riddle:
+    """The model behind a set, with its encryptor. Raises WeightsMissingError."""
+    return riddle.load(run.preset, device=run.device, encryptor=of.encryptor or "encryptor")
+
+
+def codes_of(
+    run: Run, of: FaceSet, model: riddle.Riddle, codes: np.ndarray, targets: np.ndarray
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Codes (M, L, D) of a set and the pictures behind them (M,), from inverted codes (T, L, D) of targets (T,)."""
     w = torch.from_numpy(codes)
-    model = riddle.load(run.preset, device=run.device, encryptor=of.encryptor or "encryptor")
     right, wrong = keys(run, model)
     if of.action.endswith("passwords"):
         rows = np.flatnonzero(np.isin(targets, run.people)).repeat(PASSWORDS)
@@ -81,19 +87,26 @@ def from_codes(run: Run, of: FaceSet, codes: np.ndarray, targets: np.ndarray) ->
     else:
         first = right[targets]
         second = {"wrong": wrong[targets], "restored": first}.get(of.action)
+    if of.name == "inverted":
+        return w, targets
     out = []
-    for start in track(range(0, len(w), BATCH), of.name):
+    for start in range(0, len(w), BATCH):
         part = slice(start, start + BATCH)
-        code = w[part] if of.name == "inverted" else model.encrypt(w[part], first[part])
-        if second is not None:
-            code = model.decrypt(code, second[part])
-        out.append(to_bytes(model.synthesize(code)))
-    return np.concatenate(out), targets
+        code = model.encrypt(w[part], first[part])
+        out.append((code if second is None else model.decrypt(code, second[part])).cpu())
+    return torch.cat(out), targets
+
+
+def from_codes(run: Run, of: FaceSet, codes: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Faces (M, R, R, 3) uint8 of a set and the pictures behind them (M,), from codes (T, L, D) of targets (T,)."""
+    model = load_model(run, of)
+    w, targets = codes_of(run, of, model, codes, targets)
+    return np.concatenate([to_bytes(model.synthesize(part)) for part in track(w.split(BATCH), of.name)]), targets
 
 
 def from_pixels(run: Run, of: FaceSet, pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Restored faces (M, R, R, 3) uint8 from encrypted pictures of the same shape, their targets (M,) beside them."""
-    model = riddle.load(run.preset, device=run.device, encryptor=of.encryptor)
+    model = load_model(run, of)
     right = keys(run, model)[0][targets]
     if of.action in JPEGS:
         pictures = jpeg(pictures, JPEGS[of.action])

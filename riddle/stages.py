@@ -168,7 +168,7 @@ def _from_pixels(run: Run, of: facesets.FaceSet, source: Path, photos: Path) -> 
 
         if run.data == "samples":
             return {"reason": np.array("the bundled faces have no photo around them")}
-        pictures, targets = recropped(run, photos, pictures, targets, of.name)
+        pictures, targets = recropped(run, photos, pictures, targets, of.variant, codes(run))
         if not len(targets):
             return {"reason": np.array("no face was found again in the photos")}
     return {"faces": facesets.from_pixels(run, of, pictures, targets), "targets": targets}

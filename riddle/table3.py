@@ -174,7 +174,9 @@ def _in_photos(run: Run, item: str, photos: Path, pictures: np.ndarray, targets:
     from riddle.photosets import find_again, pasted
 
     side, out = pictures.shape[1], {name: [] for name in DETECTORS}
-    for photo, matrix in pasted(run, photos, None if item == "photo" else pictures, targets, item):
+    pictures = None if item == "photo" else pictures
+    codes = None if item in ("photo", "blur", "mosaic") else stages.codes(run)
+    for photo, matrix in pasted(run, photos, pictures, targets, item, codes):
         for name in DETECTORS:
             face = find_again(photo, matrix, load_detector(name))
             if face is not None:

@@ -84,9 +84,9 @@ def looked_at(run, monkeypatch):  # noqa: F811
     return shifts
 
 
-def test_utility_in_pixels_of_the_ffhq_crop(run, looked_at):  # noqa: F811
+def test_utility_in_pixels_of_the_crop_at_256_px(run, looked_at):  # noqa: F811
     records = list(table3.usefulness(run, table3.ALIGNED, "mtcnn"))
-    unit = 256 * 0.68 / 32
+    unit = 256 / 32
     by = {(r.method, r.metric): r for r in records}
     photo, riddle_ = by[table3.REAL, "face detection"], by["RiDDLE", "face detection"]
     assert photo.mean == riddle_.mean == pytest.approx((SAMPLES - 1) / SAMPLES) and riddle_.undetected == 1
@@ -257,14 +257,27 @@ def test_a_face_is_pasted_into_its_photo_and_found_there(monkeypatch, tmp_path):
     monkeypatch.setattr(riddle, "load", lambda *a, **k: SimpleNamespace(device="cpu", paste=paste), raising=False)
     here = SimpleNamespace(
         preset="smoke", device="cpu", detector="fake", pairs=SimpleNamespace(names=["x"]),
-        photos=SimpleNamespace(image=lambda name: photo),
+        photos=SimpleNamespace(image=lambda name: photo), seed=0,
     )  # fmt: skip
     pictures, targets = np.full((1, 32, 32, 3), 255, np.uint8), np.array([0])
-    ((changed, matrix),) = photosets.pasted(here, tmp_path / "aligned.npz", pictures, targets, "x")
+    ((changed, matrix),) = photosets.pasted(here, tmp_path / "aligned.npz", pictures, targets, "blur")
     assert changed.getpixel((0, 0)) == (200, 0, 0) and (seen["faces"] == 1).all() and (seen["under"] == -1).all()
     assert matrix == pytest.approx(framed)
-    ((same, _),) = photosets.pasted(here, tmp_path / "aligned.npz", None, targets, "x")
+    ((same, _),) = photosets.pasted(here, tmp_path / "aligned.npz", None, targets, "blur")
     assert same is photo
+
+    codes = np.arange(6.0, dtype=np.float32).reshape(3, 2, 1)  # of pictures 0, 2 and 3: one that is not asked for
+    np.savez(tmp_path / "codes.npz", codes=codes, targets=np.array([0, 2, 3]))
+
+    def draw(w, matrices):
+        seen.update(w=w, at=matrices)
+        return None, ["large"]
+
+    model = SimpleNamespace(device="cpu", paste=paste, draw=draw, random_password=lambda n, seed: torch.zeros(n, 2, 1))
+    monkeypatch.setattr(riddle, "load", lambda *a, **k: model, raising=False)
+    list(photosets.pasted(here, tmp_path / "aligned.npz", pictures, targets, "inverted", tmp_path / "codes.npz"))
+    assert seen["faces"] == ["large"] and torch.equal(seen["w"], torch.tensor([[[0.0], [1.0]]]))
+    assert seen["at"][0] == pytest.approx(framed)
 
     class Detector:
         def detect(self, image):
@@ -277,7 +290,7 @@ def test_a_face_is_pasted_into_its_photo_and_found_there(monkeypatch, tmp_path):
     elsewhere = matrix + [[0, 0, 300], [0, 0, 0]]
     assert photosets.find_again(changed, elsewhere, Detector()) is None
     monkeypatch.setattr(photosets, "load_detector", lambda name: Detector())
-    crops, kept = photosets.recropped(here, tmp_path / "aligned.npz", pictures, targets, "x")
+    crops, kept = photosets.recropped(here, tmp_path / "aligned.npz", pictures, targets, "blur")
     assert crops.shape == (1, 32, 32, 3) and (crops[0, 16, 16] == (200, 0, 0)).all() and kept.tolist() == [0]
 
 
