@@ -1,8 +1,9 @@
 """Speed, measured: each figure beside the naive formulation in the same run, and as a share of what the machine can do.
 
-    python -m riddle.bench --preset mini      # about a minute; results/mini/bench.json and figures/bench.png
+    python -m riddle.bench --preset mobile    # about two minutes; results/mobile/bench.json and figures/bench.png
 
-Naive means the published formulation: weights modulated for each image, grouped convolutions, float32, NCHW.
+Naive means the published formulation in float32 on (N, C, H, W) tensors: of a StyleGAN2 weights modulated for each
+image and grouped convolutions, of a MobileStyleGAN pointwise and Haar convolutions.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import platform
 import time
 from collections.abc import Callable
@@ -20,17 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
 from riddle import config, demo, zoo
+from riddle.models import mobilestylegan as mobile
 from riddle.models.layers import SQRT2, depthwise
-from riddle.models.stylegan2 import Generator, ModulatedConv2d, StyledConv, ToRGB
+from riddle.models.stylegan2 import ModulatedConv2d, StyledConv, ToRGB
+from riddle.networks import Synthesis
 from riddle.pipeline import Riddle, load
 from riddle.presets import Preset, get
-from riddle.training.encryptor import EncryptorConfig, EncryptorTask, frozen_networks
-from riddle.training.gan import GANConfig, GANTask
-from riddle.training.loop import LoopConfig, make_accelerator
 
 
 @dataclass(frozen=True)
@@ -81,15 +79,60 @@ class NaiveToRGB(ToRGB):
         return y if skip is None else y + depthwise(skip, self.upsample.kernel, (2, 1), up=2)
 
 
-def make_naive(generator: Generator) -> Generator:
+class NaiveModulation(mobile.Modulation):
+    """The same function on (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x * F.linear(w, self.weight, self.bias)[:, :, None, None]
+
+
+class NaiveMobileConv(mobile.StyledConv):
+    """The same function on (N, C, H, W); the first layer takes the constant as it is stored."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        if self.depthwise is None:
+            y = F.conv2d(self.modulation(x.permute(0, 3, 1, 2).contiguous(), w), self.weight, padding=1)
+        else:
+            y = F.conv2d(self.modulation(x, w), self.depthwise, padding=1, groups=x.shape[1])
+            y = F.conv2d(y, self.weight[:, :, None, None])
+        return F.leaky_relu(y + self.bias[:, None, None] + self.noise.permute(0, 3, 1, 2), 0.2)
+
+
+def _haar(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Coefficients (N, 4C, H, W) -> (N, C, 2H, 2W)."""
+    n, c, h, w = x.shape
+    pixels = F.conv2d(x, matrix[:, :, None, None]).view(n, 4, c // 4, h, w)
+    return F.pixel_shuffle(pixels.transpose(1, 2).reshape(n, c, h, w), 2)
+
+
+class NaiveUpsample(mobile.Upsample):
+    """The same function on (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return _haar(self.modulation(x, w), self.haar)
+
+
+class NaivePicture(mobile.Picture):
+    """The same function on (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return _haar(F.conv2d(self.modulation(x, w), self.weight[:, :, None, None], self.bias), self.haar)
+
+
+NAIVE = {
+    StyledConv: NaiveStyledConv, ToRGB: NaiveToRGB, mobile.Modulation: NaiveModulation,
+    mobile.StyledConv: NaiveMobileConv, mobile.Upsample: NaiveUpsample, mobile.Picture: NaivePicture,
+}  # fmt: skip
+
+
+def make_naive(generator: Synthesis) -> Synthesis:
     """Let a generator's layers compute as published; parameters, and all around the layers, stay. Returns it."""
     for layer in generator.modules():
-        if isinstance(layer, StyledConv | ToRGB):
-            layer.__class__ = NaiveStyledConv if isinstance(layer, StyledConv) else NaiveToRGB
+        layer.__class__ = NAIVE.get(type(layer), type(layer))
     return generator
 
 
-def naive_like(generator: Generator) -> Generator:
+def naive_like(generator: Synthesis) -> Synthesis:
     """A copy of a generator that computes as published."""
     return make_naive(copy.deepcopy(generator))
 
@@ -133,25 +176,24 @@ def gflop(work: Callable[[], object]) -> float:
 
 
 def generator_rows(
-    g: Generator, batch: int, seconds: float, peaks: dict[str, float], dtype: torch.dtype | None
+    g: Synthesis, side: int, batch: int, seconds: float, peaks: dict[str, float], dtype: torch.dtype | None
 ) -> list[Row]:
-    """Forward, and forward with backward to codes and weights, in images/s."""
-    device = g.input.input.device
-    naive = naive_like(g)
-    w = torch.randn(batch, g.n_latent, g.style_dim, device=device)
+    """Forward, and forward with backward to codes and weights, at `side` px, in images/s."""
+    naive, device = naive_like(g), g.device
+    w = g.broadcast(g.map(torch.randn(batch, g.style_dim, device=device))).contiguous()
 
-    def forward(network: Generator, cast: torch.dtype | None) -> torch.Tensor:
+    def forward(network: Synthesis, cast: torch.dtype | None) -> torch.Tensor:
         with torch.no_grad(), torch.autocast(device.type, cast or torch.bfloat16, enabled=cast is not None):
-            return network(w)
+            return network(w, side)
 
-    def backward(network: Generator, cast: torch.dtype | None) -> None:
+    def backward(network: Synthesis, cast: torch.dtype | None) -> None:
         codes = w.clone().requires_grad_()
         with torch.autocast(device.type, cast or torch.bfloat16, enabled=cast is not None):
-            loss = network(codes).square().mean()
+            loss = network(codes, side).square().mean()
         loss.backward()
         network.zero_grad(set_to_none=True)
 
-    def measure(name: str, work: Callable[[Generator, torch.dtype | None], object]) -> list[Row]:
+    def measure(name: str, work: Callable[[Synthesis, torch.dtype | None], object]) -> list[Row]:
         flops = gflop(lambda: work(g, None))
         reference = rate(lambda: work(naive, None), seconds, device) * batch
         rows = []
@@ -162,40 +204,25 @@ def generator_rows(
             rows.append(Row(f"{name}, {label}", "images/s", calls * batch, reference, speed, speed / peaks[label]))
         return rows
 
-    rows = measure("generator, forward", forward)
+    rows = measure(f"generator at {side} px, forward", forward)
     g.requires_grad_(True), naive.requires_grad_(True)
-    rows += measure("generator, forward and backward", backward)
+    rows += measure(f"generator at {side} px, forward and backward", backward)
     g.requires_grad_(False)
     return rows
 
 
-def training_row(preset: Preset, batch: int, seconds: float, bfloat16: bool) -> Row:
-    """Steps of GAN training (both networks, lazy regularisers at their mean rate), steps/s."""
-    side = preset.resolution
-    faces = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
+def encryptor_row(preset: Preset, batch: int, seconds: float, bfloat16: bool) -> Row:
+    """Steps of encryptor training with all losses, m = n = 2, steps/s; needs the bundled generator and judges."""
+    from accelerate.state import AcceleratorState
+
+    from riddle.training.encryptor import EncryptorConfig, EncryptorTask, frozen_networks
+    from riddle.training.loop import LoopConfig, make_accelerator
 
     def steps(naive: bool) -> float:
         AcceleratorState._reset_state(True)  # accelerate fixes the precision of a process; here are two
         accelerator = make_accelerator(LoopConfig(out="", bfloat16=bfloat16 and not naive))
-        data = {"faces": faces.to(accelerator.device)}
-        torch.manual_seed(0)
-        task = GANTask(preset, GANConfig(), accelerator)
-        if naive:
-            make_naive(task.g)  # the optimiser's parameters stay; only the formulation changes
-        every = math.lcm(task.config.r1_every, task.config.path_every)
-        return rate(lambda: [task.step(data, 0.0) for _ in range(every)], seconds, accelerator.device) * every
-
-    return Row(f"GAN training, batch {batch}", "steps/s", steps(False), steps(True), None, None)
-
-
-def encryptor_row(preset: Preset, batch: int, seconds: float, bfloat16: bool) -> Row:
-    """Steps of encryptor training with all losses, m = n = 2, steps/s; needs the bundled generator and judges."""
-    w = torch.randn(batch, preset.n_latent, preset.style_dim)
-
-    def steps(naive: bool) -> float:
-        AcceleratorState._reset_state(True)
-        accelerator = make_accelerator(LoopConfig(out="", bfloat16=bfloat16 and not naive))
-        g, judges, _ = frozen_networks(preset, None, None, accelerator.device)
+        g, judges, _ = frozen_networks(preset, None, accelerator.device)
+        w = g.sample(batch)
         g = make_naive(g) if naive else g
         task = EncryptorTask(preset, EncryptorConfig(), accelerator, g, judges)
         return rate(lambda: task.step({"w": w.to(accelerator.device)}, 0.5), seconds, accelerator.device)
@@ -203,9 +230,9 @@ def encryptor_row(preset: Preset, batch: int, seconds: float, bfloat16: bool) ->
     return Row(f"encryptor training, {batch} originals", "steps/s", steps(False), steps(True), None, None)
 
 
-def protect_rows(model: Riddle, seconds: float, faces: int = 4) -> list[Row]:
-    """Photos through `protect`, in faces/s: networks and paste back, then detection as well."""
-    photo, detector = demo.photo(model, faces)
+def protect_rows(model: Riddle, side: int, seconds: float, faces: int = 2) -> list[Row]:
+    """Photos with faces of `side` px through `protect`, in faces/s: networks and paste back, then detection as well."""
+    photo, detector = demo.photo(model, faces, side)
     known = demo.KnownFaces([f.points for f in (model.detector if detector == "auto" else detector).detect(photo)])
     key = model.random_password(1, seed=2)
     networks = (model.preset, model.generator, model.encoder, model.encryptor)
@@ -215,10 +242,10 @@ def protect_rows(model: Riddle, seconds: float, faces: int = 4) -> list[Row]:
     naive = Riddle(model.preset, slow, model.encoder, model.encryptor, detector=known, device=model.device)
     quick, plain = (rate(lambda m=m: m.protect(photo, key), seconds, model.device) for m in (ours, naive))
     count = len(known.found)
-    rows = [Row("protect, faces given", "faces/s", quick * count, plain * count, None, None)]
+    rows = [Row(f"protect at {side} px, faces given", "faces/s", quick * count, plain * count, None, None)]
     if detector == "auto":  # an untrained generator shows nothing that a detector would find
         whole = rate(lambda: model.protect(photo, key), seconds, model.device) * count
-        rows.append(Row("protect, with detection", "faces/s", whole, None, None, None))
+        rows.append(Row(f"protect at {side} px, with detection", "faces/s", whole, None, None, None))
     return rows
 
 
@@ -256,7 +283,7 @@ def figure(rows: list[Row], path: Path) -> None:
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", default="mini")
+    p.add_argument("--preset", default="mobile")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--seconds", type=float, default=3.0, help="time given to each measurement")
@@ -276,12 +303,14 @@ def main(argv: list[str] | None = None) -> dict:
     except zoo.WeightsMissingError as e:
         p.error(f"{e} (speed is measured on the real thing; `--preset smoke` needs no weights)")
     rows = [
-        *generator_rows(model.generator, a.batch, a.seconds, peaks, dtype),
-        training_row(preset, a.batch, a.seconds, dtype is not None),
-        *protect_rows(model, a.seconds),
+        *generator_rows(model.generator, preset.resolution, a.batch, a.seconds, peaks, dtype),
+        *protect_rows(model, preset.resolution, a.seconds),
     ]
+    if preset.generator == "mobilestylegan":
+        rows += generator_rows(model.generator, 1024, 1, a.seconds, peaks, dtype)
+        rows += protect_rows(model, 1024, a.seconds)
     try:
-        rows.append(encryptor_row(preset, 8, a.seconds, dtype is not None))
+        rows.append(encryptor_row(preset, 2, a.seconds, dtype is not None))
     except zoo.WeightsMissingError as e:
         print(f"encryptor training: n/a ({e})")
     result = {
