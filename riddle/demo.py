@@ -54,7 +54,7 @@ def photo(model: Riddle, people: int = 3, side: int = 256) -> tuple[Image.Image,
     except FileNotFoundError:
         pass
     faces = model.synthesize(model.random_password(people, seed=1)).cpu()
-    margin = side // 8
+    margin = side // 4
     points = [FRAMED_POINTS * side + [margin + i * (side + margin), margin] for i in range(people)]
     return drawing.group_photo(faces, side), KnownFaces(points)
 

@@ -258,12 +258,12 @@ def sample_faces(n: int, preset_resolution: int) -> torch.Tensor:
     return torch.stack([blending.to_tensor(image) for image in opened])
 
 
-def group_photo(faces: torch.Tensor, side: int = 256) -> Image.Image:
+def group_photo(faces: Sequence[torch.Tensor], side: int = 256) -> Image.Image:
     """A made-up photo of N synthetic people, for trying the program without showing anybody.
 
-    faces: framed (N, 3, R, R) in [-1, 1]; side: px of each. Portraits with a soft rim beside each other on a wall.
+    faces: N framed ones, (3, R, R) in [-1, 1]; side: px of each. Portraits with a soft rim beside each other on a wall.
     """
-    n, margin = len(faces), side // 8
+    n, margin = len(faces), side // 4
     width, height = n * (side + margin) + margin, side + 2 * margin
     ys, xs = np.mgrid[:height, :width]
     wall = np.stack([168 + 30 * xs / width, 176 - 12 * ys / height, 186 - 40 * xs / width], -1)

@@ -26,7 +26,7 @@ from torch import nn
 
 from riddle import networks, passwords
 from riddle.faces import alignment, blending, search, unblending
-from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, load_detector
+from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, framed, load_detector
 from riddle.models.mobilestylegan import SIDES
 from riddle.pictures import open_picture, read_file
 from riddle.presets import Preset, get
@@ -162,15 +162,14 @@ class Riddle:
             return [min(found, key=lambda f: np.hypot(*((np.asarray(f.box)[:2] + np.asarray(f.box)[2:]) / 2 - middle)))]
         return list(found)
 
-    def _crop(self, image: Image.Image, found: Sequence[Face]) -> tuple[torch.Tensor, np.ndarray]:
-        """Faces (k, 3, R, R) and their framing matrices (k, 2, 3)."""
-        matrices = np.stack([alignment.framing_matrix(f.points) for f in found])
+    def _crops(self, image: Image.Image, matrices: np.ndarray) -> torch.Tensor:
+        """The faces (k, 3, R, R) that framing matrices (k, 2, 3) frame."""
         crops = [blending.to_tensor(alignment.crop(image, m, self.preset.resolution)) for m in matrices]
-        return torch.stack(crops).to(self.device), matrices
+        return torch.stack(crops).to(self.device)
 
     def align(self, photo: Photo, pick: str = "all") -> torch.Tensor:
         """The faces of a photo in FFHQ's framing, (k, 3, R, R) in [-1, 1]. Raises as `detect` does."""
-        return self._crop(open_photo(photo)[0], self.detect(photo, pick))[0]
+        return self._crops(open_photo(photo)[0], framed(self.detect(photo, pick)))
 
     # Codes
 
@@ -243,9 +242,8 @@ class Riddle:
 
         image: RGB; under: the crops (k, 3, R, R) of those places, in [-1, 1]; faces: k of (3, S, S) in [-1, 1], S a
         multiple of R, the one in front first; matrices: (k, 2, 3), framing matrices, crop's unit square -> photo
-        pixels; shown: k of (3, S, S), the faces that `paste` put there before, which are first taken out of the rim
-        (riddle.faces.unblending). With the parser, which sees R px, the mask covers the face before and after, and
-        colours are matched from skin to skin.
+        pixels; shown: k of (3, S, S), the faces pasted there before, first taken out of the rim (riddle.faces.
+        unblending). With the parser, which sees R px, the mask covers both faces; colours match from skin to skin.
         """
         count, side = len(faces), under.shape[-1]
         outlines, skins = [None] * count, [blending.core(side)] * count
@@ -281,7 +279,8 @@ class Riddle:
         first, default: what `detect` finds; salt: as for `password`, kept in the record. Raises FaceNotFoundError.
         """
         image, _ = open_photo(photo)
-        under, matrices = self._crop(image, self.detect(photo, pick) if faces is None else faces)
+        matrices = framed(self.detect(photo, pick) if faces is None else faces)
+        under = self._crops(image, matrices)
         # The record keeps half precision: rounding first makes picture and record one and the same code.
         codes = self.encrypt(self.invert(under), self._key(passphrase, salt)).half().float()
         drawn, large = self.draw(codes, matrices)
@@ -306,21 +305,20 @@ class Riddle:
         if isinstance(photo, Protected):
             image, name, record = photo.image, "the protected photo", record or photo.record
         else:
-            name = (
-                str(getattr(photo, "filename", "") or "the picture") if isinstance(photo, Image.Image) else str(photo)
-            )
+            own = getattr(photo, "filename", "") or "the picture"
+            name = str(own if isinstance(photo, Image.Image) else photo)
             opened = photo if isinstance(photo, Image.Image) else read_file(photo)
             record = record or find_record(opened, name)
             image = open_picture(opened, name).rgb
         shown = None
         if record is None:
-            under, matrices = self._crop(image, self.detect(photo) if faces is None else faces)
+            matrices = framed(self.detect(photo) if faces is None else faces)
+            under = self._crops(image, matrices)
             codes, source, salt = self.invert(under), "inversion", None
         else:
             record.must_fit(self.preset, self.weights_hash, image.size, name)
-            side, matrices, codes, salt = self.preset.resolution, record.matrices, record.codes, record.salt
-            crops = [blending.to_tensor(alignment.crop(image, m, side)) for m in matrices]
-            under, source = torch.stack(crops).to(self.device), "codes"
+            matrices, codes, source, salt = record.matrices, record.codes, "codes", record.salt
+            under = self._crops(image, matrices)
             shown = self.draw(codes, matrices)[1]
         drawn, large = self.draw(self.decrypt(codes, self._key(passphrase, salt)), matrices)
         return Restored(self.paste(image, under, large, matrices, shown), drawn, source)

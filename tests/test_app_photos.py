@@ -444,7 +444,7 @@ def test_what_cannot_be_protected_is_listed_and_strict_refuses(model, tmp_path):
     [
         ((), Markers(), "no face was found"),
         (((90, 60, 12),), Markers(), "too small: 1. px"),
-        (((170, 130, 60),), Markers(), "cut by the border"),
+        (((170, 120, 60),), Markers(), "cut by the border"),
         (((60, 60, 60),), Markers({0: np.tile([30.0, 30], (5, 1))}), "coincide"),
         (((60, 60, 60),), Markers(score=0.8, detector="mtcnn"), "doubtful"),
     ],

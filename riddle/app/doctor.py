@@ -203,11 +203,14 @@ def _package(name: str, module: str, use: str) -> Item:
 def weights(preset: str) -> list[Item]:
     """The preset's own networks, and whether they load: files of another version lie there and do not fit."""
     from riddle import zoo
+    from riddle.presets import get
+    from riddle.weights import WHEEL, wheel_folder
 
     variants = dict.fromkeys(v for need in NEEDS.values() for v in need.variants)
     parts = [f"{preset}/{part}" for part in (*CORE, "parser", *variants)]
     found = [_found(name, lambda name=name: zoo.bundled(*name.split("/"))) for name in parts]
-    return [_loads(preset), *found]
+    wheel = [_found(WHEEL, wheel_folder)] if get(preset).generator == "mobilestylegan" else []
+    return [_loads(preset), *wheel, *found]
 
 
 def _loads(preset: str) -> Item:

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from riddle.faces import alignment
+
 DETECTORS = ("auto", "dlib", "mtcnn")
 CROP_SIDE = 128  # px to which a small crop is enlarged before detection: dlib's HOG window is 80 px
 CROP_MARGIN = 0.2  # of the side, continued by its edge around a crop, so that a face at its rim lies inside
@@ -52,6 +54,11 @@ class Face:
             points=self.points * scale + shift,
             landmarks=None if self.landmarks is None else self.landmarks * scale + shift,
         )
+
+
+def framed(found: Sequence[Face]) -> np.ndarray:
+    """The framing matrices (k, 2, 3) of faces."""
+    return np.stack([alignment.framing_matrix(f.points) for f in found])
 
 
 def five_points(landmarks: np.ndarray) -> np.ndarray:

@@ -198,7 +198,7 @@ def test_an_empty_passphrase_is_explained(page):
 
 def test_a_dropped_photo_of_three(page):
     out = io.BytesIO()
-    drawing.group_photo(drawing.sample_faces(3, 64), 180).save(out, "PNG")
+    drawing.group_photo(drawing.sample_faces(3, 180), 180).save(out, "PNG")
     before = picture(page)
     transfer = page.evaluate_handle(
         """data => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), t = new DataTransfer();
