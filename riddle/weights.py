@@ -69,7 +69,7 @@ def ir_constants(path: Path) -> dict[str, torch.Tensor]:
             count = int(np.prod(shape)) if shape else 1
             values = np.frombuffer(blob, "<f4", count, int(data.get("offset")))
             found[layer.get("name")] = torch.from_numpy(values.reshape(shape).astype(np.float32))
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as e:
+    except (OSError, ElementTree.ParseError, AttributeError, TypeError, ValueError) as e:
         raise ValueError(f"{path} is no readable OpenVINO network ({e}); install the wheel again: {REMEDY}") from e
     return found
 

