@@ -1,4 +1,4 @@
-"""Train a cut of MobileStyleGAN: the blocks and the picture layer that draw a small face (riddle.models.mobilestylegan).
+"""Train a cut of MobileStyleGAN: the blocks and the picture layer that draw a small face.
 
     python -m riddle.training.cut targets --count 6000 --out results/runs/cut_targets       # 1024 px, reduced
     python -m riddle.training.cut train --side 128 --targets results/runs/cut_targets --out results/runs/cut128
@@ -62,8 +62,8 @@ class CutTask:
         self.minutes = minutes
         self.cut = generator.cuts[str(side)].requires_grad_(True)
         self.average = copy.deepcopy(self.cut).requires_grad_(False)
-        groups = [{"params": list(self.cut.picture.parameters()), "rate": 2e-3}]
-        groups += [{"params": list(self.cut.blocks.parameters()), "rate": 2e-4}]
+        groups = [{"params": list(self.cut.picture.parameters()), "rate": 1e-3}]
+        groups += [{"params": list(self.cut.blocks.parameters()), "rate": 4e-4}]
         self.optimiser = torch.optim.Adam(groups, lr=2e-4, betas=(0.9, 0.99))
         self.networks = {"cut": self.cut, "average": self.average}
         self.optimisers = {"cut": self.optimiser}

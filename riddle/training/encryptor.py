@@ -18,6 +18,7 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from accelerate import Accelerator
 
 from riddle import losses
 from riddle.losses import LossWeights
-from riddle.models.encryptor import ARCHITECTURES, build_encryptor
+from riddle.models.encryptor import ARCHITECTURES, KEPT, build_encryptor
 from riddle.models.inversion import build_encoder
 from riddle.networks import Synthesis
 from riddle.presets import Preset, get
@@ -48,8 +49,10 @@ class EncryptorConfig:
     weights: LossWeights = field(default_factory=LossWeights)  # the paper's
     datafree: bool = False  # draw the codes instead of reading them (section 3.3)
     arch: str = "transformer"
-    helper: float = 0.0  # weight of the squared error of decrypted z, which fades; the paper: none
+    helper: float = 0.0  # weight of `code_loss`, which fades; the paper: none
     helper_until: float = 0.5  # share of the training after which it is zero
+    helper_codes: int = 32  # codes a step that it sees
+    helper_only: float = 0.0  # share of the training in which it is the only loss; such a step draws no face
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels; the paper: none
     lr: float = 5e-4  # Adam, warm-up then cosine to zero; the paper's is not given
     warmup: float = 0.02  # share of the training
@@ -89,9 +92,16 @@ class EncryptorTask:
             torch.manual_seed(1)
             self.held_out_keys = draw_keys(generator, len(held_out), 3, 1)
 
-    def losses(
-        self, w: torch.Tensor, keys: torch.Tensor, progress: float = 1.0
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def helper(self) -> torch.Tensor:
+        """`code_loss` on drawn codes under drawn passwords."""
+        codes, count = self.generator.codes, self.config.helper_codes
+        z = codes.to_gaussian(draw_codes(self.generator, count))
+        keys = torch.randn(3, count, 1, z.shape[2], device=z.device).expand(-1, -1, z.shape[1], -1)
+        return code_loss(
+            self.encryptor.change, z, keys, codes.std / codes.std.mean(), bool(self.config.weights.diversity)
+        )
+
+    def losses(self, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Eq. 10 for originals w (B, L, D) under keys (B, m, n + 1, L, D), and every term unweighted."""
         weights, judges, m = self.config.weights, self.judges, keys.shape[1]
         codes = encrypt_and_decrypt(self.encryptor, w, keys).joined()
@@ -123,11 +133,6 @@ class EncryptorTask:
         if self.path is not None:
             terms["recovery_pixels"] = self.recovery_from_pixels(faces[:, 0], original, keys[:, 0, 0], wanted)
             total = total + self.config.pixels * terms["recovery_pixels"]
-        fading = self.config.helper * max(0.0, 1 - progress / self.config.helper_until)
-        if fading:
-            to_z = self.generator.codes.to_gaussian
-            terms["helper"] = F.mse_loss(to_z(codes[:, m : 2 * m]), to_z(w)[:, None].expand(-1, m, -1, -1))
-            total = total + fading * terms["helper"]
         return total, terms
 
     def recovery_from_pixels(
@@ -148,8 +153,13 @@ class EncryptorTask:
         progress = progress_of(self.accelerator, progress, self.counters["seconds"], c.minutes)
         for group in self.optimiser.param_groups:
             group["lr"] = c.lr * rate_share(progress, c.warmup)
-        w = batch["w"].float() if "w" in batch else draw_codes(self.generator, len(batch["row"]))
-        loss, terms = self.losses(w, draw_keys(self.generator, len(w), c.m, c.n), progress)
+        loss, terms = torch.zeros((), device=self.accelerator.device), {}
+        if progress >= c.helper_only:
+            w = batch["w"].float() if "w" in batch else draw_codes(self.generator, len(batch["row"]))
+            loss, terms = self.losses(w, draw_keys(self.generator, len(w), c.m, c.n))
+        if fading := c.helper * max(0.0, 1 - progress / c.helper_until):
+            terms["helper"] = self.helper()
+            loss = loss + fading * terms["helper"]
         self.accelerator.backward(loss)
         average_gradients(self.accelerator, self.encryptor.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.encryptor.parameters(), c.clip)
@@ -178,6 +188,37 @@ class EncryptorTask:
         rows = [w, made.encrypted[:, 0], made.encrypted[:, 1], made.recovered[:, 0], made.wrong[:, 0]]
         with self.accelerator.autocast():
             return self.generator(torch.cat(rows))
+
+
+def code_loss(
+    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    z: torch.Tensor,
+    keys: torch.Tensor,
+    importance: torch.Tensor,
+    diverse: bool,
+) -> torch.Tensor:
+    """What the losses ask for, said in codes: no face is drawn, so that a step costs a tenth.
+
+    change: z, password -> z; z: (N, L, D); keys: (3, N, L, D), two to encrypt and a wrong one; importance: (D,), how
+    much a component shows in a face; diverse: False for "w/o identity diversity loss". Decrypted z as it was; encrypted
+    and wrongly decrypted z turned away from the original's and, where diverse, from each other, of a normal length, and
+    with the leading components (pose, light, hair) kept.
+    """
+    first, second, wrong = keys
+    encrypted, other = change(z, first), change(z, second)
+    back, opened = change(encrypted, first), change(encrypted, wrong)
+    recovered = ((back - z).square() * importance).mean()
+
+    def alike(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return F.cosine_similarity(a[..., KEPT:], b[..., KEPT:], dim=-1).clamp_min(0).mean()
+
+    apart = alike(encrypted, z) + alike(opened, z)
+    if diverse:
+        apart = apart + alike(encrypted, other) + alike(opened, encrypted)
+    made = torch.stack([encrypted, opened])
+    length = (made.square().mean(-1) - 1).square().mean()
+    kept = (made - z)[..., :KEPT].square().mean()
+    return recovered + apart + 0.6 * length + 0.6 * kept
 
 
 def read_weights(path: str | None, changes: list[str], no_div: bool) -> LossWeights:
@@ -211,7 +252,8 @@ def command_line() -> argparse.ArgumentParser:
     p.add_argument("--datafree", action="store_true")
     p.add_argument("--arch", choices=ARCHITECTURES, default=c.arch)
     p.add_argument("--no-div", action="store_true")
-    p.add_argument("--helper", type=float, default=c.helper, help="weight of the error of decrypted z, which fades")
+    p.add_argument("--helper", type=float, default=c.helper, help="weight of the loss in codes, which fades")
+    p.add_argument("--helper-only", type=float, default=c.helper_only, help="share of the steps with no other loss")
     p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
     p.add_argument("--encoder", help="safetensors, for --pixels; default: the preset's bundled weights")
     p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
@@ -246,7 +288,7 @@ def main(argv: list[str] | None = None) -> dict:
     generator, judges, threshold = frozen_networks(preset, a.generator, accelerator.device, a.parser)
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, arch=a.arch,
-        helper=a.helper, pixels=a.pixels, lr=a.lr, eval_every=a.eval_every,
+        helper=a.helper, helper_only=a.helper_only, pixels=a.pixels, lr=a.lr, eval_every=a.eval_every,
         minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else draw_codes(generator, 48, seed=1)

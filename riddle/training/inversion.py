@@ -15,7 +15,6 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -49,8 +48,8 @@ class InversionConfig:
     identity: float = 0.3  # e4e: 0.1 to 0.5
     identity_from: float = 0.15  # share of the training after which it counts; a young encoder only games it
     length: float = 0.02  # how far z goes beyond what a normal distribution gives; e4e: a latent discriminator
-    delta: float = 0.01  # mean square of the differences between slots; e4e: 2e-4 of their norms
-    known: float = 0.1  # squared error of the z of synthetic faces; e4e: none
+    delta: float = 0.03  # mean square of the differences between slots; e4e: 2e-4 of their norms
+    known: float = 0.3  # squared error of the z of synthetic faces; e4e: none
     synthetic: float = 0.5  # synthetic faces a real one
     ema: float = 0.998  # decay a step of the weights' average
     passes: int = 1  # feedback passes; a step trains one of them, drawn at random
