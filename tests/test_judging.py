@@ -74,3 +74,17 @@ def test_no_face_found_is_no_embedding(faces):
 def test_a_detection_for_each_picture(faces):
     with pytest.raises(ValueError, match="5 pictures but 4 detections"):
         judging.embed({"dlib": SimpleNamespace(dim=2)}, faces, [None] * 4)
+
+
+def test_a_threshold_is_what_so_many_pairs_of_strangers_exceed():
+    """Random directions in many dimensions: cosines are normal, of deviation 1 / sqrt(E)."""
+    judge_ = judge("edgeface-xs")
+    e = np.random.default_rng(0).normal(size=(3000, 400))
+    e[5] = np.nan  # a face that was not found
+    e[6] = e[7]  # one pair among 4.5 million decides nothing
+    measured = judging.stranger_threshold(judge_, e)
+    assert measured == pytest.approx(3.09 / 20, rel=0.05)  # 0.1 % of a normal lie above 3.09 deviations
+    assert judging.stranger_threshold(judge_, e, share=0.5) == pytest.approx(0, abs=0.002)
+    a, b = e[:2]
+    lone = judging.stranger_threshold(judge_, np.stack([a, b]), pairs=50)  # a face is never paired with itself
+    assert lone == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
