@@ -27,12 +27,13 @@ from riddle.protocols import Judge, Record, Row
 from riddle.runs import Run, log_time, read
 from riddle.zoo import WeightsMissingError, bundled, load_metadata
 
-# In the paper's order; the keys are those of riddle.stages.VARIANTS.
+# In the paper's order, then ours; the keys are those of riddle.stages.VARIANTS.
 LABELS = {
     "datafree": "without data",
     "mlp": "without transformer",
     "nodiv": "without identity diversity loss",
     "riddle": "full",
+    "coupling": "rotation coupling (ours)",
 }
 INVERTED = "inverted, no encryption"  # what inversion alone does: read the others beside it
 # Task -> what its number is; a distance between sets says it itself.

@@ -20,9 +20,10 @@ import numpy as np
 
 from riddle import config, protocols
 
-# First word of a face set -> the encryptor behind it: the method, and the ablations of section 4.6.
+# First word of a face set -> the encryptor behind it: the method, the ablations of section 4.6, and ours.
 VARIANTS = {
     "riddle": "encryptor", "datafree": "encryptor_datafree", "mlp": "encryptor_mlp", "nodiv": "encryptor_nodiv",
+    "coupling": "encryptor_coupling",
 }  # fmt: skip
 PARTS = ("generator", "encoder", *VARIANTS.values())  # weights behind a table
 # Sets whose test split is compared with itself, picture by picture; LFW has pairs of its own.

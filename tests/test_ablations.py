@@ -25,9 +25,16 @@ from riddle.zoo import WeightsMissingError
 def test_one_configuration_a_row_of_the_paper():
     assert set(training.ABLATIONS) == set(stages.VARIANTS) == set(ablations.LABELS)
     labels = {name: a.label for name, a in training.ABLATIONS.items()}
-    assert labels == ablations.LABELS and set(labels.values()) == set(paper.TABLE5)
+    ours = {labels["coupling"]}
+    assert labels == ablations.LABELS and set(labels.values()) == set(paper.TABLE5) | ours
     full = encryptor.EncryptorConfig()
-    for name, changed in {"datafree": "datafree", "mlp": "arch", "nodiv": "diversity", "riddle": ""}.items():
+    for name, changed in {
+        "datafree": "datafree",
+        "mlp": "arch",
+        "nodiv": "diversity",
+        "riddle": "",
+        "coupling": "arch",
+    }.items():
         words = ["--codes", "c.npy", "--out", "o", *training.ABLATIONS[name].arguments()]
         settings = encryptor.parse_arguments(words)
         weights = encryptor.read_weights(None, settings.weight, settings.no_div)
@@ -76,9 +83,9 @@ def test_a_run_leaves_its_configuration_with_the_weights(trainer):
     assert all(torch.allclose(kept[k], v.float(), atol=2e-3) for k, v in state.items())
 
 
-def test_the_variants_differ_in_one_thing(trainer):
+def test_the_variants_differ_in_one_thing(trainer, frozen):  # noqa: F811
     _, out = trainer("mlp", "mlp", steps=1)
-    build_encryptor("smoke", "mlp").load_state_dict(zoo.load_tensors(out / "encryptor.safetensors"))
+    build_encryptor("smoke", "mlp", frozen[0].codes).load_state_dict(zoo.load_tensors(out / "encryptor.safetensors"))
     assert zoo.load_metadata(out / "encryptor.safetensors")["kind"] == "mlp"
     _, out = trainer("datafree", "datafree", steps=1)
     about = zoo.load_metadata(out / "encryptor.safetensors")
@@ -155,7 +162,8 @@ def judge(pairs):
         "nodiv": stranger, "nodiv-restored": photo, "nodiv-passwords": one,
         "mlp": kept, "mlp-restored": stranger, "mlp-passwords": many,
     }  # fmt: skip
-    reasons = dict.fromkeys(("datafree", "datafree-restored", "datafree-passwords"), "weights missing (none)")
+    absent = [f"{v}{action}" for v in ("datafree", "coupling") for action in ("", "-restored", "-passwords")]
+    reasons = dict.fromkeys(absent, "weights missing (none)")
     return protocols.Judge("edgeface-xs", embeddings, lambda a, b: (a * b).sum(-1), 0.5, reasons)
 
 
@@ -234,7 +242,10 @@ def test_the_papers_values_stand_beside(records, home):
     assert rows.loc[("de-identification", "without data", "other photo")].paper == 0.034
     assert (rows.loc["recovery", "full"].paper == 0.996).all()
     quality = table[table.metric == metrics[0]].set_index("method")
-    assert quality["paper FID"].to_dict() == {k: v["FID"] for k, v in paper.TABLE5.items()}
+    published, ours = quality["paper FID"], ablations.LABELS["coupling"]
+    assert published.drop(ours).to_dict() == {k: v["FID"] for k, v in paper.TABLE5.items()} and np.isnan(
+        published[ours]
+    )
     assert quality.paper.isna().all()  # it is no FID
     assert table[table.metric == metrics[1]]["paper FID"].isna().all()
     assert table[table.task == "recovery"]["paper FID"].isna().all()
@@ -262,14 +273,14 @@ def test_the_same_faces_and_passwords_under_each_variant(monkeypatch):
             return w - self.scale * key
 
     def load(preset, device, encryptor):
-        if encryptor == stages.VARIANTS["datafree"]:
-            raise WeightsMissingError("mobile/encryptor_datafree", "/somewhere/x does not exist", "train it")
+        if encryptor in (stages.VARIANTS["datafree"], stages.VARIANTS["coupling"]):
+            raise WeightsMissingError(f"mobile/{encryptor}", "/somewhere/x does not exist", "train it")
         return Model({stages.VARIANTS["riddle"]: 1, stages.VARIANTS["mlp"]: 2, stages.VARIANTS["nodiv"]: 3}[encryptor])
 
     monkeypatch.setattr(riddle, "load", load, raising=False)
     faces = torch.rand(3, 3, 8, 8)
     rows, reasons = ablations.same_faces("mobile", faces, passwords=2, seed=5)
-    assert reasons == {"datafree": "weights missing (encryptor_datafree)"}
+    assert reasons == {v: f"weights missing (encryptor_{v})" for v in ("datafree", "coupling")}
     key = Model(1).random_password(2, 5)
     middle = Model.invert(faces)
     for label, scale in (("full", 1), ("without transformer", 2), ("without identity diversity loss", 3)):

@@ -255,11 +255,11 @@ def test_aligned_lfw_rows_follow_the_pairs(run, monkeypatch):
     monkeypatch.setattr(datasets, "LFWPairs", lambda: lfw)
     found = SimpleNamespace(
         names=["B_0001", "A_0001"], faces=np.stack([np.full((32, 32, 3), v, np.uint8) for v in (9, 5)]),
-        points=np.stack([np.full((5, 2), v) for v in (9.0, 5.0)]),
+        matrices=np.stack([np.full((2, 3), v) for v in (9.0, 5.0)]),
     )  # fmt: skip
     monkeypatch.setattr(aligned, "aligned", lambda *a, **k: found)
     path = stages.aligned(Run(preset="smoke", dataset="lfw"))
     assert read(path, "present").tolist() == [True, False, True]
     assert read(path, "faces")[:, 0, 0, 0].tolist() == [5, 0, 9]
-    assert read(path, "points")[[0, 2], 0, 0].tolist() == [5, 9] and np.isnan(read(path, "points")[1]).all()
+    assert read(path, "matrices")[[0, 2], 0, 0].tolist() == [5, 9] and np.isnan(read(path, "matrices")[1]).all()
     assert read(path, "version") == "deep-funneled"

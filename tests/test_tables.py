@@ -273,7 +273,7 @@ def test_a_face_is_pasted_into_its_photo_and_found_there(monkeypatch, tmp_path):
         seen.update(w=w, at=matrices)
         return None, ["large"]
 
-    model = SimpleNamespace(device="cpu", paste=paste, draw=draw, random_password=lambda n, seed: torch.zeros(n, 2, 1))
+    model = SimpleNamespace(device="cpu", paste=paste, draw=draw, random_password=lambda n, seed: torch.zeros(4, 2, 1))
     monkeypatch.setattr(riddle, "load", lambda *a, **k: model, raising=False)
     list(photosets.pasted(here, tmp_path / "aligned.npz", pictures, targets, "inverted", tmp_path / "codes.npz"))
     assert seen["faces"] == ["large"] and torch.equal(seen["w"], torch.tensor([[[0.0], [1.0]]]))

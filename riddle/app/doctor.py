@@ -78,7 +78,7 @@ _FACES = ("ffhq", "celebamask_hq")
 _TESTS = ("celebamask_hq", "ffhq")
 _CELEBA = ("celebamask_hq",)
 _DATAFREE = ("encryptor_datafree",)
-_ABLATIONS = (*_DATAFREE, "encryptor_mlp", "encryptor_nodiv")
+_ABLATIONS = (*_DATAFREE, "encryptor_mlp", "encryptor_nodiv", "encryptor_coupling")
 _ONNX = ("onnxruntime",)
 NEEDS = {
     "00": Needs(("accelerate",)),
