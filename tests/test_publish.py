@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from riddle import config, zoo
 from riddle.models.inversion import Encoder
+from riddle.models.mobilestylegan import MobileStyleGAN
 from riddle.models.stylegan2 import Generator
+from riddle.networks import fill_generator
 from riddle.presets import get
-from riddle.training import blend, prepare, publish, settings, start
+from riddle.training import prepare, publish
 
 SMOKE = get("smoke")
 
@@ -32,63 +33,45 @@ def smoke_generator(seed: int = 0) -> Generator:
     return Generator.of(SMOKE)
 
 
-def test_a_blend_lies_between_two_trainings_and_says_which(tmp_path):
-    for name, value, steps in (("a", 1.0, 3), ("b", 2.0, 5)):
-        tensors = {"weight": torch.full((2, 3), value), "seen": torch.tensor(steps)}
-        zoo.save_tensors(tmp_path / name / "encoder.safetensors", tensors, {"steps": steps})
-    folders = [str(tmp_path / name) for name in "ab"]
-    blend.main(["encoder", "--between", *folders, "--share", "0.25", "--out", str(tmp_path / "out")])
-    made = tmp_path / "out" / "encoder.safetensors"
-    loaded, about = zoo.load_tensors(made), zoo.load_metadata(made)
-    assert torch.equal(loaded["weight"], torch.full((2, 3), 1.25)) and int(loaded["seen"]) == 5
-    hashes = [zoo.sha256(tmp_path / name / "encoder.safetensors")[:12] for name in "ab"]
-    assert about["steps"] == "5" and json.loads(about["blend"]) == {"share": 0.25, "between": hashes}
-
-
-def test_no_blend_of_what_does_not_fit():
-    one = {"weight": torch.zeros(2)}
-    with pytest.raises(ValueError, match="0..1"):
-        blend.blend(one, one, 1.5)
-    for other in ({"weight": torch.zeros(3)}, {"bias": torch.zeros(2)}):
-        with pytest.raises(ValueError, match="two trainings of one network"):
-            blend.blend(one, other, 0.5)
-
-
 def test_publish_copies_networks_with_their_metadata_and_thinned_logs(tmp_path, zoo_folder):
     run = tmp_path / "run"
-    run.mkdir()
-    state = smoke_generator().state_dict()
-    zoo.save_tensors(run / "generator.safetensors", state, {"steps": 7})
-    zoo.save_tensors(run / "encoder.safetensors", Encoder(SMOKE).state_dict())
+    state = Encoder(SMOKE).state_dict()
+    zoo.save_tensors(run / "encoder.safetensors", state, {"steps": 7})
+    zoo.save_tensors(run / "encryptor.safetensors", {"x": torch.ones(2)}, {"kind": "mlp"})
     rows = [{"step": s, "loss": 1 / s} for s in [*range(1, 301), *range(250, 401)]]  # stopped at 300, resumed at 250
     (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    publish.publish(SMOKE, {"inversion": run})
-    stored = zoo.load_tensors(zoo_folder / "generator.safetensors")
-    assert zoo.load_metadata(zoo_folder / "generator.safetensors") == {"steps": "7"}
+    publish.publish(SMOKE, {"encoder": run, "encryptor_mlp": run})
+    stored = zoo.load_tensors(zoo_folder / "encoder.safetensors")
+    assert zoo.load_metadata(zoo_folder / "encoder.safetensors") == {"steps": "7"}
+    assert zoo.load_metadata(zoo_folder / "encryptor_mlp.safetensors") == {"kind": "mlp"}
     assert stored.keys() == state.keys()
-    assert torch.allclose(stored["conv1.conv.weight"], state["conv1.conv.weight"], atol=2e-3)
-    steps = [json.loads(line)["step"] for line in (zoo_folder / "runs" / "inversion.jsonl").read_text().splitlines()]
+    assert torch.allclose(stored["toplayer.weight"], state["toplayer.weight"], atol=2e-3)
+    steps = [json.loads(line)["step"] for line in (zoo_folder / "runs" / "encoder.jsonl").read_text().splitlines()]
     assert len(steps) == 200 and steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 400)
 
 
-def test_encoder_and_generator_share_the_eigenfaces(tmp_path, zoo_folder):
-    """One file holds them; the other names it, loads them from there, and says so when it is gone."""
-    preset = replace(SMOKE, name="based", base=1)
-    run, folder = tmp_path / "run", zoo_folder.parent / "based"
-    generator, encoder = Generator.of(preset), Encoder(preset)
-    for net in (generator, encoder):
-        net.base.mean.copy_(torch.linspace(-1, 1, net.base.SIZE))
-    for name, net in (("generator", generator), ("encoder", encoder)):
-        zoo.save_tensors(run / f"{name}.safetensors", net.state_dict())
-    publish.publish(preset, {"inversion": run})
-    with safe_open(folder / "encoder.safetensors", framework="pt") as f:
-        assert "base.mean" not in f.keys() and "base.basis" not in f.keys()  # noqa: SIM118
-    stored = zoo.load_tensors(folder / "encoder.safetensors")
-    assert stored.keys() == encoder.state_dict().keys()
-    assert torch.allclose(stored["base.mean"], encoder.base.mean, atol=1e-3)
-    (folder / "generator.safetensors").unlink()
-    with pytest.raises(zoo.WeightsMissingError, match="put generator.safetensors beside it"):
-        zoo.load_tensors(folder / "encoder.safetensors")
+def test_a_published_cut_and_the_statistics_of_codes_make_the_generator(tmp_path, zoo_folder, monkeypatch):
+    """What the wheel lacks, and no more; the statistics in full precision, for they decide what a password means."""
+    channels = {4: 32, 8: 32, 16: 16, 32: 16, 64: 8, 128: 8, 256: 8, 512: 4}
+
+    def small(preset=None):
+        torch.manual_seed(0)
+        return MobileStyleGAN(cuts=(128,), channels=channels, dim=16)
+
+    monkeypatch.setattr(publish, "build_generator", small)
+    trained = small()
+    for parameter in trained.cuts["128"].parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    zoo.save_tensors(tmp_path / "cut" / "cut.safetensors", trained.cuts["128"].state_dict(), {"steps": 9})
+    publish.publish_cuts(replace(SMOKE, name="mobile"), {128: tmp_path / "cut"})
+    file = zoo_folder.parent / "mobile" / "generator.safetensors"
+    assert zoo.load_metadata(file)["steps_128"] == "9"
+    filled = fill_generator(small(), zoo.load_tensors(file))
+    measured = small().codes.measure(small().map)
+    assert all(torch.equal(v, filled.codes.state_dict()[k]) for k, v in measured.state_dict().items())
+    assert not set(zoo.load_tensors(file)) & {k for k, _ in small().named_parameters() if not k.startswith("cuts.")}
+    for k, v in trained.cuts["128"].state_dict().items():
+        assert torch.allclose(filled.cuts["128"].state_dict()[k], v, atol=1e-3), k
 
 
 def test_samples_follow_the_fixed_rule(tmp_path, zoo_folder):
@@ -108,8 +91,8 @@ def test_samples_follow_the_fixed_rule(tmp_path, zoo_folder):
     assert torch.allclose(codes[5, 0], w, atol=2e-3)
 
 
-def test_codes_of_a_face_and_of_its_mirror_image(tmp_path):
-    torch.manual_seed(0)
+def test_codes_of_a_face_and_of_its_mirror_image(tmp_path, zoo_folder):
+    zoo.save_tensors(zoo_folder / "generator.safetensors", smoke_generator().state_dict())
     encoder = Encoder(SMOKE).eval()
     zoo.save_tensors(tmp_path / "encoder.safetensors", encoder.state_dict(), dtype=torch.float32)
     x = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
@@ -118,16 +101,3 @@ def test_codes_of_a_face_and_of_its_mirror_image(tmp_path):
         wanted = encoder(torch.from_numpy(x[:, :, ::-1].copy()).permute(0, 3, 1, 2) / 127.5 - 1)
     assert codes.shape == (6, SMOKE.n_latent, SMOKE.style_dim)
     assert torch.allclose(codes[3:], wanted, atol=5e-3)
-
-
-def test_inversion_training_goes_on_from_published_weights(tmp_path):
-    assert settings.changed(settings.InversionConfig(), ["lr=1e-4", "adversarial_every=3"]).adversarial_every == 3
-    with pytest.raises(ValueError, match="identiy"):
-        settings.changed(settings.InversionConfig(), ["identiy=1"])
-    with pytest.raises(FileNotFoundError, match=r"generator\.safetensors"):
-        start.load_published(tmp_path)
-    zoo.save_tensors(tmp_path / "generator.safetensors", smoke_generator().state_dict())
-    zoo.save_tensors(tmp_path / "encoder.safetensors", Encoder(SMOKE).state_dict())
-    published = start.load_published(tmp_path)
-    assert set(published) == {"generator", "encoder"}
-    Encoder(SMOKE).load_state_dict(published["encoder"])

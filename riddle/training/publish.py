@@ -41,9 +41,10 @@ def draw_samples(preset: Preset, folder: Path) -> None:
     generator = build_generator(preset)
     fill_generator(generator, zoo.load_tensors(zoo.bundled(preset.name, "generator")))
     codes = sample_codes(generator)
+    side = SIDE if preset.generator == "mobilestylegan" else min(SIDE, preset.resolution)
     folder.mkdir(parents=True, exist_ok=True)
     for k, w in enumerate(codes.split(1)):
-        face = to_bytes(generator.synthesize(w, min(SIDE, preset.resolution * 2)))[0]
+        face = to_bytes(generator.synthesize(w, side))[0]
         Image.fromarray(face).save(folder / f"{k:03d}.png", optimize=True)
     zoo.save_tensors(folder / "codes.safetensors", {"codes": codes}, {"preset": preset.name, "psi": str(PSI)})
 
