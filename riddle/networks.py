@@ -18,6 +18,8 @@ from riddle.presets import Preset
 from riddle.weights import published_generator
 
 Synthesis = Generator | MobileStyleGAN
+# Encryptors without training, for comparison: name -> architecture, built from seed 0.
+CONTROLS = {"untrained": "transformer", "reflection": "reflection"}
 
 
 def build_generator(preset: Preset) -> Synthesis:
@@ -62,6 +64,13 @@ def load_encryptor(preset: Preset, path: Path, generator: Synthesis) -> CodeMode
     return _filled(encryptor, path, preset)
 
 
+def control(preset: Preset, name: str, generator: Synthesis) -> CodeModel:
+    """An encryptor of `CONTROLS`, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_encryptor(preset, CONTROLS[name], generator.codes)
+
+
 def _filled(network: nn.Module, path: Path, preset: Preset) -> nn.Module:
     try:
         network.load_state_dict(zoo.load_tensors(path))
@@ -73,7 +82,7 @@ def _filled(network: nn.Module, path: Path, preset: Preset) -> nn.Module:
 def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, nn.Module | None]:
     """The networks of a preset with their weights, bundled or from a folder; "parser" is None where there is none.
 
-    part: which encryptor. Raises WeightsMissingError, with the file, for what is not there; ValueError for weights
+    part: which encryptor; "untrained" and "reflection" are controls that no file holds. Raises WeightsMissingError, with the file, for what is not there; ValueError for weights
     of another shape.
     """
 
@@ -86,7 +95,7 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
             raise zoo.WeightsMissingError(name, f"{file} does not exist", remedy)
         return file
 
-    encryptor_file = path(part)
+    encryptor_file = None if part in CONTROLS else path(part)
     generator = build_generator(preset)
     try:
         fill_generator(generator, zoo.load_tensors(path("generator")))
@@ -99,6 +108,8 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
     return {
         "generator": generator,
         "encoder": _filled(build_encoder(preset, generator), path("encoder"), preset),
-        "encryptor": load_encryptor(preset, encryptor_file, generator),
+        "encryptor": control(preset, part, generator)
+        if encryptor_file is None
+        else load_encryptor(preset, encryptor_file, generator),
         "parser": parser,
     }
