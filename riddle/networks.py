@@ -82,7 +82,8 @@ def _filled(network: nn.Module, path: Path, preset: Preset) -> nn.Module:
 def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, nn.Module | None]:
     """The networks of a preset with their weights, bundled or from a folder; "parser" is None where there is none.
 
-    part: which encryptor; "untrained" and "reflection" are controls that no file holds. Raises WeightsMissingError, with the file, for what is not there; ValueError for weights
+    part: which encryptor; "untrained" and "reflection" are controls that no file holds. Raises WeightsMissingError,
+    with the file, for what is not there; ValueError for weights
     of another shape.
     """
 
