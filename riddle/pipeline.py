@@ -353,15 +353,16 @@ def load(
     dtype: str | torch.dtype | None = None,
     weights: str | Path | None = None,
     *,
-    encryptor: str = "encryptor",
+    encryptor: str | None = None,
     detector: Any = "auto",
     mask: str = "auto",
 ) -> Riddle:
     """A ready model.
 
     preset: see riddle.presets; weights: a folder with generator.safetensors, encoder.safetensors and so on,
-    default: the bundled ones; encryptor: which one, "encryptor" (the paper's), "encryptor_datafree",
-    "encryptor_mlp"; the rest as for `Riddle`. "smoke" without weights: untrained networks from a fixed seed, for
+    default: the bundled ones; encryptor: "encryptor" (the paper's transformer), "encryptor_datafree", "encryptor_mlp",
+    "encryptor_nodiv", "encryptor_coupling", or the controls "untrained" and "reflection"; default: the preset's choice,
+    which is the coupling for "mobile", because it recovers exactly; the rest as for `Riddle`. "smoke" without weights: untrained networks from a fixed seed, for
     tests. Raises ValueError for an unknown preset, WeightsMissingError for weights that are not there.
     """
     p = get(preset)
@@ -369,5 +370,5 @@ def load(
     if untrained:
         warnings.warn("preset 'smoke' is untrained: random networks, pictures of noise; use 'mobile'", stacklevel=2)
     with torch.random.fork_rng(devices=[]):  # building a network draws numbers; the caller's stream stays as it was
-        built = networks.untrained(p) if untrained else networks.trained(p, weights, encryptor)
+        built = networks.untrained(p) if untrained else networks.trained(p, weights, encryptor or p.encryptor)
     return Riddle(p, **built, device=device, dtype=dtype, detector=detector, mask=mask)

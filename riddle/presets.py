@@ -22,6 +22,7 @@ class Preset:
     encoder_blocks: tuple[int, ...] = (3, 4, 14, 3)  # irse: residual blocks a stage; IR-SE50's
     encoder_fpn: int = 512  # channels of the feature pyramid; the published e4e: 512
     encoder_head: int = 512  # channels of a slot's head; the published e4e: 512
+    encryptor: str = "encryptor"  # the one that `riddle.load` takes; the paper's is "encryptor"
     width: int = 512  # channels inside the encryptor; the paper does not give it
     depth: int = 1  # transformer decoder blocks a level; the paper: 1
     heads: int = 4  # attention heads
@@ -44,7 +45,8 @@ _SMOKE = Preset(
 )  # fmt: skip
 _MOBILE = Preset(
     name="mobile", resolution=128, style_dim=512, levels=(4, 4, 2), identity="arcface-mobilefacenet",
-    generator="mobilestylegan", encoder="lite", encoder_fpn=192, encoder_head=64, width=256,
+    generator="mobilestylegan", encoder="lite", encoder_fpn=192, encoder_head=64,
+    encryptor="encryptor_coupling", width=256,
 )  # fmt: skip
 _FFHQ256 = Preset(
     name="ffhq256", resolution=256, style_dim=512, levels=(4, 4, 6), identity="irse50", channels=_paper_channels(256),
