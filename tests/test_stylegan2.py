@@ -87,15 +87,6 @@ def test_values_and_gradients_equal_the_grouped_formulation(dtype, tolerance):
         assert (ours - oracle).abs().max() <= tolerance * oracle.abs().max().clamp_min(1)
 
 
-def test_the_benchmarks_naive_form_computes_the_same():
-    from riddle.bench import naive_like
-
-    g = make().eval()
-    w = torch.randn(2, g.n_latent, g.style_dim)
-    with torch.no_grad():
-        assert torch.allclose(naive_like(g)(w), g(w), atol=1e-3)
-
-
 @pytest.mark.parametrize(("up", "pad"), [(1, (1, 1)), (1, (2, 2)), (2, (2, 1))])
 def test_depthwise_filter_equals_upfirdn(up, pad):
     x = torch.randn(2, 5, 9, 7, dtype=torch.float64)
