@@ -1,5 +1,6 @@
 """Table 5 and Figure 9: what the encryptor loses without data, without the transformer, without L_div (section 4.6).
 
+Beside the paper's rows stand our own encryptor and two controls that nobody trained: what they reach, no training did.
 Rates are Table 1's, on the same pairs and passwords; distances between sets are Table 3's, on its data sets as the
 paper's FID is, each under the name of its features. Weights that a preset lacks give 'n/a: reason';
 riddle.training.ablations trains them.
@@ -22,18 +23,21 @@ import riddle
 from riddle import paper, protocols, reporting, stages, table3, tables
 from riddle.metrics.diversity import distinct_pairs, password_pairs
 from riddle.metrics.identity import bootstrap_interval
+from riddle.networks import CONTROLS
 from riddle.presets import get
 from riddle.protocols import Judge, Record, Row
 from riddle.runs import Run, log_time, read
 from riddle.zoo import WeightsMissingError, bundled, load_metadata
 
-# In the paper's order, then ours; the keys are those of riddle.stages.VARIANTS.
+# In the paper's order, then ours, then the controls; the keys are those of riddle.runs.VARIANTS.
 LABELS = {
     "datafree": "without data",
     "mlp": "without transformer",
     "nodiv": "without identity diversity loss",
     "riddle": "full",
-    "coupling": "rotation coupling (ours)",
+    "coupling": protocols.OURS,
+    "untrained": "untrained transformer (control)",
+    "reflection": "keyed reflection (control)",
 }
 INVERTED = "inverted, no encryption"  # what inversion alone does: read the others beside it
 # Task -> what its number is; a distance between sets says it itself.
@@ -93,8 +97,10 @@ def distances(run: Run) -> Iterator[dict[str, Any]]:
 def trained(preset: str, variant: str) -> dict:
     """What a variant's weights say of their training: {} for weights that are absent or say nothing.
 
-    Numbers of riddle.training.encryptor's metadata, and those that riddle.training.ablations adds.
+    Numbers of riddle.training.encryptor's metadata, and those that riddle.training.ablations adds; a control: 0 steps.
     """
+    if variant in CONTROLS:
+        return {"steps done": "0"}
     try:
         about = load_metadata(bundled(preset, stages.VARIANTS[variant]))
     except WeightsMissingError:
@@ -112,12 +118,13 @@ def trained(preset: str, variant: str) -> dict:
 def differences(preset: str) -> dict[str, str]:
     """{variant: how its training differs from the full method's beyond what it ablates}; '' where it does not.
 
-    A variant without weights is left out. Steps done are no difference: a budget of minutes buys each its own.
+    Variants without weights and controls are left out. Steps done are no difference: a budget of minutes buys each its
+    own.
     """
     full, found = trained(preset, "riddle"), {}
     for variant in LABELS:
         own = trained(preset, variant)
-        if variant == "riddle" or not own:
+        if variant in ("riddle", *CONTROLS) or not own:
             continue
         keys = sorted((set(full) | set(own)) - {"steps done"})
         pairs = [(k, own.get(k, "unknown"), full.get(k, "unknown")) for k in keys]

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from riddle.protocols import OURS
+
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 NUMBERS = ("rate", "mean")  # column of a table's number, the first that it has; low and high: its 95 % interval
 Tables = Mapping[str, pd.DataFrame]
@@ -341,5 +343,26 @@ CLAIMS: tuple[Claim, ...] = (
     AtMost(
         "Between two passwords the face is never taken for the original", "4.5", "without exception",
         rows=Rows("figure8", {"task": "interpolation", "path": ("spherical", "linear")}, "accepted"), limit=0.0,
+    ),
+    AtMost(
+        f"{OURS}: a protected face is no longer recognised", "", "",
+        rows=_of("table1", "de-identification", OURS), limit=0.05,
+    ),
+    AtMost(
+        f"{OURS}: a wrongly decrypted face is not recognised either", "", "",
+        rows=_of("table1", "de-identification", f"{OURS}, wrongly decrypted"), limit=0.05,
+    ),
+    AtLeast(
+        f"{OURS}: the right password restores the face that inversion gave", "", "",
+        rows=_of("table1", "recovery", OURS, against=_INVERTED), limit=0.95,
+    ),
+    AtLeast(
+        f"{OURS}: ten passwords make ten people of one face", "", "",
+        rows=_of("table1", "diversity", OURS), limit=0.90,
+    ),
+    NotAbove(
+        f"{OURS}: a protected face is no more like its original than a stranger's photo is", "", "",
+        rows=_of("table4", "similarity", OURS, metric="identity cosine", against=_PHOTO),
+        than=_of("table4", "similarity", "strangers' photos", metric="identity cosine", against="a stranger's photo"),
     ),
 )  # fmt: skip

@@ -69,8 +69,8 @@ def keys(run: Run, model: riddle.Riddle) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def load_model(run: Run, of: FaceSet) -> riddle.Riddle:
-    """The model behind a set, with its encryptor. Raises WeightsMissingError."""
-    return riddle.load(run.preset, device=run.device, encryptor=of.encryptor or "encryptor")
+    """The model behind a set, with its encryptor; a plain set asks for none. Raises WeightsMissingError."""
+    return riddle.load(run.preset, device=run.device, encryptor=of.encryptor or "untrained")
 
 
 def codes_of(

@@ -21,10 +21,11 @@ from riddle.metrics.diversity import mean_pairwise_angle
 from riddle.metrics.identity import bootstrap_interval
 from riddle.presets import get
 from riddle.progress import track
+from riddle.protocols import ENCRYPTORS
 from riddle.runs import Run, read, stage
 
 PEOPLE, PASSWORDS = 5, 200  # figure 7
-OURS = ("riddle", "datafree")  # methods with a stage of figure 7: those whose faces follow the password
+OURS = tuple(ENCRYPTORS)  # methods with a stage of figure 7: those whose faces follow the password
 PATHS = {"slerp": "spherical", "linear": "linear"}  # ways between two passwords, as `passwords.interpolate` names them
 METRICS = ("mean pairwise angle", "silhouette")  # of figure 7
 COLUMNS = ("value", "mean", "low", "high", "n", "undetected")
@@ -111,7 +112,7 @@ def why_absent(method: Method) -> str:
 
 def _paper_kffa(label: str) -> float:
     """KFFA of table 4 on CelebA-HQ, NaN for a method without one."""
-    system = next((k for k, v in paper.SYSTEMS.items() if v == label), "")
+    system = paper.SYSTEM_OF.get(label, "")
     return paper.TABLE4.get(("encrypted" if system == "riddle" else system, "CelebA-HQ"), (np.nan, np.nan))[1]
 
 

@@ -20,12 +20,11 @@ from riddle.faces.detection import detect_in_crop
 from riddle.faces.pixels import to_bytes
 from riddle.pipeline import Riddle
 from riddle.presets import get
-from riddle.protocols import JUDGES
+from riddle.protocols import ENCRYPTORS, JUDGES
 from riddle.runs import LABELS, VARIANTS, Run, digest, part_hash
 from riddle.zoo import WeightsMissingError
 
 PAPER_DATA = "celebamask_hq"  # the paper draws figures 5 to 7 on CelebA-HQ
-_OURS = {"riddle": "riddle", "datafree": "riddle-datafree"}  # variant -> the paper's system
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,9 @@ class Method:
 
 
 def methods(preset: str, device: str = "cpu") -> list[Method]:
-    """RiDDLE, RiDDLE data-free, blurring, mosaicing and the paper's other systems, in the paper's order."""
-    others = [s for s in paper.SYSTEMS if s not in _OURS.values()]
-    ours = [_variant(preset, name, paper.SYSTEMS[system], device) for name, system in _OURS.items()]
+    """The encryptors of Tables 1 to 4, blurring, mosaicing and the paper's other systems, in the paper's order."""
+    others = [s for s, label in paper.SYSTEMS.items() if label not in ENCRYPTORS.values()]
+    ours = [_variant(preset, name, label, device) for name, label in ENCRYPTORS.items()]
     return ours + [_baseline(name) for name in ("blur", "mosaic", *others)]
 
 

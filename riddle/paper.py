@@ -11,6 +11,7 @@ SYSTEMS = {
     "personal": "Personal",
     "deepprivacy": "DeepPrivacy",
 }
+SYSTEM_OF = {name: key for key, name in SYSTEMS.items()}
 
 # Table 1, identification rates on LFW: {(task, system): {judge: rate}}.
 TABLE1_JUDGES = ("FaceNet CASIA", "FaceNet VGGFace2", "SphereFace")

@@ -362,8 +362,9 @@ def load(
     preset: see riddle.presets; weights: a folder with generator.safetensors, encoder.safetensors and so on,
     default: the bundled ones; encryptor: "encryptor" (the paper's transformer), "encryptor_datafree", "encryptor_mlp",
     "encryptor_nodiv", "encryptor_coupling", or the controls "untrained" and "reflection"; default: the preset's choice,
-    which is the coupling for "mobile", because it recovers exactly; the rest as for `Riddle`. "smoke" without weights: untrained networks from a fixed seed, for
-    tests. Raises ValueError for an unknown preset, WeightsMissingError for weights that are not there.
+    which is the coupling for "mobile", because it recovers exactly; the rest as for `Riddle`. "smoke" without weights:
+    untrained networks from a fixed seed, for tests. Raises ValueError for an unknown preset, WeightsMissingError for
+    weights that are not there.
     """
     p = get(preset)
     untrained = p.name == "smoke" and weights is None

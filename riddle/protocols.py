@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
@@ -40,14 +41,21 @@ JUDGES = (
     "facenet-casia", "facenet-vggface2", "sphereface20", "curricularface-ir101", "irse50",
 )  # fmt: skip
 
+# Encryptors with rows of their own in Tables 1 to 4: variant (riddle.runs) -> label. Ours never bears the paper's name.
+OURS = "RotationCoupling (ours)"
+ENCRYPTORS = {"riddle": "RiDDLE", "datafree": "RiDDLE data-free", "coupling": OURS}
 # What a face is restored from when its code was not kept: action of riddle.facesets -> label.
 PIXEL_ROWS = {
     "png": "from PNG pixels", "jpeg95": "from JPEG 95", "jpeg75": "from JPEG 75", "pasted": "from the pasted photo",
 }  # fmt: skip
-# Table 4's face sets, on every data set.
-SIMILARITY_SETS = (
-    "photo", "inverted", "blur", "mosaic", "riddle-passwords", "riddle-wrong-passwords", "datafree-passwords",
-)  # fmt: skip
+PIXEL_VARIANTS = ("riddle",)  # variants that Table 1 also restores from pixels, of which every judge sees four sets
+# Many passwords of one photo, for the diversity row and Table 4: face set -> label.
+DIVERSITY_SETS = {
+    "riddle-passwords": "RiDDLE", "riddle-wrong-passwords": "RiDDLE, wrongly decrypted",
+    "datafree-passwords": "RiDDLE data-free",
+    "coupling-passwords": OURS, "coupling-wrong-passwords": f"{OURS}, wrongly decrypted",
+}  # fmt: skip
+SIMILARITY_SETS = ("photo", "inverted", "blur", "mosaic", *DIVERSITY_SETS)  # Table 4's, on every data set
 
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -137,24 +145,24 @@ class Row:
 def _rows() -> Iterator[Row]:
     yield Row("unprotected", "photo (aligned crop)", "photo", "photo")
     yield Row("unprotected", "inverted", "photo", "inverted")
-    yield Row("de-identification", "RiDDLE", "photo", "riddle", system="riddle")
-    yield Row("de-identification", "RiDDLE data-free", "photo", "datafree", system="riddle-datafree")
-    yield Row("de-identification", "RiDDLE, wrongly decrypted", "photo", "riddle-wrong")
-    yield Row("de-identification", "RiDDLE data-free, wrongly decrypted", "photo", "datafree-wrong")
+    systems = {variant: paper.SYSTEM_OF.get(label, "") for variant, label in ENCRYPTORS.items()}
+    for variant, label in ENCRYPTORS.items():
+        yield Row("de-identification", label, "photo", variant, system=systems[variant])
+    for variant, label in ENCRYPTORS.items():
+        yield Row("de-identification", f"{label}, wrongly decrypted", "photo", f"{variant}-wrong")
     for name in ("blur", "mosaic"):
         yield Row("de-identification", baselines.load(name).label, "photo", name)
     for reference, inverted in (("inverted", False), ("photo", True)):
         if inverted:
             yield Row("recovery", "inverted (the ceiling)", "photo", "inverted", True)
-        yield Row("recovery", "RiDDLE", reference, "riddle-restored", True, "riddle")
-        yield Row("recovery", "RiDDLE data-free", reference, "datafree-restored", True, "riddle-datafree")
-        for action, label in PIXEL_ROWS.items():
-            yield Row("recovery", f"RiDDLE, {label}", reference, f"riddle-{action}", True)
+        for variant, label in ENCRYPTORS.items():
+            yield Row("recovery", label, reference, f"{variant}-restored", True, systems[variant])
+        for variant, (action, source) in product(PIXEL_VARIANTS, PIXEL_ROWS.items()):
+            yield Row("recovery", f"{ENCRYPTORS[variant]}, {source}", reference, f"{variant}-{action}", True)
 
 
 ROWS = tuple(_rows())
 FACE_SETS = tuple(dict.fromkeys(k for r in ROWS for k in (r.reference, r.faces)))
-DIVERSITY_SETS = {"riddle-passwords": "RiDDLE", "riddle-wrong-passwords": "RiDDLE, wrongly decrypted"}
 
 
 @dataclass

@@ -21,7 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from riddle import config, paper
-from riddle.protocols import Record
+from riddle.protocols import OURS, Record
 
 UNDETECTED_RULE = "a pair without a detected face counts as not accepted (diversity: as not distinct)"
 REAL_FACES = "real-faces"  # tag of notebook cells whose pictures must not be published
@@ -138,10 +138,15 @@ def grid(frame: pd.DataFrame) -> str:
 GOALS = {
     ("unprotected", "photo (aligned crop)"): (">=", 0.90),
     ("unprotected", "inverted"): (">=", 0.80),
-    ("de-identification", "RiDDLE"): ("<=", 0.032),  # the paper's, by its worst judge
-    ("de-identification", "RiDDLE, wrongly decrypted"): ("<=", 0.032),
-    ("recovery", "RiDDLE"): (">=", 0.996),  # the paper's
-    ("diversity", "RiDDLE"): (">=", 0.90),
+} | {
+    (task, name + state): goal
+    for name in ("RiDDLE", OURS)
+    for task, state, goal in (
+        ("de-identification", "", ("<=", 0.032)),  # the paper's, by its worst judge
+        ("de-identification", ", wrongly decrypted", ("<=", 0.032)),
+        ("recovery", "", (">=", 0.996)),  # the paper's
+        ("diversity", "", (">=", 0.90)),
+    )
 }
 
 

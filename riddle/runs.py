@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 
 from riddle import config, protocols
+from riddle.networks import CONTROLS
 
-# First word of a face set -> the encryptor behind it: the method, the ablations of section 4.6, and ours.
+# First word of a face set -> the encryptor behind it, as `riddle.load` names it: the method, the ablations of section
+# 4.6, ours, and the controls without training.
 VARIANTS = {
     "riddle": "encryptor", "datafree": "encryptor_datafree", "mlp": "encryptor_mlp", "nodiv": "encryptor_nodiv",
-    "coupling": "encryptor_coupling",
+    "coupling": "encryptor_coupling", **{name: name for name in CONTROLS},
 }  # fmt: skip
-PARTS = ("generator", "encoder", *VARIANTS.values())  # weights behind a table
+PARTS = ("generator", "encoder", *(e for e in VARIANTS.values() if e not in CONTROLS))  # weights behind a table
 # Sets whose test split is compared with itself, picture by picture; LFW has pairs of its own.
 TEST_SETS = ("celebamask_hq", "ffhq")
 # Data sets as the tables name them.
@@ -146,9 +148,11 @@ def digest(*things: Any) -> str:
 
 @cache
 def part_hash(preset: str, part: str) -> str | None:
-    """sha256 of a bundled weights file, None when the preset has none; read once a process."""
+    """sha256 of a bundled weights file, None when the preset has none, the name of a control; read once a process."""
     from riddle.zoo import WeightsMissingError, bundled
 
+    if part in CONTROLS:  # no file holds it
+        return part
     try:
         return hashlib.sha256(bundled(preset, part).read_bytes()).hexdigest()
     except WeightsMissingError:

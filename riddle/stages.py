@@ -111,7 +111,7 @@ def codes(run: Run, _: str = "") -> Path:
 
     def make() -> dict[str, np.ndarray]:
         targets = _targets(run, photos)
-        model = riddle.load(run.preset, device=run.device)
+        model = riddle.load(run.preset, device=run.device, encryptor="untrained")  # it only inverts
         parts = track(_pictures(photos, targets).split(BATCH), "invert")
         return {"codes": torch.cat([model.invert(part).cpu() for part in parts]).numpy(), "targets": targets}
 
@@ -273,8 +273,8 @@ def table1(run: Run, _: str = "") -> Path:
     for item in sets_of(run):  # first, so that the time below is the table's own
         judged(run, item, protocols.JUDGES, loaded)
     began, records = time.monotonic(), []
-    photos, passwords = aligned(run), faces(run, next(iter(protocols.DIVERSITY_SETS)))
-    people = None if read(passwords, "reason") else read(passwords, "targets")[:: protocols.PASSWORDS]
+    photos, protected = aligned(run), read(codes(run), "targets")
+    people = run.people if protected is None else run.people[np.isin(run.people, protected)]
     for name in protocols.JUDGES:
         judge = judge_of(run, name)
         known = isinstance(judge, protocols.Judge)

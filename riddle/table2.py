@@ -17,7 +17,7 @@ import pandas as pd
 from riddle import baselines, paper, stages, tables
 from riddle.faces.pixels import to_tensor
 from riddle.facesets import FROM_PIXELS
-from riddle.protocols import PIXEL_ROWS
+from riddle.protocols import ENCRYPTORS, PIXEL_ROWS
 from riddle.runs import Run, digest, key_of, read, stage
 from riddle.tables import Measured
 
@@ -30,11 +30,12 @@ METRICS = ("MSE", "SSIM", "PSNR", *(f"LPIPS {judge}" for judge in LPIPS_NETS))
 def _items() -> Iterator[tuple[str, str]]:
     """(method, face set), in the table's order."""
     yield "inverted (the ceiling)", "inverted"
-    for method, variant in (("RiDDLE", "riddle"), ("RiDDLE data-free", "datafree")):
+    for variant, method in ENCRYPTORS.items():
         yield method, f"{variant}-restored"
         for action in FROM_PIXELS:
             yield f"{method}, {PIXEL_ROWS[action]}", f"{variant}-{action}"
-    yield "RiDDLE, wrong password", "riddle-wrong"
+    for variant, method in ENCRYPTORS.items():
+        yield f"{method}, wrong password", f"{variant}-wrong"
 
 
 ITEMS = dict(_items())
@@ -124,7 +125,7 @@ def _others(metric: str, judge: str) -> Iterator[Measured]:
 
 def published(line: dict[str, Any]) -> dict[str, float | None]:
     """The paper's value, on CelebA-HQ and FFHQ, against the original picture."""
-    known = paper.TABLE2.get(tables.SYSTEMS.get(line["method"], ""), {})
+    known = paper.TABLE2.get(paper.SYSTEM_OF.get(line["method"], ""), {})
     return {"paper": known.get(line["metric"]) if line["against"] == REFERENCES["photo"] else None}
 
 

@@ -22,14 +22,14 @@ from riddle.facesets import BATCH
 from riddle.metrics import fidelity, utility
 from riddle.metrics.identity import Estimate
 from riddle.presets import get
-from riddle.protocols import DIVERSITY_FACES
+from riddle.protocols import DIVERSITY_FACES, ENCRYPTORS
 from riddle.runs import Run, key_of, part_hash, read, stage
 from riddle.table4 import strangers
 from riddle.tables import Measured, scalar
 
 DATASETS = ("celebamask_hq", "ffhq")
 METHODS = {
-    "inverted": "inverted", "RiDDLE": "riddle", "RiDDLE data-free": "datafree",
+    "inverted": "inverted", **{label: variant for variant, label in ENCRYPTORS.items()},
     **{baselines.load(name).label: name for name in ("blur", "mosaic")},
 }  # fmt: skip
 REAL = "photo (aligned crop)"
@@ -252,7 +252,7 @@ def published(line: dict[str, Any]) -> dict[str, float | None]:
     known = paper.TABLE3.get((line["metric"], "" if line["metric"] == "FID" else line["judge"]), {})
     fair = line["metric"] != "FID" or not 0 < line["n"] < FID_FACES
     here = line["place"] != PASTED and line["against"] in (ORIGINALS, "the same photo")
-    return {"paper CelebA-HQ": known.get(tables.SYSTEMS.get(line["method"], "")) if fair and here else None}
+    return {"paper CelebA-HQ": known.get(paper.SYSTEM_OF.get(line["method"], "")) if fair and here else None}
 
 
 def table3(run: Run, _: str = "") -> Path:

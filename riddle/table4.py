@@ -15,7 +15,7 @@ import pandas as pd
 
 from riddle import baselines, paper, stages, tables
 from riddle.metrics.identity import cosine, kffa
-from riddle.protocols import DIVERSITY_FACES, JUDGES, PASSWORDS, SIMILARITY_SETS, Judge
+from riddle.protocols import DIVERSITY_FACES, DIVERSITY_SETS, JUDGES, OURS, PASSWORDS, SIMILARITY_SETS, Judge
 from riddle.runs import Run, read
 from riddle.tables import Measured
 
@@ -26,11 +26,7 @@ COSINE, KFFA = "identity cosine", "KFFA (degrees)"
 METRICS = (COSINE, KFFA)
 ORIGINAL, AMONG = "the same photo", f"{PASSWORDS} passwords of one photo"
 STRANGERS = "a stranger's photo"
-METHODS = {
-    "RiDDLE": "riddle-passwords",
-    "RiDDLE, wrongly decrypted": "riddle-wrong-passwords",
-    "RiDDLE data-free": "datafree-passwords",
-}
+METHODS = {label: item for item, label in DIVERSITY_SETS.items()}
 SINGLE = {"inverted": "inverted"} | {baselines.load(name).label: name for name in ("blur", "mosaic")}
 _PAPER = {"RiDDLE": "encrypted", "RiDDLE, wrongly decrypted": "wrongly decrypted"}
 
@@ -121,7 +117,7 @@ def records(run: Run) -> Iterator[Measured]:
 
 def published(line: dict[str, Any]) -> dict[str, float | None]:
     """The paper's values, a column for each of its data sets; its judge is CurricularFace."""
-    row = _PAPER.get(line["method"], tables.SYSTEMS.get(line["method"], ""))
+    row = _PAPER.get(line["method"], paper.SYSTEM_OF.get(line["method"], ""))
     return {
         f"paper {dataset}": paper.TABLE4[row, dataset][METRICS.index(line["metric"])]
         if (row, dataset) in paper.TABLE4
@@ -133,17 +129,19 @@ def published(line: dict[str, Any]) -> dict[str, float | None]:
 def beside_strangers(table: pd.DataFrame) -> pd.DataFrame:
     """Is a protected face less like its original than a stranger is? A line a data set and unseen judge.
 
-    table: as `tables.read_table` gives it. Columns: the cosines of RiDDLE, its wrong passwords, data-free, strangers'
-    photos and inverted faces; `no higher`: RiDDLE's cosine is not above the interval of strangers' photos; KFFA.
+    table: as `tables.read_table` gives it. Columns: the cosines of `METHODS`, of strangers' photos and inverted faces;
+    `no higher` for the paper's encryptor and ours: its cosine is not above the interval of strangers' photos, NaN
+    where it has none; KFFA.
     """
     rows = table[~table.judge_seen & table["mean"].notna()]
     index = ["dataset", "judge"]
     cosines = rows[rows.metric == COSINE].pivot(index=index, columns="method", values="mean")
     out = cosines.reindex(columns=[*METHODS, "strangers' photos", "strangers' inverted faces"])
     highest = rows[(rows.metric == COSINE) & (rows.method == "strangers' photos")].set_index(index).high
-    out["no higher"] = out["RiDDLE"] <= highest.reindex(out.index)
+    for name in ("RiDDLE", OURS):
+        out[f"no higher, {name}"] = out[name].le(highest.reindex(out.index)).where(out[name].notna())
     angles = rows[(rows.metric == KFFA)].pivot(index=index, columns="method", values="mean")
-    angles = angles.reindex(columns=["RiDDLE", "RiDDLE, wrongly decrypted", "strangers' photos"])
+    angles = angles.reindex(columns=[*METHODS, "strangers' photos"])
     return out.join(angles.add_prefix("KFFA, "))
 
 

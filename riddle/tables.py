@@ -23,10 +23,6 @@ from riddle.runs import Run, log_time, logged, read, summary
 INTERVAL = "95 %, bootstrap over faces"
 # Judges that took part in training beside the preset's F_e: LPIPS on SqueezeNet is F_p (eq. 7).
 SEEN = ("squeezenet",)
-SYSTEMS = {  # method of our own or of the literature -> system of riddle.paper
-    "RiDDLE": "riddle", "RiDDLE data-free": "riddle-datafree",
-    **{paper.SYSTEMS[s]: s for s in baselines.UNAVAILABLE},
-}  # fmt: skip
 
 
 @dataclass

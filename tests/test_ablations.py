@@ -16,6 +16,7 @@ import riddle
 from riddle import ablations, paper, protocols, reporting, stages, table3, tables, zoo
 from riddle.metrics.fidelity import frechet_distance
 from riddle.models.encryptor import build_encryptor
+from riddle.networks import CONTROLS
 from riddle.runs import Run
 from riddle.training import ablations as training
 from riddle.training import encryptor
@@ -23,10 +24,10 @@ from riddle.zoo import WeightsMissingError
 
 
 def test_one_configuration_a_row_of_the_paper():
-    assert set(training.ABLATIONS) == set(stages.VARIANTS) == set(ablations.LABELS)
+    assert set(training.ABLATIONS) | set(CONTROLS) == set(stages.VARIANTS) == set(ablations.LABELS)
     labels = {name: a.label for name, a in training.ABLATIONS.items()}
-    ours = {labels["coupling"]}
-    assert labels == ablations.LABELS and set(labels.values()) == set(paper.TABLE5) | ours
+    assert labels == {v: label for v, label in ablations.LABELS.items() if v not in CONTROLS}
+    assert set(labels.values()) == {*paper.TABLE5, protocols.OURS}
     full = encryptor.EncryptorConfig()
     for name, changed in {
         "datafree": "datafree",
@@ -122,6 +123,7 @@ def test_training_that_differs_is_named(home):
     assert ablations.trained("mobile", "nodiv")["steps done"] == "140" and ablations.trained("mobile", "datafree") == {}
     differing = ablations.differences("mobile")
     assert differing == {"mlp": "minutes 30.0 (full: 20.0); weight recovery 3.0 (full: 1.0)", "nodiv": ""}
+    assert ablations.trained("mobile", "reflection") == {"steps done": "0"}
 
 
 # ---- Table 5
@@ -162,7 +164,8 @@ def judge(pairs):
         "nodiv": stranger, "nodiv-restored": photo, "nodiv-passwords": one,
         "mlp": kept, "mlp-restored": stranger, "mlp-passwords": many,
     }  # fmt: skip
-    absent = [f"{v}{action}" for v in ("datafree", "coupling") for action in ("", "-restored", "-passwords")]
+    others = ("datafree", "coupling", *CONTROLS)
+    absent = [f"{v}{action}" for v in others for action in ("", "-restored", "-passwords")]
     reasons = dict.fromkeys(absent, "weights missing (none)")
     return protocols.Judge("edgeface-xs", embeddings, lambda a, b: (a * b).sum(-1), 0.5, reasons)
 
@@ -242,9 +245,10 @@ def test_the_papers_values_stand_beside(records, home):
     assert rows.loc[("de-identification", "without data", "other photo")].paper == 0.034
     assert (rows.loc["recovery", "full"].paper == 0.996).all()
     quality = table[table.metric == metrics[0]].set_index("method")
-    published, ours = quality["paper FID"], ablations.LABELS["coupling"]
+    published, ours = quality["paper FID"], [ablations.LABELS[v] for v in ("coupling", *CONTROLS)]
     assert published.drop(ours).to_dict() == {k: v["FID"] for k, v in paper.TABLE5.items()}
-    assert np.isnan(published[ours])
+    assert published[ours].isna().all()
+    assert (table[table.variant.isin(CONTROLS)].steps == "0").all() and set(CONTROLS) < set(table.variant)
     assert quality.paper.isna().all()  # it is no FID
     assert table[table.metric == metrics[1]]["paper FID"].isna().all()
     assert table[table.task == "recovery"]["paper FID"].isna().all()
@@ -274,7 +278,7 @@ def test_the_same_faces_and_passwords_under_each_variant(monkeypatch):
     def load(preset, device, encryptor):
         if encryptor in (stages.VARIANTS["datafree"], stages.VARIANTS["coupling"]):
             raise WeightsMissingError(f"mobile/{encryptor}", "/somewhere/x does not exist", "train it")
-        return Model({stages.VARIANTS["riddle"]: 1, stages.VARIANTS["mlp"]: 2, stages.VARIANTS["nodiv"]: 3}[encryptor])
+        return Model(("encryptor", "encryptor_mlp", "encryptor_nodiv", *CONTROLS).index(encryptor) + 1)
 
     monkeypatch.setattr(riddle, "load", load, raising=False)
     faces = torch.rand(3, 3, 8, 8)
@@ -282,7 +286,8 @@ def test_the_same_faces_and_passwords_under_each_variant(monkeypatch):
     assert reasons == {v: f"weights missing (encryptor_{v})" for v in ("datafree", "coupling")}
     key = Model(1).random_password(2, 5)
     middle = Model.invert(faces)
-    for label, scale in (("full", 1), ("without transformer", 2), ("without identity diversity loss", 3)):
+    shown = ("full", "without transformer", "without identity diversity loss", *(ablations.LABELS[c] for c in CONTROLS))
+    for scale, label in enumerate(shown, 1):
         for k in (0, 1):
             assert torch.allclose(rows[f"{label}: password {k + 1}"], (middle + scale * key[k]).expand(-1, -1, 8, 8))
         assert torch.allclose(rows[f"{label}: restored"], rows["inverted"], atol=1e-6)

@@ -168,6 +168,17 @@ def test_without_strangers_the_published_threshold_decides(judge):
     assert deid.rate == pytest.approx(expected) and deid.n == 48
 
 
+def test_our_encryptor_has_the_papers_rows_under_a_name_of_its_own():
+    rows = [r for r in protocols.ROWS if r.faces.startswith("coupling")]
+    assert {(r.task, r.faces) for r in rows} == {
+        ("de-identification", "coupling"), ("de-identification", "coupling-wrong"), ("recovery", "coupling-restored"),
+    }  # fmt: skip
+    assert all(r.method.startswith("RotationCoupling (ours)") and r.system == "" for r in rows)
+    named = {(r.task, r.method): r.system for r in protocols.ROWS if r.system}
+    assert set(named.values()) == {"riddle", "riddle-datafree"}
+    assert named["recovery", "RiDDLE"] == "riddle"
+
+
 def test_systems_of_the_paper_that_cannot_be_run_say_so():
     records = protocols.without_system()
     assert {r.method for r in records} == {"CIAGAN", "FIT", "Personal", "DeepPrivacy"}

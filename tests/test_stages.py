@@ -12,7 +12,7 @@ from PIL import Image
 import riddle
 from riddle import facesets, protocols, reporting, stages
 from riddle.faces import detection, recognizers
-from riddle.runs import Run, key_of, read, sample_files, times
+from riddle.runs import PARTS, Run, key_of, part_hash, read, sample_files, times
 from riddle.zoo import WeightsMissingError
 
 SAMPLES = 6
@@ -102,6 +102,30 @@ def test_table_of_the_samples_where_there_is_no_lfw(run):
     assert "CIAGAN" in reporting.markdown(table)
 
 
+def test_without_the_papers_encryptor_ours_keeps_its_rows_and_its_name(run, monkeypatch):
+    def load(preset, device, encryptor="encryptor"):
+        if encryptor == "encryptor":
+            raise WeightsMissingError("encryptor", "no file", "train it")
+        return Model()
+
+    monkeypatch.setattr(riddle, "load", load, raising=False)
+    table = reporting.read_csv(stages.table1(run))
+    rows = table[table.judge == "edgeface-xs"]
+    assert (rows[rows.method.str.startswith("RiDDLE") & ~rows.method.str.contains("data-free")].value
+            == "n/a: weights missing (no file)").all()  # fmt: skip
+    ours = rows[rows.method == protocols.OURS]
+    assert set(ours.task) == {"de-identification", "recovery", "diversity"} and ours.rate.notna().all()
+    assert ours.filter(like="paper ").isna().all(axis=None) and ours[ours.task == "diversity"].n.item() == SAMPLES * 45
+    wrong = rows[rows.method == f"{protocols.OURS}, wrongly decrypted"]
+    assert set(wrong.task) == {"de-identification", "diversity"} and wrong.rate.notna().all()
+    assert rows[rows.method.str.startswith("inverted") & (rows.task == "recovery")].rate.notna().all()
+
+
+def test_no_file_is_looked_for_behind_a_control(home):
+    assert part_hash("mobile", "untrained") == "untrained" and part_hash("mobile", "encryptor_coupling") is None
+    assert not {"untrained", "reflection"} & set(PARTS) and "encryptor_coupling" in PARTS
+
+
 def test_every_picture_has_its_own_password_and_the_wrong_one_differs(run, monkeypatch):
     used = []
 
@@ -153,7 +177,10 @@ def test_ten_wrong_passwords_decrypt_what_the_own_one_encrypted(run):
     assert (faces[35] == facesets.to_bytes(expected)[0]).all()
 
 
-@pytest.mark.parametrize("item", ["mlp", "nodiv-restored", "mlp-wrong", "mlp-passwords", "datafree-jpeg75"])
+SOME = "mlp nodiv-restored mlp-wrong mlp-passwords datafree-jpeg75 coupling-png untrained reflection-passwords"
+
+
+@pytest.mark.parametrize("item", SOME.split())
 def test_every_variant_has_every_set(run, item):
     assert read(stages.faces(run, item), "reason" if item.startswith("datafree") else "faces") is not None
     assert facesets.parse(item).encryptor == stages.VARIANTS[item.split("-")[0]]

@@ -50,6 +50,10 @@ def test_table2_on_the_samples(run):  # noqa: F811
     assert line(table, method="CIAGAN", metric="SSIM")["value"] == "n/a: it keeps nothing to restore from"
     lpips = table[table.metric == "LPIPS"]
     assert (lpips.value.str.startswith("n/a")).all() and lpips[lpips.judge == "squeezenet"].judge_seen.all()
+    ours = line(table, method=protocols.OURS, metric="MSE", against="its inverted face")
+    astray = line(table, method=f"{protocols.OURS}, wrong password", metric="MSE", against="its inverted face")
+    assert ours["mean"] < 1e-4 < astray["mean"]
+    assert np.isnan(line(table, method=protocols.OURS, metric="PSNR", against="the same photo")["paper"])
     datafree = line(table, method="RiDDLE data-free", metric="SSIM", against="the same photo")
     assert datafree["value"].startswith("n/a: weights missing")
     assert (table.dataset == "bundled synthetic faces, no photographs").all()
@@ -132,7 +136,8 @@ def test_table3_is_written_where_no_network_of_features_is_here(run, looked_at):
     assert line(fid, method="RiDDLE", against=table3.ORIGINALS)["paper CelebA-HQ"] == 15.389
     assert line(table, method="RiDDLE", metric="box distance", judge="mtcnn", place="aligned face")[
         "paper CelebA-HQ"] == 3.824  # fmt: skip
-    frechet = line(table, method="RiDDLE", metric="Frechet distance (dlib)", against=table3.ORIGINALS)
+    assert np.isnan(line(fid, method=protocols.OURS, against=table3.ORIGINALS)["paper CelebA-HQ"])
+    frechet = line(table, method=protocols.OURS, metric="Frechet distance (dlib)", against=table3.ORIGINALS)
     assert np.isfinite(frechet["mean"]) and frechet["n"] + frechet["undetected"] == SAMPLES
     assert "inception: n/a: weights missing" in tables.notes(table)
     beside = tables.beside_paper(table, ("dataset", "method", "metric", "place"))
@@ -166,7 +171,9 @@ def test_cosine_and_kffa_of_known_angles():
     passwords = np.broadcast_to(np.eye(12)[2:12], (4, 10, 12)).copy()  # two of the four photos are among them
     passwords[3, 9] = np.nan
     sets = {"photo": photo, "inverted": photo * 2, "blur": photo + photo[::-1], "mosaic": photo,
-            "riddle-passwords": passwords, "riddle-wrong-passwords": np.ones((4, 10, 12))}  # fmt: skip
+            "riddle-passwords": passwords, "riddle-wrong-passwords": np.ones((4, 10, 12)),
+            "coupling-passwords": np.broadcast_to(photo[:, None], (4, 10, 12)),  # nothing is encrypted
+            "coupling-wrong-passwords": passwords}  # fmt: skip
     rows = table4.measure(judge(sets, {"datafree-passwords": "weights missing"}), np.arange(4), seed=0)
     by = {(r.method, r.metric): r for r in rows}
     similar = by["RiDDLE", table4.COSINE]
@@ -174,6 +181,9 @@ def test_cosine_and_kffa_of_known_angles():
     assert by["RiDDLE", table4.KFFA].mean == pytest.approx(90)
     assert by["RiDDLE, wrongly decrypted", table4.KFFA].mean == pytest.approx(0)
     assert by["RiDDLE, wrongly decrypted", table4.COSINE].mean == pytest.approx(1 / np.sqrt(12))
+    assert by[protocols.OURS, table4.COSINE].mean == pytest.approx(1)
+    assert by[protocols.OURS, table4.KFFA].mean == pytest.approx(0)
+    assert by[f"{protocols.OURS}, wrongly decrypted", table4.KFFA].mean == pytest.approx(90)
     assert by["inverted", table4.COSINE].mean == pytest.approx(1)
     assert by[next(k for k in table4.SINGLE if "blur" in k), table4.COSINE].mean == pytest.approx(np.sqrt(0.5))
     assert by["strangers' photos", table4.COSINE].mean == pytest.approx(0)
@@ -189,6 +199,13 @@ def test_table4_on_the_samples(run, monkeypatch):  # noqa: F811
     assert 0 < row["mean"] < 180 and row["n"] == SAMPLES * 10 and not row["judge_seen"]
     assert (row["paper LFW"], row["paper CelebA-HQ"], row["paper FFHQ"]) == (75.83, 77.39, 74.88)
     assert table[table.judge == "arcface-mobilefacenet"].judge_seen.all()
+    ours = line(table, method=protocols.OURS, metric=table4.KFFA, judge="edgeface-xs")
+    assert 0 < ours["mean"] < 180 and np.isnan(ours["paper LFW"])
+    beside = table4.beside_strangers(table)
+    for name in ("RiDDLE", protocols.OURS):
+        (strangers,) = table[(table.judge == "edgeface-xs") & (table.metric == table4.COSINE)
+                             & (table.method == "strangers' photos")].high  # fmt: skip
+        assert beside[f"no higher, {name}"].tolist() == (beside[name] <= strangers).tolist()
     absent = line(table, method="RiDDLE", metric=table4.COSINE, judge="facenet-casia")
     assert absent["value"] == "n/a: weights missing (no file)"
     assert line(table, method="Personal", metric=table4.COSINE)["paper LFW"] == 0.205

@@ -77,8 +77,8 @@ _LOSSES = ("arcface-mobilefacenet", "squeezenet1_1")
 _FACES = ("ffhq", "celebamask_hq")
 _TESTS = ("celebamask_hq", "ffhq")
 _CELEBA = ("celebamask_hq",)
-_DATAFREE = ("encryptor_datafree",)
-_ABLATIONS = (*_DATAFREE, "encryptor_mlp", "encryptor_nodiv", "encryptor_coupling")
+_ROWS = ("encryptor_datafree", "encryptor_coupling")  # of Tables 1 to 4
+_ABLATIONS = (*_ROWS, "encryptor_mlp", "encryptor_nodiv")
 _ONNX = ("onnxruntime",)
 NEEDS = {
     "00": Needs(("accelerate",)),
@@ -86,14 +86,14 @@ NEEDS = {
     "02": Needs(("accelerate", "lpips"), training=(*_LOSSES, *_FACES)),
     "03": Needs(("accelerate",), training=_CELEBA),
     "04": Needs(("accelerate", "lpips"), training=(*_LOSSES, *_FACES)),
-    "05": Needs(_ONNX, _DATAFREE, _JUDGES, ("lfw",)),
-    "06": Needs(("lpips", "torchmetrics"), _DATAFREE, ("squeezenet1_1", "alexnet"), _TESTS),
-    "07": Needs(("pytorch-fid", "scipy"), _DATAFREE, ("inception", "squeezenet1_1"), _TESTS),
-    "08": Needs(_ONNX, _DATAFREE, (*_JUDGES, "curricularface-ir101"), ("lfw", *_TESTS)),
-    "09": Needs((*_ONNX, "scikit-learn"), _DATAFREE, _JUDGES, _CELEBA),
+    "05": Needs(_ONNX, _ROWS, _JUDGES, ("lfw",)),
+    "06": Needs(("lpips", "torchmetrics"), _ROWS, ("squeezenet1_1", "alexnet"), _TESTS),
+    "07": Needs(("pytorch-fid", "scipy"), _ROWS, ("inception", "squeezenet1_1"), _TESTS),
+    "08": Needs(_ONNX, _ROWS, (*_JUDGES, "curricularface-ir101"), ("lfw", *_TESTS)),
+    "09": Needs((*_ONNX, "scikit-learn"), _ROWS, _JUDGES, _CELEBA),
     "10": Needs(_ONNX, (), _JUDGES, _CELEBA),
     "11": Needs((*_ONNX, "accelerate"), _ABLATIONS, (*_JUDGES, "squeezenet1_1"), ("lfw", *_TESTS)),
-    "12": Needs((), _DATAFREE, (), _CELEBA),
+    "12": Needs((), _ROWS, (), _CELEBA),
     "13": Needs(),
     "14": Needs(("av", *_ONNX), (), ("arcface-mobilefacenet", "edgeface-xs")),
     "15": Needs(("ipywidgets", "anywidget", "traitlets")),

@@ -40,13 +40,13 @@ class Ablation:
         return chosen + ["--datafree"] * self.datafree + ["--no-div"] * (not self.diversity)
 
 
-# Keyed as in riddle.stages.VARIANTS, in the order of Table 5.
+# Keyed as in riddle.runs.VARIANTS, in the order of Table 5, whose controls need no training.
 ABLATIONS = {
     "datafree": Ablation("without data", datafree=True),
     "mlp": Ablation("without transformer", arch="mlp"),
     "nodiv": Ablation("without identity diversity loss", diversity=False),
     "riddle": Ablation("full"),
-    "coupling": Ablation("rotation coupling (ours)", arch="coupling"),
+    "coupling": Ablation("RotationCoupling (ours)", arch="coupling"),
 }
 
 
