@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from riddle import config
+from riddle import config, zoo
 from riddle.faces import blending
 
 plt.rcParams.update(
@@ -24,22 +25,28 @@ plt.rcParams.update(
 )
 # Okabe and Ito's colours, told apart with any colour vision; black and yellow are left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STEP = 7 / 8  # of a face's side, from one person of `group_photo` to the next
 
 
 def save_fig(
-    name: str, preset: str, figure: Figure | None = None, real_faces: bool = False, trial: bool = False
+    name: str,
+    preset: str,
+    figure: Figure | None = None,
+    real_faces: bool = False,
+    trial: bool = False,
+    exact: bool = False,
 ) -> Path:
     """Write the current (or given) figure to results/<preset>/figures/<name>.png.
 
     Figures that show real faces, those of a trial at smaller scale, and those of the untrained smoke preset go to
-    results/runs/, which git ignores.
+    results/runs/, which git ignores. exact: keep every colour; others are stored in 256, see `shrink`.
     """
     kept = not real_faces and not trial and preset != "smoke"
     folder = config.home() / "results" / ("" if kept else "runs") / preset / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     (figure or plt.gcf()).savefig(path)
-    if kept:
+    if kept and not exact:
         shrink(path)
     return path
 
@@ -218,7 +225,7 @@ def read_log(path: str | Path) -> pd.DataFrame:
 
 
 def bundled_log(preset: str, run: str) -> pd.DataFrame | None:
-    """The log of the run that made the bundled weights: "gan", "inversion", "parsing" or "encryptor".
+    """The log of the run that made a bundled network: "cut128", "encoder", "parser", "encryptor", "encryptor_mlp", ...
 
     None where the preset brings none.
     """
@@ -226,21 +233,61 @@ def bundled_log(preset: str, run: str) -> pd.DataFrame | None:
     return read_log(path) if path.is_file() else None
 
 
-def curves(logs: Mapping[str, pd.DataFrame | None], keys: Sequence[str], smooth: float = 0.02) -> Figure:
-    """A panel for each key, a line for each log; smooth: share of the log that a running mean covers."""
-    keys = [k for k in keys if any(log is not None and k in log for log in logs.values())]
-    figure, axes = plt.subplots(1, max(1, len(keys)), figsize=(2.6 * max(1, len(keys)), 2.1), squeeze=False)
-    for axis, key in zip(axes[0], keys, strict=False):
-        for label, log in logs.items():
-            if log is not None and key in log:
+def curves(
+    logs: Mapping[str, pd.DataFrame | None], keys: Sequence[str] | Mapping[str, str], smooth: float = 0.02,
+    columns: int = 5,
+) -> Figure:  # fmt: skip
+    """A panel for each key, a line for each log.
+
+    keys: of the logs, or {key: title}; those that no log has are left out; smooth: share of the log that a running
+    mean covers; columns: panels a row.
+    """
+    titles = dict(keys) if isinstance(keys, Mapping) else {k: k for k in keys}
+    logs = {label: log for label, log in logs.items() if log is not None}
+    titles = {k: v for k, v in titles.items() if any(k in log for log in logs.values())}
+    columns = min(columns, max(1, len(titles)))
+    rows = max(1, -(-len(titles) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.1 * rows), squeeze=False)
+    for axis in axes.flat[len(titles) :]:
+        axis.axis("off")
+    for axis, (key, title) in zip(axes.flat, titles.items(), strict=False):
+        for (label, log), colour in zip(logs.items(), itertools.cycle(COLOURS)):
+            if key in log:
                 known = log[["step", key]].dropna()
                 window = max(1, int(smooth * len(known)))
-                axis.plot(known["step"], known[key].rolling(window, min_periods=1).mean(), label=label, lw=1.2)
-        axis.set_title(key), axis.set_xlabel("step")
-    if keys and len(logs) > 1:
-        axes[0][0].legend(frameon=False)
+                line = known[key].rolling(window, min_periods=1).mean()
+                axis.plot(known["step"], line, label=label, color=colour, lw=1.2)
+        axis.set_title(title), axis.set_xlabel("step")
+    if titles and len(logs) > 1:
+        legends = (axis.get_legend_handles_labels() for axis in axes.flat)
+        handles = {name: handle for legend in legends for handle, name in zip(*legend, strict=True)}
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": len(handles), "frameon": False}
+        figure.legend(handles.values(), handles, **place)
     figure.tight_layout()
     return figure
+
+
+def normal_histograms(panels: Mapping[str, np.ndarray]) -> Figure:
+    """Histograms of numbers, (N,) a panel, under the normal curve of their mean and deviation, with their kurtosis."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 2.3), squeeze=False)
+    for axis, (title, x) in zip(axes[0], panels.items(), strict=True):
+        mean, std = x.mean(), x.std()
+        at = mean + std * np.linspace(-4.5, 4.5, 200)
+        axis.hist(x, 80, range=(at[0], at[-1]), density=True, color=COLOURS[5], label="codes")
+        normal = np.exp(-(((at - mean) / std) ** 2) / 2) / (std * (2 * np.pi) ** 0.5)
+        axis.plot(at, normal, color=COLOURS[1], label="normal")
+        axis.set_title(f"{title}: kurtosis {(((x - mean) / std) ** 4).mean():.2f}"), axis.set_yticks([])
+    axes[0][0].legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def sample_codes() -> torch.Tensor:
+    """The codes (48, L, D) of the bundled synthetic faces, in the order of `sample_faces`.
+
+    Raises FileNotFoundError when data/samples is empty.
+    """
+    return zoo.load_tensors(config.bundled_folder("samples") / "codes.safetensors")["codes"]
 
 
 def sample_faces(n: int, preset_resolution: int) -> torch.Tensor:
@@ -261,14 +308,13 @@ def sample_faces(n: int, preset_resolution: int) -> torch.Tensor:
 def group_photo(faces: Sequence[torch.Tensor], side: int = 256) -> Image.Image:
     """A made-up photo of N synthetic people, for trying the program without showing anybody.
 
-    faces: N framed ones, (3, R, R) in [-1, 1]; side: px of each. Portraits with a soft rim beside each other on a wall.
+    faces: N framed ones, (3, R, R) in [-1, 1]; side: px of each. They stand beside each other, `STEP` sides apart, and
+    where two portraits overlap one fades into the other.
     """
-    n, margin = len(faces), side // 4
-    width, height = n * (side + margin) + margin, side + 2 * margin
-    ys, xs = np.mgrid[:height, :width]
-    wall = np.stack([168 + 30 * xs / width, 176 - 12 * ys / height, 186 - 40 * xs / width], -1)
-    photo = np.rint(wall).astype(np.uint8)
+    n, step = len(faces), round(STEP * side)
+    rise = blending.smoothstep((np.arange(side) + 0.5) / max(1, side - step))
+    photo = np.zeros((side, (n - 1) * step + side, 3))
     for i, face in enumerate(faces):
-        corner = margin + i * (side + margin)
-        blending.paste(photo, blending.to_image(face), np.array([[side, 0.0, corner], [0.0, side, margin]]))
-    return Image.fromarray(photo)
+        share = (rise if i else 1.0) * (rise[::-1] if i < n - 1 else np.ones(side))
+        photo[:, i * step : i * step + side] += share[:, None] * _upright(face, side)
+    return Image.fromarray(np.rint(photo).astype(np.uint8))
