@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from riddle import losses
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -91,6 +94,15 @@ def test_it_shows_no_machine(path):
     """No absolute path and no real face's file name is stored."""
     text = path.read_text()
     assert "/home/" not in text and "/root/" not in text and "/tmp/" not in text
+
+
+def test_each_equation_stands_beside_the_function_that_computes_it():
+    notebook = nbformat.read(FOLDER / "04_encryptor.ipynb", as_version=4)
+    text = "\n".join(c.source for c in code(notebook))
+    shown = re.findall(r"losses\.(\w+): r\".*\\tag\{(\d+)\}", text)
+    assert sorted(int(number) for _, number in shown) == list(range(1, 11))
+    for name, number in shown:  # its docstring names the equation too
+        assert f"eq. {number}" in getattr(losses, name).__doc__, name
 
 
 @pytest.mark.timeout(420)
