@@ -254,6 +254,9 @@ def command_line() -> argparse.ArgumentParser:
     p.add_argument("--no-div", action="store_true")
     p.add_argument("--helper", type=float, default=c.helper, help="weight of the loss in codes, which fades")
     p.add_argument("--helper-only", type=float, default=c.helper_only, help="share of the steps with no other loss")
+    p.add_argument(
+        "--helper-until", type=float, default=c.helper_until, help="share of the steps after which it is zero"
+    )
     p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
     p.add_argument("--encoder", help="safetensors, for --pixels; default: the preset's bundled weights")
     p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
@@ -270,6 +273,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     a = p.parse_args(argv)
     if not a.datafree and not a.codes:
         p.error("--codes is needed, unless --datafree draws them")
+    if a.helper_only and not (a.helper and a.helper_only < a.helper_until):
+        p.error("--helper-only needs --helper, and must end before --helper-until does")
     return a
 
 
@@ -288,7 +293,7 @@ def main(argv: list[str] | None = None) -> dict:
     generator, judges, threshold = frozen_networks(preset, a.generator, accelerator.device, a.parser)
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, arch=a.arch,
-        helper=a.helper, helper_only=a.helper_only, pixels=a.pixels, lr=a.lr, eval_every=a.eval_every,
+        helper=a.helper, helper_only=a.helper_only, helper_until=a.helper_until, pixels=a.pixels, lr=a.lr, eval_every=a.eval_every,
         minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else draw_codes(generator, 48, seed=1)
