@@ -594,7 +594,7 @@ def test_doctor_on_an_empty_machine_and_what_each_notebook_lacks(machine, monkey
     lacks = {n["name"]: (n["runs"], " | ".join(n["lacks"])) for n in report["notebooks"]}
     assert lacks["00_quickstart"][0] and "only with preset smoke" in lacks["00_quickstart"][1]
     assert lacks["05_table1"][0] and "lfw: absent, the bundled synthetic faces stand in" in lacks["05_table1"][1]
-    assert "encryptor_datafree: no weights" in lacks["05_table1"][1]
+    assert "encryptor_datafree, encryptor_coupling: no weights" in lacks["05_table1"][1]
     assert not lacks["14_video"][0] and "av: not installed" in lacks["14_video"][1]
 
 
