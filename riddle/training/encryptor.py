@@ -293,7 +293,8 @@ def main(argv: list[str] | None = None) -> dict:
     generator, judges, threshold = frozen_networks(preset, a.generator, accelerator.device, a.parser)
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, arch=a.arch,
-        helper=a.helper, helper_only=a.helper_only, helper_until=a.helper_until, pixels=a.pixels, lr=a.lr, eval_every=a.eval_every,
+        helper=a.helper, helper_only=a.helper_only, helper_until=a.helper_until, pixels=a.pixels, lr=a.lr,
+        eval_every=a.eval_every,
         minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else draw_codes(generator, 48, seed=1)
