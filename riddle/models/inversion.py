@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 
 
 class _Head(nn.Module):
-    """Map (N, S, S, C) -> numbers (N, d_out): convolutions of stride 2 down to 4 x 4, then one linear map of all of it."""
+    """Map (N, S, S, C) -> numbers (N, d_out): convolutions of stride 2 down to 4 x 4, then one linear map."""
 
     def __init__(self, c_in: int, width: int, d_out: int, side: int):
         super().__init__()
