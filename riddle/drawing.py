@@ -54,8 +54,9 @@ def save_fig(
 def shrink(path: Path) -> None:
     """Store a picture in 256 colours, chosen for it, where that is smaller: a repository keeps each version."""
     with Image.open(path) as picture:
-        colours = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.FLOYDSTEINBERG}
-        small = picture.convert("RGB").quantize(256, **colours)
+        full = picture.convert("RGB")
+        colours = full.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
+        small = full.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG)  # only a given palette is dithered
     buffer = io.BytesIO()
     small.save(buffer, "PNG", optimize=True)
     if len(buffer.getvalue()) < path.stat().st_size:
