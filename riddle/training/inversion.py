@@ -4,8 +4,9 @@
         --out results/runs/inversion
     ... --passes 3 --start results/runs/inversion/encoder.safetensors     # ReStyle's feedback passes, from one pass
 
-Real faces: squared error, LPIPS, identity (F_e). Synthetic faces, drawn at every step: the distance to the z that they
-were drawn from. On both, the size of the differences between slots. In place of e4e's latent discriminator a prior: in
+Squared error, LPIPS and identity (F_e) on real faces, varied a little, and on some synthetic ones, drawn at every step.
+For all synthetic faces the distance to the z that they were drawn from. For real ones the size of the differences
+between slots. In place of e4e's latent discriminator a prior: in
 the Gaussian space the length of z says how probable a code is.
 """
 
@@ -50,7 +51,8 @@ class InversionConfig:
     length: float = 0.02  # how far z goes beyond what a normal distribution gives; e4e: a latent discriminator
     delta: float = 0.03  # mean square of the differences between slots; e4e: 2e-4 of their norms
     known: float = 0.3  # squared error of the z of synthetic faces; e4e: none
-    synthetic: float = 0.5  # synthetic faces a real one
+    synthetic: float = 1.0  # synthetic faces a real one
+    shown: float = 0.5  # share of them that the picture losses see, too: real faces are few and learnt by heart
     ema: float = 0.998  # decay a step of the weights' average
     passes: int = 1  # feedback passes; a step trains one of them, drawn at random
     minutes: float = float("inf")
@@ -99,7 +101,7 @@ class InversionTask:
             group["lr"] = group["rate"] * rate_share(progress, c.warmup)
         real = faces_to_float(batch["faces"])
         n = len(real)
-        real = torch.where(torch.rand(n, 1, 1, 1, device=real.device) < 0.5, real.flip(3), real)
+        real = varied(torch.where(torch.rand(n, 1, 1, 1, device=real.device) < 0.5, real.flip(3), real))
         made = draw_codes(self.generator, round(n * c.synthetic))
         with self.accelerator.autocast():
             with torch.no_grad():
@@ -107,11 +109,12 @@ class InversionTask:
                 both = torch.cat([real, drawn.float()])
                 z, shown = self.encoder.read(both, int(torch.randint(c.passes, ())))
             z = z + self.encoder.missing(both, shown)
-            faces = self.generator(self.encoder.to_w(z[:n]))
-            terms = {"l2": F.mse_loss(faces, real), "lpips": self.lpips(faces, real).mean()}
+            compared = n + round(len(made) * c.shown)
+            faces, targets = self.generator(self.encoder.to_w(z[:compared])), both[:compared]
+            terms = {"l2": F.mse_loss(faces, targets), "lpips": self.lpips(faces, targets).mean()}
             if progress >= c.identity_from:
                 with torch.no_grad():
-                    wanted = self.judges.embed(real)
+                    wanted = self.judges.embed(targets)
                 terms["identity"] = (1 - F.cosine_similarity(self.judges.embed(faces), wanted)).mean()
         terms |= self.z_terms(z[:n])
         error = (z[n:] - self.generator.codes.to_gaussian(made)).square()
@@ -157,6 +160,21 @@ class InversionTask:
         with self.accelerator.autocast():
             shown = self.average.read(real, self.config.passes)[1].float()
         return torch.cat([x for pair in zip(real.split(8), shown.split(8), strict=True) for x in pair])
+
+
+def varied(faces: torch.Tensor) -> torch.Tensor:
+    """Faces (N, 3, R, R) in other light and framed a little beside: brightness, contrast and colour within 15 %, size
+    within 4 %, place within 1 %."""
+    n, device = len(faces), faces.device
+    spread = torch.rand(6, n, device=device) * 2 - 1
+    grey = faces.mean(1, keepdim=True)
+    faces = grey + (faces - grey) * (1 + 0.15 * spread[0])[:, None, None, None]
+    faces = (faces * (1 + 0.15 * spread[1])[:, None, None, None] + 0.15 * spread[2][:, None, None, None]).clamp(-1, 1)
+    theta = torch.zeros(n, 2, 3, device=device)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 + 0.04 * spread[3]
+    theta[:, :, 2] = 0.02 * spread[4:].T  # a side is 2 there
+    grid = F.affine_grid(theta, list(faces.shape), align_corners=False)
+    return F.grid_sample(faces, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)
 
 
 def changed(config: InversionConfig, settings: list[str]) -> InversionConfig:
