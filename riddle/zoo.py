@@ -210,6 +210,14 @@ def bundled(preset: str, part: str) -> Path:
     )
 
 
+def bundled_metadata(preset: str, part: str) -> dict[str, str]:
+    """What made a bundled file, as its metadata tell; empty where it is not bundled."""
+    try:
+        return load_metadata(bundled(preset, part))
+    except WeightsMissingError:
+        return {}
+
+
 def save_tensors(
     path: Path | str,
     tensors: Mapping[str, torch.Tensor],

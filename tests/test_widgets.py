@@ -207,7 +207,8 @@ def test_the_controller_knows_no_widgets():
 def test_dragging_between_two_passwords_changes_the_picture():
     c = Controller(riddle.load("mobile"))
     c.samples(1)
-    pictures = [np.asarray(c.view(*WORDS, position=t).picture(), dtype=float) for t in (0.0, 0.5, 1.0)]
+    shown = [Image.open(io.BytesIO(c.view(*WORDS, position=t).picture())) for t in (0.0, 0.5, 1.0)]
+    pictures = [np.asarray(picture, dtype=float) for picture in shown]
     assert all(np.abs(a - b).mean() > 1 for a, b in zip(pictures, pictures[1:], strict=False))
     assert c.updates_per_second(0.2) > 0
 
