@@ -285,11 +285,6 @@ def lpips_ready(net: str = "squeeze") -> Path:
     return hub
 
 
-def lpips_squeeze_ready() -> Path:
-    """`lpips_ready` for SqueezeNet, the smallest and the one used in training."""
-    return lpips_ready("squeeze")
-
-
 def load_lpips(net: str = "squeeze", device: torch.device | str = "cpu") -> torch.nn.Module:
     """LPIPS, frozen, in eval mode: (N, 3, R, R) x 2 in [-1, 1] -> (N, 1, 1, 1).
 

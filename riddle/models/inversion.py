@@ -173,17 +173,3 @@ class LiteEncoder(nn.Module):
 def build_encoder(preset: Preset, generator: nn.Module) -> Encoder | LiteEncoder:
     """The encoder of a preset, without weights; generator: the one it inverts."""
     return LiteEncoder(preset, generator) if preset.encoder == "lite" else Encoder(preset)
-
-
-class LatentDiscriminator(nn.Module):
-    """Tells codes (N, D) of the mapping network from the encoder's: logits (N,). e4e, sec. 4.2."""
-
-    def __init__(self, dim: int, width: int | None = None, layers: int = 4):
-        super().__init__()
-        width = width or dim
-        sizes = [dim] + [width] * (layers - 1)
-        hidden = [EqualLinear(a, b, activate=True) for a, b in zip(sizes, sizes[1:], strict=False)]
-        self.net = nn.Sequential(*hidden, EqualLinear(width, 1))
-
-    def forward(self, w: torch.Tensor) -> torch.Tensor:
-        return self.net(w).squeeze(-1)

@@ -144,13 +144,14 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     task = CutTask(generator, a.side, load_lpips("squeeze"), accelerator, a.minutes)
     task.held_out = codes[:HELD_OUT], faces[:HELD_OUT]
     last = run(task, {"codes": codes[HELD_OUT:], "faces": faces[HELD_OUT:]}, loop, accelerator)
-    last |= task.evaluate()
+    quality = task.evaluate()
+    last |= quality
     about = {
         "side": a.side,
         "steps": last["step"],
         "batch": a.batch,
         "targets": len(codes) - HELD_OUT,
-        **task.evaluate(),
+        **quality,
     }
     save_tensors(Path(a.out) / "cut.safetensors", task.average.state_dict(), about)
     print(json.dumps(last))
