@@ -75,7 +75,7 @@ def _filled(network: nn.Module, path: Path, preset: Preset) -> nn.Module:
     try:
         network.load_state_dict(zoo.load_tensors(path))
     except RuntimeError as e:
-        raise ValueError(f"the weights {path.name} do not fit preset {preset.name!r}: {e}") from e
+        raise ValueError(f"the weights {path.name} do not fit preset {preset.name!r}: {str(e)[:300]}") from e
     return network
 
 
@@ -101,7 +101,7 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
     try:
         fill_generator(generator, zoo.load_tensors(path("generator")))
     except RuntimeError as e:
-        raise ValueError(f"the weights {path('generator')} do not fit preset {preset.name!r}: {e}") from e
+        raise ValueError(f"the weights {path('generator')} do not fit preset {preset.name!r}: {str(e)[:300]}") from e
     try:
         parser = _filled(BiSeNet() if preset.name.startswith("ffhq") else ParsingNet(), path("parser"), preset)
     except zoo.WeightsMissingError:

@@ -12,7 +12,7 @@ from riddle import zoo
 from riddle.faces import recognizers
 from riddle.faces.alignment import ARCFACE_POINTS, arcface_matrix, crop, crop_points, framing_matrix
 from riddle.faces.detection import Face, dlib_models, load_detector
-from riddle.faces.fixed_map import FRAMED_POINTS, fixed_map
+from riddle.models.fixed_map import FRAMED_POINTS, fixed_map
 from riddle.models.irse import ArcFaceIR, IRSEUnit, irse_body, load_published
 from riddle.models.mobilefacenet import FrozenPReLU, FrozenStridedDepthwise, MobileFaceNet
 from riddle.models.sphereface import SphereFace20

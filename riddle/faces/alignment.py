@@ -9,10 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-# ArcFace's targets at 112 px, as measured with the 68-point predictor (eye centres, nose tip, mouth corners).
-ARCFACE_POINTS = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
+from riddle.models.fixed_map import ARCFACE_POINTS
 
 
 def _rot90(v: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 
 from riddle.faces.alignment import ARCFACE_POINTS, crop, similarity
-from riddle.faces.fixed_map import fixed_map
+from riddle.models.fixed_map import fixed_map
 from riddle.models.onnx_network import OnnxNetwork
 
 if TYPE_CHECKING:

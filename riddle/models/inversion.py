@@ -14,10 +14,13 @@ from torch import nn
 
 from riddle.models.codes import soft_bound
 from riddle.models.efficientnet import TAPS, EfficientNetLite0
+from riddle.models.fixed_map import ARCFACE_POINTS, fixed_map
 from riddle.models.irse import irse_body
 from riddle.models.layers import EqualLinear
+from riddle.models.mobilefacenet import MobileFaceNet
 from riddle.presets import Preset
 
+EMBEDDING, POOLED = 128, 512  # of MobileFaceNet
 COARSE, MIDDLE = 3, 7  # slots below 3 read the smallest feature map, below 7 the middle one (e4e, sec. 4)
 
 
@@ -107,7 +110,9 @@ class LiteEncoder(nn.Module):
     """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D), in passes: each sees the face and what the generator draws so
     far, and adds to z what is missing (ReStyle, Alaluf et al., ICCV 2021). The first pass sees the mean face.
 
-    Slots below 3 read the map of stride 32, below 7 that of stride 16, the others that of stride 8, as in e4e.
+    Slots below 3 read the map of stride 32, below 7 that of stride 16, the others that of stride 8, as in e4e. e4e's
+    body is a recogniser. Here an image body sees what a face looks like, and beside it a recogniser's body who it is:
+    its embedding, and how far that of the face drawn so far is from it, go to all slots.
     generator: frozen, and not part of the state. The buffer `passes` says how many passes the weights were trained for.
     """
 
@@ -124,9 +129,26 @@ class LiteEncoder(nn.Module):
         self.styles = nn.ModuleList(
             _Head(width, head if i else 2 * head, preset.style_dim, self.side // s) for i, s in enumerate(strides)
         )
+        self.identity = MobileFaceNet().folded()
+        told = sum((2 * EMBEDDING, POOLED, width))
+        self.mix = nn.Sequential(
+            nn.Linear(told, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.LeakyReLU(0.2),
+            nn.Linear(256, self.n_latent * preset.style_dim),
+        )  # fmt: skip
+        nn.init.normal_(self.mix[-1].weight, std=0.01)
+        nn.init.zeros_(self.mix[-1].bias)
+        crop = fixed_map(self.side, tuple(map(tuple, ARCFACE_POINTS.tolist())), 112)
+        self.register_buffer("crop", crop, persistent=False)
         for i, style in enumerate(self.styles):  # differences between slots start small
             nn.init.normal_(style.linear.weight, std=(0.02 if i else 0.3) / style.linear.in_features**0.5)
             nn.init.zeros_(style.linear.bias)
+
+    def recognise(self, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Faces (N, 3, R, R) -> embeddings (N, 128) whose numbers have variance 1, and pooled features (N, 512)."""
+        with torch.autocast(faces.device.type, enabled=False):
+            crops = self.crop[0] @ faces.float() @ self.crop[1].T
+        embedded, pooled = self.identity.describe(crops.contiguous(memory_format=torch.channels_last))
+        return F.normalize(embedded.float(), dim=1) * EMBEDDING**0.5, pooled.float()
 
     def missing(self, faces: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
         """What to add to z (N, L, D), from faces and what is drawn so far, both (N, 3, R, R): one pass."""
@@ -143,7 +165,11 @@ class LiteEncoder(nn.Module):
             base + self.styles[i](kept[0 if i < COARSE else 1 if i < MIDDLE else 2]).float()
             for i in range(1, self.n_latent)
         ]
-        return torch.stack([base, *others], 1)
+        embedded, pooled = self.recognise(faces)
+        with torch.no_grad():
+            difference = embedded - self.recognise(shown)[0]
+        told = self.mix(torch.cat([embedded, difference, pooled, kept[0].mean((1, 2))], 1)).float()
+        return torch.stack([base, *others], 1) + told.view(len(faces), self.n_latent, -1)
 
     def draw(self, z: torch.Tensor) -> torch.Tensor:
         """z (N, L, D), not yet bounded -> what the generator draws, (N, 3, R, R)."""

@@ -83,12 +83,27 @@ class ConvBlock(nn.Module):
             y = self.bn(self.conv(x))
             return self.prelu(y) if self.activate else y
         conv = self.conv
+        if conv.weight.requires_grad:
+            return self._trained(x)
         if conv.stride == (2, 2) and conv.groups > 1:
             dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
             y = FrozenStridedDepthwise.apply(x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype))
         else:
             y = conv(x)
         return FrozenPReLU.apply(y, self.prelu.weight.to(y.dtype)) if self.activate else y
+
+    def _trained(self, x: torch.Tensor) -> torch.Tensor:
+        """The folded block with gradients of its weights. Depthwise in float32: a CPU takes far longer in bfloat16."""
+        conv = self.conv
+        if conv.groups > 1:
+            with torch.autocast(x.device.type, enabled=False):
+                y = conv(x.float()).to(x.dtype)
+        else:
+            y = conv(x)
+        if not self.activate:
+            return y
+        slope = self.prelu.weight.to(y.dtype)[:, None, None]
+        return F.relu(y) * (1 - slope) + y * slope
 
     def fold(self) -> None:
         """Merge the batch norm into the convolution."""
@@ -122,15 +137,19 @@ class MobileFaceNet(nn.Module):
         self.fc_bn = nn.BatchNorm1d(128, eps=0.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.describe(x)[0].float(), dim=1)
+
+    def describe(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embedding before it is made unit length, (N, 128), and the vector that it is read from, (N, 512)."""
         x = self.conv_2_dw(self.conv_1(x * INPUT_SCALE))
         for prefix, residual in self.blocks:
             y = x
             for part in ("sep", "dw", "proj"):
                 y = getattr(self, f"{prefix}_conv_{part}")(y)
             x = x + y if residual else y
-        y = self.fc(self.conv_6dw7_7(self.conv_6sep(x)).flatten(1))
-        y = y if self.fc_bn is None else self.fc_bn(y)
-        return F.normalize(y.float(), dim=1)
+        pooled = self.conv_6dw7_7(self.conv_6sep(x)).flatten(1)
+        y = self.fc(pooled)
+        return y if self.fc_bn is None else self.fc_bn(y), pooled
 
     def folded(self) -> MobileFaceNet:
         """A frozen copy for inference: the same function, batch norms merged, weights channels_last."""

@@ -22,7 +22,7 @@ from riddle.training import encryptor
 
 RECORD = "ablation"  # <out>/ablation.json, and the key of the weights' metadata
 # files: recorded by hash, not by path
-_PLACES = ("codes", "val_codes", "generator", "encoder", "parser", "start", "weights_json")
+_PLACES = ("codes", "val_codes", "generator", "encoder", "parser", "start", "weights_json", "code_judge")
 
 
 @dataclass(frozen=True)

@@ -18,22 +18,21 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 
 from riddle import losses
 from riddle.losses import LossWeights
-from riddle.models.encryptor import ARCHITECTURES, KEPT, build_encryptor
+from riddle.models.encryptor import ARCHITECTURES, build_encryptor
 from riddle.models.inversion import build_encoder
 from riddle.networks import Synthesis
 from riddle.presets import Preset, get
 from riddle.training.codes import draw_codes, draw_keys, encrypt_and_decrypt, evaluate
+from riddle.training.helper import Coach, CodeJudge, code_loss, importance, load_code_judge, small
 from riddle.training.judges import Judges, frozen_networks
 from riddle.training.loop import LoopConfig, average_gradients, make_accelerator, run, update_average
 from riddle.training.pixelpath import PixelPath
@@ -51,7 +50,7 @@ class EncryptorConfig:
     arch: str = "transformer"
     helper: float = 0.0  # weight of `code_loss`, which fades; the paper: none
     helper_until: float = 0.5  # share of the training after which it is zero
-    helper_codes: int = 32  # codes a step that it sees
+    helper_codes: int = 16  # codes a step that it sees
     helper_only: float = 0.0  # share of the training in which it is the only loss; such a step draws no face
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels; the paper: none
     lr: float = 5e-4  # Adam, warm-up then cosine to zero; the paper's is not given
@@ -75,9 +74,10 @@ class EncryptorTask:
         judges: Judges,
         held_out: torch.Tensor,
         path: PixelPath | None = None,
+        code_judge: CodeJudge | None = None,
     ):
         """held_out: codes (N, L, D) for `evaluate`, none of them trained on; path: the way through published pixels,
-        where its weight is not 0."""
+        where its weight is not 0; code_judge: for the helper."""
         self.preset, self.config, self.accelerator = preset, config, accelerator
         self.generator, self.judges, device = generator.eval().requires_grad_(False), judges, accelerator.device
         self.encryptor = build_encryptor(preset, config.arch, generator.codes).to(device)
@@ -86,20 +86,29 @@ class EncryptorTask:
         self.optimiser = torch.optim.Adam(self.encryptor.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.networks = {"encryptor": self.encryptor, "average": self.average}
         self.optimisers = {"encryptor": self.optimiser}
+        self.code_judge = None if code_judge is None else code_judge.to(device)
+        self.coach = None if code_judge is None else Coach(self.code_judge, self.see)
         self.path, self.counters = path, {"step": 0, "seconds": 0.0}
         self.held_out = held_out.to(device)
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else None):
             torch.manual_seed(1)
             self.held_out_keys = draw_keys(generator, len(held_out), 3, 1)
 
-    def helper(self) -> torch.Tensor:
+    def helper(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """`code_loss` on drawn codes under drawn passwords."""
-        codes, count = self.generator.codes, self.config.helper_codes
-        z = codes.to_gaussian(draw_codes(self.generator, count))
-        keys = torch.randn(3, count, 1, z.shape[2], device=z.device).expand(-1, -1, z.shape[1], -1)
+        c, codes = self.config, self.generator.codes
+        z = codes.to_gaussian(draw_codes(self.generator, c.helper_codes))
+        keys = torch.randn(len(z), c.m, c.n + 1, z.shape[2], device=z.device)
         return code_loss(
-            self.encryptor.change, z, keys, codes.std / codes.std.mean(), bool(self.config.weights.diversity)
+            self.encryptor.change, z, keys, importance(codes), self.code_judge, bool(c.weights.diversity)
         )
+
+    @torch.no_grad()
+    def see(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """F_e's embeddings (N, E) of the faces of z (N, L, D), and the faces, `small`."""
+        with self.accelerator.autocast():
+            faces = self.generator(self.generator.codes.to_w(z))
+            return self.judges.embed(faces).float(), small(faces)
 
     def losses(self, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Eq. 10 for originals w (B, L, D) under keys (B, m, n + 1, L, D), and every term unweighted."""
@@ -158,10 +167,13 @@ class EncryptorTask:
             w = batch["w"].float() if "w" in batch else draw_codes(self.generator, len(batch["row"]))
             loss, terms = self.losses(w, draw_keys(self.generator, len(w), c.m, c.n))
         if fading := c.helper * max(0.0, 1 - progress / c.helper_until):
-            terms["helper"] = self.helper()
-            loss = loss + fading * terms["helper"]
+            helper, more, made = self.helper()
+            terms |= more
+            loss = loss + fading * helper
         self.accelerator.backward(loss)
         average_gradients(self.accelerator, self.encryptor.parameters())
+        if fading and self.coach:
+            terms["guess"] = self.coach.step(made.flatten(0, 1))
         norm = torch.nn.utils.clip_grad_norm_(self.encryptor.parameters(), c.clip)
         if torch.isfinite(norm):
             self.optimiser.step()
@@ -188,37 +200,6 @@ class EncryptorTask:
         rows = [w, made.encrypted[:, 0], made.encrypted[:, 1], made.recovered[:, 0], made.wrong[:, 0]]
         with self.accelerator.autocast():
             return self.generator(torch.cat(rows))
-
-
-def code_loss(
-    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    z: torch.Tensor,
-    keys: torch.Tensor,
-    importance: torch.Tensor,
-    diverse: bool,
-) -> torch.Tensor:
-    """What the losses ask for, said in codes: no face is drawn, so that a step costs a tenth.
-
-    change: z, password -> z; z: (N, L, D); keys: (3, N, L, D), two to encrypt and a wrong one; importance: (D,), how
-    much a component shows in a face; diverse: False for "w/o identity diversity loss". Decrypted z as it was; encrypted
-    and wrongly decrypted z turned away from the original's and, where diverse, from each other, of a normal length, and
-    with the leading components (pose, light, hair) kept.
-    """
-    first, second, wrong = keys
-    encrypted, other = change(z, first), change(z, second)
-    back, opened = change(encrypted, first), change(encrypted, wrong)
-    recovered = ((back - z).square() * importance).mean()
-
-    def alike(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return F.cosine_similarity(a[..., KEPT:], b[..., KEPT:], dim=-1).clamp_min(0).mean()
-
-    apart = alike(encrypted, z) + alike(opened, z)
-    if diverse:
-        apart = apart + alike(encrypted, other) + alike(opened, encrypted)
-    made = torch.stack([encrypted, opened])
-    length = (made.square().mean(-1) - 1).square().mean()
-    kept = (made - z)[..., :KEPT].square().mean()
-    return recovered + apart + 0.6 * length + 0.6 * kept
 
 
 def read_weights(path: str | None, changes: list[str], no_div: bool) -> LossWeights:
@@ -257,6 +238,7 @@ def command_line() -> argparse.ArgumentParser:
     p.add_argument(
         "--helper-until", type=float, default=c.helper_until, help="share of the steps after which it is zero"
     )
+    p.add_argument("--code-judge", help="safetensors of riddle.training.helper, for the loss in codes")
     p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
     p.add_argument("--encoder", help="safetensors, for --pixels; default: the preset's bundled weights")
     p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
@@ -304,7 +286,8 @@ def main(argv: list[str] | None = None) -> dict:
         encoder = build_encoder(preset, generator)
         encoder.load_state_dict(load_tensors(a.encoder or bundled(preset.name, "encoder")))
         path = PixelPath(encoder.to(accelerator.device))
-    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out, path)
+    judge = load_code_judge(a.code_judge) if a.code_judge else None
+    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out, path, judge)
     if a.start:
         for network in (task.encryptor, task.average):
             network.load_state_dict(load_tensors(a.start))

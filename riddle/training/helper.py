@@ -1,0 +1,244 @@
+"""A helper of the encryptor's first steps: what the losses ask for, said in codes, so that a step draws no face.
+
+    python -m riddle.training.helper --preset mobile --count 60000 --out results/runs/code_judge
+
+trains `CodeJudge`, which guesses from a face's code its embedding by F_e and a picture of 16 px. `code_loss` uses it in
+the place of generator and loss networks: a step then costs a third and sees 16 originals. The paper's losses follow, on
+faces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from riddle import losses
+from riddle.models.codes import GaussianCodes
+from riddle.models.encryptor import KEPT, build_encryptor
+from riddle.networks import Synthesis
+from riddle.presets import get
+from riddle.training.codes import draw_codes, draw_keys
+from riddle.training.judges import Judges, frozen_networks
+from riddle.training.schedule import rate_share
+
+SMALL = 16  # px of the guessed picture
+WIDTH, DROPOUT, DECAY, RATE, BATCH = 768, 0.2, 0.1, 1e-3, 256
+
+
+def importance(codes: GaussianCodes) -> torch.Tensor:
+    """How much each component of z shows in a face: (D,), 1 on average."""
+    return codes.std / codes.std.mean()
+
+
+class CodeJudge(nn.Module):
+    """z (N, L, D) -> guesses of F_e's embedding of the face that it draws, (N, E) of unit length, and of the face,
+    (N, 3, 16, 16)."""
+
+    def __init__(self, n_latent: int, dim: int, embedding: int = 128, width: int = WIDTH):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(dim))
+        self.first, self.second = nn.Linear(n_latent * dim, width), nn.Linear(width, width)
+        self.identity, self.picture = nn.Linear(2 * width, embedding), nn.Linear(2 * width, 3 * SMALL**2)
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.first((z * self.scale).flatten(1))
+        y = F.gelu(self.second(F.dropout(F.gelu(x), DROPOUT, self.training)))
+        x = torch.cat([x, y], 1)
+        return F.normalize(self.identity(x).float(), dim=1), self.picture(x).float().unflatten(1, (3, SMALL, SMALL))
+
+
+def small(faces: torch.Tensor) -> torch.Tensor:
+    """Faces (N, 3, R, R) averaged down to (N, 3, 16, 16)."""
+    return F.adaptive_avg_pool2d(faces.float().clamp(-1, 1), SMALL)
+
+
+def wrong_by(guess: tuple[torch.Tensor, torch.Tensor], seen: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """What a judge learns by: 1 - cosine of the embeddings, and the squared error of the pictures."""
+    return (1 - F.cosine_similarity(guess[0], seen[0])).mean() + F.mse_loss(guess[1], seen[1])
+
+
+def load_code_judge(path: str | Path) -> CodeJudge:
+    """The frozen network of a file that this module wrote. Raises FileNotFoundError."""
+    from riddle.zoo import load_tensors
+
+    state = load_tensors(path)
+    dim, width = len(state["scale"]), len(state["first.bias"])
+    judge = CodeJudge(state["first.weight"].shape[1] // dim, dim, len(state["identity.bias"]), width)
+    judge.load_state_dict(state)
+    return judge.eval().requires_grad_(False)
+
+
+def code_loss(
+    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    z: torch.Tensor,
+    keys: torch.Tensor,
+    scale: torch.Tensor,
+    judge: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None,
+    diverse: bool,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    """The loss, its terms by name, and the codes made (B, m (n + 2), L, D): recovered ones, then the others.
+
+    change: z, password -> z; z: (B, L, D); keys: (B, m, n + 1, D), passwords in z, the first of the n + 1 encrypts;
+    scale: (D,), see `importance`; judge: a `CodeJudge`, or None; diverse: False for "w/o identity diversity loss".
+    Decrypted z is as it was. Encrypted and wrongly decrypted z turn away from the original's and, where diverse, from
+    each other, have a normal length, differ between slots as the original does, and keep the leading components (pose,
+    light, hair). The judge's guesses say the same by equations 1 to 4, each term as a mean, and by eq. 6 on small
+    pictures.
+    """
+    b, m, n = len(z), keys.shape[1], keys.shape[2] - 1
+    keys = keys[..., None, :].expand(-1, -1, -1, z.shape[1], -1)
+    encrypted = change(z.repeat_interleave(m, 0), keys[:, :, 0].flatten(0, 1))
+    opened = change(
+        torch.cat([encrypted, encrypted.repeat_interleave(n, 0)]),
+        torch.cat([keys[:, :, 0].flatten(0, 1), keys[:, :, 1:].flatten(0, 2)]),
+    )
+    back, wrong = opened[: b * m], opened[b * m :]
+    changed = torch.cat([encrypted.unflatten(0, (b, m)), wrong.unflatten(0, (b, m * n))], 1)
+    others = 1 - torch.eye(changed.shape[1], device=z.device)
+    share = others.numel() / others.sum()  # eq. 2 counts the diagonal
+
+    def apart(original: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        """Clamped cosines of made (B, K, E) with the original (B, E) and, where diverse, with each other."""
+        alike = losses.deidentification_loss(original, made) / made.shape[1]
+        return alike + share * losses.diversity_loss(made) if diverse else alike
+
+    terms = {"code_recovery": ((back - z.repeat_interleave(m, 0)).square() * scale).mean()}
+    terms["code_apart"] = torch.stack(
+        [apart(z[:, i, KEPT:], changed[:, :, i, KEPT:]) for i in range(z.shape[1])]
+    ).mean()
+    terms["code_length"] = (changed.square().mean(-1) - 1).square().mean()
+    terms["code_kept"] = (changed - z[:, None])[..., :KEPT].square().mean()
+    spread, spread_made = (x.var(-2, correction=0).mean(-1) for x in (z, changed))
+    terms["code_spread"] = F.relu(spread_made - spread[:, None]).mean()
+    total = terms["code_recovery"] + 0.5 * terms["code_apart"] + 0.6 * terms["code_length"] + 0.6 * terms["code_kept"]
+    total = total + terms["code_spread"]
+    made = torch.cat([back.unflatten(0, (b, m)), changed], 1)
+    if judge is not None:
+        (wanted, picture), (guessed, pictures) = judge(z), judge(made.flatten(0, 1))
+        guessed, pictures = (x.unflatten(0, made.shape[:2]) for x in (guessed, pictures))
+        terms["guessed_apart"] = apart(wanted, guessed[:, m:])
+        terms["guessed_recovery"] = losses.recovery_loss(wanted, guessed[:, :m]) / m
+        terms["guessed_pixel"] = losses.pixel_loss(picture, pictures) / made.shape[1]
+        total = total + terms["guessed_apart"] + terms["guessed_recovery"] + terms["guessed_pixel"]
+    return total, terms, made.detach()
+
+
+class Coach:
+    """Keeps a `CodeJudge` honest while an encryptor learns by it: the encryptor soon makes codes on which the judge
+    guesses wrong. At each step some of its codes are drawn, and the judge learns from these faces and earlier ones.
+    """
+
+    def __init__(
+        self,
+        judge: CodeJudge,
+        see: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        fresh: int = 8,
+        kept: int = 16_384,
+    ):
+        """see: z (N, L, D) -> F_e's embeddings of the faces (N, E), and the faces, `small`; fresh: faces drawn a step;
+        kept: of the latest."""
+        self.judge, self.see, self.fresh, self.kept = judge.requires_grad_(True), see, fresh, kept
+        self.optimiser = torch.optim.AdamW(judge.parameters(), lr=3e-4, weight_decay=DECAY)
+        self.examples: list[tuple[torch.Tensor, ...]] = []  # z, embedding, picture of one face each
+
+    def step(self, made: torch.Tensor) -> torch.Tensor:
+        """One step from codes (N, L, D) that an encryptor made; returns the judge's mean cosine on faces new to it."""
+        z = made[torch.randperm(len(made), device=made.device)[: self.fresh]]
+        seen = self.see(z)
+        with torch.no_grad():
+            cosine = F.cosine_similarity(self.judge(z)[0], seen[0]).mean()
+        self.examples = [*self.examples, *zip(z, *seen, strict=True)][-self.kept :]
+        rows = torch.randint(len(self.examples), (128 - len(z),)).tolist()
+        old = zip(*(self.examples[i] for i in rows), strict=True)
+        z, *seen = (torch.cat([new, torch.stack(part)]) for new, part in zip((z, *seen), old, strict=True))
+        self.judge.train()
+        with torch.autocast(z.device.type, torch.bfloat16):
+            guess = self.judge(z)
+        self.judge.eval()
+        self.optimiser.zero_grad(set_to_none=True)
+        wrong_by(guess, seen).backward()
+        self.optimiser.step()
+        return cosine
+
+
+@torch.no_grad()
+def draw_examples(
+    preset: str, generator: Synthesis, judges: Judges, count: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes z (count, L, D), F_e's embeddings of their faces (count, E), and the faces, `small`; all in float16.
+
+    Half are drawn, half are what the untrained keyed reflection makes of drawn ones.
+    """
+    turn, made, began = build_encryptor(preset, "reflection", generator.codes), [], time.monotonic()
+    for i in range(0, count, 32):
+        w = draw_codes(generator, 32)
+        if i % 64:
+            w = turn(w, draw_keys(generator, 32, 1, 1)[:, 0, 0])
+        with torch.autocast(w.device.type, torch.bfloat16):
+            faces = generator(w)
+            made.append((generator.codes.to_gaussian(w).half(), judges.embed(faces).half(), small(faces).half()))
+        if i % 3200 == 0:
+            print(f"{i} of {count} faces, {time.monotonic() - began:.0f} s", flush=True)
+    z, embedded, pictures = (torch.cat(part)[:count] for part in zip(*made, strict=True))
+    return z, embedded, pictures
+
+
+def train(examples: tuple[torch.Tensor, ...], scale: torch.Tensor, steps: int) -> tuple[CodeJudge, float]:
+    """The judge after so many steps on all but a twentieth of the examples, and its mean cosine on that twentieth."""
+    z = examples[0]
+    judge = CodeJudge(z.shape[1], z.shape[2], examples[1].shape[1]).to(z.device)
+    judge.scale.copy_(scale)
+    optimiser = torch.optim.AdamW(judge.parameters(), lr=RATE, weight_decay=DECAY)
+    held = max(1, len(z) // 20)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * rate_share(step / steps, 0.05)
+        rows = torch.randint(held, len(z), (BATCH,))
+        picked, *seen = (part[rows].float() for part in examples)
+        with torch.autocast(z.device.type, torch.bfloat16):
+            guess = judge(picked)
+        loss = wrong_by(guess, seen)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        if (step + 1) % 500 == 0:
+            print(f"step {step + 1}: {loss.item():.3f}", flush=True)
+    judge.eval().requires_grad_(False)
+    picked, wanted, _ = (part[:held].float() for part in examples)
+    return judge, F.cosine_similarity(judge(picked)[0], wanted).mean().item()
+
+
+def main(argv: list[str] | None = None) -> float:
+    """Command line of this module; returns the mean cosine on held-out examples."""
+    from riddle.allocator import keep_memory
+    from riddle.zoo import save_tensors
+
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--preset", default="mobile")
+    p.add_argument("--generator", help="safetensors; default: the preset's bundled weights")
+    p.add_argument("--count", type=int, default=60_000, help="faces to draw")
+    p.add_argument("--steps", type=int, default=3000)
+    p.add_argument("--out", required=True)
+    a = p.parse_args(argv)
+    keep_memory()
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator, judges, _ = frozen_networks(get(a.preset), a.generator, device, parse=False)
+    examples = draw_examples(a.preset, generator, judges, a.count)
+    judge, cosine = train(examples, importance(generator.codes).clamp_max(6), a.steps)
+    about = {"preset": a.preset, "faces": a.count, "steps": a.steps, "cosine": round(cosine, 4)}
+    Path(a.out).mkdir(parents=True, exist_ok=True)
+    save_tensors(Path(a.out) / "code_judge.safetensors", judge.state_dict(), about)
+    print(json.dumps(about))
+    return cosine
+
+
+if __name__ == "__main__":
+    main()

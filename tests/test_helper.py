@@ -1,0 +1,127 @@
+"""The helper of the encryptor's first steps: a loss in codes, and the network that guesses who a code shows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from riddle.models.encryptor import KEPT, build_encryptor
+from riddle.models.stylegan2 import Generator
+from riddle.presets import get
+from riddle.training import helper
+from riddle.training.helper import CodeJudge, code_loss, importance, load_code_judge
+from riddle.zoo import save_tensors
+
+SMOKE = get("smoke")
+EVEN = torch.ones(64)
+
+
+@pytest.fixture(scope="module")
+def codes():
+    torch.manual_seed(1)
+    g = Generator.of(SMOKE)
+    return g.codes.measure(g.map, n=2000)
+
+
+@pytest.fixture
+def drawn():
+    """Codes z (64, 8, 64), and two passwords with two wrong ones for each."""
+    torch.manual_seed(2)
+    return torch.randn(64, 8, 64), torch.randn(64, 2, 3, 64)
+
+
+def judge(z):
+    """Who a code shows, said exactly: the mean of what is not kept; and a picture of what is."""
+    return F.normalize(z[..., KEPT:].mean(1), dim=1), z[:, :1, :3, None].expand(-1, 3, -1, 3)
+
+
+def copy(z, key):
+    return z
+
+
+def forget(z, key):
+    return torch.cat([z[..., :KEPT], torch.randn_like(z[..., KEPT:])], -1)
+
+
+def test_importance_is_one_on_average(codes):
+    assert importance(codes).mean() == pytest.approx(1, abs=1e-5) and importance(codes)[0] > importance(codes)[-1]
+
+
+def test_the_loss_is_small_for_what_the_losses_ask_for(codes, drawn):
+    """Nothing is wrong with a code that is turned away, comes back, and is opened to another: a coupling's."""
+    coupling = build_encryptor(SMOKE, "coupling", codes)
+    good, same, lost = (code_loss(f, *drawn, EVEN, judge, True)[0].item() for f in (coupling.change, copy, forget))
+    assert good < 0.5 * min(same, lost)
+    with torch.no_grad():
+        _, terms, made = code_loss(coupling.change, *drawn, EVEN, judge, True)
+    assert made.shape == (64, 8, 8, 64) and torch.allclose(
+        made[:, :2], drawn[0][:, None].expand(-1, 2, -1, -1), atol=1e-3
+    )
+    assert terms["code_recovery"] < 1e-5 and terms["guessed_recovery"] < 1e-5 and terms["code_kept"] < 0.05
+
+
+def test_each_term_of_a_copy_is_known(drawn):
+    total, terms, _ = code_loss(copy, *drawn, EVEN, judge, True)
+    for name in ("code_apart", "guessed_apart"):
+        assert terms[name].item() == pytest.approx(2, abs=1e-4)  # as the original, and as each other
+    for name in ("code_recovery", "code_kept", "code_spread", "guessed_pixel"):
+        assert terms[name] == 0
+    expected = 0.5 * terms["code_apart"] + 0.6 * terms["code_length"] + terms["guessed_apart"]
+    assert total.item() == pytest.approx(expected.item(), abs=1e-4)
+    _, alone, _ = code_loss(copy, *drawn, EVEN, judge, False)
+    assert alone["code_apart"].item() == alone["guessed_apart"].item() == pytest.approx(1, abs=1e-4)
+    assert not {k for k in code_loss(copy, *drawn, EVEN, None, True)[1] if k.startswith("guessed")}
+
+
+def test_each_code_meets_its_own_passwords(drawn):
+    """Encrypted under the first of each n + 1, opened under the same one and then under each of the others."""
+    z, keys, seen = *drawn, []
+
+    def record(z, key):
+        seen.append(key[:, 0])
+        return z + key
+
+    code_loss(record, z, keys, EVEN, None, True)
+    assert torch.equal(seen[0], keys[:, :, 0].flatten(0, 1))
+    assert torch.equal(seen[1], torch.cat([keys[:, :, 0].flatten(0, 1), keys[:, :, 1:].flatten(0, 2)]))
+
+
+def test_a_code_judge_learns_and_comes_back_from_its_file(tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    z, mix = torch.randn(2000, 8, 64), torch.randn(64, 128)
+    monkeypatch.setattr(helper, "WIDTH", 64)
+    monkeypatch.setattr(helper, "BATCH", 64)
+    pictures = z[:, :3, :1, None].expand(-1, -1, 16, 16)
+    made, cosine = helper.train((z.half(), z.mean(1) @ mix, pictures), 2 * EVEN, 150)
+    assert cosine > 0.5 and torch.equal(made.scale, 2 * EVEN)
+    save_tensors(tmp_path / "judge.safetensors", made.state_dict(), {})
+    again = load_code_judge(tmp_path / "judge.safetensors")
+    assert torch.allclose(again(z[:8])[1], made(z[:8])[1], atol=0.05) and made(z[:8])[1].shape == (8, 3, 16, 16)
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_a_code_judge_gives_unit_vectors():
+    guessed, _ = CodeJudge(8, 64, 16, 32)(torch.randn(5, 8, 64))
+    assert guessed.shape == (5, 16) and torch.allclose(guessed.norm(dim=1), torch.ones(5), atol=1e-5)
+
+
+def test_a_coach_teaches_the_judge_what_an_encryptor_makes():
+    """Codes of another kind than the judge saw: it learns them from the faces that it is shown."""
+    torch.manual_seed(4)
+    net, mix = CodeJudge(8, 64, 16, 64).eval(), torch.randn(64, 16)
+    seen = []
+
+    def see(z):
+        seen.append(len(z))
+        return F.normalize(z.mean(1) @ mix, dim=1), z[:, :3, :1, None].expand(-1, -1, 16, 16)
+
+    coach = helper.Coach(net, see, fresh=32, kept=1000)
+    cosines = [coach.step(3 + torch.randn(64, 8, 64)).item() for _ in range(150)]
+    assert set(seen) == {32} and len(coach.examples) == 1000 and not net.training
+    assert sum(cosines[-10:]) / 10 > 0.8 > 0.3 > cosines[0]
+
+
+def test_slots_that_come_apart_cost(drawn):
+    """Without it a wrong password gives codes that no photo has: each slot its own."""
+    together = drawn[0][:, :1].expand(-1, 8, -1)
+    _, terms, _ = code_loss(lambda z, key: z + torch.randn_like(z), together, drawn[1], EVEN, None, True)
+    assert terms["code_spread"].item() > 0.5
