@@ -34,7 +34,7 @@ from riddle.training.encryptor import EncryptorConfig, EncryptorTask, Judges
 from riddle.training.inversion import InversionConfig, InversionTask
 from riddle.training.loop import LoopConfig, bfloat16_is_faster, make_accelerator, run
 from riddle.training.parsing import ParsingConfig, ParsingTask
-from riddle.weights import efficientnet_weights, published_generator
+from riddle.weights import published_generator
 from riddle.zoo import WeightsMissingError, bundled, load_lpips, locate
 
 TINY = {4: 32, 8: 32, 16: 32, 32: 16}  # channels of `tiny_generator`
@@ -199,18 +199,18 @@ def train_cut(preset: str = "smoke", steps: int = 30, targets: int = 48, seed: i
 
 
 def train_inversion(model: Riddle, steps: int = 20, faces: int = 72, seed: int = 0, out: str = "") -> InversionTask:
-    """An encoder for the model's generator, from a body trained on ImageNet where its wheel is installed.
+    """An encoder for the model's generator, from the published bodies where their files are at hand.
 
     It sees synthetic faces, the last 8 of them held out. `task.before` is its evaluation before the first step.
     """
     loop, accelerator = _begin(out, steps, 8, seed, small=model.preset.name == "smoke")
     preset = replace(model.preset, encoder="lite", encoder_fpn=32, encoder_head=16)
-    drawn, config = model.synthesize(draw_codes(model.generator, faces, seed)), InversionConfig(ema=0.8, warmup=0.1)
+    drawn = model.synthesize(draw_codes(model.generator, faces, seed))
+    config = InversionConfig(ema=0.8, warmup=0.1, identity_lr=0)
     stored, networks = torch.from_numpy(to_bytes(drawn)), (model.generator, *judges(preset, drawn))
     task = InversionTask(preset, config, accelerator, *networks, stored[-8:])
     with suppress(WeightsMissingError):
-        for network in (task.encoder, task.average):
-            network.body.load_published(efficientnet_weights())
+        task.start_from_published()
     task.before = task.evaluate()
     return _train(task, {"faces": stored[:-8]}, loop, accelerator)
 

@@ -94,6 +94,12 @@ class InversionTask:
             network.load_state_dict(state)
             network.passes.fill_(self.config.passes)
 
+    def start_from_published(self) -> None:
+        """Take the published weights of the two bodies. Raises WeightsMissingError."""
+        for network in (self.encoder, self.average):
+            network.body.load_published(efficientnet_weights())
+            network.identity.load_state_dict(load_mobilefacenet(find("arcface-mobilefacenet")).state_dict())
+
     def z_terms(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
         """What z (N, L, D) owes the prior and e4e."""
         length = F.relu(z.square().mean(-1) - 1).square() + F.relu(z.abs() - 3).square().mean(-1)
@@ -226,10 +232,7 @@ def main(argv: list[str] | None = None) -> dict:
     if a.start:
         task.start_from(load_tensors(a.start))
     else:
-        recogniser = load_mobilefacenet(find("arcface-mobilefacenet")).state_dict()
-        for network in (task.encoder, task.average):
-            network.body.load_published(efficientnet_weights())
-            network.identity.load_state_dict(recogniser)
+        task.start_from_published()
     last = run(task, {"faces": faces}, loop, accelerator)
     last |= {f"val_{k}": v for k, v in task.evaluate().items()}
     about = {"preset": preset.name, "steps": last["step"], "batch": a.batch, "faces": len(faces), "passes": a.passes}
