@@ -150,8 +150,13 @@ class LiteEncoder(nn.Module):
         embedded, pooled = self.identity.describe(crops.contiguous(memory_format=torch.channels_last))
         return F.normalize(embedded.float(), dim=1) * EMBEDDING**0.5, pooled.float()
 
-    def missing(self, faces: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-        """What to add to z (N, L, D), from faces and what is drawn so far, both (N, 3, R, R): one pass."""
+    def missing(
+        self, faces: torch.Tensor, shown: torch.Tensor, who: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """What to add to z (N, L, D), from faces and what is drawn so far, both (N, 3, R, R): one pass.
+
+        who: `recognise(faces)`, where it is known.
+        """
         pair = torch.cat([faces, shown.to(faces.dtype)], 1).permute(0, 2, 3, 1)
         maps, kept, above = self.body(pair)[1:], [], None
         for x, lateral, smooth in zip(maps[::-1], list(self.lateral)[::-1], list(self.smooth)[::-1], strict=True):
@@ -165,7 +170,7 @@ class LiteEncoder(nn.Module):
             base + self.styles[i](kept[0 if i < COARSE else 1 if i < MIDDLE else 2]).float()
             for i in range(1, self.n_latent)
         ]
-        embedded, pooled = self.recognise(faces)
+        embedded, pooled = self.recognise(faces) if who is None else who
         with torch.no_grad():
             difference = embedded - self.recognise(shown)[0]
         told = self.mix(torch.cat([embedded, difference, pooled, kept[0].mean((1, 2))], 1)).float()
@@ -184,8 +189,9 @@ class LiteEncoder(nn.Module):
         """z (N, L, D) after so many passes, before the bound, and what is drawn from it; 0 passes: the mean face."""
         z = torch.zeros(1, self.n_latent, self._generator[0].style_dim, device=faces.device)
         z, shown = z.expand(len(faces), -1, -1), self.draw(z).expand(len(faces), -1, -1, -1)
+        who = self.recognise(faces) if passes else None
         for _ in range(passes):
-            z = z + self.missing(faces, shown)
+            z = z + self.missing(faces, shown, who)
             shown = self.draw(z)
         return z, shown
 
