@@ -99,9 +99,7 @@ class EncryptorTask:
         c, codes = self.config, self.generator.codes
         z = codes.to_gaussian(draw_codes(self.generator, c.helper_codes))
         keys = torch.randn(len(z), c.m, c.n + 1, z.shape[2], device=z.device)
-        return code_loss(
-            self.encryptor.change, z, keys, importance(codes), self.code_judge, bool(c.weights.diversity)
-        )
+        return code_loss(self.encryptor.change, z, keys, importance(codes), self.code_judge, bool(c.weights.diversity))
 
     @torch.no_grad()
     def see(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
