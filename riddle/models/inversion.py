@@ -130,7 +130,7 @@ class LiteEncoder(nn.Module):
             _Head(width, head if i else 2 * head, preset.style_dim, self.side // s) for i, s in enumerate(strides)
         )
         self.identity = MobileFaceNet().folded()
-        told = sum((2 * EMBEDDING, POOLED, width))
+        told = 2 * EMBEDDING + POOLED + width
         self.mix = nn.Sequential(
             nn.Linear(told, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.LeakyReLU(0.2),
             nn.Linear(256, self.n_latent * preset.style_dim),

@@ -51,7 +51,7 @@ class EncryptorConfig:
     helper: float = 0.0  # weight of `code_loss`, which fades; the paper: none
     helper_until: float = 0.5  # share of the training after which it is zero
     helper_codes: int = 16  # codes a step that it sees
-    helper_only: float = 0.0  # share of the training in which it is the only loss; such a step draws no face
+    helper_only: float = 0.0  # share of the training in which it is the only loss; only `Coach` draws faces then
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels; the paper: none
     lr: float = 5e-4  # Adam, warm-up then cosine to zero; the paper's is not given
     warmup: float = 0.02  # share of the training

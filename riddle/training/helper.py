@@ -133,6 +133,7 @@ def code_loss(
 class Coach:
     """Keeps a `CodeJudge` honest while an encryptor learns by it: the encryptor soon makes codes on which the judge
     guesses wrong. At each step some of its codes are drawn, and the judge learns from these faces and earlier ones.
+    No checkpoint holds it: a run that is resumed goes on from the judge's file.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Coach:
     ):
         """see: z (N, L, D) -> F_e's embeddings of the faces (N, E), and the faces, `small`; fresh: faces drawn a step;
         kept: of the latest."""
-        self.judge, self.see, self.fresh, self.kept = judge.requires_grad_(True), see, fresh, kept
+        self.judge, self.see, self.fresh, self.kept = judge, see, fresh, kept
         self.optimiser = torch.optim.AdamW(judge.parameters(), lr=3e-4, weight_decay=DECAY)
         self.examples: list[tuple[torch.Tensor, ...]] = []  # z, embedding, picture of one face each
 
@@ -158,13 +159,13 @@ class Coach:
         rows = torch.randint(len(self.examples), (128 - len(z),)).tolist()
         old = zip(*(self.examples[i] for i in rows), strict=True)
         z, *seen = (torch.cat([new, torch.stack(part)]) for new, part in zip((z, *seen), old, strict=True))
-        self.judge.train()
+        self.judge.train().requires_grad_(True)
         with torch.autocast(z.device.type, torch.bfloat16):
             guess = self.judge(z)
-        self.judge.eval()
         self.optimiser.zero_grad(set_to_none=True)
         wrong_by(guess, seen).backward()
         self.optimiser.step()
+        self.judge.eval().requires_grad_(False)  # the encryptor's loss goes through it, not to it
         return cosine
 
 
