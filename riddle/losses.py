@@ -7,6 +7,7 @@ the K images of an original; every loss is then a mean over the originals.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
@@ -102,14 +103,32 @@ class PerceptualFeatures(nn.Module):
         for i, lin in enumerate(lpips.lins):
             self.register_buffer(f"root{i}", lin.model[-1].weight.detach().clamp_min(0).sqrt())
 
-    def forward(self, faces: torch.Tensor) -> list[torch.Tensor]:
-        """faces: (N, 3, R, R) in [-1, 1] -> one (N, C, h, w) per layer."""
+    def raw(self, faces: torch.Tensor) -> list[torch.Tensor]:
+        """faces: (N, 3, R, R) in [-1, 1] -> the backbone's features, one (N, C, h, w) per layer."""
+        return list(self.trunk((faces - self.shift) / self.scale))
+
+    def weighed(self, raw: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The backbone's features -> unit length at each pixel, each channel by its weight in LPIPS."""
         features = []
-        for i, x in enumerate(self.trunk((faces - self.shift) / self.scale)):
+        for i, x in enumerate(raw):
             x, root = x.float(), getattr(self, f"root{i}")
             length = (x.square().sum(1, keepdim=True) + 1e-12).sqrt()
             features.append(x * root / (length * (x.shape[2] * x.shape[3]) ** 0.5))
         return features
+
+    def forward(self, faces: torch.Tensor) -> list[torch.Tensor]:
+        """faces: (N, 3, R, R) in [-1, 1] -> one (N, C, h, w) per layer."""
+        return self.weighed(self.raw(faces))
+
+
+def blank_perception() -> PerceptualFeatures:
+    """`PerceptualFeatures` of LPIPS (squeeze) whose backbone has random weights; it needs no download."""
+    import lpips
+
+    with warnings.catch_warnings():  # lpips asks torchvision by an argument that torchvision deprecates
+        warnings.simplefilter("ignore", UserWarning)
+        features = PerceptualFeatures(lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False))
+    return features.requires_grad_(True)
 
 
 def lpips_loss(original: list[torch.Tensor], generated: list[torch.Tensor]) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,11 +74,18 @@ def control(preset: Preset, name: str, generator: Synthesis) -> CodeModel:
 
 
 def _filled(network: nn.Module, path: Path, preset: Preset) -> nn.Module:
-    try:
+    with _named(path, preset):
         network.load_state_dict(zoo.load_tensors(path))
-    except RuntimeError as e:
-        raise ValueError(f"the weights {path.name} do not fit preset {preset.name!r}: {str(e)[:300]}") from e
     return network
+
+
+@contextmanager
+def _named(path: Path, preset: Preset) -> Iterator[None]:
+    """Turn torch's error about weights of another shape into one that names the file."""
+    try:
+        yield
+    except RuntimeError as e:
+        raise ValueError(f"the weights {path} do not fit preset {preset.name!r}: {str(e)[:300]}") from e
 
 
 def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, nn.Module | None]:
@@ -98,10 +107,8 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
 
     encryptor_file = None if part in CONTROLS else path(part)
     generator = build_generator(preset)
-    try:
+    with _named(path("generator"), preset):
         fill_generator(generator, zoo.load_tensors(path("generator")))
-    except RuntimeError as e:
-        raise ValueError(f"the weights {path('generator')} do not fit preset {preset.name!r}: {str(e)[:300]}") from e
     try:
         parser = _filled(BiSeNet() if preset.name.startswith("ffhq") else ParsingNet(), path("parser"), preset)
     except zoo.WeightsMissingError:

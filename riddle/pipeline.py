@@ -27,11 +27,11 @@ from torch import nn
 from riddle import networks, passwords
 from riddle.faces import alignment, blending, search, unblending
 from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, framed, load_detector
+from riddle.models.inversion import LiteEncoder
 from riddle.models.mobilestylegan import SIDES
 from riddle.pictures import open_picture, read_file
 from riddle.presets import Preset, get
 from riddle.records import Record, find_record, save_picture
-from riddle.refine import refine as optimise
 
 Photo = str | Path | Image.Image
 PICKS = ("all", "largest", "center")
@@ -174,32 +174,21 @@ class Riddle:
 
     # Codes
 
-    def invert(self, faces: torch.Tensor, batch: int = 32, refine: int = 0) -> torch.Tensor:
+    def invert(self, faces: torch.Tensor, batch: int = 32, refine: int | None = None) -> torch.Tensor:
         """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D). Raises ValueError for another shape.
 
-        refine: steps of optimisation from the encoder's code; 100 take some 3 s a face on two cores and show the
-        person better. It compares by LPIPS and F_e, too, where their weights are on this machine (riddle.refine).
+        refine: gradient steps from the encoder's code, of which each takes some 0.03 s a face on two cores and shows
+        the person better. None: as many as the encoder's weights say; 0: the encoder alone. Only the encoder of
+        "mobile" knows how; ValueError where it is asked of another.
         """
         side = self.preset.resolution
         if faces.ndim != 4 or faces.shape[1:] != (3, side, side):
             raise ValueError(f"faces must be (N, 3, {side}, {side}) in [-1, 1], got {tuple(faces.shape)}; use align()")
-        w = self._batched(self.encoder, faces, batch)
-        if not refine:
-            return w
-        with self._autocast():
-            parts = zip(faces.split(8), w.split(8), strict=True)
-            better = [optimise(self.generator, face.to(w), code, refine, *self._references) for face, code in parts]
-        return torch.cat(better)
-
-    @cached_property
-    def _references(self) -> tuple[Any, Any]:
-        """LPIPS and F_e, each None where its weights are not on this machine."""
-        from riddle import zoo
-        from riddle.faces import recognizers
-
-        lpips = zoo.load_lpips("squeeze", self.device) if zoo.locate("squeezenet1_1") else None
-        known = zoo.locate(self.preset.identity)
-        return lpips, recognizers.load(self.preset.identity, device=str(self.device)).from_crop if known else None
+        if refine is None:
+            return self._batched(self.encoder, faces, batch)
+        if not isinstance(self.encoder, LiteEncoder):
+            raise ValueError(f"the encoder of preset {self.preset.name!r} cannot refine; leave `refine` out")
+        return self._batched(lambda part: self.encoder(part, refine), faces, batch)
 
     def password(self, passphrase: str, salt: bytes | None = None) -> torch.Tensor:
         """The key of a passphrase, (1, L, D); salt: 16 bytes, None: the preset's public one. See riddle.passwords."""
@@ -264,15 +253,15 @@ class Riddle:
         image: RGB; under: the crops (k, 3, R, R) of those places, in [-1, 1]; faces: k of (3, S, S) in [-1, 1], S a
         multiple of R, the one in front first; matrices: (k, 2, 3), framing matrices, crop's unit square -> photo
         pixels; shown: k of (3, S, S), the faces pasted there before, first taken out of the rim (riddle.faces.
-        unblending). With the parser, which sees R px, the mask covers both faces; colours match from skin to skin.
+        unblending). With the parser, which sees R px, hair stays in front; colours match from skin to skin.
         """
         count, side = len(faces), under.shape[-1]
         outlines, skins = [None] * count, [blending.core(side)] * count
         if self.mask == "parser":
-            before = under if shown is None else shown
-            pairs = [F.adaptive_avg_pool2d(x, side) for pair in zip(before, faces, strict=True) for x in pair]
+            old, new = (under, faces) if shown is None else (faces, shown)  # as `protect` had them
+            pairs = [F.adaptive_avg_pool2d(x, side) for pair in zip(old, new, strict=True) for x in pair]
             logits = self._batched(self.parser, torch.stack(pairs), 32).split(2)
-            outlines, skins = [blending.parsed(pair) for pair in logits], [blending.skin(pair) for pair in logits]
+            outlines, skins = [blending.outline(*pair) for pair in logits], [blending.skin(pair) for pair in logits]
         photo = np.array(image)
 
         def matched(i: int, face: torch.Tensor) -> Image.Image:
@@ -293,7 +282,7 @@ class Riddle:
         *,
         faces: Sequence[Face] | None = None,
         salt: bytes | None = None,
-        refine: int = 0,
+        refine: int | None = None,
     ) -> Protected:
         """Replace the faces of a photo by encrypted ones; outside the faces the photo stays as it is.
 

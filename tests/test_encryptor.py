@@ -10,6 +10,7 @@ from torch import nn
 from riddle.allocator import keep_memory
 from riddle.losses import PAPER_WEIGHTS, LossWeights
 from riddle.models.codes import BOUND, GaussianCodes
+from riddle.models.curvature import Curvature
 from riddle.models.encryptor import (
     ARCHITECTURES,
     KEPT,
@@ -310,6 +311,23 @@ def make_task(tmp_path, frozen, steps, held_out=None, **changes):
     torch.manual_seed(0)
     held_out = random_codes() if held_out is None else held_out
     return EncryptorTask(SMOKE, EncryptorConfig(**changes), accelerator, *frozen, held_out), config, accelerator
+
+
+def test_curvature_changes_the_gradient_and_no_loss(frozen, tmp_path):
+    """Directions that bend much get a smaller gradient; the loss is the same. Without curvature nothing changes."""
+    task, _, _ = make_task(tmp_path, frozen, 1)
+    w, keys = draw_codes(frozen[0], 2), draw_keys(frozen[0], 2, 2, 2)
+    norms, totals = [], []
+    for size in (None, 0.0, 1e6):
+        task.curvature = None if size is None else Curvature(8, 64, rank=512)
+        if size is not None:
+            task.curvature.size.fill_(size)
+        total, _ = task.losses(w, keys)
+        gradients = torch.autograd.grad(total, list(task.encryptor.parameters()), allow_unused=True)
+        norms.append(sum(g.square().sum() for g in gradients if g is not None).sqrt().item())
+        totals.append(total.item())
+    assert totals[1] == pytest.approx(totals[0], rel=1e-3) and totals[2] == pytest.approx(totals[0], rel=1e-3)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-2) and norms[2] < 1e-3 * norms[0]
 
 
 def test_both_passes_use_the_right_keys(frozen):

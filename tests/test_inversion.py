@@ -1,5 +1,7 @@
 """The encoder that goes with the bundled generator: what it reads, its passes, and how it learns."""
 
+import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -7,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 
+from riddle.losses import blank_perception
+from riddle.models.curvature import Curvature, descend
 from riddle.models.inversion import LiteEncoder, build_encoder
 from riddle.models.mobilefacenet import MobileFaceNet
 from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN
 from riddle.presets import get
+from riddle.training import perception
 from riddle.training.inversion import InversionConfig, InversionTask, changed, varied
 from riddle.training.judges import Judges
 from riddle.training.loop import LoopConfig, make_accelerator
@@ -23,6 +28,8 @@ def generator():
     torch.manual_seed(0)
     g = MobileStyleGAN(channels={side: 8 for side in CHANNELS}, dim=32).eval().requires_grad_(False)
     g.codes.measure(g.map, n=500)
+    drawn = g(g.sample(16))
+    g.cuts["128"].picture.weight *= 0.5 / drawn.std(0).mean()  # codes show
     return g
 
 
@@ -50,9 +57,95 @@ def test_passes_go_on_from_what_is_drawn(encoder, generator):
     for count in (1, 2):
         z = z + encoder.missing(x, generator(encoder.to_w(z)).clamp(-1, 1))
         read, shown = encoder.read(x, count)
-        assert torch.allclose(read, z, atol=1e-4) and torch.allclose(shown, encoder.draw(z), atol=1e-4)
+        assert torch.allclose(read, z, atol=1e-4) and torch.allclose(shown, encoder.draw(z), atol=2e-3)
         encoder.passes.fill_(count)
         assert torch.allclose(encoder(x), encoder.to_w(z), atol=1e-4)
+
+
+def nearness(encoder, x, w):
+    """The encoder's own distance between faces and what codes draw, (N,)."""
+    return (encoder.compared(x) - encoder.compared(encoder._generator[0](w))).square().sum(1)
+
+
+def test_steps_of_refinement_come_nearer(encoder, generator):
+    """Face by face, by the encoder's own distance; and forward takes as many as the buffer says."""
+    x = generator(generator.sample(3, seed=5)).clamp(-1, 1)
+    with torch.no_grad():
+        z = encoder.read(x, 1)[0]
+    encoder.curvature.measure(lambda z: encoder.compared(generator(encoder.to_w(z))), z, probes=2)
+    w = [encoder(x, steps) for steps in (0, 3, 6)]
+    near = torch.stack([nearness(encoder, x, code) for code in w])
+    assert torch.allclose(w[0], encoder.to_w(z), atol=1e-4)
+    assert (near[1] < near[0]).all() and (near[2] < 0.9 * near[0]).all()
+    encoder.steps.fill_(3)
+    assert torch.equal(encoder(x), w[1])
+    alone = encoder(x[1:2])
+    assert (alone - w[1][1:2]).norm() < 0.1 * (w[0] - w[1])[1].norm()  # a face's code does not depend on its batch
+
+
+def test_curvature_is_that_of_a_squared_distance():
+    """Of |A z|^2 it is A^T A: its largest eigenvectors, and gradients divided by it go straight to the goal."""
+    torch.manual_seed(0)
+    a = torch.diag(torch.tensor([10.0, 3.0, 1.0, 0.3, 0.1, 0.03])) @ torch.linalg.qr(torch.randn(6, 6))[0]
+    c = Curvature(2, 3).measure(lambda z: z.flatten(1) @ a.T, torch.randn(500, 2, 3), probes=20, batch=100)
+    wanted = torch.linalg.eigvalsh(a.T @ a).flip(0)
+    assert torch.allclose(c.size, wanted, rtol=0.1)
+    assert (c.directions[0] @ torch.linalg.eigh(a.T @ a)[1][:, -1]).abs() > 0.99
+    g = torch.randn(4, 2, 3)
+    exact = (g.flatten(1) @ torch.linalg.inv(a.T @ a + 0.5 * torch.eye(6))).view_as(g) * 0.5
+    assert torch.allclose(c.solve(g, 0.5), exact, atol=0.03)
+    z = torch.randn(4, 2, 3, requires_grad=True)
+    c.equalise(z, 0.5).backward(g)
+    assert torch.allclose(z.grad, c.solve(g, 0.5))
+
+
+def test_a_step_that_leads_away_is_taken_back():
+    """A distance with a cliff: whatever the steps do, no face ends further away than it began."""
+    cliff = lambda z: 50 * z.square().sum((1, 2)) + 1e4 * (z < -0.5).sum((1, 2))  # noqa: E731
+    z = torch.full((3, 2, 3), 1.0) * torch.tensor([1.0, 0.1, 0.0])[:, None, None]
+    for steps in (1, 2, 5, 20):
+        found = descend(cliff, z, Curvature(2, 3), steps)
+        assert (cliff(found) <= cliff(z)).all()
+    assert (cliff(found)[:2] < cliff(z)[:2]).all()
+
+
+def test_perception_is_lpips_where_weights_are_the_same():
+    """The same form, layers and weights as LPIPS (squeeze): its squared distance is what LPIPS says."""
+    import lpips
+
+    torch.manual_seed(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        original = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval()
+    ours = blank_perception()
+    ours.trunk.load_state_dict(original.net.state_dict())
+    x, y = faces(), faces().flip(0)
+    with torch.no_grad():
+        apart = sum((a - b).square().sum((1, 2, 3)) for a, b in zip(ours(x), ours(y), strict=True))
+        assert torch.allclose(apart, original(x, y).flatten(), rtol=1e-3)
+
+
+def test_each_part_of_a_perception_learns_from_its_teacher_s_features(generator, monkeypatch):
+    """Alone, a part reads what the teacher's parts before it give; a step brings the student nearer."""
+    torch.manual_seed(5)
+    teacher = blank_perception()
+    monkeypatch.setattr(perception, "load_lpips", lambda net: None)
+    monkeypatch.setattr(perception, "PerceptualFeatures", lambda net: copy.deepcopy(teacher))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = make_accelerator(LoopConfig("unused", 1, 2, bfloat16=False))
+    held_out = torch.randint(0, 256, (4, 128, 128, 3), dtype=torch.uint8)
+    task = perception.PerceptionTask(accelerator, generator, held_out, float("inf"))
+    task.student.trunk.load_state_dict(teacher.trunk.state_dict())
+    raw = teacher.raw(faces())
+    for made, wanted in zip(task.parts_alone(faces(), raw), raw, strict=True):
+        assert torch.allclose(made, wanted, atol=1e-5)
+    assert task.step({"faces": held_out}, 0.01)["loss"] < 1e-5  # the same network: nothing to learn
+    with torch.no_grad():
+        for p in task.student.trunk.parameters():
+            p.mul_(1 + 0.3 * torch.rand_like(p))
+    losses = [task.step({"faces": held_out}, share)["apart"].item() for share in [0.2] * 6 + [0.8] * 6]
+    assert losses[5] < losses[0] and max(losses[6:]) < losses[0]
+    assert set(task.evaluate()) == {"error", "correlation", "distance", "lpips"}
 
 
 def test_the_recogniser_s_body_reaches_every_slot(encoder):
@@ -112,7 +205,11 @@ def test_a_step_trains_the_encoder_and_its_recogniser_where_asked(generator, ide
     assert any(k.startswith("body.") for k in moved) and any(k.startswith("mix.") for k in moved)
     for name in ("l2", "lpips", "identity", "length", "delta", "known"):
         assert torch.isfinite(numbers[name])
-    assert set(task.evaluate()) == {"lpips", "mse", "cosine", "spread", "z_std"}
+    assert set(task.evaluate()) == {
+        "lpips", "mse", "cosine", "spread", "z_std", "lpips_refined", "cosine_refined",
+    }  # fmt: skip
+    task.measure_curvature(held_out)
+    assert task.average.curvature.size[0] > 0
     assert task.samples().shape == (4, 3, 128, 128)
 
 

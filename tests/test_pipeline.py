@@ -388,6 +388,37 @@ def test_paste_beyond_the_photo_is_cut():
         blending.paste(photo, face, np.array([[1.0, 1, 0], [1, 1, 0]]))
 
 
+def logits(side=64, face=(0.2, 0.8), hair_until=0.25, glasses=False, fringe=False):
+    """A parser's answer (19, S, S) for a drawn face: skin between `face` across, hair above, neck below 0.9."""
+    classes = torch.zeros(side, side, dtype=torch.long)
+    a, b = (round(x * side) for x in face)
+    classes[round(hair_until * side) : round(0.9 * side), a:b] = 1
+    classes[: round(hair_until * side), a:b] = 13
+    classes[round(0.9 * side) :, a:b] = 17
+    if fringe:
+        classes[: round(0.45 * side), a : (a + b) // 2] = 13
+    if glasses:
+        classes[round(0.5 * side), :] = 3  # arms reach beyond the face
+    return torch.nn.functional.one_hot(classes, 19).permute(2, 0, 1).float()
+
+
+def test_the_outline_leaves_hair_in_front_and_takes_glasses_whole():
+    side = 64
+    same = blending.outline(logits(), logits())
+    assert same.shape == (side, side) and 0 <= same.min() and same.max() <= 1
+    assert same[40, 32] == 1 and same[5, 32] == 0 and same[40, 2] == 0
+    assert same[60, 32] < 0.5  # neck under neck stays
+    higher = blending.outline(logits(), logits(hair_until=0.4))  # the new face's hair over the old forehead
+    assert higher[20, 32] < 0.1 < same[20, 32] and higher[40, 32] == 1
+    covered = blending.outline(logits(fringe=True), logits())  # the old face's hair in front of the forehead
+    assert covered[20, 16] < 0.1 < same[20, 16] and covered[20, 48] > 0.3
+    worn = blending.outline(logits(glasses=True), logits())
+    assert worn[32, 4] > 0.5 and worn[32, 60] > 0.5 and same[32, 4] == 0
+    blind = torch.zeros(19, side, side)  # a parser that sees nothing but background
+    blind[0] = 1
+    assert np.allclose(blending.outline(blind, blind), blending.core(side).numpy())
+
+
 def test_ellipse_mask():
     u, v = np.meshgrid(np.linspace(0, 1, 101), np.linspace(0, 1, 101))
     m = blending.ellipse(u, v)

@@ -13,6 +13,8 @@ from PIL import Image
 # CelebAMask-HQ's classes inside a face: skin, nose, glasses, eyes, brows, mouth, lips (neither ears nor hair).
 FACE_CLASSES = (1, 2, 3, 4, 5, 6, 7, 10, 11, 12)
 SKIN_CLASSES = (1, 2)  # skin, nose
+GLASSES, GLASSES_RIM = 3, 0.015  # their class; how far around them a mask goes, of the side
+HAIR_CLASSES, NECK_CLASSES = (13, 14), (16, 17)  # hair, hat; necklace, neck
 # Half axes of `core` and its centre's distance below the crop's, of the side.
 CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
 SPREAD, FLOOR = 0.22, 0.1  # of the side, of a pixel's surroundings: their width, the weight of the average in them
@@ -61,17 +63,29 @@ def core(side: int) -> torch.Tensor:
     return torch.from_numpy(smoothstep((1.15 - r.numpy()) / 0.3))
 
 
-def parsed(logits: torch.Tensor, soften: float = 0.02) -> np.ndarray:
-    """The face's own outline from a parser's logits (N, 19, R, R), (R, R) in [0, 1].
+def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.035) -> np.ndarray:
+    """Where a new face replaces an old one, from a parser's logits of both, (19, R, R) each; (R, R) in [0, 1].
 
-    It is the union over N, blurred by `soften` of the side, and of `core`: a parser that takes an eye for hair must
-    not leave it in the photo.
+    Where the new face shows face, or neck in place of a face. Not where the old one has hair or a hat, which stay in
+    front, nor where the new one has them over a face: hair that starts at a rim looks cut. The soft rim, some `soften`
+    of the side wide, lies inside, except around the old face's glasses, which go whole. Of `core` all but the old
+    skin under new hair is in the mask: a parser that takes an eye for hair must not leave it in the photo.
     """
-    inside = torch.isin(logits.argmax(1), torch.tensor(FACE_CLASSES, device=logits.device)).any(0)
-    side = inside.shape[-1]
-    blur = _gaussian(side, max(soften * side, 0.5))
-    grown = F.max_pool2d(inside[None].float().cpu(), 3, 1, 1)[0]  # the rim covers the outline
-    return torch.maximum(blur @ grown @ blur.T, core(side)).clamp(0, 1).numpy()
+    before, after = old.argmax(0), new.argmax(0)
+
+    def of(classes: tuple[int, ...], shown: torch.Tensor) -> torch.Tensor:
+        return torch.isin(shown, torch.tensor(classes, device=shown.device))
+
+    shows = of(FACE_CLASSES, after) | (of(NECK_CLASSES, after) & of(FACE_CLASSES, before))
+    inside = (shows & ~of(HAIR_CLASSES, before)).float().cpu()
+    glasses = (of((GLASSES,), before) & ~of(HAIR_CLASSES, after)).float().cpu()
+    side = len(inside)
+    wide, narrow = _gaussian(side, max(soften * side, 0.5)), _gaussian(side, max(GLASSES_RIM * side, 0.5))
+    within = smoothstep(((wide @ inside @ wide.T).numpy() - 0.5) / 0.45)
+    without = smoothstep((narrow @ glasses @ narrow.T).numpy() / 0.2)
+    over_skin = (of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0])).float().cpu()
+    inner = core(side) * (1 - wide @ over_skin @ wide.T)
+    return np.maximum(np.maximum(within, without), inner.numpy())
 
 
 def skin(logits: torch.Tensor) -> torch.Tensor:

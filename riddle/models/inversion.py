@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from riddle.losses import blank_perception
 from riddle.models.codes import soft_bound
+from riddle.models.curvature import Curvature, descend
 from riddle.models.efficientnet import TAPS, EfficientNetLite0
 from riddle.models.fixed_map import ARCFACE_POINTS, fixed_map
 from riddle.models.irse import irse_body
@@ -21,6 +23,8 @@ from riddle.models.mobilefacenet import MobileFaceNet
 from riddle.presets import Preset
 
 EMBEDDING, POOLED = 128, 512  # of MobileFaceNet
+TOGETHER = 16  # faces that `refine` takes at once, for memory
+SQUARED, PERCEIVED, IDENTITY, LENGTH = 1.0, 1.2, 0.25, 0.01  # weights of the distance that `refine` makes smaller
 COARSE, MIDDLE = 3, 7  # slots below 3 read the smallest feature map, below 7 the middle one (e4e, sec. 4)
 
 
@@ -112,8 +116,10 @@ class LiteEncoder(nn.Module):
 
     Slots below 3 read the map of stride 32, below 7 that of stride 16, the others that of stride 8, as in e4e. e4e's
     body is a recogniser. Here an image body sees what a face looks like, and beside it a recogniser's body who it is:
-    its embedding, and how far that of the face drawn so far is from it, go to all slots.
-    generator: frozen, and not part of the state. The buffer `passes` says how many passes the weights were trained for.
+    its embedding, and how far that of the face drawn so far is from it, go to all slots. `refine` then goes on by
+    gradients of a distance between both faces.
+    generator: frozen, and not part of the state. The buffer `passes` says how many passes the weights were trained for,
+    `steps` how many steps of `refine` follow them.
     """
 
     def __init__(self, preset: Preset, generator: nn.Module, passes: int = 1):
@@ -121,6 +127,7 @@ class LiteEncoder(nn.Module):
         self.n_latent, self.side, width = preset.n_latent, preset.resolution, preset.encoder_fpn
         self._generator = [generator]
         self.register_buffer("passes", torch.tensor(passes))
+        self.register_buffer("steps", torch.tensor(0))
         self.body = EfficientNetLite0(channels=6)
         self.lateral = nn.ModuleList(nn.Linear(c, width) for c in list(TAPS.values())[1:])
         self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in self.lateral)
@@ -137,6 +144,8 @@ class LiteEncoder(nn.Module):
         )  # fmt: skip
         nn.init.normal_(self.mix[-1].weight, std=0.01)
         nn.init.zeros_(self.mix[-1].bias)
+        self.perception = blank_perception().requires_grad_(False)
+        self.curvature = Curvature(self.n_latent, preset.style_dim)
         crop = fixed_map(self.side, tuple(map(tuple, ARCFACE_POINTS.tolist())), 112)
         self.register_buffer("crop", crop, persistent=False)
         for i, style in enumerate(self.styles):  # differences between slots start small
@@ -195,11 +204,38 @@ class LiteEncoder(nn.Module):
             shown = self.draw(z)
         return z, shown
 
-    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+    def compared(self, faces: torch.Tensor) -> torch.Tensor:
+        """Faces (N, 3, R, R) -> numbers (N, M) whose squared distance says how unlike two faces are: pixels, LPIPS as
+        `perception` sees it, and identity."""
+        parts = [x.flatten(1) * PERCEIVED**0.5 for x in self.perception(faces)]
+        parts.append(faces.flatten(1) * (SQUARED / faces[0].numel()) ** 0.5)
+        parts.append(self.recognise(faces)[0] * (IDENTITY / 2 / EMBEDDING) ** 0.5)
+        return torch.cat([x.float() for x in parts], 1)
+
+    def refine(self, faces: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
+        """z (N, L, D) -> z that shows faces (N, 3, R, R) better, by so many gradient steps. In bfloat16."""
+        with torch.autocast(faces.device.type, torch.bfloat16):
+            with torch.no_grad():
+                wanted = self.compared(faces)
+
+            def distance(z: torch.Tensor) -> torch.Tensor:
+                drawn = self._generator[0](self.to_w(z))
+                beyond = (z.square().mean(2) - 1).relu().mean(1) + (z.abs() - 3).relu().sum((1, 2))
+                return ((self.compared(drawn) - wanted).square().sum(1) + LENGTH * beyond) / 2
+
+            return descend(distance, z, self.curvature, steps)
+
+    def forward(self, faces: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+        """steps: of `refine`; None: as many as the buffer says. Gradients reach the faces with 0 steps alone."""
         if faces.ndim != 4 or faces.shape[1] != 3:
             raise ValueError(f"faces must be (N, 3, R, R), got {tuple(faces.shape)}")
         z, shown = self.read(faces, int(self.passes) - 1)
-        return self.to_w(z + self.missing(faces, shown))
+        z = z + self.missing(faces, shown)
+        steps = int(self.steps) if steps is None else steps
+        if steps:
+            parts = zip(faces.split(TOGETHER), z.split(TOGETHER), strict=True)
+            z = torch.cat([self.refine(*part, steps) for part in parts])
+        return self.to_w(z)
 
 
 def build_encoder(preset: Preset, generator: nn.Module) -> Encoder | LiteEncoder:

@@ -43,25 +43,3 @@ class EqualLinear(nn.Module):
         gain = SQRT2 if self.activate else 1.0  # positive, so it may go before the leaky ReLU
         y = F.linear(x, self.weight * (self.scale * gain), self.bias * (self.lr_mul * gain))
         return F.leaky_relu(y, 0.2) if self.activate else y
-
-
-class EqualConv2d(nn.Module):
-    """Convolution with equalised learning rate; `down` blurs and halves; `activate` adds bias and leaky ReLU."""
-
-    def __init__(self, c_in: int, c_out: int, kernel: int, down: bool = False, activate: bool = True):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(c_out)) if activate else None
-        self.scale, self.kernel, self.down = 1 / math.sqrt(c_in * kernel**2), kernel, down
-        if down:
-            self.register_buffer("blur", blur_kernel(), persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gain = 1.0 if self.bias is None else SQRT2  # positive, so it may go before the leaky ReLU
-        weight, bias = self.weight * (self.scale * gain), None if self.bias is None else self.bias * gain
-        if self.down:
-            pad = 2 if self.kernel == 3 else 1
-            y = F.conv2d(depthwise(x, self.blur, (pad, pad)), weight, bias, stride=2)
-        else:
-            y = F.conv2d(x, weight, bias, padding=self.kernel // 2)
-        return y if bias is None else F.leaky_relu(y, 0.2, inplace=True)

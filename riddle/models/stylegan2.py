@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from riddle.models.codes import GaussianCodes
-from riddle.models.layers import SQRT2, EqualConv2d, EqualLinear, blur_kernel, depthwise
+from riddle.models.layers import SQRT2, EqualLinear, blur_kernel, depthwise
 from riddle.presets import Preset
 
 
@@ -204,38 +204,3 @@ class Generator(nn.Module):
 
     def forward(self, w: torch.Tensor, side: int | None = None, noise: str = "const") -> torch.Tensor:
         return self.synthesize(w, side, noise)
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, c_in: int, c_out: int):
-        super().__init__()
-        self.conv1 = EqualConv2d(c_in, c_in, 3)
-        self.conv2 = EqualConv2d(c_in, c_out, 3, down=True)
-        self.skip = EqualConv2d(c_in, c_out, 1, down=True, activate=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.conv2(self.conv1(x)) + self.skip(x)) / SQRT2
-
-
-class Discriminator(nn.Module):
-    """Residual discriminator with minibatch deviation: (N, 3, R, R) -> logits (N,)."""
-
-    def __init__(self, resolution: int, channels: dict[int, int], group: int = 4):
-        super().__init__()
-        self.group = group
-        sides = [2**k for k in range(int(math.log2(resolution)), 2, -1)]
-        blocks = [ResidualBlock(channels[s], channels[s // 2]) for s in sides]
-        self.convs = nn.Sequential(EqualConv2d(3, channels[resolution], 1), *blocks)
-        self.final_conv = EqualConv2d(channels[4] + 1, channels[4], 3)
-        self.final_linear = nn.Sequential(
-            EqualLinear(channels[4] * 16, channels[4], activate=True), EqualLinear(channels[4], 1)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.convs(x.contiguous(memory_format=torch.channels_last))
-        n, c, h, w = y.shape
-        g = next(k for k in range(min(self.group, n), 0, -1) if n % k == 0)
-        std = (y.float().view(g, n // g, c, h, w).var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
-        std = std.to(y.dtype).repeat(g)[:, None, None, None].expand(-1, 1, h, w)
-        y = self.final_conv(torch.cat([y, std], 1))
-        return self.final_linear(y.flatten(1)).squeeze(1).float()

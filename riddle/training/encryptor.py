@@ -27,8 +27,9 @@ from accelerate import Accelerator
 
 from riddle import losses
 from riddle.losses import LossWeights
+from riddle.models.curvature import Curvature
 from riddle.models.encryptor import ARCHITECTURES, build_encryptor
-from riddle.models.inversion import build_encoder
+from riddle.models.inversion import LiteEncoder, build_encoder
 from riddle.networks import Synthesis
 from riddle.presets import Preset, get
 from riddle.training.codes import draw_codes, draw_keys, encrypt_and_decrypt, evaluate
@@ -52,6 +53,7 @@ class EncryptorConfig:
     helper_until: float = 0.5  # share of the training after which it is zero
     helper_codes: int = 16  # codes a step that it sees
     helper_only: float = 0.0  # share of the training in which it is the only loss; only `Coach` draws faces then
+    damping: float = 0.003  # curvature above which the gradient in z is held down (`Curvature`); 0: not at all
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels; the paper: none
     lr: float = 5e-4  # Adam, warm-up then cosine to zero; the paper's is not given
     warmup: float = 0.02  # share of the training
@@ -75,9 +77,10 @@ class EncryptorTask:
         held_out: torch.Tensor,
         path: PixelPath | None = None,
         code_judge: CodeJudge | None = None,
+        curvature: Curvature | None = None,
     ):
         """held_out: codes (N, L, D) for `evaluate`, none of them trained on; path: the way through published pixels,
-        where its weight is not 0; code_judge: for the helper."""
+        where its weight is not 0; code_judge: for the helper; curvature: of the distance between faces."""
         self.preset, self.config, self.accelerator = preset, config, accelerator
         self.generator, self.judges, device = generator.eval().requires_grad_(False), judges, accelerator.device
         self.encryptor = build_encryptor(preset, config.arch, generator.codes).to(device)
@@ -86,8 +89,10 @@ class EncryptorTask:
         self.optimiser = torch.optim.Adam(self.encryptor.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.networks = {"encryptor": self.encryptor, "average": self.average}
         self.optimisers = {"encryptor": self.optimiser}
-        self.code_judge = None if code_judge is None else code_judge.to(device)
-        self.coach = None if code_judge is None else Coach(self.code_judge, self.see)
+        self.coach = None if code_judge is None else Coach(code_judge.to(device), self.see)
+        if self.coach:
+            self.networks["judge"], self.optimisers["judge"] = self.coach.judge, self.coach.optimiser
+        self.curvature = curvature
         self.path, self.counters = path, {"step": 0, "seconds": 0.0}
         self.held_out = held_out.to(device)
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else None):
@@ -99,7 +104,8 @@ class EncryptorTask:
         c, codes = self.config, self.generator.codes
         z = codes.to_gaussian(draw_codes(self.generator, c.helper_codes))
         keys = torch.randn(len(z), c.m, c.n + 1, z.shape[2], device=z.device)
-        return code_loss(self.encryptor.change, z, keys, importance(codes), self.code_judge, bool(c.weights.diversity))
+        judge = self.coach.judge if self.coach else None
+        return code_loss(self.encryptor.change, z, keys, importance(codes), judge, bool(c.weights.diversity))
 
     @torch.no_grad()
     def see(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,6 +118,10 @@ class EncryptorTask:
         """Eq. 10 for originals w (B, L, D) under keys (B, m, n + 1, L, D), and every term unweighted."""
         weights, judges, m = self.config.weights, self.judges, keys.shape[1]
         codes = encrypt_and_decrypt(self.encryptor, w, keys).joined()
+        if self.curvature is not None:
+            space, damping = self.generator.codes, self.config.damping
+            z = self.curvature.equalise(space.to_gaussian(codes.flatten(0, 1)), damping)
+            codes = space.to_w(z).unflatten(0, codes.shape[:2])
         with self.accelerator.autocast():
             with torch.no_grad():  # one face of nine, without gradients: cheaper than keeping features of all codes
                 original = self.generator(w)
@@ -228,6 +238,7 @@ def command_line() -> argparse.ArgumentParser:
     p.add_argument("--m", type=int, default=c.m)
     p.add_argument("--n", type=int, default=c.n)
     p.add_argument("--lr", type=float, default=c.lr)
+    p.add_argument("--damping", type=float, default=c.damping, help="curvature above which gradients are held down")
     p.add_argument("--datafree", action="store_true")
     p.add_argument("--arch", choices=ARCHITECTURES, default=c.arch)
     p.add_argument("--no-div", action="store_true")
@@ -238,7 +249,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     p.add_argument("--code-judge", help="safetensors of riddle.training.helper, for the loss in codes")
     p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
-    p.add_argument("--encoder", help="safetensors, for --pixels; default: the preset's bundled weights")
+    p.add_argument("--encoder", help="safetensors, for the curvature and --pixels; default: the preset's bundled weights")
     p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
     p.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
     p.add_argument("--threshold", type=float, help="cosine; default: the recogniser's own")
@@ -274,18 +285,23 @@ def main(argv: list[str] | None = None) -> dict:
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, arch=a.arch,
         helper=a.helper, helper_only=a.helper_only, helper_until=a.helper_until, pixels=a.pixels, lr=a.lr,
-        eval_every=a.eval_every,
+        damping=a.damping, eval_every=a.eval_every,
         minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else draw_codes(generator, 48, seed=1)
     held_out = torch.from_numpy(np.load(a.val_codes)).float()[:48] if a.val_codes else codes[-48:].float()
-    path = None
-    if a.pixels:
+    path = curvature = None
+    if a.pixels or (config.damping and preset.encoder == "lite"):
         encoder = build_encoder(preset, generator)
         encoder.load_state_dict(load_tensors(a.encoder or bundled(preset.name, "encoder")))
+        if config.damping and isinstance(encoder, LiteEncoder):
+            curvature = encoder.curvature.to(accelerator.device)
+    if a.pixels:
+        if isinstance(encoder, LiteEncoder):
+            encoder.steps.zero_()  # gradients cannot pass them
         path = PixelPath(encoder.to(accelerator.device))
     judge = load_code_judge(a.code_judge) if a.code_judge else None
-    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out, path, judge)
+    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out, path, judge, curvature)
     if a.start:
         for network in (task.encryptor, task.average):
             network.load_state_dict(load_tensors(a.start))

@@ -132,8 +132,8 @@ def code_loss(
 
 class Coach:
     """Keeps a `CodeJudge` honest while an encryptor learns by it: the encryptor soon makes codes on which the judge
-    guesses wrong. At each step some of its codes are drawn, and the judge learns from these faces and earlier ones.
-    No checkpoint holds it: a run that is resumed goes on from the judge's file.
+    guesses wrong. At each step some of its codes are drawn, and the judge learns from these faces and earlier ones. A
+    checkpoint holds the judge, not the earlier faces.
     """
 
     def __init__(

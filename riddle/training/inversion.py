@@ -57,6 +57,7 @@ class InversionConfig:
     shown: float = 1.0  # share of them that the picture losses see, too: real faces are few and learnt by heart
     ema: float = 0.998  # decay a step of the weights' average
     passes: int = 1  # feedback passes; a step trains one of them, drawn at random
+    steps: int = 24  # of gradient descent that follow the passes when a face is inverted; no part of the training
     minutes: float = float("inf")
 
 
@@ -72,6 +73,7 @@ class InversionTask:
         self.generator, self.held_out = generator.eval().requires_grad_(False), held_out
         self.encoder: LiteEncoder = build_encoder(preset, generator).to(accelerator.device)
         self.encoder.passes.fill_(config.passes)
+        self.encoder.steps.fill_(config.steps)
         self.average = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         self.average._generator = self.encoder._generator  # not a copy of it
         rates = {"body": config.body_lr, "identity": config.identity_lr}
@@ -79,7 +81,7 @@ class InversionTask:
         groups = [
             {"params": list(part.parameters()), "rate": rates.get(name, config.lr)}
             for name, part in self.encoder.named_children()
-            if rates.get(name, config.lr)
+            if name != "perception" and rates.get(name, config.lr)
         ]
         self.optimiser = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.networks = {"encoder": self.encoder, "average": self.average}
@@ -93,12 +95,29 @@ class InversionTask:
         for network in (self.encoder, self.average):
             network.load_state_dict(state)
             network.passes.fill_(self.config.passes)
+            network.steps.fill_(self.config.steps)
 
-    def start_from_published(self) -> None:
-        """Take the published weights of the two bodies. Raises WeightsMissingError."""
+    def start_from_published(self, perception: dict[str, torch.Tensor]) -> None:
+        """Take the published weights of the two bodies, and `perception` of riddle.training.perception.
+
+        Raises WeightsMissingError.
+        """
         for network in (self.encoder, self.average):
+            network.perception.trunk.load_state_dict(perception)
             network.body.load_published(efficientnet_weights())
             network.identity.load_state_dict(load_mobilefacenet(find("arcface-mobilefacenet")).state_dict())
+
+    def measure_curvature(self, faces: torch.Tensor) -> None:
+        """Give the average the curvature of its distance at the codes of faces, uint8 (N, R, R, 3)."""
+
+        def seen(z: torch.Tensor) -> torch.Tensor:
+            with self.accelerator.autocast():
+                return self.average.compared(self.generator(self.average.to_w(z)))
+
+        with torch.no_grad(), self.accelerator.autocast():
+            parts = [faces_to_float(f.to(self.accelerator.device)) for f in faces.split(16)]
+            z = torch.cat([self.average.read(f, self.config.passes)[0].float() for f in parts])
+        self.average.curvature.measure(seen, z)
 
     def z_terms(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
         """What z (N, L, D) owes the prior and e4e."""
@@ -143,24 +162,22 @@ class InversionTask:
 
     @torch.no_grad()
     def evaluate(self, batch: int = 16) -> dict[str, float]:
-        """LPIPS, squared error and F_e's cosine of held-out faces, and what their codes look like."""
+        """LPIPS, squared error and F_e's cosine of held-out faces, without and with the steps of gradient descent that
+        follow the passes, and what the codes look like."""
         rows: dict[str, list[torch.Tensor]] = {}
         for part in self.held_out.split(batch):
             real = faces_to_float(part.to(self.accelerator.device))
             with self.accelerator.autocast():
                 z, faces = self.average.read(real, self.config.passes)
-                same = F.cosine_similarity(self.judges.embed(faces), self.judges.embed(real))
-                perceived = self.lpips(faces, real).flatten()
-            squared = (faces - real).square().mean((1, 2, 3))
+                refined = self.generator(self.average(real)).clamp(-1, 1)
+                wanted = self.judges.embed(real)
+                for suffix, shown in (("", faces), ("_refined", refined)):
+                    same = F.cosine_similarity(self.judges.embed(shown), wanted)
+                    rows.setdefault(f"lpips{suffix}", []).append(self.lpips(shown, real).flatten().float())
+                    rows.setdefault(f"cosine{suffix}", []).append(same.float())
             spread = (z - z.mean(1, keepdim=True)).std((1, 2))
-            numbers = (
-                ("lpips", perceived),
-                ("mse", squared),
-                ("cosine", same),
-                ("spread", spread),
-                ("z_std", z.std((1, 2))),
-            )
-            for name, value in numbers:
+            numbers = {"mse": (faces - real).square().mean((1, 2, 3)), "spread": spread, "z_std": z.std((1, 2))}
+            for name, value in numbers.items():
                 rows.setdefault(name, []).append(value.float())
         return {k: round(torch.cat(v).mean().item(), 4) for k, v in rows.items()}
 
@@ -209,6 +226,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     p.add_argument("--generator", help="safetensors; default: the preset's bundled weights")
     p.add_argument("--start", help="encoder.safetensors to go on from; default: published bodies, the rest random")
+    p.add_argument("--perception", help="perception.safetensors of riddle.training.perception; needed without --start")
     p.add_argument("--batch", type=int, default=8, help="real faces a step")
     p.add_argument("--steps", type=int, default=1_000_000)
     p.add_argument("--minutes", type=float, default=60.0)
@@ -217,6 +235,8 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of InversionConfig")
     p.add_argument("--out", required=True)
     a = p.parse_args(argv)
+    if not a.start and not a.perception:
+        p.error("a new encoder needs --perception")
     keep_memory()
     preset, config = get(a.preset), changed(InversionConfig(passes=a.passes, minutes=a.minutes), a.set)
     loop = LoopConfig(a.out, a.steps, a.batch, save_every=a.save_every, minutes=minutes_left(a.out, a.minutes))
@@ -232,8 +252,9 @@ def main(argv: list[str] | None = None) -> dict:
     if a.start:
         task.start_from(load_tensors(a.start))
     else:
-        task.start_from_published()
+        task.start_from_published(load_tensors(a.perception))
     last = run(task, {"faces": faces}, loop, accelerator)
+    task.measure_curvature(faces[:: max(1, len(faces) // 192)][:192])
     last |= {f"val_{k}": v for k, v in task.evaluate().items()}
     about = {"preset": preset.name, "steps": last["step"], "batch": a.batch, "faces": len(faces), "passes": a.passes}
     save_tensors(Path(a.out) / "encoder.safetensors", task.average.state_dict(), about)

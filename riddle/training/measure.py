@@ -44,12 +44,17 @@ def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def measure_encoder(model: riddle.Riddle, faces: torch.Tensor, lpips: torch.nn.Module | None, refine: int = 0) -> dict:
-    """Inversion of held-out faces (N, 3, R, R): LPIPS, squared error, spread between slots in z, cosines."""
+def measure_encoder(
+    model: riddle.Riddle, faces: torch.Tensor, lpips: torch.nn.Module | None, refine: int | None = None
+) -> dict:
+    """Inversion of held-out faces (N, 3, R, R): LPIPS, squared error, spread between slots in z, cosines.
+
+    refine: as for `Riddle.invert`.
+    """
     w = model.invert(faces, refine=refine)
     shown = model.synthesize(w)
     z = model.generator.codes.to_gaussian(w)
-    row = {"what": f"inverted, {refine} steps more" if refine else "inverted"}
+    row = {"what": "inverted" if refine is None else f"inverted, {refine} steps"}
     if lpips is not None:
         row["LPIPS"] = torch.cat([lpips(a, b).flatten() for a, b in zip(shown.split(32), faces.split(32), strict=True)])
         row["LPIPS"] = row["LPIPS"].mean().item()
@@ -96,7 +101,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     p.add_argument("--weights", type=Path, help="folder of weights; default: the bundled ones")
     p.add_argument("--encryptor", nargs="*", default=["encryptor_coupling", "encryptor", "reflection"])
     p.add_argument("--count", type=int, default=96, help="faces to measure, spread evenly over the file")
-    p.add_argument("--refine", type=int, default=0, help="steps of optimisation for a second row of the inversion")
+    p.add_argument("--refine", type=int, nargs="*", default=[], help="rows for so many gradient steps of the inversion")
     a = p.parse_args(argv)
     keep_memory()
     faces = np.load(a.faces)
@@ -107,8 +112,9 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         model = riddle.load(a.preset, weights=a.weights, encryptor=name)
         if not rows:
             rows = [measure_encoder(model, faces, lpips)]
-            rows += [measure_encoder(model, faces, lpips, a.refine)] if a.refine else []
-        rows += [{"encryptor": name} | row for row in measure_encryptor(model, model.invert(faces), lpips)]
+            rows += [measure_encoder(model, faces, lpips, steps) for steps in a.refine]
+            w = model.invert(faces)
+        rows += [{"encryptor": name} | row for row in measure_encryptor(model, w, lpips)]
     table = pd.DataFrame(rows)
     table.insert(0, "encryptor", table.pop("encryptor"))
     print(table.to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep=""))

@@ -78,7 +78,7 @@ def publish(preset: Preset, runs: dict[str, Path]) -> None:
     for part, run in runs.items():
         source = run / f"{part if part in ('encoder', 'parser') else 'encryptor'}.safetensors"
         target = folder / f"{part}.safetensors"
-        zoo.save_tensors(target, zoo.load_tensors(source), zoo.load_metadata(source))
+        zoo.save_tensors(target, zoo.load_tensors(source), zoo.load_metadata(source), exact=("curvature.size",))
         print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
         if (run / "log.jsonl").is_file():
             thin(run / "log.jsonl", folder / "runs" / f"{part}.jsonl")
