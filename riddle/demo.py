@@ -206,7 +206,7 @@ def train_inversion(model: Riddle, steps: int = 20, faces: int = 72, seed: int =
     loop, accelerator = _begin(out, steps, 8, seed, small=model.preset.name == "smoke")
     preset = replace(model.preset, encoder="lite", encoder_fpn=32, encoder_head=16)
     drawn = model.synthesize(draw_codes(model.generator, faces, seed))
-    config = InversionConfig(ema=0.8, warmup=0.1, identity_lr=0)
+    config = InversionConfig(ema=0.8, warmup=0.1, identity_lr=0, steps=0)
     stored, networks = torch.from_numpy(to_bytes(drawn)), (model.generator, *judges(preset, drawn))
     task = InversionTask(preset, config, accelerator, *networks, stored[-8:])
     with suppress(WeightsMissingError):

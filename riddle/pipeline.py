@@ -184,9 +184,10 @@ class Riddle:
         side = self.preset.resolution
         if faces.ndim != 4 or faces.shape[1:] != (3, side, side):
             raise ValueError(f"faces must be (N, 3, {side}, {side}) in [-1, 1], got {tuple(faces.shape)}; use align()")
-        if refine is None:
+        lite = isinstance(self.encoder, LiteEncoder)
+        if refine is None or (refine == 0 and not lite):
             return self._batched(self.encoder, faces, batch)
-        if not isinstance(self.encoder, LiteEncoder):
+        if not lite:
             raise ValueError(f"the encoder of preset {self.preset.name!r} cannot refine; leave `refine` out")
         return self._batched(lambda part: self.encoder(part, refine), faces, batch)
 

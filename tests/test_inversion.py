@@ -1,6 +1,7 @@
 """The encoder that goes with the bundled generator: what it reads, its passes, and how it learns."""
 
 import copy
+import math
 import warnings
 from dataclasses import replace
 
@@ -140,11 +141,9 @@ def test_each_part_of_a_perception_learns_from_its_teacher_s_features(generator,
     for made, wanted in zip(task.parts_alone(faces(), raw), raw, strict=True):
         assert torch.allclose(made, wanted, atol=1e-5)
     assert task.step({"faces": held_out}, 0.01)["loss"] < 1e-5  # the same network: nothing to learn
-    with torch.no_grad():
-        for p in task.student.trunk.parameters():
-            p.mul_(1 + 0.3 * torch.rand_like(p))
-    losses = [task.step({"faces": held_out}, share)["apart"].item() for share in [0.2] * 6 + [0.8] * 6]
-    assert losses[5] < losses[0] and max(losses[6:]) < losses[0]
+    task.student.trunk.load_state_dict(blank_perception().trunk.state_dict())
+    losses = [task.step({"faces": held_out}, share)["apart"].item() for share in [0.2] * 8 + [0.8] * 4]
+    assert losses[7] < 0.8 * losses[0] and all(math.isfinite(x) for x in losses)
     assert set(task.evaluate()) == {"error", "correlation", "distance", "lpips"}
 
 

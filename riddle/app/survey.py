@@ -122,7 +122,9 @@ def _take(
     faces = crops(model, image, [find.place for find in finds])
     tracks = tracker.take(n, finds, looks.embed(faces), image.size)
     clear = [i for i, find in enumerate(finds) if not find.doubt]
-    inverted = dict(zip(clear, model.invert(faces[clear]).cpu().numpy() if clear else (), strict=True))
+    # without gradient steps: they end elsewhere in each frame, and the stranger would change
+    w = model.invert(faces[clear], refine=0).cpu().numpy() if clear else ()
+    inverted = dict(zip(clear, w, strict=True))
     for i, (find, track) in enumerate(zip(finds, tracks, strict=True)):
         work.add_find(n, track.id, find.place, find.face.points)
         if i in inverted:

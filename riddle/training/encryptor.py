@@ -249,7 +249,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     p.add_argument("--code-judge", help="safetensors of riddle.training.helper, for the loss in codes")
     p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
-    p.add_argument("--encoder", help="safetensors, for the curvature and --pixels; default: the preset's bundled weights")
+    p.add_argument("--encoder", help="safetensors, for curvature and --pixels; default: the bundled one")
     p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
     p.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
     p.add_argument("--threshold", type=float, help="cosine; default: the recogniser's own")

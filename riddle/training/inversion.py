@@ -35,7 +35,7 @@ from riddle.training.judges import Judges, frozen_networks
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run, update_average
 from riddle.training.schedule import minutes_left, progress_of, rate_share
 from riddle.weights import efficientnet_weights
-from riddle.zoo import find, load_lpips, load_tensors, save_tensors
+from riddle.zoo import bundled, find, load_lpips, load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,16 @@ class InversionTask:
             network.passes.fill_(self.config.passes)
             network.steps.fill_(self.config.steps)
 
-    def start_from_published(self, perception: dict[str, torch.Tensor]) -> None:
-        """Take the published weights of the two bodies, and `perception` of riddle.training.perception.
+    def start_from_published(self, perception: str | None = None) -> None:
+        """Take the published weights of the two bodies, and the file of riddle.training.perception.
 
-        Raises WeightsMissingError.
+        perception: None: that of the bundled encoder. Raises WeightsMissingError.
         """
+        own = "perception.trunk."
+        state = load_tensors(perception or bundled("mobile", "encoder"))
+        state = state if perception else {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}
         for network in (self.encoder, self.average):
-            network.perception.trunk.load_state_dict(perception)
+            network.perception.trunk.load_state_dict(state)
             network.body.load_published(efficientnet_weights())
             network.identity.load_state_dict(load_mobilefacenet(find("arcface-mobilefacenet")).state_dict())
 
@@ -226,7 +229,9 @@ def main(argv: list[str] | None = None) -> dict:
     )
     p.add_argument("--generator", help="safetensors; default: the preset's bundled weights")
     p.add_argument("--start", help="encoder.safetensors to go on from; default: published bodies, the rest random")
-    p.add_argument("--perception", help="perception.safetensors of riddle.training.perception; needed without --start")
+    p.add_argument(
+        "--perception", help="perception.safetensors of riddle.training.perception; default: the bundled one"
+    )
     p.add_argument("--batch", type=int, default=8, help="real faces a step")
     p.add_argument("--steps", type=int, default=1_000_000)
     p.add_argument("--minutes", type=float, default=60.0)
@@ -235,8 +240,6 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of InversionConfig")
     p.add_argument("--out", required=True)
     a = p.parse_args(argv)
-    if not a.start and not a.perception:
-        p.error("a new encoder needs --perception")
     keep_memory()
     preset, config = get(a.preset), changed(InversionConfig(passes=a.passes, minutes=a.minutes), a.set)
     loop = LoopConfig(a.out, a.steps, a.batch, save_every=a.save_every, minutes=minutes_left(a.out, a.minutes))
@@ -252,7 +255,7 @@ def main(argv: list[str] | None = None) -> dict:
     if a.start:
         task.start_from(load_tensors(a.start))
     else:
-        task.start_from_published(load_tensors(a.perception))
+        task.start_from_published(a.perception)
     last = run(task, {"faces": faces}, loop, accelerator)
     task.measure_curvature(faces[:: max(1, len(faces) // 192)][:192])
     last |= {f"val_{k}": v for k, v in task.evaluate().items()}
