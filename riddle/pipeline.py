@@ -177,7 +177,7 @@ class Riddle:
     def invert(self, faces: torch.Tensor, batch: int = 32, refine: int | None = None) -> torch.Tensor:
         """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D). Raises ValueError for another shape.
 
-        refine: gradient steps from the encoder's code, of which each takes some 0.03 s a face on two cores and shows
+        refine: gradient steps from the encoder's code, of which each takes some 0.04 s a face on two cores and shows
         the person better. None: as many as the encoder's weights say; 0: the encoder alone. Only the encoder of
         "mobile" knows how; ValueError where it is asked of another.
         """
