@@ -63,7 +63,7 @@ def core(side: int) -> torch.Tensor:
     return torch.from_numpy(smoothstep((1.15 - r.numpy()) / 0.3))
 
 
-def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.035) -> np.ndarray:
+def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.045) -> np.ndarray:
     """Where a new face replaces an old one, from a parser's logits of both, (19, R, R) each; (R, R) in [0, 1].
 
     Where the new face shows face, or neck in place of a face. Not where the old one has hair or a hat, which stay in
@@ -81,7 +81,7 @@ def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.035) -> np.n
     glasses = (of((GLASSES,), before) & ~of(HAIR_CLASSES, after)).float().cpu()
     side = len(inside)
     wide, narrow = _gaussian(side, max(soften * side, 0.5)), _gaussian(side, max(GLASSES_RIM * side, 0.5))
-    within = smoothstep(((wide @ inside @ wide.T).numpy() - 0.5) / 0.45)
+    within = smoothstep(2 * (wide @ inside @ wide.T).numpy() - 1)
     without = smoothstep((narrow @ glasses @ narrow.T).numpy() / 0.2)
     over_skin = (of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0])).float().cpu()
     inner = core(side) * (1 - wide @ over_skin @ wide.T)
