@@ -296,7 +296,7 @@ def sample_faces(n: int, preset_resolution: int) -> torch.Tensor:
 
     Raises FileNotFoundError when data/samples is empty.
     """
-    files = sorted(config.bundled_folder("samples").glob("*.png"))[:n]
+    files = sorted(config.bundled_folder("samples").glob("*.jpg"))[:n]
     if not files:
         raise FileNotFoundError(
             f"no pictures in {config.bundled_folder('samples')}; restore data/samples from the repository"

@@ -4,8 +4,9 @@
     riddle-wrong              decrypted with a wrong password
     riddle-restored           decrypted with the right one, from the code that was kept
     riddle-png                restored from the encrypted picture: 8 bits a channel, inverted again, decrypted
-    riddle-jpeg95, -jpeg75    the same after JPEG compression of that quality
+    riddle-jpeg75             the same after JPEG compression of that quality
     riddle-pasted             the same from the photo: pasted back, detected and cropped again
+                              (these three of `Run.people` only: an inversion takes a second a face)
     riddle-passwords          ten passwords for each of `Run.people`
     riddle-wrong-passwords    encrypted by their own password, decrypted with ten wrong ones
 
@@ -27,7 +28,7 @@ from riddle.runs import VARIANTS, Run
 
 BATCH = 64  # faces at a time through a network
 PLAIN = ("photo", "inverted", "blur", "mosaic")
-JPEGS = {"jpeg95": 95, "jpeg75": 75}  # quality
+JPEGS = {"jpeg75": 75}  # quality
 FROM_PIXELS = ("png", *JPEGS, "pasted")
 ACTIONS = ("", "wrong", "restored", *FROM_PIXELS, "passwords", "wrong-passwords")
 

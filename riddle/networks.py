@@ -47,16 +47,17 @@ def fill_generator(generator: Synthesis, state: dict[str, torch.Tensor]) -> Synt
     return generator
 
 
-def untrained(preset: Preset) -> dict[str, nn.Module]:
-    """Networks of a preset without training, drawn from a fixed seed."""
+def untrained(preset: Preset, part: str = "encryptor") -> dict[str, nn.Module]:
+    """Networks of a preset without training, drawn from a fixed seed; part: which encryptor, as for `trained`."""
     torch.manual_seed(0)
     generator = build_generator(preset)
     generator.codes.measure(generator.map)
     encoder = build_encoder(preset, generator)
+    arch = {"encryptor_mlp": "mlp", "encryptor_coupling": "coupling", **CONTROLS}.get(part, "transformer")
     return {
         "generator": generator,
         "encoder": encoder,
-        "encryptor": build_encryptor(preset, "transformer", generator.codes),
+        "encryptor": build_encryptor(preset, arch, generator.codes),
     }
 
 

@@ -357,9 +357,9 @@ def load(
     weights that are not there.
     """
     p = get(preset)
-    untrained = p.name == "smoke" and weights is None
+    untrained, name = p.name == "smoke" and weights is None, encryptor or p.encryptor
     if untrained:
         warnings.warn("preset 'smoke' is untrained: random networks, pictures of noise; use 'mobile'", stacklevel=2)
     with torch.random.fork_rng(devices=[]):  # building a network draws numbers; the caller's stream stays as it was
-        built = networks.untrained(p) if untrained else networks.trained(p, weights, encryptor or p.encryptor)
+        built = networks.untrained(p, name) if untrained else networks.trained(p, weights, name)
     return Riddle(p, **built, device=device, dtype=dtype, detector=detector, mask=mask)

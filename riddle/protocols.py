@@ -33,7 +33,9 @@ from riddle.metrics.identity import (
 
 FAR = 1e-3  # false accept rate of every threshold
 PASSWORDS = 10  # passwords a face in the diversity row
-DIVERSITY_FACES = 150  # people of the diversity row, Table 4 and Table 3's utility: as many as CelebA-HQ's test split
+# People of the diversity row, of what is restored from pixels, of Table 4 and Table 3's utility: as many as CelebA-HQ's
+# test split has.
+DIVERSITY_FACES = 150
 
 # Every judge; the last five are the paper's: three of Table 1, that of Table 4, and F_e, which it trains against.
 JUDGES = (
@@ -46,9 +48,9 @@ OURS = "RotationCoupling (ours)"
 ENCRYPTORS = {"riddle": "RiDDLE", "datafree": "RiDDLE data-free", "coupling": OURS}
 # What a face is restored from when its code was not kept: action of riddle.facesets -> label.
 PIXEL_ROWS = {
-    "png": "from PNG pixels", "jpeg95": "from JPEG 95", "jpeg75": "from JPEG 75", "pasted": "from the pasted photo",
+    "png": "from PNG pixels", "jpeg75": "from JPEG 75", "pasted": "from the pasted photo",
 }  # fmt: skip
-PIXEL_VARIANTS = ("riddle",)  # variants that Table 1 also restores from pixels, of which every judge sees four sets
+PIXEL_VARIANTS = ("riddle",)  # variants that Table 1 also restores from pixels, of which every judge sees three sets
 # Many passwords of one photo, for the diversity row and Table 4: face set -> label.
 DIVERSITY_SETS = {
     "riddle-passwords": "RiDDLE", "riddle-wrong-passwords": "RiDDLE, wrongly decrypted",
@@ -133,6 +135,7 @@ class Row:
     faces: str
     itself: bool = False  # True: the second picture against its own version; False: the first against it
     system: str = ""  # key of paper.TABLE1, where the paper has this row
+    few: bool = False  # True: of the people of the diversity row only, whose pictures are inverted again
 
     @property
     def against(self) -> str:
@@ -158,7 +161,7 @@ def _rows() -> Iterator[Row]:
         for variant, label in ENCRYPTORS.items():
             yield Row("recovery", label, reference, f"{variant}-restored", True, systems[variant])
         for variant, (action, source) in product(PIXEL_VARIANTS, PIXEL_ROWS.items()):
-            yield Row("recovery", f"{ENCRYPTORS[variant]}, {source}", reference, f"{variant}-{action}", True)
+            yield Row("recovery", f"{ENCRYPTORS[variant]}, {source}", reference, f"{variant}-{action}", True, few=True)
 
 
 ROWS = tuple(_rows())
@@ -215,8 +218,8 @@ def estimate(values: np.ndarray, folds: np.ndarray) -> Estimate:
     return bootstrap_interval(values)
 
 
-def measure(row: Row, pairs: Pairs, judge: Judge, at: dict[int, float]) -> Record:
-    """One row under one judge, at the thresholds `at` by fold."""
+def measure(row: Row, pairs: Pairs, judge: Judge, at: dict[int, float], people: np.ndarray | None = None) -> Record:
+    """One row under one judge, at the thresholds `at` by fold; people: indices (M,) of pictures, for a row of few."""
     record = Record(row.task, row.method, row.against, judge.name, "", system=row.system)
     missing = [judge.reasons[s] for s in (row.reference, row.faces) if s in judge.reasons]
     single = not row.itself and pairs.of_themselves
@@ -229,11 +232,12 @@ def measure(row: Row, pairs: Pairs, judge: Judge, at: dict[int, float]) -> Recor
     first = pairs.b if row.itself else pairs.a
     scores = judge.similarity(judge.embeddings[row.reference][first], judge.embeddings[row.faces][pairs.b])
     limit = np.array([at[int(f)] for f in pairs.fold])
-    s, folds = scores[pairs.same], pairs.fold[pairs.same]
-    accepts = accepted(s, limit[pairs.same])
+    same = pairs.same & np.isin(pairs.b, people) if row.few and people is not None else pairs.same
+    s, folds = scores[same], pairs.fold[same]
+    accepts = accepted(s, limit[same])
     if row.faces == "photo" and not pairs.same.all():
         record.accuracy = fold_accuracy(scores, pairs.same, pairs.fold).mean
-    return _fill(record, estimate(accepts, folds), accepts, np.isnan(s), limit[pairs.same].mean())
+    return _fill(record, estimate(accepts, folds), accepts, np.isnan(s), limit[same].mean())
 
 
 def measure_diversity(name: str, pairs: Pairs, people: np.ndarray, judge: Judge, at: dict[int, float]) -> Record:
@@ -267,7 +271,7 @@ def _fill(record: Record, e: Estimate, values: np.ndarray, lost: np.ndarray, thr
 def table1(pairs: Pairs, people: np.ndarray, judge: Judge) -> list[Record]:
     """Every row of Table 1 under one judge."""
     at = thresholds(pairs, judge)
-    records = [measure(row, pairs, judge, at) for row in ROWS]
+    records = [measure(row, pairs, judge, at, people) for row in ROWS]
     return records + [measure_diversity(name, pairs, people, judge, at) for name in DIVERSITY_SETS]
 
 

@@ -162,7 +162,7 @@ def part_hash(preset: str, part: str) -> str | None:
 def sample_files() -> list[Path]:
     """The bundled synthetic faces. Raises FileNotFoundError when the checkout lacks them."""
     folder = config.bundled_folder("samples")
-    files = sorted(folder.glob("*.png"))
+    files = sorted(folder.glob("*.jpg"))
     if not files:
         raise FileNotFoundError(f"no pictures in {folder}; restore data/samples from the repository, or give LFW")
     return files

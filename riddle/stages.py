@@ -162,7 +162,9 @@ def _from_codes(run: Run, of: facesets.FaceSet, source: Path) -> dict[str, np.nd
 def _from_pixels(run: Run, of: facesets.FaceSet, source: Path, photos: Path) -> dict[str, np.ndarray]:
     if reason := read(source, "reason"):
         return {"reason": np.array(reason)}
-    pictures, targets = read(source, "faces"), read(source, "targets")
+    targets = read(source, "targets")
+    few = np.isin(targets, run.people)
+    pictures, targets = read(source, "faces")[few], targets[few]
     if of.action == "pasted":
         from riddle.photosets import recropped
 

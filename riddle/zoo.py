@@ -27,6 +27,7 @@ from . import config, downloads
 from .assets import ASSETS, Asset
 
 SHARED = "shared"  # metadata of a safetensors file: {file beside it: the tensors that it holds for both}, as JSON
+SCALE = ".scale8"  # end of the name of an 8-bit matrix's scales, one a row
 
 
 class WeightsMissingError(FileNotFoundError):
@@ -224,17 +225,22 @@ def save_tensors(
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float16,
     exact: tuple[str, ...] = (),
+    coarse: tuple[str, ...] = (),
 ) -> None:
     """Write tensors as safetensors, floating ones in `dtype`; by a temporary name, then renamed.
 
     exact: beginnings of the names that keep float32. So does a tensor that `dtype` cannot hold (beyond 65504 in
-    float16).
+    float16). coarse: beginnings of the names whose matrices take 8 bits a number, with one scale a row.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = {}
     for key, value in tensors.items():
         value = value.detach().cpu()
+        if coarse and key.startswith(coarse) and value.ndim > 1:
+            scale = value.float().flatten(1).abs().amax(1).clamp_min(1e-12) / 127
+            packed[key + SCALE] = scale
+            value = (value.float() / scale.view(-1, *[1] * (value.ndim - 1))).round().to(torch.int8)
         if value.is_floating_point():
             narrow = value.float() if key.startswith(exact) else value.to(dtype)
             value = narrow if torch.isfinite(narrow).all() or not torch.isfinite(value).all() else value.float()
@@ -245,8 +251,8 @@ def save_tensors(
 
 
 def load_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, floating ones in float32, and those that it shares with a file beside it
-    (`SHARED`). Raises ValueError for a damaged file, WeightsMissingError without the file beside it."""
+    """The tensors of a safetensors file, floating and 8-bit ones in float32, and those that it shares with a file
+    beside it (`SHARED`). Raises ValueError for a damaged file, WeightsMissingError without the file beside it."""
     try:
         with safe_open(path, framework="pt") as f:
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no dict)
@@ -261,6 +267,9 @@ def load_tensors(path: Path | str) -> dict[str, torch.Tensor]:
             raise WeightsMissingError(Path(path).stem, f"{path} shares tensors with {name}", f"put {name} beside it")
         with safe_open(beside, framework="pt") as f:
             tensors |= {key: f.get_tensor(key) for key in keys}
+    for key in [k for k in tensors if k.endswith(SCALE)]:
+        scale, name = tensors.pop(key), key.removesuffix(SCALE)
+        tensors[name] = tensors[name] * scale.view(-1, *[1] * (tensors[name].ndim - 1))
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from riddle.models.encryptor import KEPT, build_encryptor
+from riddle.models.encryptor import KEPT, RotationCoupling
 from riddle.models.stylegan2 import Generator
 from riddle.presets import get
 from riddle.training import helper
-from riddle.training.helper import CodeJudge, code_loss, importance, load_code_judge
+from riddle.training.helper import CodeJudge, code_loss, importance, linked, load_code_judge
 from riddle.zoo import save_tensors
 
 SMOKE = get("smoke")
@@ -48,7 +48,7 @@ def test_importance_is_one_on_average(codes):
 
 def test_the_loss_is_small_for_what_the_losses_ask_for(codes, drawn):
     """Nothing is wrong with a code that is turned away, comes back, and is opened to another: a coupling's."""
-    coupling = build_encryptor(SMOKE, "coupling", codes)
+    coupling = RotationCoupling(SMOKE.n_latent, SMOKE.width, codes, kept=KEPT)
     good, same, lost = (code_loss(f, *drawn, EVEN, judge, True)[0].item() for f in (coupling.change, copy, forget))
     assert good < 0.5 * min(same, lost)
     with torch.no_grad():
@@ -66,6 +66,7 @@ def test_each_term_of_a_copy_is_known(drawn):
     for name in ("code_recovery", "code_kept", "code_spread", "guessed_pixel"):
         assert terms[name] == 0
     expected = 0.5 * terms["code_apart"] + 0.6 * terms["code_length"] + terms["guessed_apart"]
+    expected = expected + 0.5 * (terms["code_linked"] + terms["guessed_linked"])
     assert total.item() == pytest.approx(expected.item(), abs=1e-4)
     _, alone, _ = code_loss(copy, *drawn, EVEN, judge, False)
     assert alone["code_apart"].item() == alone["guessed_apart"].item() == pytest.approx(1, abs=1e-4)
@@ -125,3 +126,47 @@ def test_slots_that_come_apart_cost(drawn):
     together = drawn[0][:, :1].expand(-1, 8, -1)
     _, terms, _ = code_loss(lambda z, key: z + torch.randn_like(z), together, drawn[1], EVEN, None, True)
     assert terms["code_spread"].item() > 0.5
+
+
+def test_two_originals_that_become_one_person_cost(drawn):
+    assert linked(torch.cat([drawn[0], drawn[0]])).item() == pytest.approx(1, abs=1e-5)
+    assert linked(torch.cat([drawn[0], -drawn[0]])) == 0
+    odd = torch.cat([drawn[0], drawn[0], drawn[0][:1]])  # the last is left out
+    assert linked(odd).item() == pytest.approx(1, abs=1e-5)
+
+    def one(z, key):  # a password makes one person, whoever it meets
+        return torch.cat([z[..., :KEPT], key[..., KEPT:]], -1)
+
+    z, keys = drawn[0], drawn[1][:32].repeat(2, 1, 1, 1)
+    terms = [code_loss(f, z, keys, EVEN, judge, True)[1] for f in (one, forget)]
+    for name in ("code_linked", "guessed_linked"):
+        assert terms[0][name].item() == pytest.approx(1, abs=1e-4) and terms[1][name] < 0.3
+
+
+def test_running_means_of_codes_draw_them_to_the_middle(drawn):
+    """The gradient is that of the squared mean, each component by its importance, for each kind of code apart."""
+    shift = torch.zeros(2, 64, requires_grad=True)
+    calls = []
+
+    def moved(z, key):  # encrypted codes lie off by shift[0], opened ones by shift[1]
+        calls.append(len(z))
+        return torch.randn_like(z) + shift[len(calls) - 1]
+
+    centre = torch.zeros(2, 8, 64)
+    centre[0], centre[1] = 0.5, -0.25
+    _, terms, _ = code_loss(moved, *drawn, 2 * EVEN, None, True, centre)
+    terms["code_centre"].backward()
+    assert torch.allclose(centre.mean((1, 2)), torch.tensor([0.49, -0.245]), atol=2e-3)  # moved on by a 50th
+    assert torch.allclose(shift.grad, 2 * 2 * centre.mean(1) / (2 * 64), atol=1e-6)
+    assert terms["code_centre"].item() == pytest.approx(2 * (2 * 0 - 0.49**2 - 0.245**2) / 2, abs=0.02)
+
+
+def test_length_counts_where_it_shows(drawn):
+    """Codes as long as any, whose leading components are too long for a face."""
+    z, keys = drawn
+
+    def uneven(z, key):
+        return torch.cat([z[..., :KEPT], 2**0.5 * torch.randn_like(z[..., KEPT:40]), 0 * z[..., 40:]], -1)
+
+    even, odd = (code_loss(f, z, keys, EVEN, None, True)[1]["code_length"] for f in (forget, uneven))
+    assert odd > 0.9 > 0.2 > even

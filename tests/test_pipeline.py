@@ -16,7 +16,7 @@ from riddle import zoo
 from riddle.demo import FRAMED_POINTS
 from riddle.faces import alignment, blending
 from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError
-from riddle.models.encryptor import build_encryptor
+from riddle.models.encryptor import KeyedReflection, LatentEncryptor, MLPEncryptor, RotationCoupling, build_encryptor
 from riddle.pictures import PhotoError
 from riddle.pipeline import Riddle
 from riddle.presets import get
@@ -560,6 +560,13 @@ def test_load_smoke_is_seeded_and_leaves_the_random_state_alone():
     assert a.weights_hash == b.weights_hash
     w = a.random_password(1, 0)
     assert torch.equal(a.synthesize(a.encrypt(w, "x")), b.synthesize(b.encrypt(w, "x")))
+
+
+def test_load_smoke_builds_the_encryptor_that_is_asked_for():
+    kinds = {"encryptor_coupling": RotationCoupling, "encryptor_mlp": MLPEncryptor, "reflection": KeyedReflection}
+    for name, kind in {**kinds, "encryptor": LatentEncryptor, "untrained": LatentEncryptor}.items():
+        with pytest.warns(UserWarning, match="untrained"):
+            assert type(riddle.load("smoke", encryptor=name).encryptor) is kind
 
 
 def test_load_from_a_folder(model, tmp_path):

@@ -88,10 +88,12 @@ def test_pictures_of_themselves_are_of_different_people_whatever_their_names():
 
 
 def test_recovery_from_pixels_is_a_row_against_both_references(pairs, judge):
-    records = protocols.table1(pairs, pairs.one_per_person(30, 0), judge)
+    people = pairs.one_per_person(30, 0)
+    records = protocols.table1(pairs, people, judge)
     for label in protocols.PIXEL_ROWS.values():
         for against in ("its inverted face", "the same photo"):
-            assert get(records, "recovery", f"RiDDLE, {label}", against).n == FOLDS * PER_FOLD
+            n = get(records, "recovery", f"RiDDLE, {label}", against).n
+            assert n == int(np.isin(pairs.b[pairs.same], people).sum()) < FOLDS * PER_FOLD
 
 
 def test_rates_follow_the_protocol_computed_naively(pairs, judge):
@@ -130,6 +132,17 @@ def test_undetected_faces_are_counted_and_not_accepted(pairs, judge):
                                protocols.thresholds(pairs, judge))  # fmt: skip
     assert (record.n, record.undetected) == (200, 5)
     assert record.rate == pytest.approx(195 / 200) and record.rate_found == 1
+
+
+def test_what_is_restored_from_pixels_counts_the_few_only(pairs, judge):
+    """Pictures of the others are never inverted again: they are no undetected faces."""
+    people = pairs.one_per_person(30, 0)
+    judge.embeddings["riddle-png"] = np.full_like(judge.embeddings["photo"], np.nan)
+    judge.embeddings["riddle-png"][people[1:]] = judge.embeddings["riddle-restored"][people[1:]]
+    record = get(protocols.table1(pairs, people, judge), "recovery", "RiDDLE, from PNG pixels", "its inverted face")
+    count = int(np.isin(pairs.b[pairs.same], people).sum())
+    lost = int((pairs.b[pairs.same] == people[0]).sum())
+    assert 30 <= record.n == count < pairs.same.sum() and record.undetected == lost and record.rate_found == 1
 
 
 def test_a_broken_face_is_no_new_identity(pairs, judge):

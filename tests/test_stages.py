@@ -162,8 +162,8 @@ def test_restoring_from_pixels_sees_only_the_picture(run):
     assert (read(stages.faces(run, "riddle-png"), "faces") == facesets.to_bytes(expected)).all()
     kept = np.abs(read(stages.faces(run, "riddle-restored"), "faces") - inverted.astype(int)).mean()
     errors = [np.abs(read(stages.faces(run, f"riddle-{a}"), "faces") - inverted.astype(int)).mean()
-              for a in ("png", "jpeg95", "jpeg75")]  # fmt: skip
-    assert kept < 0.5 < errors[0] and errors[1] < errors[2]
+              for a in ("png", "jpeg75")]  # fmt: skip
+    assert kept < 0.5 < errors[0] < errors[1]
     assert read(stages.faces(run, "riddle-pasted"), "reason") == "the bundled faces have no photo around them"
 
 

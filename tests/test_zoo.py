@@ -264,6 +264,22 @@ def test_bundled_weights_are_found_or_named(home):
         zoo.bundled("mobile", "encoder")
 
 
+def test_matrices_of_eight_bits_come_back_row_by_row(tmp_path):
+    torch.manual_seed(0)
+    rows = 10 ** torch.linspace(-3, 3, 40)[:, None]
+    tensors = {"a.w": rows * torch.randn(40, 600), "a.kernel": torch.randn(8, 4, 3, 3), "a.bias": torch.randn(40)}
+    tensors |= {"a.zero": torch.zeros(3, 5), "b.w": torch.randn(40, 600)}
+    zoo.save_tensors(tmp_path / "net.safetensors", tensors, coarse=("a.",))
+    back = zoo.load_tensors(tmp_path / "net.safetensors")
+    assert back.keys() == tensors.keys() and all(v.dtype == torch.float32 for v in back.values())
+    for name in ("a.w", "a.kernel"):
+        worst = (back[name] - tensors[name]).abs().flatten(1).amax(1)
+        assert (worst <= tensors[name].abs().flatten(1).amax(1) / 253).all(), name
+    for name in ("a.bias", "a.zero", "b.w"):
+        assert torch.allclose(back[name], tensors[name], rtol=1e-3), name
+    assert (tmp_path / "net.safetensors").stat().st_size < 40 * 600 * 3 + 4096
+
+
 def test_an_ncnn_network_is_read_as_its_graph_says(tmp_path):
     values = np.arange(1, 200, dtype="<f4")
     blocks = [values[:54], values[54:62], values[62:64]]  # convolution 2x3x3x3, batch norm of 2, PReLU of 2

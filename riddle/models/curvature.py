@@ -13,6 +13,9 @@ import torch
 from torch import nn
 
 RANK = 128  # directions that are kept; beyond them the curvature is below a thousandth of the largest
+RATE, MOMENTUM = 0.3, 0.8  # of a step of `descend`, in units of the Gauss-Newton step
+FASTER, SLOWER = 1.1, 0.4  # factors of a face's rate after a step that came nearer, and after one that did not
+DAMPING = 1e-3  # curvature of directions in which a face may go as far as in those that hardly bend
 
 
 class Curvature(nn.Module):
@@ -65,11 +68,6 @@ class Curvature(nn.Module):
         self.size.zero_(), self.size[:kept].copy_(size[:kept].square())
         self.directions[:kept].copy_(directions[:kept])
         return self
-
-
-RATE, MOMENTUM = 0.3, 0.8  # of a step, in units of the Gauss-Newton step
-FASTER, SLOWER = 1.1, 0.4  # factors of a face's rate after a step that came nearer, and after one that did not
-DAMPING = 1e-3  # curvature of directions in which a face may go as far as in those that hardly bend
 
 
 def descend(

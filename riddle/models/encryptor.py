@@ -14,7 +14,8 @@ from torch import nn
 from riddle.models.codes import GaussianCodes, soft_bound
 from riddle.presets import Preset, get
 
-KEPT = 10  # leading components of z that couplings and reflections leave alone: pose, light, hair
+KEPT = 10  # leading components of z that reflections leave alone: pose, light, hair
+POSE = 3  # those that couplings leave alone: pose and light; half of who someone is shows in the first ten
 
 
 class CodeModel(nn.Module):
@@ -142,15 +143,16 @@ def rotate_pairs(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
 class RotationCoupling(CodeModel):
     """Ours: enc = Q f^-1 R f Q^T, which is its own inverse, for every password and whatever its networks learn.
 
-    Q is a learned rotation (Cayley form) whose first `kept` directions stay as they are. f is a stack of rounds: pairs
-    of one half of the other components are turned by angles that a small network computes from the other half, the
-    kept components and the password, all averaged over the slots, so that slots turn alike; then the halves change
-    roles. R flips the signs of half of the components. Every step keeps the length of z, so that a right password, a
-    wrong one and none at all give codes of equally probable faces.
+    The first `kept` components stay as they are. Q is a learned rotation of the others (Cayley form). f is a stack of
+    rounds: pairs of one half of them are turned by angles that a small network computes from the other half, the kept
+    components and the password, all averaged over the slots, so that slots turn alike; then the halves change roles.
+    The half that the network reads is brought to the same length first, which no turn changes. R flips the signs of
+    half of the components. Every step keeps the length of z, so that a right password, a wrong one and none at all
+    give codes of equally probable faces.
     """
 
     def __init__(
-        self, n_latent: int, width: int, codes: GaussianCodes, kept: int = KEPT, rounds: int = 4, seed: int = 0
+        self, n_latent: int, width: int, codes: GaussianCodes, kept: int = POSE, rounds: int = 4, seed: int = 0
     ):
         super().__init__(n_latent, codes)
         dim = self.style_dim
@@ -167,33 +169,33 @@ class RotationCoupling(CodeModel):
             nn.Sequential(nn.Linear(inputs, 2 * width), nn.GELU(), nn.Linear(2 * width, self.turned // 2))
             for _ in range(rounds)
         )
-        self.skew = nn.Parameter(torch.zeros(dim, dim))
+        self.skew = nn.Parameter(torch.zeros(free, free))
         for net in self.nets:  # angles of every size from the start
             nn.init.normal_(net[2].weight, std=3 / (2 * width) ** 0.5)
             nn.init.uniform_(net[2].bias, -torch.pi, torch.pi)
 
     def basis(self) -> torch.Tensor:
-        """Q, (D, D), orthogonal: the identity before training."""
+        """Q, (F, F), orthogonal, for F = D - kept: the identity before training."""
         skew, one = self.skew - self.skew.T, torch.eye(len(self.skew), device=self.skew.device)
         return torch.linalg.solve(one + skew, one - skew)
 
-    def turn(self, z: torch.Tensor, password: torch.Tensor, back: bool = False) -> torch.Tensor:
-        """f, or its inverse: z (N, L, D), password (N, D) -> z."""
-        kept, x = z[..., : self.kept], z[..., self.kept :]
+    def turn(self, x: torch.Tensor, told: torch.Tensor, back: bool = False) -> torch.Tensor:
+        """f, or its inverse: x (N, L, F), and what the networks are told beside it (N, T) -> x."""
+        scale = torch.rsqrt(x.mean(1).square().mean(1, keepdim=True) + 1e-8)
         rounds = range(len(self.nets))
         for i in reversed(rounds) if back else rounds:
             mixed = x[..., self.orders[i]]
             turned, rest, asked = mixed.split([self.turned, self.half - self.turned, mixed.shape[-1] - self.half], -1)
-            angle = self.nets[i](torch.cat([asked.mean(1), kept.mean(1), password], -1))[:, None]
+            angle = self.nets[i](torch.cat([asked.mean(1) * scale, told], -1))[:, None]
             turned = rotate_pairs(turned, -angle if back else angle)
             x = torch.cat([turned, rest, asked], -1)[..., self.orders[i].argsort()]
-        return torch.cat([kept, x], -1)
+        return x
 
     def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
-        q, password = self.basis(), password.mean(1)
-        y = self.turn(z @ q, password)
-        y = torch.cat([y[..., : self.kept], y[..., self.kept :] * self.sign], -1)
-        return self.turn(y, password, back=True) @ q.T
+        q, kept, x = self.basis(), z[..., : self.kept], z[..., self.kept :]
+        told = torch.cat([kept.mean(1), password.mean(1)], -1)
+        x = self.turn(self.turn(x @ q, told) * self.sign, told, back=True)
+        return torch.cat([kept, x @ q.T], -1)
 
 
 class KeyedReflection(CodeModel):

@@ -194,11 +194,17 @@ class LiteEncoder(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             return self._generator[0].codes.to_w(soft_bound(z.float()))
 
-    def read(self, faces: torch.Tensor, passes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """z (N, L, D) after so many passes, before the bound, and what is drawn from it; 0 passes: the mean face."""
+    def read(
+        self, faces: torch.Tensor, passes: int, who: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """z (N, L, D) after so many passes, before the bound, and what is drawn from it; 0 passes: the mean face.
+
+        who: `recognise(faces)`, where it is known.
+        """
         z = torch.zeros(1, self.n_latent, self._generator[0].style_dim, device=faces.device)
         z, shown = z.expand(len(faces), -1, -1), self.draw(z).expand(len(faces), -1, -1, -1)
-        who = self.recognise(faces) if passes else None
+        if passes and who is None:
+            who = self.recognise(faces)
         for _ in range(passes):
             z = z + self.missing(faces, shown, who)
             shown = self.draw(z)
@@ -229,8 +235,9 @@ class LiteEncoder(nn.Module):
         """steps: of `refine`; None: as many as the buffer says. Gradients reach the faces with 0 steps alone."""
         if faces.ndim != 4 or faces.shape[1] != 3:
             raise ValueError(f"faces must be (N, 3, R, R), got {tuple(faces.shape)}")
-        z, shown = self.read(faces, int(self.passes) - 1)
-        z = z + self.missing(faces, shown)
+        who = self.recognise(faces)
+        z, shown = self.read(faces, int(self.passes) - 1, who)
+        z = z + self.missing(faces, shown, who)
         steps = int(self.steps) if steps is None else steps
         if steps:
             parts = zip(faces.split(TOGETHER), z.split(TOGETHER), strict=True)

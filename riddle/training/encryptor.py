@@ -39,6 +39,8 @@ from riddle.training.loop import LoopConfig, average_gradients, make_accelerator
 from riddle.training.pixelpath import PixelPath
 from riddle.training.schedule import minutes_left, progress_of, rate_share
 
+COACHED = 4  # steps of the encryptor for one of its helper's judge
+
 
 @dataclass(frozen=True)
 class EncryptorConfig:
@@ -49,14 +51,13 @@ class EncryptorConfig:
     weights: LossWeights = field(default_factory=LossWeights)  # the paper's
     datafree: bool = False  # draw the codes instead of reading them (section 3.3)
     arch: str = "transformer"
-    helper: float = 0.0  # weight of `code_loss`, which fades; the paper: none
-    helper_until: float = 0.5  # share of the training after which it is zero
+    helper: float = 0.0  # weight of `code_loss` beside the losses on faces; the paper: none
     helper_codes: int = 16  # codes a step that it sees
-    helper_only: float = 0.0  # share of the training in which it is the only loss; only `Coach` draws faces then
+    helper_only: float = 0.0  # share of the training, at its start, with no other loss; only `Coach` draws faces then
     damping: float = 0.003  # curvature above which the gradient in z is held down (`Curvature`); 0: not at all
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels; the paper: none
-    lr: float = 5e-4  # Adam, warm-up then cosine to zero; the paper's is not given
-    warmup: float = 0.02  # share of the training
+    lr: float = 5e-4  # Adam, warm-up then cosine to zero, in both parts alike; the paper's is not given
+    warmup: float = 0.02  # share of a part
     clip: float = 2.0  # largest norm of the gradient
     ema: float = 0.999  # decay a step of the weights' average
     eval_every: int = 500  # steps
@@ -78,9 +79,11 @@ class EncryptorTask:
         path: PixelPath | None = None,
         code_judge: CodeJudge | None = None,
         curvature: Curvature | None = None,
+        inverted: torch.Tensor | None = None,
     ):
         """held_out: codes (N, L, D) for `evaluate`, none of them trained on; path: the way through published pixels,
-        where its weight is not 0; code_judge: for the helper; curvature: of the distance between faces."""
+        where its weight is not 0; code_judge: for the helper; curvature: of the distance between faces; inverted:
+        codes (M, L, D) of training faces, for the helper beside the losses on faces."""
         self.preset, self.config, self.accelerator = preset, config, accelerator
         self.generator, self.judges, device = generator.eval().requires_grad_(False), judges, accelerator.device
         self.encryptor = build_encryptor(preset, config.arch, generator.codes).to(device)
@@ -93,19 +96,27 @@ class EncryptorTask:
         if self.coach:
             self.networks["judge"], self.optimisers["judge"] = self.coach.judge, self.coach.optimiser
         self.curvature = curvature
+        self.inverted = inverted
+        self.centre = torch.zeros(2, generator.n_latent, generator.style_dim, device=device)
         self.path, self.counters = path, {"step": 0, "seconds": 0.0}
         self.held_out = held_out.to(device)
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else None):
             torch.manual_seed(1)
             self.held_out_keys = draw_keys(generator, len(held_out), 3, 1)
 
-    def helper(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-        """`code_loss` on drawn codes under drawn passwords."""
+    def helper(self, judged: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """`code_loss` on codes under drawn passwords, each for two originals. judged: on drawn codes, by the judge of
+        codes where there is one; otherwise without it, and half of the codes are inverted faces'."""
         c, codes = self.config, self.generator.codes
         z = codes.to_gaussian(draw_codes(self.generator, c.helper_codes))
-        keys = torch.randn(len(z), c.m, c.n + 1, z.shape[2], device=z.device)
-        judge = self.coach.judge if self.coach else None
-        return code_loss(self.encryptor.change, z, keys, importance(codes), judge, bool(c.weights.diversity))
+        if self.inverted is not None and not judged:
+            half = len(z) // 2
+            rows = torch.randint(len(self.inverted), (half,))
+            z[-half:] = codes.to_gaussian(self.inverted[rows].to(z.device))
+        keys = torch.randn(len(z) // 2, c.m, c.n + 1, z.shape[2], device=z.device).repeat(2, 1, 1, 1)
+        judge, diverse = self.coach.judge if self.coach and judged else None, bool(c.weights.diversity)
+        with self.accelerator.autocast():
+            return code_loss(self.encryptor.change, z, keys, importance(codes), judge, diverse, self.centre)
 
     @torch.no_grad()
     def see(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,19 +179,21 @@ class EncryptorTask:
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
         began, c = time.monotonic(), self.config
         progress = progress_of(self.accelerator, progress, self.counters["seconds"], c.minutes)
+        alone = progress < c.helper_only or c.helper_only == 1
+        part = progress / c.helper_only if alone else (progress - c.helper_only) / (1 - c.helper_only)
         for group in self.optimiser.param_groups:
-            group["lr"] = c.lr * rate_share(progress, c.warmup)
+            group["lr"] = c.lr * rate_share(part, c.warmup)
         loss, terms = torch.zeros((), device=self.accelerator.device), {}
-        if progress >= c.helper_only:
+        if not alone:
             w = batch["w"].float() if "w" in batch else draw_codes(self.generator, len(batch["row"]))
             loss, terms = self.losses(w, draw_keys(self.generator, len(w), c.m, c.n))
-        if fading := c.helper * max(0.0, 1 - progress / c.helper_until):
-            helper, more, made = self.helper()
+        if alone or c.helper:
+            helper, more, made = self.helper(judged=alone)
             terms |= more
-            loss = loss + fading * helper
+            loss = loss + (1.0 if alone else c.helper) * helper
         self.accelerator.backward(loss)
         average_gradients(self.accelerator, self.encryptor.parameters())
-        if fading and self.coach:
+        if alone and self.coach and self.counters["step"] % COACHED == 0:
             terms["guess"] = self.coach.step(made.flatten(0, 1))
         norm = torch.nn.utils.clip_grad_norm_(self.encryptor.parameters(), c.clip)
         if torch.isfinite(norm):
@@ -242,11 +255,8 @@ def command_line() -> argparse.ArgumentParser:
     p.add_argument("--datafree", action="store_true")
     p.add_argument("--arch", choices=ARCHITECTURES, default=c.arch)
     p.add_argument("--no-div", action="store_true")
-    p.add_argument("--helper", type=float, default=c.helper, help="weight of the loss in codes, which fades")
+    p.add_argument("--helper", type=float, default=c.helper, help="weight of the loss in codes beside that on faces")
     p.add_argument("--helper-only", type=float, default=c.helper_only, help="share of the steps with no other loss")
-    p.add_argument(
-        "--helper-until", type=float, default=c.helper_until, help="share of the steps after which it is zero"
-    )
     p.add_argument("--code-judge", help="safetensors of riddle.training.helper, for the loss in codes")
     p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
     p.add_argument("--encoder", help="safetensors, for curvature and --pixels; default: the bundled one")
@@ -264,8 +274,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     a = p.parse_args(argv)
     if not a.datafree and not a.codes:
         p.error("--codes is needed, unless --datafree draws them")
-    if a.helper_only and not (a.helper and a.helper_only < a.helper_until):
-        p.error("--helper-only needs --helper, and must end before --helper-until does")
+    if not 0 <= a.helper_only <= 1:
+        p.error("--helper-only is a share, from 0 to 1")
     return a
 
 
@@ -284,7 +294,7 @@ def main(argv: list[str] | None = None) -> dict:
     generator, judges, threshold = frozen_networks(preset, a.generator, accelerator.device, a.parser)
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, arch=a.arch,
-        helper=a.helper, helper_only=a.helper_only, helper_until=a.helper_until, pixels=a.pixels, lr=a.lr,
+        helper=a.helper, helper_only=a.helper_only, pixels=a.pixels, lr=a.lr,
         damping=a.damping, eval_every=a.eval_every,
         minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
@@ -292,20 +302,23 @@ def main(argv: list[str] | None = None) -> dict:
     held_out = torch.from_numpy(np.load(a.val_codes)).float()[:48] if a.val_codes else codes[-48:].float()
     path = curvature = None
     if a.pixels or (config.damping and preset.encoder == "lite"):
-        encoder = build_encoder(preset, generator)
-        encoder.load_state_dict(load_tensors(a.encoder or bundled(preset.name, "encoder")))
-        if config.damping and isinstance(encoder, LiteEncoder):
-            curvature = encoder.curvature.to(accelerator.device)
+        state = load_tensors(a.encoder or bundled(preset.name, "encoder"))
+    if config.damping and preset.encoder == "lite":
+        curvature = Curvature(preset.n_latent, preset.style_dim).to(accelerator.device)
+        curvature.load_state_dict({k.removeprefix("curvature."): v for k, v in state.items() if "curvature." in k})
     if a.pixels:
+        encoder = build_encoder(preset, generator)
+        encoder.load_state_dict(state)
         if isinstance(encoder, LiteEncoder):
             encoder.steps.zero_()  # gradients cannot pass them
         path = PixelPath(encoder.to(accelerator.device))
     judge = load_code_judge(a.code_judge) if a.code_judge else None
-    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out, path, judge, curvature)
+    learned = None if a.datafree or not a.codes else codes if a.val_codes else codes[:-48]
+    task = EncryptorTask(preset, config, accelerator, generator, judges, held_out, path, judge, curvature, learned)
     if a.start:
         for network in (task.encryptor, task.average):
             network.load_state_dict(load_tensors(a.start))
-    tensors = {"row": torch.arange(1 << 16)} if a.datafree else {"w": codes if a.val_codes else codes[:-48]}
+    tensors = {"row": torch.arange(1 << 16)} if learned is None else {"w": learned}
     last = run(task, tensors, loop, accelerator)
     if accelerator.is_main_process:
         last |= {f"val_{k}": round(v, 4) for k, v in task.evaluate().items()}

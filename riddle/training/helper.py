@@ -29,6 +29,8 @@ from riddle.training.judges import Judges, frozen_networks
 from riddle.training.schedule import rate_share
 
 SMALL = 16  # px of the guessed picture
+BANDS = (KEPT, 40, 160)  # first components of the bands of z whose lengths count: what shows, and what hardly does
+MEMORY = 50  # steps over which running means are taken
 WIDTH, DROPOUT, DECAY, RATE, BATCH = 768, 0.2, 0.1, 1e-3, 256
 
 
@@ -75,6 +77,12 @@ def load_code_judge(path: str | Path) -> CodeJudge:
     return judge.eval().requires_grad_(False)
 
 
+def linked(made: torch.Tensor) -> torch.Tensor:
+    """Mean clamped cosine of made[i] and made[i + B / 2], for vectors (B, ..., E): 0 for unlike people."""
+    first, second = made[: len(made) // 2 * 2].chunk(2)
+    return F.cosine_similarity(first, second, dim=-1).clamp_min(0).mean()
+
+
 def code_loss(
     change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     z: torch.Tensor,
@@ -82,15 +90,17 @@ def code_loss(
     scale: torch.Tensor,
     judge: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None,
     diverse: bool,
+    centre: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
     """The loss, its terms by name, and the codes made (B, m (n + 2), L, D): recovered ones, then the others.
 
     change: z, password -> z; z: (B, L, D); keys: (B, m, n + 1, D), passwords in z, the first of the n + 1 encrypts;
-    scale: (D,), see `importance`; judge: a `CodeJudge`, or None; diverse: False for "w/o identity diversity loss".
+    scale: (D,), see `importance`; judge: a `CodeJudge`, or None; diverse: False for "w/o identity diversity loss";
+    centre: (2, L, D), running means of encrypted and of wrongly decrypted z, which the call moves on, or None.
     Decrypted z is as it was. Encrypted and wrongly decrypted z turn away from the original's and, where diverse, from
-    each other, have a normal length, differ between slots as the original does, and keep the leading components (pose,
-    light, hair). The judge's guesses say the same by equations 1 to 4, each term as a mean, and by eq. 6 on small
-    pictures.
+    each other, have a normal length (by `BANDS`) and mean, differ between slots as the original does, and keep the
+    leading components (pose, light, hair). Originals i and i + B / 2, which may share passwords, do not become one
+    person. The judge's guesses say the same by equations 1 to 4, each term as a mean, and by eq. 6 on small pictures.
     """
     b, m, n = len(z), keys.shape[1], keys.shape[2] - 1
     keys = keys[..., None, :].expand(-1, -1, -1, z.shape[1], -1)
@@ -113,12 +123,20 @@ def code_loss(
     terms["code_apart"] = torch.stack(
         [apart(z[:, i, KEPT:], changed[:, :, i, KEPT:]) for i in range(z.shape[1])]
     ).mean()
-    terms["code_length"] = (changed.square().mean(-1) - 1).square().mean()
+    bands = changed.square().tensor_split([k for k in BANDS if k < z.shape[2]], -1)[1:]
+    terms["code_length"] = torch.stack([(band.mean(-1) - 1).square().mean() for band in bands]).mean()
     terms["code_kept"] = (changed - z[:, None])[..., :KEPT].square().mean()
     spread, spread_made = (x.var(-2, correction=0).mean(-1) for x in (z, changed))
     terms["code_spread"] = F.relu(spread_made - spread[:, None]).mean()
     total = terms["code_recovery"] + 0.5 * terms["code_apart"] + 0.6 * terms["code_length"] + 0.6 * terms["code_kept"]
     total = total + terms["code_spread"]
+    if centre is not None:
+        means = torch.stack([encrypted.mean(0), wrong.mean(0)]).float()
+        centre.lerp_(means.detach(), 1 / MEMORY)
+        terms["code_centre"] = (centre * (2 * means - centre) * scale).mean()  # the gradient of the squared mean
+        total = total + terms["code_centre"]
+    terms["code_linked"] = linked(changed[..., KEPT:])
+    total = total + 0.5 * terms["code_linked"]
     made = torch.cat([back.unflatten(0, (b, m)), changed], 1)
     if judge is not None:
         (wanted, picture), (guessed, pictures) = judge(z), judge(made.flatten(0, 1))
@@ -126,7 +144,9 @@ def code_loss(
         terms["guessed_apart"] = apart(wanted, guessed[:, m:])
         terms["guessed_recovery"] = losses.recovery_loss(wanted, guessed[:, :m]) / m
         terms["guessed_pixel"] = losses.pixel_loss(picture, pictures) / made.shape[1]
+        terms["guessed_linked"] = linked(guessed[:, m:])
         total = total + terms["guessed_apart"] + terms["guessed_recovery"] + terms["guessed_pixel"]
+        total = total + 0.5 * terms["guessed_linked"]
     return total, terms, made.detach()
 
 

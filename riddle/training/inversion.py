@@ -259,7 +259,15 @@ def main(argv: list[str] | None = None) -> dict:
     last = run(task, {"faces": faces}, loop, accelerator)
     task.measure_curvature(faces[:: max(1, len(faces) // 192)][:192])
     last |= {f"val_{k}": v for k, v in task.evaluate().items()}
-    about = {"preset": preset.name, "steps": last["step"], "batch": a.batch, "faces": len(faces), "passes": a.passes}
+    about = {
+        "preset": preset.name,
+        "steps": last["step"],
+        "batch": a.batch,
+        "faces": len(faces),
+        "passes": a.passes,
+        "refine": config.steps,
+        "perception": Path(a.perception).name if a.perception else "bundled",
+    }
     save_tensors(Path(a.out) / "encoder.safetensors", task.average.state_dict(), about)
     print(json.dumps(last))
     return last

@@ -65,23 +65,27 @@ def measure_encoder(
 
 @torch.no_grad()
 def measure_encryptor(model: riddle.Riddle, w: torch.Tensor, lpips: torch.nn.Module | None) -> list[dict]:
-    """Codes (N, L, D) under `PASSWORDS` passwords each: cosines with the inverted face, and between passwords."""
+    """Codes (N, L, D) under `PASSWORDS` passwords each: cosines with the inverted face, between passwords, and between
+    people under one password."""
     n = len(w)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         keys = draw_keys(model.generator, n, PASSWORDS, 1)
     parts = zip(w.split(8), keys.split(8), strict=True)
     joined = torch.cat([encrypt_and_decrypt(model.encryptor, a, b).joined() for a, b in parts])
-    original, faces = model.synthesize(w), model.synthesize(joined.flatten(0, 1))
-    e0, e = embeddings(original, model.preset.identity), embeddings(faces, model.preset.identity)
-    rows: dict[str, dict] = {k: {"what": k} for k in ("encrypted", "recovered", "wrong password", "two passwords")}
-    rows["strangers"] = {"what": "strangers"}
+    together = torch.cat([model.encryptor(part, keys[0, :1, 0]) for part in w.split(8)])
+    made = (w, joined.flatten(0, 1), together)
+    original, faces, together = (model.synthesize(part) for part in made)
+    e0, e, e1 = (embeddings(part, model.preset.identity) for part in (original, faces, together))
+    labels = ("encrypted", "recovered", "wrong password", "two passwords", "one password, two people", "strangers")
+    rows: dict[str, dict] = {k: {"what": k} for k in labels}
     m = PASSWORDS
     for name in e:
         all_ = e[name].unflatten(0, (n, -1))
         for part, label in zip(all_.split(m, 1), ("encrypted", "recovered", "wrong password"), strict=True):
             rows[label][name] = mean_cosine(part, e0[name][:, None].expand_as(part))
         rows["two passwords"][name] = mean_cosine(all_[:, 0], all_[:, 1])
+        rows["one password, two people"][name] = mean_cosine(e1[name], e1[name].roll(1, 0))
         rows["strangers"][name] = mean_cosine(e0[name], e0[name].roll(1, 0))
     if lpips is not None:
         shown = faces.unflatten(0, (n, -1))

@@ -25,6 +25,7 @@ from riddle.networks import Synthesis, build_generator, fill_generator
 from riddle.presets import Preset, get
 
 SAMPLES, PSI, SIDE = 48, 0.7, 256
+EXACT, COARSE = ("curvature.size",), ("styles.", "mix.")  # of the encoder: what takes 32 bits a number, and 8
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def sample_codes(generator: Synthesis, n: int = SAMPLES, psi: float = PSI) -> to
 
 @torch.no_grad()
 def draw_samples(preset: Preset, folder: Path) -> None:
-    """Draw the 48 faces as 000.png to 047.png, with codes.safetensors."""
+    """Draw the 48 faces as 000.jpg to 047.jpg, with codes.safetensors."""
     generator = build_generator(preset)
     fill_generator(generator, zoo.load_tensors(zoo.bundled(preset.name, "generator")))
     codes = sample_codes(generator)
@@ -45,7 +46,7 @@ def draw_samples(preset: Preset, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for k, w in enumerate(codes.split(1)):
         face = to_bytes(generator.synthesize(w, side))[0]
-        Image.fromarray(face).save(folder / f"{k:03d}.png", optimize=True)
+        Image.fromarray(face).save(folder / f"{k:03d}.jpg", quality=95, subsampling=0, optimize=True)
     zoo.save_tensors(folder / "codes.safetensors", {"codes": codes}, {"preset": preset.name, "psi": str(PSI)})
 
 
@@ -78,7 +79,7 @@ def publish(preset: Preset, runs: dict[str, Path]) -> None:
     for part, run in runs.items():
         source = run / f"{part if part in ('encoder', 'parser') else 'encryptor'}.safetensors"
         target = folder / f"{part}.safetensors"
-        zoo.save_tensors(target, zoo.load_tensors(source), zoo.load_metadata(source), exact=("curvature.size",))
+        zoo.save_tensors(target, zoo.load_tensors(source), zoo.load_metadata(source), exact=EXACT, coarse=COARSE)
         print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
         if (run / "log.jsonl").is_file():
             thin(run / "log.jsonl", folder / "runs" / f"{part}.jsonl")
