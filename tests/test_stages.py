@@ -58,7 +58,7 @@ def run(home, monkeypatch):
     draw = np.random.default_rng(0)
     for i in range(SAMPLES):
         blocks = draw.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(folder / f"{i:02d}.png")
+        Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(folder / f"{i:02d}.jpg", quality=100, subsampling=0)
 
     def load(preset, device, encryptor="encryptor"):
         if encryptor == "encryptor_datafree":
