@@ -211,9 +211,10 @@ def same_faces(
         except WeightsMissingError as e:
             reasons[variant] = f"weights missing ({Path(e.name).name})"
             continue
-        w = model.invert(faces)
+        if "inverted" not in rows:
+            w = model.invert(faces)
+            rows["inverted"] = model.synthesize(w).cpu()
         keys = model.random_password(passwords, seed=seed)
-        rows.setdefault("inverted", model.synthesize(w).cpu())
         for k in range(passwords):
             locked = model.encrypt(w, keys[k : k + 1])
             rows[f"{label}: password {k + 1}"] = model.synthesize(locked).cpu()
