@@ -23,7 +23,8 @@ class Preset:
     encoder_fpn: int = 512  # channels of the feature pyramid; the published e4e: 512
     encoder_head: int = 512  # channels of a slot's head; the published e4e: 512
     encryptor: str = "encryptor"  # the one that `riddle.load` takes; the paper's is "encryptor"
-    width: int = 512  # channels inside the encryptor; the paper does not give it
+    width: int = 512  # channels inside the transformer encryptor; the paper does not give it
+    hidden: int = 1024  # channels inside the MLP and the coupling
     depth: int = 1  # transformer decoder blocks a level; the paper: 1
     heads: int = 4  # attention heads
 
@@ -41,12 +42,12 @@ def _paper_channels(resolution: int) -> dict[int, int]:
 _SMOKE = Preset(
     name="smoke", resolution=32, style_dim=64, levels=(3, 3, 2), identity="arcface-mobilefacenet",
     n_mlp=2, channels={4: 32, 8: 32, 16: 32, 32: 16},
-    encoder_width=16, encoder_blocks=(1, 1, 1, 1), encoder_fpn=32, encoder_head=16, width=64,
+    encoder_width=16, encoder_blocks=(1, 1, 1, 1), encoder_fpn=32, encoder_head=16, width=64, hidden=128,
 )  # fmt: skip
 _MOBILE = Preset(
     name="mobile", resolution=128, style_dim=512, levels=(4, 4, 2), identity="arcface-mobilefacenet",
     generator="mobilestylegan", encoder="lite", encoder_fpn=192, encoder_head=64,
-    encryptor="encryptor_coupling", width=256,
+    encryptor="encryptor_coupling", width=320, hidden=512,
 )  # fmt: skip
 _FFHQ256 = Preset(
     name="ffhq256", resolution=256, style_dim=512, levels=(4, 4, 6), identity="irse50", channels=_paper_channels(256),

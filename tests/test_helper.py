@@ -8,6 +8,7 @@ from riddle.models.encryptor import KEPT, RotationCoupling
 from riddle.models.stylegan2 import Generator
 from riddle.presets import get
 from riddle.training import helper
+from riddle.training.codes import SPREAD
 from riddle.training.helper import CodeJudge, code_loss, importance, linked, load_code_judge
 from riddle.zoo import save_tensors
 
@@ -48,7 +49,7 @@ def test_importance_is_one_on_average(codes):
 
 def test_the_loss_is_small_for_what_the_losses_ask_for(codes, drawn):
     """Nothing is wrong with a code that is turned away, comes back, and is opened to another: a coupling's."""
-    coupling = RotationCoupling(SMOKE.n_latent, SMOKE.width, codes, kept=KEPT)
+    coupling = RotationCoupling(SMOKE.n_latent, SMOKE.hidden, codes, kept=KEPT)
     good, same, lost = (code_loss(f, *drawn, EVEN, judge, True)[0].item() for f in (coupling.change, copy, forget))
     assert good < 0.5 * min(same, lost)
     with torch.no_grad():
@@ -63,10 +64,12 @@ def test_each_term_of_a_copy_is_known(drawn):
     total, terms, _ = code_loss(copy, *drawn, EVEN, judge, True)
     for name in ("code_apart", "guessed_apart"):
         assert terms[name].item() == pytest.approx(2, abs=1e-4)  # as the original, and as each other
-    for name in ("code_recovery", "code_kept", "code_spread", "guessed_pixel"):
+    for name in ("code_recovery", "code_kept", "guessed_pixel"):
         assert terms[name] == 0
+    spread = drawn[0].var(1, correction=0).mean()  # as much as between strangers: no photo has so much
+    assert terms["code_spread"].item() == pytest.approx(spread.item() - SPREAD**2, abs=1e-4)
     expected = 0.5 * terms["code_apart"] + 0.6 * terms["code_length"] + terms["guessed_apart"]
-    expected = expected + 0.5 * (terms["code_linked"] + terms["guessed_linked"])
+    expected = expected + terms["code_spread"] + 0.5 * (terms["code_linked"] + terms["guessed_linked"])
     assert total.item() == pytest.approx(expected.item(), abs=1e-4)
     _, alone, _ = code_loss(copy, *drawn, EVEN, judge, False)
     assert alone["code_apart"].item() == alone["guessed_apart"].item() == pytest.approx(1, abs=1e-4)
@@ -152,12 +155,12 @@ def test_running_means_of_codes_draw_them_to_the_middle(drawn):
         calls.append(len(z))
         return torch.randn_like(z) + shift[len(calls) - 1]
 
-    centre = torch.zeros(2, 8, 64)
+    centre = torch.zeros(2, 2, 8, 64)
     centre[0], centre[1] = 0.5, -0.25
     _, terms, _ = code_loss(moved, *drawn, 2 * EVEN, None, True, centre)
     terms["code_centre"].backward()
-    assert torch.allclose(centre.mean((1, 2)), torch.tensor([0.49, -0.245]), atol=2e-3)  # moved on by a 50th
-    assert torch.allclose(shift.grad, 2 * 2 * centre.mean(1) / (2 * 64), atol=1e-6)
+    assert torch.allclose(centre.mean((1, 2, 3)), torch.tensor([0.49, -0.245]), atol=2e-3)  # moved on by a 50th
+    assert torch.allclose(shift.grad, 2 * 2 * centre.mean((1, 2)) / (2 * 64), atol=1e-6)
     assert terms["code_centre"].item() == pytest.approx(2 * (2 * 0 - 0.49**2 - 0.245**2) / 2, abs=0.02)
 
 

@@ -120,13 +120,13 @@ class MLPEncryptor(CodeModel):
     Source: paper, section 4.6 (w/o trans).
     """
 
-    def __init__(self, n_latent: int, width: int, codes: GaussianCodes):
+    def __init__(self, n_latent: int, hidden: int, codes: GaussianCodes):
         super().__init__(n_latent, codes)
         dim = self.style_dim
         self.layers = nn.Sequential(
-            nn.Linear(2 * dim, 2 * width), nn.LeakyReLU(0.2),
-            nn.Linear(2 * width, 2 * width), nn.LeakyReLU(0.2),
-            nn.Linear(2 * width, dim),
+            nn.Linear(2 * dim, hidden), nn.LeakyReLU(0.2),
+            nn.Linear(hidden, hidden), nn.LeakyReLU(0.2),
+            nn.Linear(hidden, dim),
         )  # fmt: skip
 
     def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,7 @@ class RotationCoupling(CodeModel):
     """
 
     def __init__(
-        self, n_latent: int, width: int, codes: GaussianCodes, kept: int = POSE, rounds: int = 4, seed: int = 0
+        self, n_latent: int, hidden: int, codes: GaussianCodes, kept: int = POSE, rounds: int = 4, seed: int = 0
     ):
         super().__init__(n_latent, codes)
         dim = self.style_dim
@@ -166,12 +166,12 @@ class RotationCoupling(CodeModel):
         self.register_buffer("sign", sign)
         inputs = free - self.half + kept + dim
         self.nets = nn.ModuleList(
-            nn.Sequential(nn.Linear(inputs, 2 * width), nn.GELU(), nn.Linear(2 * width, self.turned // 2))
+            nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, self.turned // 2))
             for _ in range(rounds)
         )
         self.skew = nn.Parameter(torch.zeros(free, free))
         for net in self.nets:  # angles of every size from the start
-            nn.init.normal_(net[2].weight, std=3 / (2 * width) ** 0.5)
+            nn.init.normal_(net[2].weight, std=3 / hidden**0.5)
             nn.init.uniform_(net[2].bias, -torch.pi, torch.pi)
 
     def basis(self) -> torch.Tensor:
@@ -227,9 +227,9 @@ def build_encryptor(preset: str | Preset, arch: str, codes: GaussianCodes) -> Co
     if arch == "transformer":
         return LatentEncryptor(p.levels, p.width, codes, p.heads, p.depth)
     if arch == "mlp":
-        return MLPEncryptor(p.n_latent, p.width, codes)
+        return MLPEncryptor(p.n_latent, p.hidden, codes)
     if arch == "coupling":
-        return RotationCoupling(p.n_latent, p.width, codes)
+        return RotationCoupling(p.n_latent, p.hidden, codes)
     if arch == "reflection":
         return KeyedReflection(p.n_latent, codes)
     raise ValueError(f"unknown architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}")

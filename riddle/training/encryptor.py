@@ -53,6 +53,7 @@ class EncryptorConfig:
     arch: str = "transformer"
     helper: float = 0.0  # weight of `code_loss` beside the losses on faces; the paper: none
     helper_codes: int = 16  # codes a step that it sees
+    blend: float = 0.0  # share of the originals that lie between two training faces
     helper_only: float = 0.0  # share of the training, at its start, with no other loss; only `Coach` draws faces then
     damping: float = 0.003  # curvature above which the gradient in z is held down (`Curvature`); 0: not at all
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels; the paper: none
@@ -97,7 +98,7 @@ class EncryptorTask:
             self.networks["judge"], self.optimisers["judge"] = self.coach.judge, self.coach.optimiser
         self.curvature = curvature
         self.inverted = inverted
-        self.centre = torch.zeros(2, generator.n_latent, generator.style_dim, device=device)
+        self.centre = torch.zeros(2, 2, generator.n_latent, generator.style_dim, device=device)
         self.path, self.counters = path, {"step": 0, "seconds": 0.0}
         self.held_out = held_out.to(device)
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else None):
@@ -111,12 +112,24 @@ class EncryptorTask:
         z = codes.to_gaussian(draw_codes(self.generator, c.helper_codes))
         if self.inverted is not None and not judged:
             half = len(z) // 2
-            rows = torch.randint(len(self.inverted), (half,))
-            z[-half:] = codes.to_gaussian(self.inverted[rows].to(z.device))
+            z[-half:] = codes.to_gaussian(self.blended(self.training_codes(half)))
         keys = torch.randn(len(z) // 2, c.m, c.n + 1, z.shape[2], device=z.device).repeat(2, 1, 1, 1)
         judge, diverse = self.coach.judge if self.coach and judged else None, bool(c.weights.diversity)
         with self.accelerator.autocast():
             return code_loss(self.encryptor.change, z, keys, importance(codes), judge, diverse, self.centre)
+
+    def training_codes(self, count: int) -> torch.Tensor:
+        """So many codes (count, L, D) of training faces, drawn anew."""
+        return self.inverted[torch.randint(len(self.inverted), (count,))].to(self.accelerator.device).float()
+
+    def blended(self, w: torch.Tensor) -> torch.Tensor:
+        """Codes (N, L, D) of training faces, a share of them (`blend`) moved along an arc of z towards another's."""
+        if not self.config.blend:
+            return w
+        space, (blend, part) = self.generator.codes, torch.rand(2, len(w), 1, 1, device=w.device)
+        angle = torch.where(blend < self.config.blend, part * torch.pi / 2, 0)
+        z, other = space.to_gaussian(w), space.to_gaussian(self.training_codes(len(w)))
+        return space.to_w(angle.cos() * z + angle.sin() * other)
 
     @torch.no_grad()
     def see(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,7 +198,7 @@ class EncryptorTask:
             group["lr"] = c.lr * rate_share(part, c.warmup)
         loss, terms = torch.zeros((), device=self.accelerator.device), {}
         if not alone:
-            w = batch["w"].float() if "w" in batch else draw_codes(self.generator, len(batch["row"]))
+            w = self.blended(batch["w"].float()) if "w" in batch else draw_codes(self.generator, len(batch["row"]))
             loss, terms = self.losses(w, draw_keys(self.generator, len(w), c.m, c.n))
         if alone or c.helper:
             helper, more, made = self.helper(judged=alone)
@@ -257,6 +270,8 @@ def command_line() -> argparse.ArgumentParser:
     p.add_argument("--no-div", action="store_true")
     p.add_argument("--helper", type=float, default=c.helper, help="weight of the loss in codes beside that on faces")
     p.add_argument("--helper-only", type=float, default=c.helper_only, help="share of the steps with no other loss")
+    p.add_argument("--helper-codes", type=int, default=c.helper_codes, help="codes a step that it sees")
+    p.add_argument("--blend", type=float, default=c.blend, help="share of originals between two training faces")
     p.add_argument("--code-judge", help="safetensors of riddle.training.helper, for the loss in codes")
     p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
     p.add_argument("--encoder", help="safetensors, for curvature and --pixels; default: the bundled one")
@@ -274,8 +289,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     a = p.parse_args(argv)
     if not a.datafree and not a.codes:
         p.error("--codes is needed, unless --datafree draws them")
-    if not 0 <= a.helper_only <= 1:
-        p.error("--helper-only is a share, from 0 to 1")
+    for name in ("helper_only", "blend"):
+        if not 0 <= getattr(a, name) <= 1:
+            p.error(f"--{name.replace('_', '-')} is a share, from 0 to 1")
     return a
 
 
@@ -294,8 +310,8 @@ def main(argv: list[str] | None = None) -> dict:
     generator, judges, threshold = frozen_networks(preset, a.generator, accelerator.device, a.parser)
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, arch=a.arch,
-        helper=a.helper, helper_only=a.helper_only, pixels=a.pixels, lr=a.lr,
-        damping=a.damping, eval_every=a.eval_every,
+        helper=a.helper, helper_codes=a.helper_codes, helper_only=a.helper_only, blend=a.blend, pixels=a.pixels,
+        lr=a.lr, damping=a.damping, eval_every=a.eval_every,
         minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else draw_codes(generator, 48, seed=1)

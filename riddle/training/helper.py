@@ -24,7 +24,7 @@ from riddle.models.codes import GaussianCodes
 from riddle.models.encryptor import KEPT, build_encryptor
 from riddle.networks import Synthesis
 from riddle.presets import get
-from riddle.training.codes import draw_codes, draw_keys
+from riddle.training.codes import SPREAD, draw_codes, draw_keys
 from riddle.training.judges import Judges, frozen_networks
 from riddle.training.schedule import rate_share
 
@@ -96,11 +96,13 @@ def code_loss(
 
     change: z, password -> z; z: (B, L, D); keys: (B, m, n + 1, D), passwords in z, the first of the n + 1 encrypts;
     scale: (D,), see `importance`; judge: a `CodeJudge`, or None; diverse: False for "w/o identity diversity loss";
-    centre: (2, L, D), running means of encrypted and of wrongly decrypted z, which the call moves on, or None.
+    centre: (2, 2, L, D), running means which the call moves on, or None: of encrypted and of wrongly decrypted z, made
+    of the first and of the second half of the originals, which may be of two kinds.
     Decrypted z is as it was. Encrypted and wrongly decrypted z turn away from the original's and, where diverse, from
-    each other, have a normal length (by `BANDS`) and mean, differ between slots as the original does, and keep the
-    leading components (pose, light, hair). Originals i and i + B / 2, which may share passwords, do not become one
-    person. The judge's guesses say the same by equations 1 to 4, each term as a mean, and by eq. 6 on small pictures.
+    each other, have a normal length (by `BANDS`) and mean, differ between slots no more than the original or `SPREAD`,
+    and keep the leading components (pose, light, hair). Originals i and i + B / 2, which may share passwords, do not
+    become one person. The judge's guesses say the same by equations 1 to 4, each term as a mean, and by eq. 6 on small
+    pictures.
     """
     b, m, n = len(z), keys.shape[1], keys.shape[2] - 1
     keys = keys[..., None, :].expand(-1, -1, -1, z.shape[1], -1)
@@ -120,18 +122,17 @@ def code_loss(
         return alike + share * losses.diversity_loss(made) if diverse else alike
 
     terms = {"code_recovery": ((back - z.repeat_interleave(m, 0)).square() * scale).mean()}
-    terms["code_apart"] = torch.stack(
-        [apart(z[:, i, KEPT:], changed[:, :, i, KEPT:]) for i in range(z.shape[1])]
-    ).mean()
+    terms["code_apart"] = apart(z[..., KEPT:].flatten(0, 1), changed[..., KEPT:].transpose(1, 2).flatten(0, 1))
     bands = changed.square().tensor_split([k for k in BANDS if k < z.shape[2]], -1)[1:]
     terms["code_length"] = torch.stack([(band.mean(-1) - 1).square().mean() for band in bands]).mean()
     terms["code_kept"] = (changed - z[:, None])[..., :KEPT].square().mean()
-    spread, spread_made = (x.var(-2, correction=0).mean(-1) for x in (z, changed))
-    terms["code_spread"] = F.relu(spread_made - spread[:, None]).mean()
+    spread, made = (x.var(-2, correction=0) * scale for x in (z, changed))
+    wanted = spread.mean(-1).clamp_max(SPREAD**2 * scale.mean())
+    terms["code_spread"] = F.relu(made.mean(-1) - wanted[:, None]).mean()
     total = terms["code_recovery"] + 0.5 * terms["code_apart"] + 0.6 * terms["code_length"] + 0.6 * terms["code_kept"]
     total = total + terms["code_spread"]
     if centre is not None:
-        means = torch.stack([encrypted.mean(0), wrong.mean(0)]).float()
+        means = torch.stack([torch.stack([part.mean(0) for part in x.chunk(2)]) for x in (encrypted, wrong)]).float()
         centre.lerp_(means.detach(), 1 / MEMORY)
         terms["code_centre"] = (centre * (2 * means - centre) * scale).mean()  # the gradient of the squared mean
         total = total + terms["code_centre"]

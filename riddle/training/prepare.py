@@ -1,12 +1,13 @@
 """Gather what training reads: aligned faces of the training splits, and their inverted codes.
 
     python -m riddle.training.prepare faces --preset mobile --split train --out results/runs/faces_train.npy
-    python -m riddle.training.prepare codes --preset mobile --faces results/runs/faces_train.npy --out codes.npy
+    python -m riddle.training.prepare codes --preset mobile --faces results/runs/faces_train.npy --drawn 480 \
+        --out codes.npy
 
 `faces` joins the split's faces of FFHQ and of CelebAMask-HQ, in this order, and writes how many come from each beside
 them (faces_train_sets.json); a set that is not on this machine is left out and said so. LFW is never read, and OMI is
-left out: its faces were drawn by a StyleGAN2, and the generator draws better ones. `codes` inverts every face and its
-mirror image.
+left out: its faces were drawn by a StyleGAN2, and the generator draws better ones. `codes` inverts every face, its
+mirror image, and so many faces that the generator drew: their codes are shorter than those of photos.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import torch
 from riddle import zoo
 from riddle.aligned import aligned, save_array
 from riddle.datasets import DatasetMissingError, load
+from riddle.faces.pixels import to_bytes
 from riddle.models.inversion import build_encoder
 from riddle.networks import build_generator, fill_generator
 from riddle.presets import get
-from riddle.training.codes import encode
+from riddle.training.codes import draw_codes, encode
 
 SETS = ("ffhq", "celebamask_hq")
 
@@ -42,6 +44,17 @@ def faces(preset: str, split: str, workers: int = 2) -> dict[str, np.ndarray]:
     if not found:
         raise DatasetMissingError("no training set was found:\n" + "\n".join(missing))
     return found
+
+
+@torch.no_grad()
+def drawn_faces(preset: str, count: int) -> np.ndarray:
+    """Faces of nobody, uint8 (count, R, R, 3): half of codes by `draw_codes`, the others of one code, psi 1 and 0.7."""
+    p = get(preset)
+    generator = fill_generator(build_generator(p), zoo.load_tensors(zoo.bundled(p.name, "generator")))
+    single = (count - count // 2) // 2
+    w = [draw_codes(generator, count // 2, seed=11), generator.sample(count - count // 2 - single, 1.0, seed=12)]
+    w = torch.cat([*w, generator.sample(single, 0.7, seed=13)])
+    return np.concatenate([to_bytes(generator(part)) for part in w.split(32)])
 
 
 def codes(preset: str, x: np.ndarray, weights: str | None, mirror: bool = True) -> np.ndarray:
@@ -65,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--faces", help="uint8 .npy of `prepare faces`")
     p.add_argument("--encoder", help="safetensors; default: the preset's bundled weights")
     p.add_argument("--no-mirror", action="store_true")
+    p.add_argument("--drawn", type=int, default=0, help="faces of nobody to invert after the others")
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--out", required=True)
     a = p.parse_args(argv)
@@ -79,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
         zoo.write_text(out.with_name(f"{out.stem}_sets.json"), json.dumps(counts))
     else:
         made = codes(a.preset, np.load(a.faces), a.encoder, not a.no_mirror)
+        if a.drawn:
+            made = np.concatenate([made, codes(a.preset, drawn_faces(a.preset, a.drawn), a.encoder, mirror=False)])
     save_array(out, made)
     print(f"{out}: {made.shape} {made.dtype}")
 
