@@ -108,3 +108,12 @@ def results_cache() -> Path:
 def offline() -> bool:
     """True when RIDDLE_OFFLINE forbids downloads."""
     return os.environ.get("RIDDLE_OFFLINE", "0") not in ("", "0")
+
+
+def sample_files() -> list[Path]:
+    """The bundled synthetic faces. Raises FileNotFoundError when the checkout lacks them."""
+    folder = bundled_folder("samples")
+    files = sorted(folder.glob("*.jpg"))
+    if not files:
+        raise FileNotFoundError(f"no pictures in {folder}; restore data/samples from the repository, or give LFW")
+    return files

@@ -296,13 +296,8 @@ def sample_faces(n: int, preset_resolution: int) -> torch.Tensor:
 
     Raises FileNotFoundError when data/samples is empty.
     """
-    files = sorted(config.bundled_folder("samples").glob("*.jpg"))[:n]
-    if not files:
-        raise FileNotFoundError(
-            f"no pictures in {config.bundled_folder('samples')}; restore data/samples from the repository"
-        )
     side = (preset_resolution, preset_resolution)
-    opened = [Image.open(f).convert("RGB").resize(side, Image.Resampling.LANCZOS) for f in files]
+    opened = [Image.open(f).convert("RGB").resize(side, Image.Resampling.LANCZOS) for f in config.sample_files()[:n]]
     return torch.stack([blending.to_tensor(image) for image in opened])
 
 

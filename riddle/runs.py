@@ -102,7 +102,7 @@ class Run:
         """The pairs of pictures that the protocol compares: LFW's, elsewhere each face with itself."""
         if self.data == "lfw":
             return protocols.verification_pairs(self.photos.pairs, self.limit)
-        names = [p.name for p in sample_files()] if self.data == "samples" else self.photos.names
+        names = [p.name for p in config.sample_files()] if self.data == "samples" else self.photos.names
         return protocols.self_pairs(names[: self.limit])
 
     @cached_property
@@ -115,7 +115,7 @@ class Run:
     def fingerprint(self) -> str:
         """Hash of the pictures themselves (photos: of their names and sizes)."""
         if self.data == "samples":
-            return digest(*(hashlib.sha256(p.read_bytes()).hexdigest() for p in sample_files()))
+            return digest(*(hashlib.sha256(p.read_bytes()).hexdigest() for p in config.sample_files()))
         return self.photos.fingerprint
 
     @cached_property
@@ -157,15 +157,6 @@ def part_hash(preset: str, part: str) -> str | None:
         return hashlib.sha256(bundled(preset, part).read_bytes()).hexdigest()
     except WeightsMissingError:
         return None
-
-
-def sample_files() -> list[Path]:
-    """The bundled synthetic faces. Raises FileNotFoundError when the checkout lacks them."""
-    folder = config.bundled_folder("samples")
-    files = sorted(folder.glob("*.jpg"))
-    if not files:
-        raise FileNotFoundError(f"no pictures in {folder}; restore data/samples from the repository, or give LFW")
-    return files
 
 
 def stage(run: Run, path: Path, made_from: tuple, make: Callable[[], dict[str, np.ndarray]]) -> Path:

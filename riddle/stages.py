@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import riddle
-from riddle import baselines, facesets, judging, protocols
+from riddle import baselines, config, facesets, judging, protocols
 from riddle.faces.pixels import to_bytes, to_tensor
 from riddle.facesets import BATCH
 from riddle.judging import detections, detections_to_arrays
@@ -41,7 +41,6 @@ from riddle.runs import (
     log_time,
     part_hash,
     read,
-    sample_files,
     save,
     stage,
     summary,
@@ -73,7 +72,7 @@ def aligned(run: Run, _: str = "") -> Path:
 def _samples(run: Run, side: int) -> dict[str, np.ndarray]:
     from PIL import Image
 
-    files = sample_files()[: len(run.pairs.names)]
+    files = config.sample_files()[: len(run.pairs.names)]
     pictures = [Image.open(p).convert("RGB").resize((side, side), Image.Resampling.LANCZOS) for p in files]
     present = np.ones(len(files), bool)
     return {"faces": np.stack([np.asarray(p) for p in pictures]), "present": present, "version": np.array("synthetic")}

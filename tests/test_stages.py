@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import riddle
-from riddle import facesets, protocols, reporting, stages
+from riddle import config, facesets, protocols, reporting, stages
 from riddle.faces import detection, recognizers
-from riddle.runs import PARTS, Run, key_of, part_hash, read, sample_files, times
+from riddle.runs import PARTS, Run, key_of, part_hash, read, times
 from riddle.zoo import WeightsMissingError
 
 SAMPLES = 6
@@ -235,7 +235,7 @@ def test_a_finished_stage_is_not_made_again_and_a_changed_one_is(run):
     assert stages.found(run, "riddle").stat().st_mtime_ns == made
     assert stages.found(Run(preset="smoke", seed=1), "riddle") == path
     reseeded = key_of(path)
-    picture = sample_files()[2]
+    picture = config.sample_files()[2]
     Image.open(picture).rotate(90).save(picture)
     assert key_of(stages.found(Run(preset="smoke", seed=1), "riddle")) not in (before, reseeded)
     assert set(times(run)) == {"aligned", "codes", "faces/riddle", "found/riddle"}

@@ -5,8 +5,8 @@
 
 Distillation: a target is the published network's 1024 px face, area-reduced. A third of the codes are one code in all
 slots, a third two codes mixed at a slot, a third have small differences in every slot, as inverted photos have.
-Losses: squared error 2, absolute error 0.2, LPIPS 0.5, squared error of `grid` 30. The picture layer is new and learns ten times as fast as the
-blocks, which start from the published ones.
+Losses: squared error 2, absolute error 0.2, LPIPS 0.5, squared error of `grid` 30. The picture layer is new and learns
+ten times as fast as the blocks, which start from the published ones.
 """
 
 from __future__ import annotations
