@@ -37,6 +37,7 @@ from riddle.training.parsing import ParsingConfig, ParsingTask
 from riddle.weights import published_generator
 from riddle.zoo import WeightsMissingError, bundled, load_lpips, locate
 
+COUPLING = "RotationCoupling (ours)"
 TINY = {4: 32, 8: 32, 16: 32, 32: 16}  # channels of `tiny_generator`
 # Samples of data/samples that stand before a grey wall, so that they make one photo.
 GREY = (42, 45, 24, 3, 28, 14)
@@ -247,13 +248,17 @@ def train_encryptor(
 
 
 def encryptors(model: Riddle) -> dict[str, nn.Module]:
-    """{name: encryptor}: the paper's, ours, and two controls that nobody trained. Raises WeightsMissingError."""
+    """{name: encryptor}: the paper's, ours, the ablations of section 4.6, and two controls that nobody trained.
+
+    Raises WeightsMissingError.
+    """
     p, generator = model.preset, model.generator
     reflection, untrained = (control(p, name, generator) for name in ("reflection", "untrained"))
     if p.name == "smoke":
-        paper, ours = untrained, build_encryptor(p, "coupling", generator.codes)
+        rows = {"transformer (the paper's)": untrained, COUPLING: build_encryptor(p, "coupling", generator.codes)}
     else:
-        paper, ours = (load_encryptor(p, bundled(p.name, f"encryptor{x}"), generator) for x in ("", "_coupling"))
-    rows = {"transformer (the paper's)": paper, "RotationCoupling (ours)": ours}
+        files = {"transformer (the paper's)": "encryptor", COUPLING: "encryptor_coupling"}
+        files |= {"data-free": "encryptor_datafree", "MLP": "encryptor_mlp", "without L_div": "encryptor_nodiv"}
+        rows = {name: load_encryptor(p, bundled(p.name, part), generator) for name, part in files.items()}
     rows |= {"control: KeyedReflection": reflection, "control: untrained": untrained}
     return {name: network.to(model.device).eval().requires_grad_(False) for name, network in rows.items()}

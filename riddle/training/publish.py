@@ -25,7 +25,9 @@ from riddle.networks import Synthesis, build_generator, fill_generator
 from riddle.presets import Preset, get
 
 SAMPLES, PSI, SIDE = 48, 0.7, 256
-EXACT, COARSE = ("curvature.size",), ("styles.", "mix.")  # of the encoder: what takes 32 bits a number, and 8
+EXACT = ("curvature.size",)  # what takes 32 bits a number
+# What takes 8: the encoder's heads and the transformer's matrices.
+COARSE = {"encoder": ("styles.", "mix."), "encryptor": ("blocks.", "code_in.", "password_in.", "output.")}
 
 
 @torch.no_grad()
@@ -78,8 +80,8 @@ def publish(preset: Preset, runs: dict[str, Path]) -> None:
     folder = config.bundled_folder("zoo") / preset.name
     for part, run in runs.items():
         source = run / f"{part if part in ('encoder', 'parser') else 'encryptor'}.safetensors"
-        target = folder / f"{part}.safetensors"
-        zoo.save_tensors(target, zoo.load_tensors(source), zoo.load_metadata(source), exact=EXACT, coarse=COARSE)
+        target, coarse = folder / f"{part}.safetensors", COARSE.get(part.split("_")[0], ())
+        zoo.save_tensors(target, zoo.load_tensors(source), zoo.load_metadata(source), exact=EXACT, coarse=coarse)
         print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
         if (run / "log.jsonl").is_file():
             thin(run / "log.jsonl", folder / "runs" / f"{part}.jsonl")
