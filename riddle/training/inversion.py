@@ -57,7 +57,7 @@ class InversionConfig:
     shown: float = 1.0  # share of them that the picture losses see, too: real faces are few and learnt by heart
     ema: float = 0.998  # decay a step of the weights' average
     passes: int = 1  # feedback passes; a step trains one of them, drawn at random
-    steps: int = 24  # of gradient descent that follow the passes when a face is inverted; no part of the training
+    steps: int = 28  # of gradient descent that follow the passes when a face is inverted; no part of the training
     minutes: float = float("inf")
 
 
