@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from riddle import weights
 from riddle.models.codes import soft_bound
 from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN, haar_matrix, unfold_pixels
+from riddle.training.cut import grid
 from riddle.zoo import WeightsMissingError
 
 FOLDER = Path(str(metadata.distribution("random-face").locate_file("random_face/data")))
@@ -317,3 +318,16 @@ def test_the_reader_finds_every_constant_in_its_order(generator):
     own = generator.own_state()
     assert all(k.startswith(("cuts.", "codes.")) for k in own)
     assert sum(prod(v.shape) for v in own.values()) < 0.5 * sum(p.numel() for p in generator.parameters())
+
+
+def test_a_pattern_of_every_second_pixel_is_seen_and_a_face_has_none():
+    """Lines across, lines down and dots, each in its own three channels; slopes hardly count."""
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    patterns = {0: (-1.0) ** y, 3: (-1.0) ** x, 6: (-1.0) ** (x + y)}
+    smooth = 0.01 * (x + y).float().expand(1, 3, -1, -1)
+    assert grid(smooth).shape == (1, 9, 8, 8) and grid(smooth).abs().max() < 0.025
+    for channel, pattern in patterns.items():
+        seen = (grid(smooth + 0.1 * pattern) - grid(smooth))[0].mean((1, 2))
+        expected = torch.zeros(9)
+        expected[channel : channel + 3] = 0.2
+        assert torch.allclose(seen, expected, atol=1e-5)

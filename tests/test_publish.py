@@ -94,6 +94,22 @@ def test_samples_follow_the_fixed_rule(tmp_path, zoo_folder):
     assert torch.allclose(codes[5, 0], w, atol=2e-3)
 
 
+def test_drawn_faces_are_inverted_after_those_of_photos(tmp_path, zoo_folder):
+    generator = smoke_generator()
+    zoo.save_tensors(zoo_folder / "generator.safetensors", generator.state_dict(), dtype=torch.float32)
+    zoo.save_tensors(tmp_path / "encoder.safetensors", Encoder(SMOKE).state_dict(), dtype=torch.float32)
+    drawn = prepare.drawn_faces("smoke", 7)
+    assert drawn.shape == (7, 32, 32, 3) and drawn.dtype == np.uint8
+    assert np.abs(drawn[-1].astype(int) - to_bytes(generator(generator.sample(2, 0.7, seed=13)))[-1]).max() <= 1
+    x = np.zeros((2, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "faces.npy", x)
+    files = ["--faces", str(tmp_path / "faces.npy"), "--encoder", str(tmp_path / "encoder.safetensors")]
+    prepare.main(["codes", "--preset", "smoke", *files, "--drawn", "7", "--out", str(tmp_path / "codes.npy")])
+    made = np.load(tmp_path / "codes.npy")
+    assert len(made) == 2 + 2 + 7  # the faces, their mirror images, the drawn ones
+    assert np.array_equal(made[4:], prepare.codes("smoke", drawn, files[-1], mirror=False))
+
+
 def test_codes_of_a_face_and_of_its_mirror_image(tmp_path, zoo_folder):
     zoo.save_tensors(zoo_folder / "generator.safetensors", smoke_generator().state_dict())
     encoder = Encoder(SMOKE).eval()
