@@ -32,6 +32,7 @@ from riddle.models.encryptor import ARCHITECTURES, build_encryptor
 from riddle.models.inversion import LiteEncoder, build_encoder
 from riddle.networks import Synthesis
 from riddle.presets import Preset, get
+from riddle.training import recipe
 from riddle.training.codes import draw_codes, draw_keys, encrypt_and_decrypt, evaluate
 from riddle.training.helper import Coach, CodeJudge, code_loss, importance, load_code_judge, small
 from riddle.training.judges import Judges, frozen_networks
@@ -286,7 +287,7 @@ def command_line() -> argparse.ArgumentParser:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The options that a command line gives; ends the program where they do not fit together."""
     p = command_line()
-    a = p.parse_args(argv)
+    a = recipe.parse(p, "encryptor", argv)
     if not a.datafree and not a.codes:
         p.error("--codes is needed, unless --datafree draws them")
     for name in ("helper_only", "blend"):

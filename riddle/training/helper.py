@@ -24,6 +24,7 @@ from riddle.models.codes import GaussianCodes
 from riddle.models.encryptor import KEPT, build_encryptor
 from riddle.networks import Synthesis
 from riddle.presets import get
+from riddle.training import recipe
 from riddle.training.codes import SPREAD, draw_codes, draw_keys
 from riddle.training.judges import Judges, frozen_networks
 from riddle.training.schedule import rate_share
@@ -248,7 +249,7 @@ def main(argv: list[str] | None = None) -> float:
     p.add_argument("--count", type=int, default=60_000, help="faces to draw")
     p.add_argument("--steps", type=int, default=3000)
     p.add_argument("--out", required=True)
-    a = p.parse_args(argv)
+    a = recipe.parse(p, "helper", argv)
     keep_memory()
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -30,6 +30,7 @@ from riddle.models.inversion import LiteEncoder, build_encoder
 from riddle.models.mobilefacenet import load_mobilefacenet
 from riddle.networks import Synthesis
 from riddle.presets import Preset, get
+from riddle.training import recipe
 from riddle.training.codes import draw_codes
 from riddle.training.judges import Judges, frozen_networks
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run, update_average
@@ -239,7 +240,7 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--save-every", type=int, default=500)
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of InversionConfig")
     p.add_argument("--out", required=True)
-    a = p.parse_args(argv)
+    a = recipe.parse(p, "inversion", argv)
     keep_memory()
     preset, config = get(a.preset), changed(InversionConfig(passes=a.passes, minutes=a.minutes), a.set)
     loop = LoopConfig(a.out, a.steps, a.batch, save_every=a.save_every, minutes=minutes_left(a.out, a.minutes))

@@ -33,6 +33,7 @@ from riddle.models.parsing import (
     labels,
 )
 from riddle.presets import Preset, get
+from riddle.training import recipe
 from riddle.training.loop import (
     LoopConfig,
     faces_to_float,
@@ -217,7 +218,7 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--minutes", type=float, default=float("inf"))
     p.add_argument("--detector", default="auto")
-    a = p.parse_args(argv)
+    a = recipe.parse(p, "parsing", argv)
     keep_memory()
     left = minutes_left(a.out, a.minutes)
     config = LoopConfig(out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=left, save_every=500)

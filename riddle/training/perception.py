@@ -25,6 +25,7 @@ from riddle.allocator import keep_memory
 from riddle.losses import PerceptualFeatures, blank_perception
 from riddle.networks import Synthesis, build_generator, fill_generator
 from riddle.presets import get
+from riddle.training import recipe
 from riddle.training.codes import draw_codes
 from riddle.training.inversion import varied
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run, update_average
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--steps", type=int, default=1_000_000)
     p.add_argument("--minutes", type=float, default=30.0)
     p.add_argument("--out", required=True)
-    a = p.parse_args(argv)
+    a = recipe.parse(p, "perception", argv)
     keep_memory()
     preset = get(a.preset)
     loop = LoopConfig(a.out, a.steps, a.batch, save_every=500, minutes=minutes_left(a.out, a.minutes))
