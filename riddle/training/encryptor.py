@@ -112,8 +112,7 @@ class EncryptorTask:
         c, codes = self.config, self.generator.codes
         z = codes.to_gaussian(draw_codes(self.generator, c.helper_codes))
         if self.inverted is not None and not judged:
-            half = len(z) // 2
-            z[-half:] = codes.to_gaussian(self.blended(self.training_codes(half)))
+            z[1::2] = codes.to_gaussian(self.blended(self.training_codes(len(z) // 2)))
         keys = torch.randn(len(z) // 2, c.m, c.n + 1, z.shape[2], device=z.device).repeat(2, 1, 1, 1)
         judge, diverse = self.coach.judge if self.coach and judged else None, bool(c.weights.diversity)
         with self.accelerator.autocast():

@@ -98,7 +98,7 @@ def code_loss(
     change: z, password -> z; z: (B, L, D); keys: (B, m, n + 1, D), passwords in z, the first of the n + 1 encrypts;
     scale: (D,), see `importance`; judge: a `CodeJudge`, or None; diverse: False for "w/o identity diversity loss";
     centre: (2, 2, L, D), running means which the call moves on, or None: of encrypted and of wrongly decrypted z, made
-    of the first and of the second half of the originals, which may be of two kinds.
+    of the originals with even and with odd numbers, which may be of two kinds.
     Decrypted z is as it was. Encrypted and wrongly decrypted z turn away from the original's and, where diverse, from
     each other, have a normal length (by `BANDS`) and mean, differ between slots no more than the original or `SPREAD`,
     and keep the leading components (pose, light, hair). Originals i and i + B / 2, which may share passwords, do not
@@ -133,11 +133,12 @@ def code_loss(
     total = terms["code_recovery"] + 0.5 * terms["code_apart"] + 0.6 * terms["code_length"] + 0.6 * terms["code_kept"]
     total = total + terms["code_spread"]
     if centre is not None:
-        means = torch.stack([torch.stack([part.mean(0) for part in x.chunk(2)]) for x in (encrypted, wrong)]).float()
+        parts = [x.unflatten(0, (b, -1)) for x in (encrypted, wrong)]
+        means = torch.stack([torch.stack([x[i::2].mean((0, 1)) for i in (0, 1)]) for x in parts]).float()
         centre.lerp_(means.detach(), 1 / MEMORY)
         terms["code_centre"] = (centre * (2 * means - centre) * scale).mean()  # the gradient of the squared mean
         total = total + terms["code_centre"]
-    terms["code_linked"] = linked(changed[..., KEPT:])
+    terms["code_linked"] = linked((changed * scale.sqrt())[..., KEPT:])
     total = total + 0.5 * terms["code_linked"]
     made = torch.cat([back.unflatten(0, (b, m)), changed], 1)
     if judge is not None:
