@@ -127,9 +127,8 @@ def code_loss(
     bands = changed.square().tensor_split([k for k in BANDS if k < z.shape[2]], -1)[1:]
     terms["code_length"] = torch.stack([(band.mean(-1) - 1).square().mean() for band in bands]).mean()
     terms["code_kept"] = (changed - z[:, None])[..., :KEPT].square().mean()
-    spread, made = (x.var(-2, correction=0) * scale for x in (z, changed))
-    wanted = spread.mean(-1).clamp_max(SPREAD**2 * scale.mean())
-    terms["code_spread"] = F.relu(made.mean(-1) - wanted[:, None]).mean()
+    spread, spread_made = ((x.var(-2, correction=0) * scale).mean(-1) for x in (z, changed))
+    terms["code_spread"] = F.relu(spread_made - spread.clamp_max(SPREAD**2 * scale.mean())[:, None]).mean()
     total = terms["code_recovery"] + 0.5 * terms["code_apart"] + 0.6 * terms["code_length"] + 0.6 * terms["code_kept"]
     total = total + terms["code_spread"]
     if centre is not None:

@@ -24,8 +24,8 @@ from riddle.aligned import aligned, save_array
 from riddle.datasets import DatasetMissingError, load
 from riddle.faces.pixels import to_bytes
 from riddle.models.inversion import build_encoder
-from riddle.networks import build_generator, fill_generator
-from riddle.presets import get
+from riddle.networks import Synthesis, build_generator, fill_generator
+from riddle.presets import Preset, get
 from riddle.training.codes import draw_codes, encode
 
 SETS = ("ffhq", "celebamask_hq")
@@ -46,11 +46,14 @@ def faces(preset: str, split: str, workers: int = 2) -> dict[str, np.ndarray]:
     return found
 
 
+def _generator(preset: Preset) -> Synthesis:
+    return fill_generator(build_generator(preset), zoo.load_tensors(zoo.bundled(preset.name, "generator")))
+
+
 @torch.no_grad()
 def drawn_faces(preset: str, count: int) -> np.ndarray:
     """Faces of nobody, uint8 (count, R, R, 3): half of codes by `draw_codes`, the others of one code, psi 1 and 0.7."""
-    p = get(preset)
-    generator = fill_generator(build_generator(p), zoo.load_tensors(zoo.bundled(p.name, "generator")))
+    generator = _generator(get(preset))
     single = (count - count // 2) // 2
     w = [draw_codes(generator, count // 2, seed=11), generator.sample(count - count // 2 - single, 1.0, seed=12)]
     w = torch.cat([*w, generator.sample(single, 0.7, seed=13)])
@@ -60,8 +63,7 @@ def drawn_faces(preset: str, count: int) -> np.ndarray:
 def codes(preset: str, x: np.ndarray, weights: str | None, mirror: bool = True) -> np.ndarray:
     """uint8 faces (N, R, R, 3) -> float16 codes (N or 2N, L, D); mirrored faces follow the others."""
     p = get(preset)
-    generator = fill_generator(build_generator(p), zoo.load_tensors(zoo.bundled(p.name, "generator")))
-    encoder = build_encoder(p, generator)
+    encoder = build_encoder(p, _generator(p))
     encoder.load_state_dict(zoo.load_tensors(weights or zoo.bundled(p.name, "encoder")))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = encoder.eval().to(device, memory_format=torch.channels_last)

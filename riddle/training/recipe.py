@@ -20,7 +20,7 @@ def parse(p: argparse.ArgumentParser, section: str, argv: Sequence[str] | None) 
     Ends the program, with the file and the cause, where the recipe is not there or holds what the parser does not take.
     """
     p.add_argument("--recipe", help=f"a TOML file, or a name in {FOLDER.name}/: its [{section}] has further options")
-    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only = argparse.ArgumentParser(add_help=False)
     only.add_argument("--recipe")
     given = sys.argv[1:] if argv is None else list(argv)
     recipe = only.parse_known_args(given)[0].recipe
