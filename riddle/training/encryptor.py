@@ -6,6 +6,7 @@
     ... --arch coupling       # ours: its own inverse by construction
     ... --no-div              # Table 5, w/o identity diversity loss
     ... --weight recovery=3 --weight latent=0.1 --lr 3e-4
+    ... --linked 3            # ours: two people under one password stay two people
     ... --pixels 3            # ours: recovery from published pixels too
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in
@@ -34,7 +35,7 @@ from riddle.networks import Synthesis
 from riddle.presets import Preset, get
 from riddle.training import recipe
 from riddle.training.codes import draw_codes, draw_keys, encrypt_and_decrypt, evaluate
-from riddle.training.helper import Coach, CodeJudge, code_loss, importance, load_code_judge, small
+from riddle.training.helper import Coach, CodeJudge, code_loss, importance, linked, load_code_judge, small
 from riddle.training.judges import Judges, frozen_networks
 from riddle.training.loop import LoopConfig, average_gradients, make_accelerator, run, update_average
 from riddle.training.pixelpath import PixelPath
@@ -57,6 +58,7 @@ class EncryptorConfig:
     blend: float = 0.0  # share of the originals that lie between two training faces
     helper_only: float = 0.0  # share of the training, at its start, with no other loss; only `Coach` draws faces then
     damping: float = 0.003  # curvature above which the gradient in z is held down (`Curvature`); 0: not at all
+    linked: float = 0.0  # weight of `linked` over faces of originals that share passwords; the paper: none
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels; the paper: none
     lr: float = 5e-4  # Adam, warm-up then cosine to zero, in both parts alike; the paper's is not given
     warmup: float = 0.02  # share of a part
@@ -171,6 +173,9 @@ class EncryptorTask:
             terms[name] = compare(reference, features)
         total = losses.total_loss(identity, *(terms[k] for k in ("pixel", "lpips", "parsing", "latent")), weights)
         faces = faces.unflatten(0, codes.shape[:2])
+        if self.config.linked:
+            terms["linked"] = linked(changed)
+            total = total + self.config.linked * terms["linked"]
         if self.path is not None:
             terms["recovery_pixels"] = self.recovery_from_pixels(faces[:, 0], original, keys[:, 0, 0], wanted)
             total = total + self.config.pixels * terms["recovery_pixels"]
@@ -199,7 +204,10 @@ class EncryptorTask:
         loss, terms = torch.zeros((), device=self.accelerator.device), {}
         if not alone:
             w = self.blended(batch["w"].float()) if "w" in batch else draw_codes(self.generator, len(batch["row"]))
-            loss, terms = self.losses(w, draw_keys(self.generator, len(w), c.m, c.n))
+            keys = draw_keys(self.generator, len(w), c.m, c.n)
+            if c.linked:
+                keys = keys[: len(w) // 2].repeat(2, 1, 1, 1, 1)
+            loss, terms = self.losses(w, keys)
         if alone or c.helper:
             helper, more, made = self.helper(judged=alone)
             terms |= more
@@ -273,6 +281,7 @@ def command_line() -> argparse.ArgumentParser:
     p.add_argument("--helper-codes", type=int, default=c.helper_codes, help="codes a step that it sees")
     p.add_argument("--blend", type=float, default=c.blend, help="share of originals between two training faces")
     p.add_argument("--code-judge", help="safetensors of riddle.training.helper, for the loss in codes")
+    p.add_argument("--linked", type=float, default=c.linked, help="weight of two people under one password being alike")
     p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
     p.add_argument("--encoder", help="safetensors, for curvature and --pixels; default: the bundled one")
     p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
@@ -289,6 +298,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     a = recipe.parse(p, "encryptor", argv)
     if not a.datafree and not a.codes:
         p.error("--codes is needed, unless --datafree draws them")
+    if a.linked and a.batch % 2:
+        p.error("--linked compares two halves of a batch; give an even --batch")
     for name in ("helper_only", "blend"):
         if not 0 <= getattr(a, name) <= 1:
             p.error(f"--{name.replace('_', '-')} is a share, from 0 to 1")
@@ -310,8 +321,8 @@ def main(argv: list[str] | None = None) -> dict:
     generator, judges, threshold = frozen_networks(preset, a.generator, accelerator.device, a.parser)
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, arch=a.arch,
-        helper=a.helper, helper_codes=a.helper_codes, helper_only=a.helper_only, blend=a.blend, pixels=a.pixels,
-        lr=a.lr, damping=a.damping, eval_every=a.eval_every,
+        helper=a.helper, helper_codes=a.helper_codes, helper_only=a.helper_only, blend=a.blend, linked=a.linked,
+        pixels=a.pixels, lr=a.lr, damping=a.damping, eval_every=a.eval_every,
         minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else draw_codes(generator, 48, seed=1)
