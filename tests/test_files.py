@@ -1,0 +1,53 @@
+"""Files are written whole or not at all."""
+
+import hashlib
+
+import pytest
+
+from riddle.files import digest, replace_file, sha256
+
+
+def test_a_file_appears_under_its_name_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    with replace_file(path) as temporary:
+        assert temporary.parent == path.parent and temporary.suffix == ".csv"
+        temporary.write_text("half")
+        assert not path.exists()
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"precious")
+    with pytest.raises(type(error)), replace_file(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert path.read_bytes() == b"precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "faces.npy"
+    with replace_file(path) as a, replace_file(path) as b:
+        assert a != b
+        a.write_text("a")
+        b.write_text("b")
+    assert path.read_text() == "a"
+
+
+def test_a_name_at_the_file_systems_limit_can_be_written(tmp_path):
+    path = tmp_path / ("x" * 251 + ".png")
+    with replace_file(path) as temporary:
+        temporary.write_bytes(b"1")
+    assert path.read_bytes() == b"1"
+
+
+def test_hashes_know_content_and_order(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"riddle" * 100_000)
+    assert sha256(path) == hashlib.sha256(b"riddle" * 100_000).hexdigest()
+    assert digest("a", 1) == digest("a", 1) != digest(1, "a")
+    assert len(digest({"b": 1, "a": tmp_path})) == 12
