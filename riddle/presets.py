@@ -1,4 +1,7 @@
-"""One code path, several scales: a `Preset` is all that distinguishes a test from the paper."""
+"""One code path, several scales: a `Preset` is all that distinguishes a test from the paper.
+
+A `Variant` is an encryptor that stands in the tables: the paper's, its ablations, ours, and the controls.
+"""
 
 from __future__ import annotations
 
@@ -70,3 +73,27 @@ def get(preset: str | Preset) -> Preset:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[preset]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An encryptor of Table 5: its name there, its weights, and what distinguishes its training."""
+
+    label: str  # as in the paper, where the paper has it
+    file: str  # <file>.safetensors of a preset, and what `riddle.load(encryptor=...)` takes; no file holds a control
+    arch: str = "transformer"  # one of models.encryptor.ARCHITECTURES
+    datafree: bool = False  # trained on codes drawn from the mapping network (section 3.3)
+    diversity: bool = True  # trained with L_div (eq. 5)
+    trained: bool = True  # False: a control, as it starts from seed 0
+
+
+VARIANTS = {
+    "riddle": Variant("full", "encryptor"),
+    "datafree": Variant("without data", "encryptor_datafree", datafree=True),
+    "mlp": Variant("without transformer", "encryptor_mlp", arch="mlp"),
+    "nodiv": Variant("without identity diversity loss", "encryptor_nodiv", diversity=False),
+    "coupling": Variant("RotationCoupling (ours)", "encryptor_coupling", arch="coupling"),
+    "untrained": Variant("untrained transformer (control)", "untrained", trained=False),
+    "reflection": Variant("keyed reflection (control)", "reflection", arch="reflection", trained=False),
+}
+CONTROLS = tuple(name for name, variant in VARIANTS.items() if not variant.trained)
