@@ -23,22 +23,13 @@ import riddle
 from riddle import paper, protocols, reporting, stages, table3, tables
 from riddle.metrics.diversity import distinct_pairs, password_pairs
 from riddle.metrics.identity import bootstrap_interval
-from riddle.networks import CONTROLS
-from riddle.presets import get
+from riddle.presets import CONTROLS, VARIANTS, get
 from riddle.protocols import Judge, Record, Row
 from riddle.runs import Run, log_time, read
 from riddle.zoo import WeightsMissingError, bundled, load_metadata
 
-# In the paper's order, then ours, then the controls; the keys are those of riddle.runs.VARIANTS.
-LABELS = {
-    "datafree": "without data",
-    "mlp": "without transformer",
-    "nodiv": "without identity diversity loss",
-    "riddle": "full",
-    "coupling": protocols.OURS,
-    "untrained": "untrained transformer (control)",
-    "reflection": "keyed reflection (control)",
-}
+# In the paper's order, then ours, then the controls.
+LABELS = {name: VARIANTS[name].label for name in ("datafree", "mlp", "nodiv", "riddle", "coupling", *CONTROLS)}
 INVERTED = "inverted, no encryption"  # what inversion alone does: read the others beside it
 # Task -> what its number is; a distance between sets says it itself.
 METRICS = {"de-identification": "share accepted", "recovery": "share accepted", "diversity": "share of pairs apart"}

@@ -16,12 +16,11 @@ from riddle.models.inversion import build_encoder
 from riddle.models.mobilestylegan import MobileStyleGAN
 from riddle.models.parsing import ParsingNet
 from riddle.models.stylegan2 import Generator
-from riddle.presets import Preset
+from riddle.presets import CONTROLS, VARIANTS, Preset
 from riddle.weights import published_generator
 
 Synthesis = Generator | MobileStyleGAN
-# Encryptors without training, for comparison: name -> architecture, built from seed 0.
-CONTROLS = {"untrained": "transformer", "reflection": "reflection"}
+_ARCHITECTURES = {variant.file: variant.arch for variant in VARIANTS.values()}
 
 
 def build_generator(preset: Preset) -> Synthesis:
@@ -53,7 +52,7 @@ def untrained(preset: Preset, part: str = "encryptor") -> dict[str, nn.Module]:
     generator = build_generator(preset)
     generator.codes.measure(generator.map)
     encoder = build_encoder(preset, generator)
-    arch = {"encryptor_mlp": "mlp", "encryptor_coupling": "coupling", **CONTROLS}.get(part, "transformer")
+    arch = _ARCHITECTURES.get(part, "transformer")
     return {
         "generator": generator,
         "encoder": encoder,
@@ -71,7 +70,7 @@ def control(preset: Preset, name: str, generator: Synthesis) -> CodeModel:
     """An encryptor of `CONTROLS`, the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build_encryptor(preset, CONTROLS[name], generator.codes)
+        return build_encryptor(preset, _ARCHITECTURES[name], generator.codes)
 
 
 def _filled(network: nn.Module, path: Path, preset: Preset) -> nn.Module:

@@ -18,15 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from riddle import config, protocols
-from riddle.networks import CONTROLS
+from riddle import config, presets, protocols
+from riddle.presets import CONTROLS
 
-# First word of a face set -> the encryptor behind it, as `riddle.load` names it: the method, the ablations of section
-# 4.6, ours, and the controls without training.
-VARIANTS = {
-    "riddle": "encryptor", "datafree": "encryptor_datafree", "mlp": "encryptor_mlp", "nodiv": "encryptor_nodiv",
-    "coupling": "encryptor_coupling", **{name: name for name in CONTROLS},
-}  # fmt: skip
+# First word of a face set -> the encryptor behind it, as `riddle.load` names it.
+VARIANTS = {name: variant.file for name, variant in presets.VARIANTS.items()}
 PARTS = ("generator", "encoder", *(e for e in VARIANTS.values() if e not in CONTROLS))  # weights behind a table
 # Sets whose test split is compared with itself, picture by picture; LFW has pairs of its own.
 TEST_SETS = ("celebamask_hq", "ffhq")
