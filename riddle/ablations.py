@@ -26,7 +26,7 @@ from riddle.metrics.identity import bootstrap_interval
 from riddle.presets import CONTROLS, VARIANTS, get
 from riddle.protocols import Judge, Record, Row
 from riddle.runs import Run, log_time, read
-from riddle.zoo import WeightsMissingError, bundled, load_metadata
+from riddle.weights import WeightsMissingError, bundled, load_metadata
 
 # In the paper's order, then ours, then the controls.
 LABELS = {name: VARIANTS[name].label for name in ("datafree", "mlp", "nodiv", "riddle", "coupling", *CONTROLS)}

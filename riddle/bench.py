@@ -24,13 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from riddle import config, demo, zoo
+from riddle import config, demo, weights
 from riddle.allocator import keep_memory
+from riddle.files import write_text
 from riddle.models import mobilestylegan as mobile
 from riddle.networks import Synthesis
 from riddle.pipeline import Riddle, load
 from riddle.presets import get
-from riddle.weights import wheel_folder
+from riddle.weights import WHEEL, wheel_file
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def openvino_drawing(w: torch.Tensor, bfloat16: bool) -> Callable[[], object] | 
         core = importlib.import_module("openvino").Core()
     except ImportError:
         return None
-    network = core.read_model(wheel_folder() / "SynthesisNetwork.xml")
+    network = core.read_model(wheel_file(WHEEL, "SynthesisNetwork.xml"))
     options = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"}
     run = core.compile_model(network, "CPU", {**options, "INFERENCE_NUM_THREADS": torch.get_num_threads()})
     return lambda: run(w.numpy())
@@ -264,7 +265,7 @@ def main(argv: list[str] | None = None) -> dict:
         del peaks["bfloat16"]  # worth it only where the hardware has it
     try:
         model = load(preset, device=device, dtype=next(iter(peaks)))
-    except zoo.WeightsMissingError as e:
+    except weights.WeightsMissingError as e:
         p.error(f"{e} (speed is measured on the real thing; `--preset smoke` needs no weights)")
     sides = {preset.resolution: a.batch} | ({1024: 1} if preset.generator == "mobilestylegan" else {})
     rows = [row for s, batch in sides.items() for row in generator_rows(model.generator, s, batch, a.seconds, peaks)]
@@ -281,7 +282,7 @@ def main(argv: list[str] | None = None) -> dict:
     result = {"preset": preset.name, "batch": a.batch, "machine": machine(device),
               "matmul_gflops": {k: round(v, 1) for k, v in peaks.items()}, "rows": rounded}  # fmt: skip
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    zoo.write_text(folder / "bench.json", json.dumps(result, indent=1) + "\n")
+    write_text(folder / "bench.json", json.dumps(result, indent=1) + "\n")
     figure(rows, folder / "figures" / "bench.png")
     for r in rows:
         beside = f"   NCHW {r.nchw:8.2f} ({r.ours / r.nchw:.1f}x)" if r.nchw else ""

@@ -25,7 +25,7 @@ from riddle.faces.pixels import to_bytes
 from riddle.losses import LossWeights
 from riddle.models.encryptor import build_encryptor
 from riddle.models.mobilestylegan import SIDES, MobileStyleGAN
-from riddle.networks import Synthesis, control, load_encryptor
+from riddle.networks import Synthesis, control, load_encryptor, published_generator
 from riddle.pipeline import Riddle
 from riddle.presets import Preset, get
 from riddle.training.codes import draw_codes
@@ -34,8 +34,7 @@ from riddle.training.encryptor import EncryptorConfig, EncryptorTask, Judges
 from riddle.training.inversion import InversionConfig, InversionTask
 from riddle.training.loop import LoopConfig, bfloat16_is_faster, make_accelerator, run
 from riddle.training.parsing import ParsingConfig, ParsingTask
-from riddle.weights import published_generator
-from riddle.zoo import WeightsMissingError, bundled, load_lpips, locate
+from riddle.weights import WeightsMissingError, bundled, load_lpips, locate
 
 COUPLING = "RotationCoupling (ours)"
 TINY = {4: 32, 8: 32, 16: 32, 32: 16}  # channels of `tiny_generator`

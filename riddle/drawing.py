@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from riddle import config, zoo
+from riddle import config, weights
 from riddle.faces import blending
 
 plt.rcParams.update(
@@ -288,7 +288,7 @@ def sample_codes() -> torch.Tensor:
 
     Raises FileNotFoundError when data/samples is empty.
     """
-    return zoo.load_tensors(config.bundled_folder("samples") / "codes.safetensors")["codes"]
+    return weights.load_tensors(config.bundled_folder("samples") / "codes.safetensors")["codes"]
 
 
 def sample_faces(n: int, preset_resolution: int) -> torch.Tensor:

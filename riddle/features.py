@@ -45,7 +45,7 @@ class SqueezeNetPool(nn.Module):
 
 
 def _squeezenet() -> nn.Module:
-    from riddle.zoo import find
+    from riddle.weights import find
 
     state = torch.load(find("squeezenet1_1"), map_location="cpu", weights_only=True)
     network = SqueezeNetPool()
@@ -62,7 +62,7 @@ class InceptionPool(nn.Module):
         super().__init__()
         from pytorch_fid.inception import InceptionV3
 
-        from riddle.zoo import find
+        from riddle.weights import find
 
         before = torch.hub.get_dir()
         torch.hub.set_dir(str(find("inception").parent.parent))  # where pytorch-fid looks for its weights

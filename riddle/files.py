@@ -35,6 +35,12 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8 by `replace_file`."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def sha256(path: str | Path) -> str:
     """Hex sha256 of a file."""
     with open(path, "rb") as file:

@@ -22,7 +22,7 @@ from riddle.pipeline import Riddle
 from riddle.presets import get
 from riddle.protocols import ENCRYPTORS, JUDGES
 from riddle.runs import LABELS, VARIANTS, Run, digest, part_hash
-from riddle.zoo import WeightsMissingError
+from riddle.weights import WeightsMissingError
 
 PAPER_DATA = "celebamask_hq"  # the paper draws figures 5 to 7 on CelebA-HQ
 

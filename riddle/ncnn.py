@@ -1,7 +1,8 @@
-"""Reads the two files of an ncnn network (graph and weights), for the recogniser that is published as such."""
+"""Reads an ncnn network (a graph and a file of numbers), the form in which one recogniser is published."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,52 +30,40 @@ def read(weights: Path, graph: Path) -> dict[str, list[np.ndarray]]:
         options = dict(pair.split("=") for pair in rest[int(inputs) + int(outputs) :])
         n = int(options.get("0", 0))
         if kind in ("Convolution", "ConvolutionDepthWise", "InnerProduct"):
-            dense = kind == "InnerProduct"
+            bias, count = ("1", "2") if kind == "InnerProduct" else ("5", "6")
             if take(1).view("<u4")[0] != 0:
                 raise ValueError(f"{weights}: layer {name} is not in float32; fetch the float32 file")
-            arrays = [take(int(options["2" if dense else "6"]))]
-            if options.get("1" if dense else "5") == "1":
-                arrays.append(take(n))
+            layers[name] = [take(int(options[count]))] + ([take(n)] if options.get(bias) == "1" else [])
         elif kind == "BatchNorm":  # slope, mean, variance, bias
-            arrays = [take(n) for _ in range(4)]
+            layers[name] = [take(n) for _ in range(4)]
         elif kind == "PReLU":
-            arrays = [take(n)]
-        else:
-            continue
-        layers[name] = arrays
+            layers[name] = [take(n)]
     if position != len(data):
         raise ValueError(f"{weights} holds {len(data) - position} numbers more than {graph} names; fetch both again")
     return layers
 
 
 def mobilefacenet(weights: Path, graph: Path) -> dict[str, torch.Tensor]:
-    """The ArcFace MobileFaceNet's state dict, `riddle.models.mobilefacenet`'s names."""
+    """The ArcFace MobileFaceNet's state dict, in the names of `riddle.models.mobilefacenet`. Raises ValueError."""
     state = {}
     for name, arrays in read(weights, graph).items():
         tensors = [torch.from_numpy(a.copy()) for a in arrays]
         if name == "pre_fc1":
-            state["fc.weight"] = tensors[0].reshape(128, 512)
-            if len(tensors) > 1:
-                state["fc.bias"] = tensors[1]
+            state |= dict(zip(("fc.weight", "fc.bias"), [tensors[0].reshape(128, 512), *tensors[1:]], strict=False))
         elif name == "fc1":
-            state.update(_norm("fc_bn", tensors))
+            state |= _norm("fc_bn", tensors)
         elif name.endswith("_conv2d"):
             state[name.replace("_conv2d", ".conv.weight")] = tensors[0]
         elif name.endswith("_relu"):
             state[name.replace("_relu", ".prelu.weight")] = tensors[0]
         else:
-            state.update(_norm(name.replace("_batchnorm", ".bn"), tensors))
-    return _shaped(state)
-
-
-def _norm(prefix: str, tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"{prefix}.{k}": t for k, t in zip(("weight", "running_mean", "running_var", "bias"), tensors, strict=True)}
-
-
-def _shaped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Flat convolution weights -> (out, in, k, k); the batch norm behind each tells the outputs."""
-    for key in [k for k in state if k.endswith(".conv.weight")]:
+            state |= _norm(name.replace("_batchnorm", ".bn"), tensors)
+    for key in [k for k in state if k.endswith(".conv.weight")]:  # flat -> (out, in, k, k)
         out = len(state[key.replace("conv.weight", "bn.weight")])
         side = 7 if "7_7" in key else 3 if "_dw" in key or key.startswith("conv_1.") else 1
         state[key] = state[key].reshape(out, -1, side, side)
     return state
+
+
+def _norm(prefix: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}.{k}": t for k, t in zip(("weight", "running_mean", "running_var", "bias"), tensors, strict=True)}

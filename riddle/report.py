@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from riddle import config, reporting, zoo
+from riddle import config, reporting
 from riddle.claims import CLAIMS, FAILS, HOLDS, UNDECIDED, Verdict
+from riddle.files import write_text
 from riddle.reporting import grid, write_csv
 
 
@@ -268,8 +269,8 @@ def write(preset: str, folder: Path | None = None) -> list[Verdict]:
     page = sections(preset, tables, figures)
     folder = folder or source
     folder.mkdir(parents=True, exist_ok=True)
-    zoo.write_text(folder / "report.md", to_markdown(preset, page))
-    zoo.write_text(folder / "report.html", to_html(preset, page))
+    write_text(folder / "report.md", to_markdown(preset, page))
+    write_text(folder / "report.html", to_html(preset, page))
     answers = verdicts(tables)
     write_csv(pd.DataFrame([asdict(a) for a in answers]), folder / "verdicts.csv")
     return answers

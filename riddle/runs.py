@@ -145,7 +145,7 @@ def digest(*things: Any) -> str:
 @cache
 def part_hash(preset: str, part: str) -> str | None:
     """sha256 of a bundled weights file, None when the preset has none, the name of a control; read once a process."""
-    from riddle.zoo import WeightsMissingError, bundled
+    from riddle.weights import WeightsMissingError, bundled
 
     if part in CONTROLS:  # no file holds it
         return part
@@ -157,7 +157,7 @@ def part_hash(preset: str, part: str) -> str | None:
 
 def stage(run: Run, path: Path, made_from: tuple, make: Callable[[], dict[str, np.ndarray]]) -> Path:
     """`path`, made unless it was made from the same things; absent weights leave their reason in it."""
-    from riddle.zoo import WeightsMissingError
+    from riddle.weights import WeightsMissingError
 
     key = digest(*made_from)
     if is_current(path, key):

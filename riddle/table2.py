@@ -62,7 +62,7 @@ def restoration(run: Run, item: str) -> Path:
 
 def _reasons() -> dict[str, str]:
     """{judge: why LPIPS has no number by it}, for backbones that are not on this machine."""
-    from riddle.zoo import locate
+    from riddle.weights import locate
 
     return {judge: "weights not on this machine" for judge, (_, asset) in LPIPS_NETS.items() if locate(asset) is None}
 
@@ -70,7 +70,7 @@ def _reasons() -> dict[str, str]:
 @cache
 def _lpips(net: str) -> Callable:
     """Loaded once a process."""
-    from riddle.zoo import load_lpips
+    from riddle.weights import load_lpips
 
     return load_lpips(net)
 

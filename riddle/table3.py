@@ -69,7 +69,7 @@ def feature_set(run: Run, network: str, item: str) -> Path:
 
 def _weights(network: str) -> bool:
     """Whether a network's weights are here: when they arrive, its features are made again."""
-    from riddle.zoo import locate
+    from riddle.weights import locate
 
     return network == "dlib" or locate({"squeezenet": "squeezenet1_1"}.get(network, network)) is not None
 

@@ -13,14 +13,14 @@ import torch
 from test_encryptor import frozen  # noqa: F401 (a fixture)
 
 import riddle
-from riddle import ablations, paper, protocols, reporting, stages, table3, tables, zoo
+from riddle import ablations, paper, protocols, reporting, stages, table3, tables
 from riddle.metrics.fidelity import frechet_distance
 from riddle.models.encryptor import build_encryptor
 from riddle.networks import CONTROLS
 from riddle.runs import Run
 from riddle.training import ablations as training
 from riddle.training import encryptor
-from riddle.zoo import WeightsMissingError
+from riddle.weights import WeightsMissingError, load_metadata, load_tensors, save_tensors
 
 
 def test_one_configuration_a_row_of_the_paper():
@@ -70,7 +70,7 @@ def trainer(frozen, monkeypatch, tmp_path):  # noqa: F811
 def test_a_run_leaves_its_configuration_with_the_weights(trainer):
     last, out = trainer("nodiv", "nodiv", "--weight", "recovery=3")
     assert last["step"] == 2
-    about = zoo.load_metadata(out / "encryptor.safetensors")
+    about = load_metadata(out / "encryptor.safetensors")
     record = json.loads(about["ablation"])
     assert record == json.loads((out / "ablation.json").read_text())
     assert (record["variant"], record["diversity"], record["arch"]) == ("nodiv", False, "transformer")
@@ -80,16 +80,16 @@ def test_a_run_leaves_its_configuration_with_the_weights(trainer):
     assert (weights["diversity"], weights["recovery"], weights["lpips"]) == (0.0, 3.0, 1.0)
     assert (about["steps"], about["kind"]) == ("2", "transformer")
     state = torch.load(out / "state.pt", weights_only=True)["networks"]["average"]
-    kept = zoo.load_tensors(out / "encryptor.safetensors")
+    kept = load_tensors(out / "encryptor.safetensors")
     assert all(torch.allclose(kept[k], v.float(), atol=2e-3) for k, v in state.items())
 
 
 def test_the_variants_differ_in_one_thing(trainer, frozen):  # noqa: F811
     _, out = trainer("mlp", "mlp", steps=1)
-    build_encryptor("smoke", "mlp", frozen[0].codes).load_state_dict(zoo.load_tensors(out / "encryptor.safetensors"))
-    assert zoo.load_metadata(out / "encryptor.safetensors")["kind"] == "mlp"
+    build_encryptor("smoke", "mlp", frozen[0].codes).load_state_dict(load_tensors(out / "encryptor.safetensors"))
+    assert load_metadata(out / "encryptor.safetensors")["kind"] == "mlp"
     _, out = trainer("datafree", "datafree", steps=1)
-    about = zoo.load_metadata(out / "encryptor.safetensors")
+    about = load_metadata(out / "encryptor.safetensors")
     assert about["datafree"] == "True" and json.loads(about["weights"])["diversity"] == 1.0
 
 
@@ -115,7 +115,7 @@ def test_training_that_differs_is_named(home):
     def put(part, steps, minutes, **weights):
         about = {"steps": steps, "seed": 0, "weights": json.dumps({"recovery": 1.0, "diversity": 8.0} | weights)}
         about["ablation"] = json.dumps({"shared": {"minutes": minutes, "seed": 0}, "files": {"generator": "abc"}})
-        zoo.save_tensors(folder / f"{part}.safetensors", {"x": torch.zeros(1)}, about)
+        save_tensors(folder / f"{part}.safetensors", {"x": torch.zeros(1)}, about)
 
     put("encryptor", 100, 20.0)
     put("encryptor_nodiv", 140, 20.0, diversity=0.0)

@@ -77,7 +77,7 @@ def test_openvino_is_asked_only_where_it_is_installed(monkeypatch):
 
 def test_openvino_draws_the_same_picture():
     pytest.importorskip("openvino")
-    from riddle.weights import published_generator
+    from riddle.networks import published_generator
 
     g = published_generator()
     w = g.map(torch.randn(1, 512, generator=torch.Generator().manual_seed(0)))

@@ -19,7 +19,7 @@ from PIL import Image
 
 import riddle
 import riddle.app
-from riddle import passwords, zoo
+from riddle import passwords, weights
 from riddle.app import arguments, bulk, cli, container, doctor, passphrase, photos
 from riddle.app.arguments import Exit
 from riddle.app.photos import FaceReport, FileReport, PhotoError
@@ -349,7 +349,7 @@ def test_one_sidecar_is_of_one_photo(stubs, folder, tmp_path):
 
 def test_missing_weights_have_their_own_exit_code(stubs, folder, monkeypatch, capsys):
     def load(*args, **kwargs):
-        raise zoo.WeightsMissingError("ffhq256/generator", "it does not exist", "train it")
+        raise weights.WeightsMissingError("ffhq256/generator", "it does not exist", "train it")
 
     monkeypatch.setattr(riddle, "load", load, raising=False)
     assert run("protect", folder / "a.jpg", "--json") == Exit.MISSING
@@ -534,7 +534,7 @@ def machine(home, monkeypatch):
     far = Asset("far", "nets/far.bin", (content.as_uri(),), size=7, licence="research only", source="example.org/far")
     gone = Asset("gone", "nets/gone.bin", licence="MIT", source="example.org/gone", note="unpack it")
     monkeypatch.setattr("riddle.assets.ASSETS", {a.name: a for a in (near, far, gone)})
-    monkeypatch.setattr("riddle.zoo.ASSETS", {a.name: a for a in (near, far, gone)})
+    monkeypatch.setattr("riddle.weights.ASSETS", {a.name: a for a in (near, far, gone)})
     place = home / "cache" / "weights" / near.path
     place.parent.mkdir(parents=True)
     place.write_bytes(b"weights")

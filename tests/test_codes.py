@@ -10,7 +10,7 @@ from scipy import stats
 
 from riddle import passwords
 from riddle.models.codes import BOUND, FLOOR, GaussianCodes, soft_bound
-from riddle.weights import published_generator
+from riddle.networks import published_generator
 
 FRESH = 4096
 

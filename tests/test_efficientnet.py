@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from riddle.models.efficientnet import STAGES, TAPS, Conv, EfficientNetLite0
-from riddle.weights import efficientnet_weights
-from riddle.zoo import WeightsMissingError
+from riddle.weights import WeightsMissingError, efficientnet_weights
 
 
 @pytest.fixture(scope="module")

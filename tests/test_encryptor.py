@@ -528,7 +528,7 @@ def test_both_parts_of_a_training_have_a_warm_up_and_end_at_no_rate(frozen, tmp_
 
 
 def test_networks_load_from_runs_and_from_safetensors(codes, tmp_path):
-    from riddle.zoo import save_tensors
+    from riddle.weights import save_tensors
 
     net, again = (build_encryptor("smoke", "transformer", codes) for _ in range(2))
     torch.save({"networks": {"average": net.state_dict()}}, tmp_path / "state.pt")

@@ -10,7 +10,7 @@ from riddle.presets import get
 from riddle.training import helper
 from riddle.training.codes import SPREAD
 from riddle.training.helper import CodeJudge, code_loss, importance, linked, load_code_judge
-from riddle.zoo import save_tensors
+from riddle.weights import save_tensors
 
 SMOKE = get("smoke")
 EVEN = torch.ones(64)

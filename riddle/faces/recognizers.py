@@ -237,9 +237,9 @@ def _weights(name: str) -> Path:
         from riddle.faces.detection import dlib_models
 
         return dlib_models() / "dlib_face_recognition_resnet_model_v1.dat"
-    from riddle import zoo
+    from riddle import weights
 
-    return zoo.find(name)
+    return weights.find(name)
 
 
 def load(name: str, device: str | torch.device = "cpu", weights: str | Path | None = None) -> Recognizer:
@@ -260,15 +260,15 @@ def load(name: str, device: str | torch.device = "cpu", weights: str | Path | No
 
 def available(names: Sequence[str] | None = None) -> dict[str, str | None]:
     """{name: None when the recogniser can be loaded without a download, else the reason why not}."""
-    from riddle import zoo
+    from riddle import weights
 
     reasons: dict[str, str | None] = {}
     for name in names or NAMES:
         try:
             _spec(name)
-            here = _weights(name) if name == "dlib" else zoo.locate(name)
+            here = _weights(name) if name == "dlib" else weights.locate(name)
             reasons[name] = None if here is not None else "weights not on this machine"
-        except (KeyError, zoo.WeightsMissingError) as e:
+        except (KeyError, weights.WeightsMissingError) as e:
             reasons[name] = str(e)
         for package, users in (("onnxruntime", "onnx"), ("facenet_pytorch", "facenet")):
             uses = (users == "onnx" and name in SPECS and SPECS[name].build is OnnxNetwork) or name.startswith(users)

@@ -9,30 +9,20 @@ from __future__ import annotations
 import numpy as np
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """Symmetric square root of a positive semi-definite matrix; round-off below zero is cut."""
-    values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Frechet distance of the Gaussians fitted to features a (N, D) and b (M, D).
 
-
-def gaussian_frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
-    """Squared Frechet distance of two Gaussians: means (D,), covariances (D, D).
-
-    |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)). The trace of the product's root is taken from
-    the symmetric root_a cov_b root_a, which has the same eigenvalues: exact for singular covariances too.
+    |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)). With cov = x^T x the trace of the product's root is
+    the sum of the singular values of x_a x_b^T: exact for singular covariances too, and quick for few pictures.
     Heusel et al., 2017; Dowson and Landau, 1982.
     """
-    root = _root(np.asarray(cov_a, np.float64))
-    cross = np.linalg.eigvalsh(root @ cov_b @ root)
-    trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.clip(cross, 0, None)).sum()
-    return float(((np.asarray(mean_a) - mean_b) ** 2).sum() + max(trace, 0.0))
-
-
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Frechet distance of the Gaussians fitted to features a (N, D) and b (M, D)."""
     _check(a, b)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return gaussian_frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    x, y = (a - mean_a) / np.sqrt(len(a) - 1), (b - mean_b) / np.sqrt(len(b) - 1)
+    x, y = (np.linalg.qr(z, mode="r") if len(z) > z.shape[1] else z for z in (x, y))
+    cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    return float(((mean_a - mean_b) ** 2).sum() + max((x**2).sum() + (y**2).sum() - 2 * cross, 0.0))
 
 
 def kid(a: np.ndarray, b: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
@@ -52,9 +42,14 @@ def kid(a: np.ndarray, b: np.ndarray, subsets: int = 100, size: int = 1000, seed
     return float(np.mean(values)), float(np.std(values))
 
 
+def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """KID's kernel (x.y / D + 1)^3 between features x (N, D) and y (M, D): (N, M)."""
+    return (np.asarray(x, np.float64) @ np.asarray(y, np.float64).T / x.shape[1] + 1) ** 3
+
+
 def _mmd(x: np.ndarray, y: np.ndarray) -> float:
-    n, d = x.shape
-    xx, yy, xy = ((p @ q.T / d + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
+    n = len(x)
+    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
     within = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (n * (n - 1))
     return float(within - 2 * xy.mean())
 

@@ -47,7 +47,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor, batch: int = 64) -> np.ndarray:
 
 
 def lpips(a: torch.Tensor, b: torch.Tensor, network: Callable, batch: int = 64) -> np.ndarray:
-    """LPIPS by a network of the package `lpips` (riddle.zoo.load_lpips), (N,). Zhang et al., 2018."""
+    """LPIPS by a network of the package `lpips` (riddle.weights.load_lpips), (N,). Zhang et al., 2018."""
     _check(a, b)
     with torch.no_grad():
         pairs = zip(a.split(batch), b.split(batch), strict=True)

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from riddle import config, zoo
+from riddle import config
+from riddle.files import sha256, write_text
 from riddle.training import encryptor
+from riddle.weights import load_metadata, load_tensors, save_tensors
 
 RECORD = "ablation"  # <out>/ablation.json, and the key of the weights' metadata
 # files: recorded by hash, not by path
@@ -64,7 +66,7 @@ def record_of(variant: str, settings: argparse.Namespace) -> dict:
             raise FileNotFoundError(f"--{name.replace('_', '-')}: {path} does not exist; give the file's path")
         if not path and name in ("generator", "encoder", "parser"):
             path = config.bundled_folder("zoo") / settings.preset / f"{name}.safetensors"
-        files[name] = zoo.sha256(Path(path))[:12] if path and Path(path).is_file() else None
+        files[name] = sha256(Path(path))[:12] if path and Path(path).is_file() else None
     return {"variant": variant, **asdict(ABLATIONS[variant]), "shared": shared, "files": files}
 
 
@@ -82,7 +84,7 @@ def claim_folder(out: Path, record: dict) -> None:
     if (out / "state.pt").exists():
         raise ValueError(f"{out} holds a run that no configuration made; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    zoo.write_text(path, json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[str, argparse.Namespace, list[str]]:
@@ -111,8 +113,8 @@ def main(argv: list[str] | None = None) -> dict:
     last = encryptor.main(words)
     if process.is_main_process:
         weights = out / "encryptor.safetensors"
-        about = zoo.load_metadata(weights) | {RECORD: json.dumps(record)}
-        zoo.save_tensors(weights, zoo.load_tensors(weights), about)
+        about = load_metadata(weights) | {RECORD: json.dumps(record)}
+        save_tensors(weights, load_tensors(weights), about)
     return last
 
 

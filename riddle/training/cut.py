@@ -25,11 +25,11 @@ from torch import nn
 
 from riddle.allocator import keep_memory
 from riddle.models.mobilestylegan import MobileStyleGAN
+from riddle.networks import published_generator
 from riddle.training.codes import draw_codes
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run, update_average
 from riddle.training.schedule import minutes_left, progress_of, rate_share
-from riddle.weights import published_generator
-from riddle.zoo import load_lpips, load_tensors, save_tensors
+from riddle.weights import load_lpips, load_tensors, save_tensors
 
 STORED = 256  # px of stored targets
 HELD_OUT = 200  # targets that training never sees

@@ -309,7 +309,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Train as the command line says; returns the last logged numbers and the final evaluation."""
     from riddle.allocator import keep_memory
-    from riddle.zoo import bundled, load_tensors, save_tensors
+    from riddle.weights import bundled, load_tensors, save_tensors
 
     a = parse_arguments(argv)
     keep_memory()

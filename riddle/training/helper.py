@@ -69,7 +69,7 @@ def wrong_by(guess: tuple[torch.Tensor, torch.Tensor], seen: tuple[torch.Tensor,
 
 def load_code_judge(path: str | Path) -> CodeJudge:
     """The frozen network of a file that this module wrote. Raises FileNotFoundError."""
-    from riddle.zoo import load_tensors
+    from riddle.weights import load_tensors
 
     state = load_tensors(path)
     dim, width = len(state["scale"]), len(state["first.bias"])
@@ -241,7 +241,7 @@ def train(examples: tuple[torch.Tensor, ...], scale: torch.Tensor, steps: int) -
 def main(argv: list[str] | None = None) -> float:
     """Command line of this module; returns the mean cosine on held-out examples."""
     from riddle.allocator import keep_memory
-    from riddle.zoo import save_tensors
+    from riddle.weights import save_tensors
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="mobile")

@@ -1,22 +1,18 @@
 """Train the e4e encoder of a preset; the generator is frozen.
 
-    python -m riddle.training.inversion --preset mobile --data results/runs/faces_train.npy --minutes 60 \
-        --out results/runs/inversion
+    python -m riddle.training.inversion --recipe mobile
     ... --passes 3 --start results/runs/inversion/encoder.safetensors     # ReStyle's feedback passes, from one pass
 
 Squared error, LPIPS and identity (F_e) on real faces, varied a little, and on some synthetic ones, drawn at every step.
 For all synthetic faces the distance to the z that they were drawn from. For real ones the size of the differences
-between slots. In place of e4e's latent discriminator a prior: in
-the Gaussian space the length of z says how probable a code is.
+between slots. In place of e4e's latent discriminator a prior: in the Gaussian space the length of z says how probable a
+code is.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
 import json
-import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,24 +25,30 @@ from riddle.allocator import keep_memory
 from riddle.models.inversion import LiteEncoder, build_encoder
 from riddle.models.mobilefacenet import load_mobilefacenet
 from riddle.networks import Synthesis
-from riddle.presets import Preset, get
+from riddle.presets import get
 from riddle.training import recipe
-from riddle.training.codes import draw_codes
-from riddle.training.judges import Judges, frozen_networks
-from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run, update_average
-from riddle.training.schedule import minutes_left, progress_of, rate_share
-from riddle.weights import efficientnet_weights
-from riddle.zoo import bundled, find, load_lpips, load_tensors, save_tensors
+from riddle.training.frozen import LossNetworks, draw_codes, frozen_networks
+from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, make_accelerator, run
+from riddle.weights import bundled, efficientnet_weights, find, load_lpips, load_tensors, save_tensors
 
 
-@dataclass(frozen=True)
-class InversionConfig:
-    """Loss weights and rates; the published e4e's beside each."""
+@dataclass(frozen=True, kw_only=True)
+class InversionConfig(LoopConfig):
+    """Faces, loss weights and rates; the published e4e's beside each."""
 
-    lr: float = 1e-3  # Adam, warm-up then cosine; of what starts at random; e4e: Ranger at 1e-4, batch 8
+    data: str  # uint8 .npy (N, R, R, 3) of riddle.training.prepare faces
+    val: str = ""  # the same of held-out faces; without: the last 96 of `data`, which training leaves out
+    generator: str = ""  # safetensors; without: the bundled weights
+    start: str = ""  # encoder.safetensors to go on from; without: published bodies, the rest random
+    perception: str = ""  # perception.safetensors of riddle.training.perception; without: the bundled one
+    steps: int = 1_000_000
+    minutes: float = 60.0
+    batch: int = 8  # real faces a step; e4e: 8
+    lr: float = 1e-3  # Adam, of what starts at random; e4e: Ranger at 1e-4
     body_lr: float = 3e-4  # of the pretrained body
     identity_lr: float = 1e-4  # of the recogniser's body; 0: frozen, which saves a tenth of the time
     warmup: float = 0.01  # share of the training
+    ema: float = 0.998  # decay a step of the weights' average
     l2: float = 1.0  # e4e: 1
     lpips: float = 0.8  # e4e: 0.8
     identity: float = 0.5  # e4e: 0.1 to 0.5
@@ -56,57 +58,46 @@ class InversionConfig:
     known: float = 0.3  # squared error of the z of synthetic faces; e4e: none
     synthetic: float = 0.5  # synthetic faces a real one
     shown: float = 1.0  # share of them that the picture losses see, too: real faces are few and learnt by heart
-    ema: float = 0.998  # decay a step of the weights' average
     passes: int = 1  # feedback passes; a step trains one of them, drawn at random
-    steps: int = 28  # of gradient descent that follow the passes when a face is inverted; no part of the training
-    minutes: float = float("inf")
+    refine: int = 28  # steps of gradient descent that follow the passes when a face is inverted; no part of the training
 
 
-class InversionTask:
-    """Encoder and its average; the frozen generator and judges."""
+class InversionTask(Task):
+    """The encoder; the frozen generator and loss networks."""
 
     def __init__(
-        self, preset: Preset, config: InversionConfig, accelerator: Accelerator, generator: Synthesis, judges: Judges,
-        lpips: nn.Module, held_out: torch.Tensor,
+        self, config: InversionConfig, accelerator: Accelerator, encoder: LiteEncoder, generator: Synthesis,
+        frozen: LossNetworks, lpips: nn.Module, held_out: torch.Tensor,
     ):  # fmt: skip
         """held_out: uint8 (N, R, R, 3), faces that training never sees."""
-        self.config, self.accelerator, self.judges, self.lpips = config, accelerator, judges, lpips
-        self.generator, self.held_out = generator.eval().requires_grad_(False), held_out
-        self.encoder: LiteEncoder = build_encoder(preset, generator).to(accelerator.device)
-        self.encoder.passes.fill_(config.passes)
-        self.encoder.steps.fill_(config.steps)
-        self.average = copy.deepcopy(self.encoder).eval().requires_grad_(False)
-        self.average._generator = self.encoder._generator  # not a copy of it
-        rates = {"body": config.body_lr, "identity": config.identity_lr}
-        self.encoder.identity.requires_grad_(config.identity_lr > 0)
+        self.frozen, self.lpips, self.held_out = frozen, lpips, held_out
+        self.generator = generator.eval().requires_grad_(False)
+        encoder = encoder.to(accelerator.device)
+        encoder.passes.fill_(config.passes), encoder.steps.fill_(config.refine)
+        encoder.identity.requires_grad_(config.identity_lr > 0)
+        rates = {"body": config.body_lr, "identity": config.identity_lr, "perception": 0.0}
         groups = [
-            {"params": list(part.parameters()), "rate": rates.get(name, config.lr)}
-            for name, part in self.encoder.named_children()
-            if name != "perception" and rates.get(name, config.lr)
+            {"params": list(part.parameters()), "lr": rate}
+            for name, part in encoder.named_children()
+            if (rate := rates.get(name, config.lr))
         ]
-        self.optimiser = torch.optim.Adam(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
-        self.networks = {"encoder": self.encoder, "average": self.average}
-        self.optimisers = {"encoder": self.optimiser}
-        self.counters = {"step": 0, "seconds": 0.0}
+        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+        super().__init__(config, accelerator, "encoder", encoder, optimiser, shared=[generator])
         std = generator.codes.std
         self.importance = std / std.mean()  # what hardly shows in a face need not be read
 
     def start_from(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from other weights, of fewer passes or of as many."""
-        for network in (self.encoder, self.average):
+        for network in (self.network, self.average):
             network.load_state_dict(state)
-            network.passes.fill_(self.config.passes)
-            network.steps.fill_(self.config.steps)
+            network.passes.fill_(self.config.passes), network.steps.fill_(self.config.refine)
 
-    def start_from_published(self, perception: str | None = None) -> None:
-        """Take the published weights of the two bodies, and the file of riddle.training.perception.
-
-        perception: None: that of the bundled encoder. Raises WeightsMissingError.
-        """
-        own = "perception.trunk."
-        state = load_tensors(perception or bundled("mobile", "encoder"))
-        state = state if perception else {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}
-        for network in (self.encoder, self.average):
+    def start_from_published(self) -> None:
+        """Take the published weights of the two bodies, and those of `perception`. Raises WeightsMissingError."""
+        own, path = "perception.trunk.", self.config.perception
+        state = load_tensors(path or bundled("mobile", "encoder"))
+        state = state if path else {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}
+        for network in (self.network, self.average):
             network.perception.trunk.load_state_dict(state)
             network.body.load_published(efficientnet_weights())
             network.identity.load_state_dict(load_mobilefacenet(find("arcface-mobilefacenet")).state_dict())
@@ -128,12 +119,8 @@ class InversionTask:
         length = F.relu(z.square().mean(-1) - 1).square() + F.relu(z.abs() - 3).square().mean(-1)
         return {"length": length.mean(), "delta": (z[:, 1:] - z[:, :1]).square().mean()}
 
-    def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
-        began, c = time.monotonic(), self.config
-        progress = progress_of(self.accelerator, progress, self.counters["seconds"], c.minutes)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["rate"] * rate_share(progress, c.warmup)
-        real = faces_to_float(batch["faces"])
+    def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
+        c, real = self.config, faces_to_float(batch["faces"])
         n = len(real)
         real = varied(torch.where(torch.rand(n, 1, 1, 1, device=real.device) < 0.5, real.flip(3), real))
         made = draw_codes(self.generator, round(n * c.synthetic))
@@ -141,28 +128,20 @@ class InversionTask:
             with torch.no_grad():
                 drawn = self.generator(made).clamp(-1, 1)
                 both = torch.cat([real, drawn.float()])
-                z, shown = self.encoder.read(both, int(torch.randint(c.passes, ())))
-            z = z + self.encoder.missing(both, shown)
+                z, shown = self.network.read(both, int(torch.randint(c.passes, ())))
+            z = z + self.network.missing(both, shown)
             compared = n + round(len(made) * c.shown)
-            faces, targets = self.generator(self.encoder.to_w(z[:compared])), both[:compared]
+            faces, targets = self.generator(self.network.to_w(z[:compared])), both[:compared]
             terms = {"l2": F.mse_loss(faces, targets), "lpips": self.lpips(faces, targets).mean()}
             if progress >= c.identity_from:
                 with torch.no_grad():
-                    wanted = self.judges.embed(targets)
-                terms["identity"] = (1 - F.cosine_similarity(self.judges.embed(faces), wanted)).mean()
+                    wanted = self.frozen.embed(targets)
+                terms["identity"] = (1 - F.cosine_similarity(self.frozen.embed(faces), wanted)).mean()
         terms |= self.z_terms(z[:n])
         error = (z[n:] - self.generator.codes.to_gaussian(made)).square()
         terms["known"] = (error * self.importance).mean()
         loss = sum(getattr(c, name) * value for name, value in terms.items())
-        self.accelerator.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
-        if torch.isfinite(norm):
-            self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.counters["step"] += 1
-        update_average(self.average, self.encoder, min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10)))
-        self.counters["seconds"] += time.monotonic() - began
-        return {"loss": loss, **terms, "gradient": norm, "z2": z[:n].detach().square().mean()}
+        return loss, terms | {"z2": z[:n].detach().square().mean()}
 
     @torch.no_grad()
     def evaluate(self, batch: int = 16) -> dict[str, float]:
@@ -174,9 +153,9 @@ class InversionTask:
             with self.accelerator.autocast():
                 z, faces = self.average.read(real, self.config.passes)
                 refined = self.generator(self.average(real)).clamp(-1, 1)
-                wanted = self.judges.embed(real)
+                wanted = self.frozen.embed(real)
                 for suffix, shown in (("", faces), ("_refined", refined)):
-                    same = F.cosine_similarity(self.judges.embed(shown), wanted)
+                    same = F.cosine_similarity(self.frozen.embed(shown), wanted)
                     rows.setdefault(f"lpips{suffix}", []).append(self.lpips(shown, real).flatten().float())
                     rows.setdefault(f"cosine{suffix}", []).append(same.float())
             spread = (z - z.mean(1, keepdim=True)).std((1, 2))
@@ -209,67 +188,27 @@ def varied(faces: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(faces, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)
 
 
-def changed(config: InversionConfig, settings: list[str]) -> InversionConfig:
-    """The configuration with NAME=VALUE applied. Raises ValueError for an unknown name or no number."""
-    names, changes = {f.name: f.type for f in fields(config)}, {}
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        if name not in names:
-            raise ValueError(f"--set {setting}: no such field; choose from {', '.join(names)}")
-        changes[name] = int(value) if names[name] == "int" else float(value)
-    return replace(config, **changes)
-
-
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the held-out quality."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", default="mobile")
-    p.add_argument("--data", required=True, help="uint8 .npy (N, R, R, 3) of riddle.training.prepare faces")
-    p.add_argument(
-        "--val", help="the same of held-out faces; default: the last 96 of --data, which training leaves out"
-    )
-    p.add_argument("--generator", help="safetensors; default: the preset's bundled weights")
-    p.add_argument("--start", help="encoder.safetensors to go on from; default: published bodies, the rest random")
-    p.add_argument(
-        "--perception", help="perception.safetensors of riddle.training.perception; default: the bundled one"
-    )
-    p.add_argument("--batch", type=int, default=8, help="real faces a step")
-    p.add_argument("--steps", type=int, default=1_000_000)
-    p.add_argument("--minutes", type=float, default=60.0)
-    p.add_argument("--passes", type=int, default=1)
-    p.add_argument("--save-every", type=int, default=500)
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of InversionConfig")
-    p.add_argument("--out", required=True)
-    a = recipe.parse(p, "inversion", argv)
+    config = recipe.parse(InversionConfig, "inversion", __doc__, argv)
     keep_memory()
-    preset, config = get(a.preset), changed(InversionConfig(passes=a.passes, minutes=a.minutes), a.set)
-    loop = LoopConfig(a.out, a.steps, a.batch, save_every=a.save_every, minutes=minutes_left(a.out, a.minutes))
-    accelerator = make_accelerator(loop)
-    generator, judges, _ = frozen_networks(preset, a.generator, accelerator.device, parse=False)
-    faces = torch.from_numpy(np.load(a.data))
-    held_out = torch.from_numpy(np.load(a.val)) if a.val else faces[-96:]
-    faces = faces if a.val else faces[:-96]
+    accelerator, preset = make_accelerator(config), get(config.preset)
+    generator, frozen, _ = frozen_networks(preset, config.generator, accelerator.device)
+    faces = torch.from_numpy(np.load(config.data))
+    held_out = torch.from_numpy(np.load(config.val)) if config.val else faces[-96:]
+    faces = faces if config.val else faces[:-96]
     held_out = held_out[:: max(1, len(held_out) // 96)][:96]
-    torch.manual_seed(0)
+    torch.manual_seed(config.seed)
     lpips = load_lpips("squeeze").to(accelerator.device)
-    task = InversionTask(preset, config, accelerator, generator, judges, lpips, held_out)
-    if a.start:
-        task.start_from(load_tensors(a.start))
-    else:
-        task.start_from_published(a.perception)
-    last = run(task, {"faces": faces}, loop, accelerator)
+    encoder = build_encoder(preset, generator)
+    task = InversionTask(config, accelerator, encoder, generator, frozen, lpips, held_out)
+    task.start_from(load_tensors(config.start)) if config.start else task.start_from_published()
+    last = run(task, {"faces": faces})
     task.measure_curvature(faces[:: max(1, len(faces) // 192)][:192])
     last |= {f"val_{k}": v for k, v in task.evaluate().items()}
-    about = {
-        "preset": preset.name,
-        "steps": last["step"],
-        "batch": a.batch,
-        "faces": len(faces),
-        "passes": a.passes,
-        "refine": config.steps,
-        "perception": Path(a.perception).name if a.perception else "bundled",
-    }
-    save_tensors(Path(a.out) / "encoder.safetensors", task.average.state_dict(), about)
+    about = {k: getattr(config, k) for k in ("preset", "batch", "passes", "refine")}
+    about |= {"steps": last["step"], "faces": len(faces), "perception": Path(config.perception or "bundled").name}
+    save_tensors(Path(config.out) / "encoder.safetensors", task.average.state_dict(), about)
     print(json.dumps(last))
     return last
 

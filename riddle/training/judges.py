@@ -32,7 +32,7 @@ def load_network(network: nn.Module, path: str | Path, part: str) -> nn.Module:
 
     Raises FileNotFoundError, or KeyError naming what the file holds instead.
     """
-    from riddle.zoo import load_tensors
+    from riddle.weights import load_tensors
 
     if str(path).endswith(".safetensors"):
         state = load_tensors(path)
@@ -49,7 +49,7 @@ def load_network(network: nn.Module, path: str | Path, part: str) -> nn.Module:
 def frozen_parser(preset: Preset, path: str | None, device: torch.device) -> Features:
     """F_s: faces (N, 3, R, R) -> logits of eq. 8's parts; path, or None for the preset's bundled weights (FFHQ framing:
     the published parser). Raises WeightsMissingError."""
-    from riddle.zoo import bundled, find
+    from riddle.weights import bundled, find
 
     if preset.name.startswith("ffhq") and path is None:  # the paper's own scale: the public parser
         net = BiSeNet().load_published(torch.load(find("bisenet"), map_location="cpu", weights_only=True))
@@ -67,7 +67,7 @@ def frozen_networks(
     parse: False leaves out F_s. Raises WeightsMissingError.
     """
     from riddle.faces import recognizers
-    from riddle.zoo import bundled, load_lpips, load_tensors
+    from riddle.weights import bundled, load_lpips, load_tensors
 
     g = fill_generator(build_generator(preset), load_tensors(generator or bundled(preset.name, "generator"))).to(device)
     perceive = PerceptualFeatures(load_lpips("squeeze")).to(device, memory_format=torch.channels_last)

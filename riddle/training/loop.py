@@ -1,57 +1,149 @@
 """The one training loop: seeded, resumable to the same numbers, logged, on a CPU, one GPU or several.
 
-A task owns networks and optimisers and knows one step. The loop owns everything else. Each step seeds every
-generator from (seed, step, rank), so a resumed run draws what an uninterrupted one would have drawn, and no
-generator state is stored.
+A task holds a network, its running average and its optimiser, and gives the loss of a batch. The loop does the rest.
+Each step seeds every generator from (seed, step, rank), so a resumed run draws what an uninterrupted one would have
+drawn, and no generator state is stored.
 
-    python -m riddle.training.parsing --preset mobile --out results/runs/parsing   # one CPU or GPU
-    torchrun --nproc-per-node 4 -m riddle.training.parsing ...                    # several GPUs
+    python -m riddle.training.parsing --recipe mobile                          # one CPU or GPU
+    torchrun --nproc-per-node 4 -m riddle.training.parsing --recipe mobile     # several GPUs
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import os
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
+from PIL import Image
 from torch import nn
 
+from riddle.faces.pixels import to_bytes
+from riddle.files import replace_file, write_text
+from riddle.presets import get
 from riddle.progress import track
 
+Numbers = dict[str, torch.Tensor | float]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What the loop needs to know; each task adds its own dataclass."""
+    """What every training is told; each network's own configuration adds to it."""
 
-    out: str  # folder of the run: state.pt, log.jsonl, samples/
-    steps: int = 1000
+    out: str  # folder of the run: config.json, state.pt, log.jsonl, samples/
+    preset: str = "mobile"  # of riddle.presets
+    steps: int = 1000  # at most
+    minutes: float = float("inf")  # at most, over all parts of an interrupted run
     batch: int = 32  # over all processes
     seed: int = 0
-    log_every: int = 50  # steps a line of log.jsonl
-    save_every: int = 500  # steps a checkpoint and a sample grid
-    minutes: float = float("inf")  # stop early, cleanly, after this much wall-clock time
-    bfloat16: bool | None = None  # None: where the device is faster so, see `bfloat16_is_faster`
+    warmup: float = 0.02  # share of the run in which the rate rises; then it falls to zero as a cosine
+    ema: float = 0.999  # decay a step of the weights' running average, which is what is kept
+    clip: float = 1.0  # largest norm of the gradient
+    log_every: int = 50  # steps between two lines of log.jsonl
+    save_every: int = 500  # steps between two checkpoints, each with samples and with numbers of held-out data
+    bfloat16: bool | None = None  # without: where the device is faster so
+
+    def __post_init__(self) -> None:
+        get(self.preset)
 
 
-class Task(Protocol):
-    """Networks, optimisers and one step."""
+EXTENDED = ("out", "steps", "minutes", "log_every", "save_every")  # options that may change when a run goes on
 
-    networks: dict[str, nn.Module]
-    optimisers: dict[str, torch.optim.Optimizer]
-    counters: dict[str, float]  # further numbers that a resumed run needs
 
-    def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]: ...
+class Task:
+    """A network, its running average and its optimiser, which a checkpoint holds by name; a subclass adds the loss."""
 
-    def samples(self) -> torch.Tensor | None: ...
+    def __init__(
+        self, config: LoopConfig, accelerator: Accelerator, name: str, network: nn.Module,
+        optimiser: torch.optim.Optimizer, shared: Sequence[nn.Module] = (),
+    ):  # fmt: skip
+        """name: of the network in a checkpoint; shared: frozen modules that it and its average refer to."""
+        self.config, self.accelerator = config, accelerator
+        self.network, self.optimiser = network, optimiser
+        self.average = copy.deepcopy(network, {id(m): m for m in shared}).eval().requires_grad_(False)
+        self.rates = [group["lr"] for group in optimiser.param_groups]
+        self.networks: dict[str, nn.Module] = {name: network, "average": self.average}
+        self.optimisers = {name: optimiser}
+        self.counters: dict[str, float] = {"step": 0, "seconds": 0.0}
+
+    def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
+        """The loss of a batch, and numbers for the log; progress: share of the run that is done."""
+        raise NotImplementedError
+
+    def part(self, progress: float) -> float:
+        """Where the learning rate is on its way from warm-up to zero, 0 to 1."""
+        return progress
+
+    def after_backward(self) -> Numbers:
+        """What else a step does before the optimiser's, and numbers for the log."""
+        return {}
+
+    def validate(self) -> dict[str, float]:
+        """Numbers of held-out data, logged at each checkpoint under val_<name>."""
+        return {}
+
+    def samples(self) -> torch.Tensor | None:
+        """Faces (N, 3, R, R) that show how far the network is."""
+        return None
+
+    def step(self, batch: dict[str, torch.Tensor], progress: float) -> Numbers:
+        """One step of the optimiser; a gradient that is not finite is left out."""
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * rate_share(self.part(progress), self.config.warmup)
+        loss, numbers = self.loss(batch, progress)
+        self.accelerator.backward(loss)
+        numbers = {"loss": loss, **numbers, **self.after_backward()}
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        if self.accelerator.num_processes > 1:
+            for p in parameters:
+                p.grad = self.accelerator.reduce(p.grad, reduction="mean")
+        numbers["gradient"] = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        if torch.isfinite(numbers["gradient"]):
+            self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.counters["step"] += 1
+        update_average(self.average, self.network, min(self.config.ema, 1 - 1 / (1 + self.counters["step"] / 10)))
+        return numbers
+
+    def load(self, state: dict) -> None:
+        """Go on from a checkpoint."""
+        for kind in ("networks", "optimisers"):
+            for name, part in getattr(self, kind).items():
+                part.load_state_dict(state[kind][name])
+        self.counters.update(state["counters"])
+
+    def save(self, step: int) -> None:
+        """Write `<out>/state.pt` and a grid of samples."""
+        out, kinds = Path(self.config.out), ("networks", "optimisers")
+        parts = {kind: {k: v.state_dict() for k, v in getattr(self, kind).items()} for kind in kinds}
+        with replace_file(out / "state.pt") as temporary:
+            torch.save({**parts, "counters": dict(self.counters), "step": step}, temporary)
+        if (faces := self.samples()) is not None:
+            save_grid(faces, out / "samples" / f"{step:07d}.png")
+
+
+def rate_share(progress: float, warmup: float) -> float:
+    """Share of the full rate at progress 0 to 1: a linear warm-up, then a cosine to zero."""
+    if progress < warmup:
+        return max(progress / warmup, 0.02)
+    return 0.5 * (1 + math.cos(math.pi * min((progress - warmup) / (1 - warmup), 1.0)))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * network; buffers are copied."""
+    for a, b in zip(average.parameters(), network.parameters(), strict=True):
+        a.lerp_(b.to(a.dtype), 1 - decay)
+    for a, b in zip(average.buffers(), network.buffers(), strict=True):
+        a.copy_(b)
 
 
 def batches(tensors: dict[str, torch.Tensor], batch: int, seed: int, start: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -59,9 +151,7 @@ def batches(tensors: dict[str, torch.Tensor], batch: int, seed: int, start: int)
     n = len(next(iter(tensors.values())))
     if n < batch:
         raise ValueError(f"{n} training items are fewer than one batch of {batch}")
-    per_epoch = n // batch
-    order, epoch = None, -1
-    step = start
+    per_epoch, order, epoch, step = n // batch, None, -1, start
     while True:
         if step // per_epoch != epoch:
             epoch = step // per_epoch
@@ -76,35 +166,13 @@ def faces_to_float(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
-    """Mean of the gradients over the processes; nothing to do for one."""
-    if accelerator.num_processes > 1:
-        for p in parameters:
-            if p.grad is not None:
-                p.grad = accelerator.reduce(p.grad, reduction="mean")
-
-
-def step_optimiser(accelerator: Accelerator, optimiser: torch.optim.Optimizer) -> None:
-    """Average gradients over processes, then step and clear."""
-    average_gradients(accelerator, [p for g in optimiser.param_groups for p in g["params"]])
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * network; buffers are copied."""
-    for a, b in zip(average.parameters(), network.parameters(), strict=True):
-        a.lerp_(b.to(a.dtype), 1 - decay)
-    for a, b in zip(average.buffers(), network.buffers(), strict=True):
-        a.copy_(b)
-
-
-def write_atomically(path: Path, state: object) -> None:
-    """torch.save to a temporary name, then rename: a stopped run never leaves half a checkpoint."""
-    tmp = path.with_name(path.name + ".tmp")
-    torch.save(state, tmp)
-    os.replace(tmp, path)
+def save_grid(faces: torch.Tensor, path: Path, columns: int = 8) -> None:
+    """Faces (N, 3, R, R) in [-1, 1] -> one PNG, row by row."""
+    pictures = to_bytes(faces)
+    pictures = pictures[: len(pictures) // columns * columns or len(pictures)]
+    rows = np.split(pictures, -(-len(pictures) // columns))
+    with replace_file(path) as temporary:
+        Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows])).save(temporary)
 
 
 def bfloat16_is_faster(device: str | torch.device = "cpu") -> bool:
@@ -136,77 +204,75 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if wanted else "no")
 
 
-def run(task: Task, tensors: dict[str, torch.Tensor], config: LoopConfig, accelerator: Accelerator) -> dict:
-    """Train `task` on `tensors` (aligned rows) up to `config.steps`; resumes from config.out/state.pt.
+def claim_folder(config: LoopConfig) -> None:
+    """Write `<out>/config.json` before a run starts. Raises ValueError where another configuration's run lies there."""
+    path, now = Path(config.out) / "config.json", asdict(config)
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [k for k in now if k not in EXTENDED and k in before and before[k] != now[k]]:
+            raise ValueError(
+                f"{path} is of another run ({', '.join(differing)} differ); give the same options to go on with it, "
+                "or another --out"
+            )
+    write_text(path, json.dumps(now, indent=1) + "\n")
 
-    Returns the last logged numbers.
+
+def progress_of(task: Task, step: int, seconds: float) -> float:
+    """Share of a run that is done, by steps or by minutes, whichever is further; all processes get the same."""
+    if math.isinf(task.config.minutes):
+        return step / task.config.steps
+    if task.accelerator.num_processes > 1:
+        spent = torch.tensor(seconds, device=task.accelerator.device)
+        seconds = task.accelerator.reduce(spent, reduction="mean").item()
+    return max(step / task.config.steps, seconds / 60 / task.config.minutes if task.config.minutes else 1.0)
+
+
+def run(task: Task, tensors: dict[str, torch.Tensor]) -> dict:
+    """Train on `tensors` (aligned rows) until the steps or the minutes are over; goes on from `<out>/state.pt`.
+
+    Returns the last logged numbers. Raises ValueError where the folder holds a run of another configuration.
     """
-    out = Path(config.out)
-    state_file = out / "state.pt"
-    main = accelerator.is_main_process
+    config, accelerator, out = task.config, task.accelerator, Path(task.config.out)
+    main, rank, step = accelerator.is_main_process, accelerator.process_index, 0
     if main:
-        (out / "samples").mkdir(parents=True, exist_ok=True)
-    step = 0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=accelerator.device, weights_only=True)
-        for kind in ("networks", "optimisers"):
-            for name, part in getattr(task, kind).items():
-                part.load_state_dict(state[kind][name])
-        task.counters.update(state["counters"])
+        claim_folder(config)
+    if (out / "state.pt").exists():
+        state = torch.load(out / "state.pt", map_location=accelerator.device, weights_only=True)
+        task.load(state)
         step = state["step"]
     share = config.batch // accelerator.num_processes
-    rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    rows = slice(rank * share, (rank + 1) * share)
     stream = batches(tensors, config.batch, config.seed, step)
     bar = track(None, out.name, config.steps, "step", initial=step, disable=not main)
-    began, sums, count, last = time.monotonic(), {}, 0, {}
-
-    def save() -> None:
-        if not main:
-            return
-        kinds = ("networks", "optimisers")
-        parts = {kind: {k: v.state_dict() for k, v in getattr(task, kind).items()} for kind in kinds}
-        write_atomically(state_file, {**parts, "counters": dict(task.counters), "step": step})
-        if (grid := task.samples()) is not None:
-            save_grid(grid, out / "samples" / f"{step:07d}.png")
-
-    while step < config.steps and (time.monotonic() - began) / 60 < config.minutes:
-        set_seed(hash_seed(config.seed, step, accelerator.process_index))
+    first, began, before, seen, last = step, time.monotonic(), task.counters["seconds"], {}, {}
+    while (progress := progress_of(task, step, before + time.monotonic() - began)) < 1:
+        set_seed(hash_seed(config.seed, step, rank))
         batch = {k: v[rows].to(accelerator.device, non_blocking=True) for k, v in next(stream).items()}
-        numbers = task.step(batch, step / config.steps)
-        step, count = step + 1, count + 1
+        numbers, step = task.step(batch, progress), step + 1
+        saving, spent = step % config.save_every == 0, time.monotonic() - began
+        task.counters["seconds"] = before + spent
+        if saving:
+            numbers |= {f"val_{k}": v for k, v in task.validate().items()}
         for key, value in numbers.items():
-            value = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(float(value))
-            sums.setdefault(key, []).append(value.float().cpu())
+            seen.setdefault(key, []).append(torch.as_tensor(value).detach().float().cpu())
         bar.update()
         if step % config.log_every == 0 or step == config.steps:
-            last = {k: round(torch.stack(v).mean().item(), 6) for k, v in sums.items()}
-            rate = count * config.batch / (time.monotonic() - began)
-            line = {"step": step, "images": step * config.batch, "images_per_s": round(rate, 2), **last}
-            sums = {}
+            last = {k: round(torch.stack(v).mean().item(), 6) for k, v in seen.items()}
+            rate = (step - first) * config.batch / spent
+            seen = {}
             bar.set_postfix({k: f"{v:.3g}" for k, v in list(last.items())[:5]})
             if main:
+                line = {"step": step, "images": step * config.batch, "images_per_s": round(rate, 2), **last}
                 with open(out / "log.jsonl", "a") as f:
                     f.write(json.dumps(line) + "\n")
-        if step % config.save_every == 0:
-            save()
-    save()
+        if saving and main:
+            task.save(step)
+    if main and not (step > first and step % config.save_every == 0):
+        task.save(step)
     bar.close()
-    if main:
-        (out / "config.json").write_text(json.dumps(asdict(config), indent=1, default=str))
     return {"step": step, **last}
 
 
 def hash_seed(seed: int, step: int, rank: int) -> int:
     """One 32-bit seed from three numbers."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
-
-
-def save_grid(faces: torch.Tensor, path: Path, columns: int = 8) -> None:
-    """Faces (N, 3, R, R) in [-1, 1] -> one PNG."""
-    from PIL import Image
-
-    x = faces.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().cpu().permute(0, 2, 3, 1).numpy()
-    x = x[: len(x) // columns * columns or len(x)]
-    columns = min(columns, len(x))
-    grid = np.concatenate([np.concatenate(list(row), 1) for row in np.split(x, len(x) // columns)], 0)
-    Image.fromarray(grid).save(path)

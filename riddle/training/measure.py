@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 import riddle
-from riddle import zoo
+from riddle import weights
 from riddle.allocator import keep_memory
 from riddle.faces import recognizers
 from riddle.faces.pixels import to_tensor
@@ -31,7 +31,7 @@ def embeddings(faces: torch.Tensor, trained: str) -> dict[str, torch.Tensor]:
     """{recogniser: (N, E)} of those at hand; `trained`, the one used in training, carries a star."""
     found = {}
     for name in JUDGES:
-        if zoo.locate(name) is not None:
+        if weights.locate(name) is not None:
             judge = recognizers.load(name)
             parts = [judge.from_crop(part) for part in faces.split(64)]
             found[name + " *" * (name == trained)] = torch.cat(parts)
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     keep_memory()
     faces = np.load(a.faces)
     faces = to_tensor(faces[:: max(1, len(faces) // a.count)][: a.count])
-    lpips = zoo.load_lpips("squeeze") if zoo.locate("squeezenet1_1") else None
+    lpips = weights.load_lpips("squeeze") if weights.locate("squeezenet1_1") else None
     rows = []
     for name in a.encryptor:
         model = riddle.load(a.preset, weights=a.weights, encryptor=name)

@@ -207,7 +207,7 @@ def report(net: torch.nn.Module, data: dict[str, torch.Tensor]) -> dict[str, flo
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module."""
     from riddle.allocator import keep_memory
-    from riddle.zoo import save_tensors
+    from riddle.weights import save_tensors
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="mobile")

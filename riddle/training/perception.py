@@ -30,7 +30,7 @@ from riddle.training.codes import draw_codes
 from riddle.training.inversion import varied
 from riddle.training.loop import LoopConfig, faces_to_float, make_accelerator, run, update_average
 from riddle.training.schedule import minutes_left, progress_of, rate_share
-from riddle.zoo import bundled, load_lpips, load_tensors, save_tensors
+from riddle.weights import bundled, load_lpips, load_tensors, save_tensors
 
 LR, DECAY = 2e-3, 0.995  # Adam's rate; of the weights' average, a step
 ALONE = 0.7  # share of the training in which each part learns alone

@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from riddle import zoo
 from riddle.aligned import aligned, save_array
 from riddle.datasets import DatasetMissingError, load
 from riddle.faces.pixels import to_bytes
+from riddle.files import write_text
 from riddle.models.inversion import build_encoder
 from riddle.networks import Synthesis, build_generator, fill_generator
 from riddle.presets import Preset, get
 from riddle.training.codes import draw_codes, encode
+from riddle.weights import bundled, load_tensors
 
 SETS = ("ffhq", "celebamask_hq")
 
@@ -47,7 +48,7 @@ def faces(preset: str, split: str, workers: int = 2) -> dict[str, np.ndarray]:
 
 
 def _generator(preset: Preset) -> Synthesis:
-    return fill_generator(build_generator(preset), zoo.load_tensors(zoo.bundled(preset.name, "generator")))
+    return fill_generator(build_generator(preset), load_tensors(bundled(preset.name, "generator")))
 
 
 @torch.no_grad()
@@ -64,7 +65,7 @@ def codes(preset: str, x: np.ndarray, weights: str | None, mirror: bool = True) 
     """uint8 faces (N, R, R, 3) -> float16 codes (N or 2N, L, D); mirrored faces follow the others."""
     p = get(preset)
     encoder = build_encoder(p, _generator(p))
-    encoder.load_state_dict(zoo.load_tensors(weights or zoo.bundled(p.name, "encoder")))
+    encoder.load_state_dict(load_tensors(weights or bundled(p.name, "encoder")))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = encoder.eval().to(device, memory_format=torch.channels_last)
     batch = torch.from_numpy(np.concatenate([x, x[:, :, ::-1]]) if mirror else x)
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         parts = faces(a.preset, a.split, a.workers)
         made = np.concatenate(list(parts.values()))
         counts = {name: len(part) for name, part in parts.items()}
-        zoo.write_text(out.with_name(f"{out.stem}_sets.json"), json.dumps(counts))
+        write_text(out.with_name(f"{out.stem}_sets.json"), json.dumps(counts))
     else:
         made = codes(a.preset, np.load(a.faces), a.encoder, not a.no_mirror)
         if a.drawn:

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from riddle import config, zoo
+from riddle import config
 from riddle.faces.pixels import to_bytes
+from riddle.files import write_text
 from riddle.networks import Synthesis, build_generator, fill_generator
 from riddle.presets import Preset, get
+from riddle.weights import bundled, load_metadata, load_tensors, save_tensors
 
 SAMPLES, PSI, SIDE = 48, 0.7, 256
 EXACT = ("curvature.size",)  # what takes 32 bits a number
@@ -42,14 +44,14 @@ def sample_codes(generator: Synthesis, n: int = SAMPLES, psi: float = PSI) -> to
 def draw_samples(preset: Preset, folder: Path) -> None:
     """Draw the 48 faces as 000.jpg to 047.jpg, with codes.safetensors."""
     generator = build_generator(preset)
-    fill_generator(generator, zoo.load_tensors(zoo.bundled(preset.name, "generator")))
+    fill_generator(generator, load_tensors(bundled(preset.name, "generator")))
     codes = sample_codes(generator)
     side = SIDE if preset.generator == "mobilestylegan" else min(SIDE, preset.resolution)
     folder.mkdir(parents=True, exist_ok=True)
     for k, w in enumerate(codes.split(1)):
         face = to_bytes(generator.synthesize(w, side))[0]
         Image.fromarray(face).save(folder / f"{k:03d}.jpg", quality=95, subsampling=0, optimize=True)
-    zoo.save_tensors(folder / "codes.safetensors", {"codes": codes}, {"preset": preset.name, "psi": str(PSI)})
+    save_tensors(folder / "codes.safetensors", {"codes": codes}, {"preset": preset.name, "psi": str(PSI)})
 
 
 def thin(log: Path, target: Path, lines: int = 200) -> None:
@@ -60,7 +62,7 @@ def thin(log: Path, target: Path, lines: int = 200) -> None:
     rows = [last[s] for s in sorted(last)]
     keep = sorted({round(i) for i in np.linspace(0, len(rows) - 1, min(lines, len(rows)))})
     target.parent.mkdir(parents=True, exist_ok=True)
-    zoo.write_text(target, "\n".join(rows[i] for i in keep) + "\n")
+    write_text(target, "\n".join(rows[i] for i in keep) + "\n")
 
 
 def publish_cuts(preset: Preset, runs: dict[int, Path]) -> None:
@@ -68,10 +70,10 @@ def publish_cuts(preset: Preset, runs: dict[int, Path]) -> None:
     generator, about = build_generator(preset), {"preset": preset.name}
     generator.codes.measure(generator.map)
     for side, run in runs.items():
-        generator.cuts[str(side)].load_state_dict(zoo.load_tensors(run / "cut.safetensors"))
-        about |= {f"{k}_{side}": v for k, v in zoo.load_metadata(run / "cut.safetensors").items()}
+        generator.cuts[str(side)].load_state_dict(load_tensors(run / "cut.safetensors"))
+        about |= {f"{k}_{side}": v for k, v in load_metadata(run / "cut.safetensors").items()}
     target = config.bundled_folder("zoo") / preset.name / "generator.safetensors"
-    zoo.save_tensors(target, generator.own_state(), about, exact=("codes.",))
+    save_tensors(target, generator.own_state(), about, exact=("codes.",))
     print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -81,7 +83,7 @@ def publish(preset: Preset, runs: dict[str, Path]) -> None:
     for part, run in runs.items():
         source = run / f"{part if part in ('encoder', 'parser') else 'encryptor'}.safetensors"
         target, coarse = folder / f"{part}.safetensors", COARSE.get(part.split("_")[0], ())
-        zoo.save_tensors(target, zoo.load_tensors(source), zoo.load_metadata(source), exact=EXACT, coarse=coarse)
+        save_tensors(target, load_tensors(source), load_metadata(source), exact=EXACT, coarse=coarse)
         print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
         if (run / "log.jsonl").is_file():
             thin(run / "log.jsonl", folder / "runs" / f"{part}.jsonl")

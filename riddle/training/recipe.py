@@ -1,51 +1,112 @@
-"""Recipes: TOML files with the options that train a preset's networks, so that one word on the command line does.
+"""Options of a training: the fields of its configuration, set by a recipe and by the command line.
 
-python -m riddle.training.encryptor --recipe mobile
+    python -m riddle.training.encryptor --recipe mobile
+
+A recipe is a TOML file with a table for each training, so that one word stands for many options. What a configuration
+says behind a field is the help of its option.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import re
 import sys
 import tomllib
 from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
 
 FOLDER = Path(__file__).parent / "recipes"
+Config = TypeVar("Config")
 
 
-def parse(p: argparse.ArgumentParser, section: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options of a command line, after those of the [section] of its `--recipe`: the last one given counts.
+def parse(config: type[Config], section: str, about: str, argv: Sequence[str] | None = None) -> Config:
+    """A configuration by its defaults, then the [section] of `--recipe`, then the command line; the last one counts.
 
-    Ends the program, with the file and the cause, where the recipe is not there or holds what the parser does not take.
+    Ends the program, with the file and the cause, where the recipe is not there or a value does not fit.
     """
-    p.add_argument("--recipe", help=f"a TOML file, or a name in {FOLDER.name}/: its [{section}] has further options")
+    p = _parser(config, section, about)
+    given = sys.argv[1:] if argv is None else list(argv)
     only = argparse.ArgumentParser(add_help=False)
     only.add_argument("--recipe")
-    given = sys.argv[1:] if argv is None else list(argv)
     recipe = only.parse_known_args(given)[0].recipe
-    if not recipe:
-        return p.parse_args(given)
-    path = Path(recipe) if recipe.endswith(".toml") else FOLDER / f"{recipe}.toml"
-    try:
-        words = _words(tomllib.loads(path.read_text(encoding="utf-8"))[section])
-    except FileNotFoundError:
-        known = ", ".join(sorted(f.stem for f in FOLDER.glob("*.toml")))
-        p.error(f"--recipe: {path} does not exist; give a TOML file, or one of {known}")
-    except tomllib.TOMLDecodeError as e:
-        p.error(f"--recipe: {path} is no valid TOML ({e}); correct it")
-    except KeyError:
-        p.error(f"--recipe: {path} has no table [{section}]; add it")
+    place, words = "", []
+    if recipe:
+        path = Path(recipe) if recipe.endswith(".toml") else FOLDER / f"{recipe}.toml"
+        place = f" or in [{section}] of {path}"
+        try:
+            words = _words(tomllib.loads(path.read_text(encoding="utf-8"))[section])
+        except FileNotFoundError:
+            known = ", ".join(sorted(f.stem for f in FOLDER.glob("*.toml")))
+            p.error(f"--recipe: {path} does not exist; give a TOML file, or one of {known}")
+        except tomllib.TOMLDecodeError as e:
+            p.error(f"--recipe: {path} is no valid TOML ({e}); correct it")
+        except KeyError:
+            p.error(f"--recipe: {path} has no table [{section}]; add it")
     taken, unknown = p.parse_known_args([*words, *given])
     if unknown:
-        p.error(f"unknown: {' '.join(unknown)}, on the command line or in [{section}] of {path}; --help lists options")
-    return taken
+        p.error(f"unknown: {' '.join(unknown)}, on the command line{place}; --help lists the options")
+    try:
+        return config(**{k: v for k, v in vars(taken).items() if k != "recipe"})
+    except ValueError as e:
+        p.error(str(e))
 
 
-def _words(table: dict) -> list[str]:
-    """{name: value} as a command line says it; a list is an option given several times, true one without a value."""
+def _parser(config: type, section: str, about: str) -> argparse.ArgumentParser:
+    """An option for each field."""
+    p = argparse.ArgumentParser(
+        f"python -m riddle.training.{section}", description=about, argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("--recipe", help=f"a TOML file, or a name in {FOLDER.name}/, whose [{section}] has further options")
+    source = "\n".join(inspect.getsource(part) for part in reversed(config.__mro__) if is_dataclass(part))
+    comments, kinds = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M)), get_type_hints(config)
+    for field in fields(config):
+        needed = field.default is MISSING and field.default_factory is MISSING
+        text = comments.get(field.name, "") + ("" if needed or field.default in ("", None) else _default(field))
+        reading = _reading(kinds[field.name])
+        p.add_argument(
+            f"--{field.name.replace('_', '-')}", required=needed, help=text.replace("%", "%%").strip(), **reading
+        )
+    return p
+
+
+def _default(field: Field) -> str:
+    return f" [{field.default}]" if field.default is not MISSING else ""
+
+
+def _reading(kind: Any) -> dict[str, Any]:
+    """How argparse reads a field of this type: text, a number, a switch, or NAME=NUMBER pairs."""
+    if bool in (kind, *get_args(kind)):
+        return {"action": argparse.BooleanOptionalAction}
+    if getattr(kind, "__origin__", None) is dict:
+        return {"action": _Pairs, "nargs": "+", "metavar": "NAME=NUMBER"}
+    return {"type": next(k for k in (kind, *get_args(kind)) if k in (str, int, float))}
+
+
+class _Pairs(argparse.Action):
+    """NAME=NUMBER pairs -> a dictionary, which those given later add to."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        pairs = dict(getattr(namespace, self.dest, {}))
+        for each in values:
+            name, _, number = each.partition("=")
+            try:
+                pairs[name] = float(number)
+            except ValueError:
+                raise argparse.ArgumentError(self, f"NAME=NUMBER is wanted, got {each!r}") from None
+        setattr(namespace, self.dest, pairs)
+
+
+def _words(table: dict[str, Any]) -> list[str]:
+    """A table of a recipe as a command line says it."""
     words: list[str] = []
     for name, value in table.items():
-        for each in value if isinstance(value, list) else [value]:
-            words += [f"--{name}"] if each is True else [f"--{name}", str(each)]
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            pairs = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else [str(value)]
+            words += [f"--{name}", *pairs]
     return words
