@@ -1,0 +1,41 @@
+"""Ways to de-identify that need no training, and the systems of the paper that this project has not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from torchvision.transforms.functional import gaussian_blur
+
+SIGMA = 1 / 16  # of the blur, as a share of the crop's side: every resolution loses the same detail
+BLOCKS = 8  # of the mosaic, along a side; three of 12 stand between the eyes of an FFHQ crop
+UNAVAILABLE = dict.fromkeys(("CIAGAN", "FIT", "Personal", "DeepPrivacy"), "not trained by this project")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A de-identification system. protect: faces (N, 3, R, R) in [-1, 1] -> protected ones of the same shape."""
+
+    name: str
+    label: str  # as the tables print it, with its strength
+    protect: Callable[[torch.Tensor], torch.Tensor]
+
+
+def blur(faces: torch.Tensor) -> torch.Tensor:
+    """A Gaussian over the whole crop (N, 3, R, R), mirrored at the rim and cut at three deviations."""
+    sigma = SIGMA * faces.shape[-1]
+    reach = max(1, min(round(3 * sigma), faces.shape[-1] - 1))
+    return gaussian_blur(faces, 2 * reach + 1, sigma)
+
+
+def mosaic(faces: torch.Tensor) -> torch.Tensor:
+    """Each block of the crop (N, 3, R, R) becomes its mean colour."""
+    return F.interpolate(F.adaptive_avg_pool2d(faces, BLOCKS), size=faces.shape[-2:], mode="nearest-exact")
+
+
+BASELINES = {
+    "blur": Baseline("blur", f"face blurring (sigma 1/{1 / SIGMA:.0f} of the crop)", blur),
+    "mosaic": Baseline("mosaic", f"mosaicing ({BLOCKS} x {BLOCKS} blocks)", mosaic),
+}

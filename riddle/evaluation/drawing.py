@@ -1,0 +1,252 @@
+"""Pictures for people: grids of faces, photos side by side, curves of a training log, clouds of embeddings."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from riddle import config
+from riddle.faces.blending import to_image
+from riddle.files import replace_file
+
+plt.rcParams.update(
+    {"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+)
+# Okabe and Ito's colours, told apart with any colour vision; black and yellow are left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def save_fig(name: str, preset: str, real_faces: bool = False, trial: bool = False, exact: bool = False) -> Path:
+    """Write the current figure to results/<preset>/figures/<name>.png.
+
+    Figures that show real faces, those of a trial at smaller scale, and those of the untrained smoke preset go to
+    results/runs/, which git ignores. exact: keep every colour; the others are stored in 256.
+    """
+    kept = not real_faces and not trial and preset != "smoke"
+    path = config.home() / "results" / ("" if kept else "runs") / preset / "figures" / f"{name}.png"
+    with replace_file(path) as temporary:
+        plt.gcf().savefig(temporary)
+        if kept and not exact:
+            _reduce_colours(temporary)
+    return path
+
+
+def _reduce_colours(path: Path) -> None:
+    """Store a picture in 256 colours, chosen for it, where that is smaller: a repository keeps each version."""
+    with Image.open(path) as picture:
+        full = picture.convert("RGB")
+    colours = full.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
+    small, file = full.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG), io.BytesIO()
+    small.save(file, "PNG", optimize=True)
+    if file.tell() < path.stat().st_size:
+        path.write_bytes(file.getvalue())
+
+
+def panels(n: int, columns: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of n axes, at most `columns` a row; width and height: inches of each."""
+    columns = max(1, min(columns, n))
+    rows = max(1, -(-n // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    for axis in axes.flat[n:]:
+        axis.axis("off")
+    return figure, axes.flat[:n]
+
+
+def legend(figure: Figure) -> None:
+    """One legend for all axes of a figure, below it."""
+    labelled = (axis.get_legend_handles_labels() for axis in figure.axes)
+    handles = {label: handle for pair in labelled for handle, label in zip(*pair, strict=True)}
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": 5}
+    figure.legend(handles.values(), handles, frameon=False, fontsize=8, **place)
+
+
+# ---- faces and photos
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns of faces under one heading, a row a person."""
+
+    title: str  # over the columns, with a line below it; "" for none
+    columns: tuple[str, ...]  # titles of the C columns, () for none
+    faces: torch.Tensor  # (N, C, 3, H, W) in [-1, 1]
+
+
+def faces_grid(
+    rows: Mapping[str, torch.Tensor | Sequence[Block]], columns: Sequence[str] = (), size: float = 0.9
+) -> Figure:
+    """Faces in rows and columns: {label: faces (C, 3, H, W) in [-1, 1] of one row, or blocks side by side}.
+
+    columns: titles where the rows are no blocks; size: inches of a face's height. The headings are those of the first
+    label's blocks.
+    """
+    sections = {k: [Block("", tuple(columns), r[None])] if torch.is_tensor(r) else r for k, r in rows.items()}
+    first = next(iter(sections.values()))
+    tall = round(180 * size)  # px of the canvas
+    wide, gap, between = round(tall * first[0].faces.shape[4] / first[0].faces.shape[3]), tall // 27, tall // 7
+
+    def tiled(block: Block) -> torch.Tensor:
+        """(3, N (tall + gap), C (wide + gap))"""
+        n, c = block.faces.shape[:2]
+        faces = F.interpolate(block.faces.flatten(0, 1).float().cpu(), (tall, wide), mode="bicubic", antialias=True)
+        faces = F.pad(faces.clamp(-1, 1), (0, gap, 0, gap), value=1).unflatten(0, (n, c))
+        return faces.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
+
+    strips = [torch.cat([F.pad(tiled(b), (0, between), value=1) for b in blocks], 2) for blocks in sections.values()]
+    apart = between if max(len(blocks[0].faces) for blocks in sections.values()) > 1 else 0
+    widest = max(strip.shape[2] for strip in strips)
+    canvas = torch.cat([F.pad(s, (0, widest - s.shape[2], 0, apart), value=1) for s in strips], 1)
+    figure = plt.figure(figsize=(widest / tall * size, canvas.shape[1] / tall * size))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.imshow(np.asarray(to_image(canvas)), interpolation="lanczos")
+    axis.axis("off"), axis.autoscale(False)
+    point = tall / size / 72  # px of the canvas
+    top = 0
+    for label, strip in zip(sections, strips, strict=True):
+        turned = {"rotation": 90} if strip.shape[1] > tall + gap else {}
+        axis.text(-6 * point, top + (strip.shape[1] - gap) / 2, label, ha="right", va="center", fontsize=9, **turned)
+        top += strip.shape[1] + apart
+    _headings(axis, first, wide + gap, between, point)
+    return figure
+
+
+def _headings(axis: Axes, blocks: Sequence[Block], step: int, between: int, point: float) -> None:
+    """Column titles, and one line and title over neighbouring blocks of the same title; step: px between columns."""
+    start = 0
+    for title, group in itertools.groupby(blocks, key=lambda block: block.title):
+        end = start
+        for block in group:
+            for k, column in enumerate(block.columns):
+                axis.text(end + (k + 0.48) * step, -4 * point, column, ha="center", va="bottom", fontsize=8.5)
+            end += block.faces.shape[1] * step + between
+        if title:
+            axis.plot([start, end - between], [-18 * point] * 2, color="0.45", lw=0.8, clip_on=False)
+            axis.text((start + end - between) / 2, -21 * point, title, ha="center", va="bottom", fontsize=10)
+        start = end
+
+
+def pictures(labelled: Mapping[str, Image.Image], columns: int | None = None, width: float = 4.2) -> Figure:
+    """Photos under their labels; columns: how many a row, default all; width: inches of each."""
+    tallest = max(image.height / image.width for image in labelled.values())
+    figure, axes = panels(len(labelled), columns or len(labelled), width, width * tallest + 0.3)
+    for axis, (label, image) in zip(axes, labelled.items(), strict=True):
+        axis.imshow(np.asarray(image))
+        axis.axis("off"), axis.set_title(label)
+    figure.tight_layout()
+    return figure
+
+
+def label_maps(maps: torch.Tensor) -> torch.Tensor:
+    """Class maps (N, R, R) of a parser -> pictures (N, 3, R, R) in [-1, 1], one colour a class."""
+    colours = torch.from_numpy(plt.get_cmap("tab20")(np.arange(20))[:, :3].astype(np.float32))
+    colours[0] = 0.1  # background
+    return (colours[maps.long()] * 2 - 1).permute(0, 3, 1, 2)
+
+
+# ---- numbers
+
+
+def clouds(shown: Mapping[str, tuple[np.ndarray, np.ndarray, str]]) -> Figure:
+    """Figure 7: points coloured by person, {title: (points (M, 2), person (M,), a line below the title)}."""
+    figure, axes = panels(len(shown), len(shown), 3.3, 3.7)
+    for axis, (title, (points, person, note)) in zip(axes, shown.items(), strict=True):
+        for i in np.unique(person):
+            style = {"s": 9, "lw": 0, "alpha": 0.75, "color": COLOURS[i % len(COLOURS)], "label": f"person {i + 1}"}
+            axis.scatter(*points[person == i].T, **style)
+        axis.set(xticks=[], yticks=[], box_aspect=1)
+        axis.spines[:].set(visible=True, color="0.8")
+        axis.set_title(f"{title}\n", fontsize=11)
+        axis.text(0.5, 1.02, note, transform=axis.transAxes, ha="center", va="bottom", fontsize=8.5, color="0.3")
+    figure.tight_layout()
+    legend(figure)
+    return figure
+
+
+def paths(table: pd.DataFrame) -> Figure:
+    """Figure 8 in numbers, as `figures.figure8` makes them: a panel a recogniser, its identity distance along each path.
+
+    Grey: nearer than the recogniser's threshold, so taken for the same person.
+    """
+    recognisers = list(dict.fromkeys(table.judge))
+    figure, axes = panels(len(recognisers), 5, 2.3, 2.4)
+    for axis, name in zip(axes, recognisers, strict=True):
+        rows = table[table.judge == name]
+        ways = rows[rows.path != "inverted"].groupby("path", sort=False)
+        for (path, r), style, colour in zip(ways, ("-", "--"), COLOURS, strict=False):
+            axis.plot(r.t, r["mean"], style, color=colour, label=f"{path} path", lw=1.6)
+            axis.fill_between(r.t, r.low, r.high, color=colour, alpha=0.15, lw=0)
+        inverted = rows[rows.path == "inverted"]["mean"].iloc[0]
+        axis.axhline(inverted, color="0.3", lw=1.1, ls=":", label="inverted, not encrypted")
+        axis.axhspan(0, rows.threshold.iloc[0], color="0.9", lw=0, zorder=0, label="the same person")
+        axis.set(ylim=(0, None), xlim=(0, 1), xlabel="from password 1 to 2")
+        axis.set_title(name + ("\n(seen in training)" if rows.judge_seen.any() else ""), fontsize=9)
+    axes[0].set_ylabel("identity distance to photo")
+    figure.tight_layout()
+    legend(figure)
+    return figure
+
+
+def read_log(path: str | Path) -> pd.DataFrame:
+    """A run's log.jsonl: one line a logged step. Raises FileNotFoundError."""
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    return pd.DataFrame(lines)
+
+
+def bundled_log(preset: str, run: str) -> pd.DataFrame | None:
+    """The log of the run that made a bundled network ("cut128", "encoder", "encryptor_mlp", ...), None without one."""
+    path = config.bundled_folder("zoo") / preset / "runs" / f"{run}.jsonl"
+    return read_log(path) if path.is_file() else None
+
+
+def curves(
+    logs: Mapping[str, pd.DataFrame | None], keys: Sequence[str] | Mapping[str, str], smooth: float = 0.02,
+    columns: int = 5,
+) -> Figure:  # fmt: skip
+    """A panel for each key, a line for each log.
+
+    keys: of the logs, or {key: title}; those that no log has are left out; smooth: share of the log that a running
+    mean covers; columns: panels a row.
+    """
+    titles = dict(keys) if isinstance(keys, Mapping) else {k: k for k in keys}
+    logs = {label: log for label, log in logs.items() if log is not None}
+    titles = {k: v for k, v in titles.items() if any(k in log for log in logs.values())}
+    figure, axes = panels(len(titles), columns, 2.6, 2.1)
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        for (label, log), colour in zip(logs.items(), itertools.cycle(COLOURS)):
+            if key in log:
+                known = log[["step", key]].dropna()
+                mean = known[key].rolling(max(1, int(smooth * len(known))), min_periods=1).mean()
+                axis.plot(known["step"], mean, label=label, color=colour, lw=1.2)
+        axis.set_title(title), axis.set_xlabel("step")
+    figure.tight_layout()
+    if titles and len(logs) > 1:
+        legend(figure)
+    return figure
+
+
+def normal_histograms(shown: Mapping[str, np.ndarray]) -> Figure:
+    """Histograms of numbers, (N,) a panel, under the normal curve of their mean and deviation, with their kurtosis."""
+    figure, axes = panels(len(shown), len(shown), 3.6, 2.3)
+    for axis, (title, x) in zip(axes, shown.items(), strict=True):
+        mean, std = x.mean(), x.std()
+        at = mean + std * np.linspace(-4.5, 4.5, 200)
+        axis.hist(x, 80, range=(at[0], at[-1]), density=True, color=COLOURS[5], label="codes")
+        normal = np.exp(-(((at - mean) / std) ** 2) / 2) / (std * (2 * np.pi) ** 0.5)
+        axis.plot(at, normal, color=COLOURS[1], label="normal")
+        axis.set_title(f"{title}: kurtosis {(((x - mean) / std) ** 4).mean():.2f}"), axis.set_yticks([])
+    figure.tight_layout()
+    legend(figure)
+    return figure

@@ -1,0 +1,208 @@
+"""What Tables 1 to 5 compare, as data: sets of faces, recognisers, rows; and the numbers that the paper prints.
+
+The paper's numbers (Li et al., CVPR 2023) lie in paper.csv beside this module, each with the row and the column in
+which our tables show it; an empty cell there means "any".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from riddle.evaluation.baselines import BASELINES, UNAVAILABLE
+from riddle.networks import CONTROLS
+
+# First word of a face set -> the encryptor behind it, as `riddle.load` names it: the method, the ablations of section
+# 4.6, ours, and the controls without training.
+VARIANTS = {
+    "riddle": "encryptor", "datafree": "encryptor_datafree", "mlp": "encryptor_mlp", "nodiv": "encryptor_nodiv",
+    "coupling": "encryptor_coupling", **{name: name for name in CONTROLS},
+}  # fmt: skip
+# Data sets as the tables name them.
+LABELS = {
+    "lfw": "LFW", "celebamask_hq": "CelebA-HQ test", "ffhq": "FFHQ test", "samples": "bundled synthetic faces",
+}  # fmt: skip
+SYSTEMS = ("RiDDLE", "RiDDLE data-free", *UNAVAILABLE)  # in the paper's order
+
+# The last five are the paper's: three of Table 1, that of Table 4, and F_e, which it trains against.
+RECOGNISERS = (
+    "edgeface-xs", "mobilefacenet-casia", "mobileface-v2", "dlib", "arcface-mobilefacenet",
+    "facenet-casia", "facenet-vggface2", "sphereface20", "curricularface-ir101", "irse50",
+)  # fmt: skip
+# dlib's embeddings of two strangers have a cosine of 0.83: it compares by distance, and has no place among angles.
+ANGULAR = tuple(name for name in RECOGNISERS if name != "dlib")
+
+PASSWORDS = 10  # a face, for diversity
+# People behind diversity, behind what is restored from pixels, Table 4 and Table 3's utility: as many as CelebA-HQ's
+# test split has.
+PEOPLE = 150
+
+# Encryptors with rows of their own in Tables 1 to 4. Ours never bears the paper's name.
+OURS = "RotationCoupling (ours)"
+ENCRYPTORS = {"riddle": "RiDDLE", "datafree": "RiDDLE data-free", "coupling": OURS}
+# What a face is restored from when its code was not kept: action of riddle.evaluation.facesets -> label.
+PIXELS = {"png": "from PNG pixels", "jpeg75": "from JPEG 75", "pasted": "from the pasted photo"}
+# Many passwords of one photo: face set -> method.
+MANY = {
+    "riddle-passwords": "RiDDLE", "riddle-wrong-passwords": "RiDDLE, wrongly decrypted",
+    "datafree-passwords": "RiDDLE data-free",
+    "coupling-passwords": OURS, "coupling-wrong-passwords": f"{OURS}, wrongly decrypted",
+}  # fmt: skip
+
+PHOTO = "photo (aligned crop)"
+CEILING = "inverted (the ceiling)"
+INVERTED = "inverted, no encryption"
+SAME_PHOTO, SAME_INVERTED, OTHER_PHOTO = "the same photo", "its inverted face", "other photo"
+STRANGER, AMONG = "a stranger's photo", f"{PASSWORDS} passwords of one photo"
+ACCEPTED, APART, COSINE, KFFA = "share accepted", "share of pairs apart", "identity cosine", "KFFA (degrees)"
+
+# ---- Tables 1 and 5: rates
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rate: how often a recogniser takes `faces` for `reference`; diversity: how often for two people.
+
+    The `faces` are made of the second picture of a pair; the `reference` is of the first, or of the same one (`itself`).
+    """
+
+    task: str
+    method: str
+    faces: str  # set of faces, by its name in riddle.evaluation.facesets
+    reference: str = "photo"
+    itself: bool = False
+    few: bool = False  # True: of `PEOPLE` people only, whose pictures are inverted again
+
+    @property
+    def metric(self) -> str:
+        """What the rate is the share of."""
+        return APART if self.task == "diversity" else ACCEPTED
+
+    @property
+    def against(self) -> str:
+        """What the faces are compared with, for readers."""
+        if self.task == "diversity":
+            return AMONG
+        return OTHER_PHOTO if not self.itself else SAME_PHOTO if self.reference == "photo" else SAME_INVERTED
+
+
+def _table1() -> Iterator[Row]:
+    yield Row("unprotected", PHOTO, "photo")
+    yield Row("unprotected", "inverted", "inverted")
+    yield from (Row("de-identification", label, variant) for variant, label in ENCRYPTORS.items())
+    for variant, label in ENCRYPTORS.items():
+        yield Row("de-identification", f"{label}, wrongly decrypted", f"{variant}-wrong")
+    yield from (Row("de-identification", b.label, name) for name, b in BASELINES.items())
+    for reference in ("inverted", "photo"):
+        if reference == "photo":
+            yield Row("recovery", CEILING, "inverted", itself=True)
+        for variant, label in ENCRYPTORS.items():
+            yield Row("recovery", label, f"{variant}-restored", reference, itself=True)
+        for action, source in PIXELS.items():
+            yield Row("recovery", f"RiDDLE, {source}", f"riddle-{action}", reference, itself=True, few=True)
+    yield from (Row("diversity", label, name) for name, label in MANY.items())
+
+
+# Table 5 in the paper's order, then ours, then the controls: variant -> label.
+ABLATIONS = {
+    "datafree": "without data",
+    "mlp": "without transformer",
+    "nodiv": "without identity diversity loss",
+    "riddle": "full",
+    "coupling": OURS,
+    "untrained": "untrained transformer (control)",
+    "reflection": "keyed reflection (control)",
+}
+
+
+def _table5() -> Iterator[Row]:
+    yield Row("de-identification", INVERTED, "inverted")
+    for variant, label in ABLATIONS.items():
+        yield Row("de-identification", label, variant)
+        yield Row("recovery", label, f"{variant}-restored", "inverted", itself=True)
+        yield Row("recovery", label, f"{variant}-restored", "photo", itself=True)
+        yield Row("diversity", label, f"{variant}-passwords")
+
+
+TABLE1, TABLE5 = tuple(_table1()), tuple(_table5())
+
+
+def sets_of(rows: tuple[Row, ...]) -> tuple[str, ...]:
+    """The face sets behind rows, each once."""
+    return tuple(dict.fromkeys(name for row in rows for name in (row.reference, row.faces)))
+
+
+# ---- Table 2: restored pictures, method -> face set
+
+
+def _table2() -> Iterator[tuple[str, str]]:
+    yield CEILING, "inverted"
+    for variant, method in ENCRYPTORS.items():
+        yield method, f"{variant}-restored"
+        yield from ((f"{method}, {source}", f"{variant}-{action}") for action, source in PIXELS.items())
+    yield from ((f"{method}, wrong password", f"{variant}-wrong") for variant, method in ENCRYPTORS.items())
+
+
+TABLE2 = dict(_table2())
+REFERENCES = {"inverted": SAME_INVERTED, "photo": SAME_PHOTO}
+
+# ---- Table 3: protected pictures, method -> face set
+
+_BASELINES = {baseline.label: name for name, baseline in BASELINES.items()}
+TABLE3 = {"inverted": "inverted", **{label: variant for variant, label in ENCRYPTORS.items()}, **_BASELINES}
+SAME_PHOTOS, OTHER_PHOTOS = "the same photos", "photos of others"
+ANOTHER = "another person's photo"
+ALIGNED, PASTED = "aligned face", "photo, face pasted back"
+NETWORKS = {"squeezenet": "SqueezeNet pool", "dlib": "dlib", "inception": "Inception"}  # of features
+DETECTORS = ("mtcnn", "dlib")
+SIDE = 256  # px of the crop whose pixels are the unit of length: the scale of the paper's own pictures
+FID_FACES = 5000  # fewer, and the paper's FID is no comparison
+# What the paper's successors measure and no network at hand can tell.
+NO_NETWORK = ("gaze", "expression agreement", "age agreement", "gender agreement")
+
+# ---- Table 4: method -> face set of one picture a person
+
+SINGLE = {"inverted": "inverted", **_BASELINES}
+SIMILARITY_SETS = ("photo", *SINGLE.values(), *MANY)
+
+# ---- The paper's numbers
+
+
+@cache
+def paper() -> pd.DataFrame:
+    """Every number that the paper prints: table, task, method, metric, against, judge, place, column, value."""
+    return pd.read_csv(Path(__file__).with_name("paper.csv"), keep_default_na=False)
+
+
+def published(table: str, line: Mapping[str, Any]) -> dict[str, float | None]:
+    """The paper's numbers beside a line of one of our tables: {column: number}, None where the paper has none.
+
+    Table 3 shows no FID beside one of fewer than `FID_FACES` faces. Table 5 shows the paper's FID beside every Frechet
+    distance, in a column of its own: by other features it is no comparison.
+    """
+    known = paper()[paper().table == table]
+    out: dict[str, float | None] = dict.fromkeys(known.column)
+    line = dict(line)
+    if table == "table3" and line["metric"] == "FID" and 0 < line["n"] < FID_FACES:
+        return out
+    if table == "table5" and line["metric"].startswith("Frechet"):
+        line["metric"] = "FID"
+    for key in ("task", "method", "metric", "against", "judge", "place"):
+        known = known[known[key].isin(["", line.get(key, "")])]
+    return out | dict(zip(known.column, known.value, strict=True))
+
+
+def absent_systems(table: str) -> Iterator[tuple[dict[str, str], str]]:
+    """(columns that name a row, reason) of what the paper's table has and nothing here can measure."""
+    keys = ["task", "metric", "against", "judge", "place"]
+    for row in paper()[paper().table == table][keys].drop_duplicates().to_dict("records"):
+        for system, reason in UNAVAILABLE.items():
+            lasting = row["task"] == "recovery" and system in ("CIAGAN", "DeepPrivacy")
+            yield row | {"method": system}, "it keeps nothing to restore from" if lasting else reason
+        if row["task"] == "recovery":
+            yield from ((row | {"method": b.label}, "it keeps nothing to restore from") for b in BASELINES.values())
