@@ -6,5 +6,5 @@ from riddle.app.cli import main
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a file's name need not be text that the terminal can show
+        stream.reconfigure(errors="backslashreplace")  # a file name may hold bytes that the terminal cannot show
     sys.exit(main())

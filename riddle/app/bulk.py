@@ -1,8 +1,8 @@
 """Many files, one after another: which result belongs to which source, what is there already, what went wrong.
 
-    jobs = plan([Path("holiday")], Path("safe"), PHOTOS, ".protected")
-    for outcome in run(jobs, lambda job: protect_file(model, job.source, job.target, "correct horse")):
-        print(outcome.job.target, outcome.status, outcome.reason)
+    jobs = plan([Path("holiday")], Path("safe"), PHOTOS, "protect")
+    for outcome in run(jobs, lambda job: protect_file(model, *job, "correct horse"), "protect"):
+        print(outcome["target"], outcome["status"], outcome["reason"])
 
 A stopped run is resumed by running it again: nothing that is there is made anew or overwritten unless asked to.
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from riddle.app import container
 from riddle.pictures import ENDINGS, READ_ONLY
 
 
@@ -29,95 +30,61 @@ class Kind:
 
 
 PHOTOS = Kind("photo", READ_ONLY | set(ENDINGS), frozenset(ENDINGS), ".png")
-CLIPS = Kind(
-    "clip",
-    frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}),
-    frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"}),
-    ".mp4",
-)
+_CLIPS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
+CLIPS = Kind("clip", _CLIPS | {".avi"}, _CLIPS, ".mp4")
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One source and its result."""
 
     source: Path
     target: Path
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job."""
-
-    job: Job
-    status: str  # "done", "there" (it was there already) or "failed"
-    reason: str = ""  # of "there" and "failed"
-    report: dict[str, Any] = field(default_factory=dict)  # of "done": FileReport.as_dict() or VideoReport's
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        paths = {"source": str(self.job.source), "target": str(self.job.target)}
-        return self.report | paths | {"status": self.status, "reason": self.reason}
-
-    def faces(self, status: str) -> list[dict[str, Any]]:
-        """The faces of the report with a status: "protected", "restored" or "skipped"."""
-        return [f for f in self.report.get("faces", []) if f["status"] == status]
-
-
-def plan(
-    sources: Iterable[Path], out: Path | None, kind: Kind, mark: str, ending: str | None = None, undo: str = ""
-) -> list[Job]:
+def plan(sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, ending: str | None = None) -> list[Job]:
     """The jobs of a command, folders searched throughout (hidden files and what lies under `out` left out).
 
     out: the result of a single file; or a folder, in which results keep names and subfolders; None: beside each file,
-    its name without `undo` and with `mark`. ending: of the results, default: each source's own where it is written.
-    Raises ValueError for an empty folder, a folder without `out`, and results that would overwrite a source or
-    each other.
+    party.protected.jpg or party.restored.jpg by the verb, "protect" or "restore". ending: of the results, default: each
+    source's own where it is written. Raises ValueError for an empty folder, a folder without `out`, and results that
+    would overwrite a source or each other.
     """
     sources = list(sources)
-    single = len(sources) == 1 and not sources[0].is_dir()
-    if out is not None and single and out.suffix and not out.is_dir():
-        jobs = [Job(sources[0], out)]
-    else:
-        jobs = [job for source in sources for job in _jobs(source, out, kind, mark, ending, undo)]
+    if out is not None and out.suffix and len(sources) == 1 and not sources[0].is_dir() and not out.is_dir():
+        return _apart([Job(sources[0], out)])
+    jobs = []
+    for source in sources:
+        if source.is_dir() and out is None:
+            raise ValueError(f"{source} is a folder; name a folder for the results: -o FOLDER")
+        found = [p for p in _files(source, out) if p.suffix.lower() in kind.read] if source.is_dir() else [source]
+        if not found:
+            raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.read))})")
+        for path in found:
+            own = path.suffix if path.suffix.lower() in kind.write else kind.otherwise
+            target = path.with_suffix(f".{ending}" if ending else own)
+            if out is not None:
+                target = out / (target.relative_to(source) if source.is_dir() else target.name)
+            elif verb == "protect":
+                target = target.with_stem(f"{target.stem}.protected")
+            else:
+                target = target.with_stem(f"{target.stem.removesuffix('.protected')}.restored")
+            jobs.append(Job(path, target))
     return _apart(jobs)
-
-
-def _jobs(source: Path, out: Path | None, kind: Kind, mark: str, ending: str | None, undo: str) -> Iterator[Job]:
-    def named(path: Path) -> Path:
-        return path.with_suffix(ending or (path.suffix if path.suffix.lower() in kind.write else kind.otherwise))
-
-    if not source.is_dir():
-        if out is None:
-            beside = named(source)
-            yield Job(source, beside.with_name(beside.stem.removesuffix(undo) + mark + beside.suffix))
-        else:
-            yield Job(source, out / named(source).name)
-        return
-    if out is None:
-        raise ValueError(f"{source} is a folder; name a folder for the results: -o FOLDER")
-    inside = [p for p in _files(source, out) if p.suffix.lower() in kind.read]
-    if not inside:
-        raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.read))})")
-    for path in inside:
-        yield Job(path, out / named(path.relative_to(source)))
 
 
 def _files(folder: Path, out: Path) -> list[Path]:
     """The files of a folder, hidden ones and what lies under `out` left out."""
     inside = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    if folder.resolve() == out.resolve():
-        return inside
-    return [p for p in inside if not p.resolve().is_relative_to(out.resolve())]
+    same = folder.resolve() == out.resolve()
+    return [p for p in inside if same or not p.resolve().is_relative_to(out.resolve())]
 
 
 def left_out(sources: Iterable[Path], out: Path | None, kind: Kind) -> list[Path]:
     """Files in the folders among `sources` that `plan` passes over for their ending, sidecars aside: one of them may
     be a photo that nobody protected."""
-    folders = [source for source in sources if out is not None and source.is_dir()]
-    files = dict.fromkeys(p for folder in folders for p in _files(folder, out))
-    return [p for p in files if p.suffix.lower() not in kind.read | {".riddle"}]
+    files = dict.fromkeys(p for folder in sources if out is not None and folder.is_dir() for p in _files(folder, out))
+    return [p for p in files if p.suffix.lower() not in kind.read | {container.SIDECAR}]
 
 
 def _apart(jobs: list[Job]) -> list[Job]:
@@ -135,60 +102,54 @@ def _apart(jobs: list[Job]) -> list[Job]:
     return jobs
 
 
-def run(
-    jobs: Iterable[Job],
-    work: Callable[[Job], Any],
-    check: Callable[[Path], None] | None = None,
-    force: bool = False,
-) -> Iterator[Outcome]:
+def run(jobs: Iterable[Job], work: Callable[[Job], Any], verb: str, force: bool = False) -> Iterator[dict[str, Any]]:
     """Do jobs one after another; one that fails does not stop the rest.
 
-    work: does a job, gives a report with as_dict(); check: raises for a target that is there and is no result of this
-    command; force: do those again that are there.
+    work: does a job and returns a report, a dataclass; force: do those again that are there. Yields for each job the
+    report's values with source, target, status ("done", "there" already, "failed") and reason (of "there" and
+    "failed"), all plain values for JSON. Where `verb` is "protect", a target that is there and carries no record is a
+    failure: it may be somebody's own photo.
     """
     for job in jobs:
+        report, reason = {}, ""
         try:
             if job.target.exists() and not force:
-                if check is not None:
-                    check(job.target)
-                yield Outcome(job, "there", _there(job))
-                continue
-            job.target.parent.mkdir(parents=True, exist_ok=True)
-            report = work(job).as_dict()
+                if verb == "protect" and not _is_protected(job.target):
+                    remedy = "name another result, or --force overwrites it"
+                    raise ValueError(f"{job.target} is there and is not a protected file; {remedy}")
+                older = job.source.exists() and job.target.stat().st_mtime < job.source.stat().st_mtime
+                status = "there"
+                reason = f"there already{', older than its source' if older else ''}; --force makes it anew"
+            else:
+                job.target.parent.mkdir(parents=True, exist_ok=True)
+                status, report = "done", asdict(work(job))
         except Exception as e:  # whatever it is, the next file may do better
             expected = isinstance(e, ValueError | OSError)
-            yield Outcome(job, "failed", str(e) if expected else f"{job.source}: {type(e).__name__}: {e}")
-        else:
-            yield Outcome(job, "done", report=report)
+            status, reason = "failed", str(e) if expected else f"{job.source}: {type(e).__name__}: {e}"
+        yield report | {"source": str(job.source), "target": str(job.target), "status": status, "reason": reason}
 
 
-def must_be_protected(target: Path) -> None:
-    """A check for `run`. Raises ValueError for a file that carries no record: it may be somebody's photo."""
-    from riddle.app import container
-
-    try:
-        protected = container.inspect(target)["protected"]
-    except ValueError:
-        protected = False
-    if not protected:
-        raise ValueError(f"{target} is there and is no protected photo; name another result, or --force overwrites it")
-
-
-def _there(job: Job) -> str:
-    older = job.source.exists() and job.target.stat().st_mtime < job.source.stat().st_mtime
-    return f"there already{', older than its source' if older else ''}; --force makes it anew"
-
-
-def summary(outcomes: Iterable[Outcome]) -> dict[str, int]:
+def summary(outcomes: Iterable[dict[str, Any]]) -> dict[str, int]:
     """How many files were done, were there, failed; how many faces were protected or restored, and skipped."""
     outcomes = list(outcomes)
-    files = Counter(o.status for o in outcomes)
-    faces = Counter(f["status"] for o in outcomes for f in o.report.get("faces", []))
-    return {
-        "files": len(outcomes),
-        "done": files["done"],
-        "there": files["there"],
-        "failed": files["failed"],
-        "faces": faces["protected"] + faces["restored"],
-        "faces_skipped": faces["skipped"],
-    }
+    files = Counter(outcome["status"] for outcome in outcomes)
+    faces = Counter(face["status"] == "skipped" for outcome in outcomes for face in outcome.get("faces", []))
+    counts = {status: files[status] for status in ("done", "there", "failed")}
+    return {"files": len(outcomes)} | counts | {"faces": faces[False], "faces_skipped": faces[True]}
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What a photo, a clip or a sidecar of either carries. Raises PhotoError for what is damaged or neither."""
+    named = Path(path.stem) if path.suffix == container.SIDECAR else path
+    if named.suffix.lower() not in CLIPS.read:
+        return container.inspect(path)
+    from riddle.app import video  # only clips need PyAV
+
+    return video.inspect(path)
+
+
+def _is_protected(path: Path) -> bool:
+    try:
+        return inspect(path)["protected"]
+    except ValueError:
+        return False

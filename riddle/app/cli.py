@@ -1,245 +1,343 @@
-"""The command line: parses, calls, prints. What is done is done elsewhere in riddle.app.
+"""The command line: it parses, calls and prints; the work is done elsewhere in riddle.app.
 
     python -m riddle protect party.jpg -o party.png      # asks for a passphrase
     python -m riddle restore party.png -o restored.png
     python -m riddle --help
 
-Exit codes are those of `Exit`; with --json standard output holds one JSON document and nothing else.
+With --json standard output holds one JSON document and nothing else. An error is one line "riddle: ..." on standard
+error. Modules that need torch or Pillow are imported inside the functions that use them: --help must not load them.
 """
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from functools import partial, wraps
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from riddle.app.arguments import Exit, parser
+import typer
+from typer import Argument, Option
+
+from riddle import __version__
+from riddle.app import passphrase
 
 LISTED = 10  # files named in one message
+CODES = """\b
+exit codes:
+  0    everything was done, or was there already
+  1    a file could not be done (the others were)
+  2    wrong arguments, or no usable passphrase
+  3    weights or a package are missing: python -m riddle doctor
+  4    everything was done, but a face was found that could not be protected or restored; it is listed
+  130  interrupted; the same command again goes on where it stopped"""
+PASSPHRASE = """The passphrase is never an argument. It is read from --passphrase-file, else from the environment
+variable RIDDLE_PASSPHRASE, else asked for.\n\n"""
 
 
-class Trouble(Exception):
+class Exit(IntEnum):
+    """What a command's exit code says; see CODES."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    MISSING = 3
+    UNPROTECTED = 4
+    INTERRUPTED = 130
+
+
+class CommandError(typer.TyperException):
     """What ends a command before its work: the exit code and the message."""
 
     def __init__(self, code: Exit, message: str):
         super().__init__(message)
-        self.code = code
+        self.exit_code = int(code)
+
+
+PLAIN = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
+app = typer.Typer(**PLAIN)
+clips_app = typer.Typer(**PLAIN, help="Protect or restore clips.")
+app.add_typer(clips_app, name="video")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code. Raises SystemExit for --help and wrong arguments, as argparse does."""
-    args = parser().parse_args(argv)
-    commands = {"protect": _photos, "restore": _photos, "video": _video, "info": _info, "weights": _weights}
+    """Run a command; returns its exit code."""
+    words = sys.argv[1:] if argv is None else [*argv]
     try:
-        return int((commands | {"doctor": _doctor})[args.command](args))
-    except Trouble as e:
-        _warn(str(e))
-        if args.json:
-            _print_json({"error": str(e), "exit": int(e.code)})
-        return int(e.code)
-    except KeyboardInterrupt:
-        _warn("interrupted")
-        return int(Exit.INTERRUPTED)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing is left to print to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(Exit.FAILED)
+        code = int(app(words, prog_name="python -m riddle", standalone_mode=False) or Exit.DONE)
+    except typer.TyperException as e:
+        code, message = e.exit_code, e.format_message()
+        _warn(message)
+        _tell(code, {"error": message}, (), "--json" in words)
+    if code == Exit.INTERRUPTED:
+        _warn("interrupted; the same command again goes on from here")
+    return code
 
 
 def _warn(message: str) -> None:
     print(f"riddle: {message}", file=sys.stderr)
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
+def _tell(code: Exit, document: dict[str, Any], lines: Iterable[str], as_json: bool) -> Exit:
+    """Print a command's result for scripts or for people; returns the code."""
+    for text in [json.dumps(document | {"exit": int(code)}, indent=1)] if as_json else lines:
+        print(text)
+    return code
+
+
+# Options
+
+Place = Path | None
+PresetName = Annotated[Literal["ffhq1024", "ffhq256", "mobile", "smoke"], Option(help="which networks")]
+Strict = Annotated[bool, Option("--strict", help="refuse a file with a face that cannot be protected")]
+AsJson = Annotated[bool, Option("--json", help="print one JSON document for scripts, and nothing else")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The options of every command that writes files."""
+
+    sources: Annotated[list[Path], Argument(metavar="FILE", help="files, or folders of them")]
+    out: Annotated[Place, Option("--out", "-o", metavar="PATH", help="file or folder; default: beside it")] = None
+    force: Annotated[bool, Option("--force", help="do again, and overwrite, what is there already")] = False
+    passphrase_file: Annotated[Place, Option(metavar="FILE", help="file of the passphrase and nothing else")] = None
+    as_json: AsJson = False
+    preset: PresetName = "mobile"
+    weights: Annotated[Place, Option(metavar="FOLDER", help="networks of your own, of that preset")] = None
+    device: Annotated[str, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps")] = "cpu"
+    detector: Annotated[Literal["auto", "dlib", "mtcnn"], Option(help="what looks for faces")] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photos(Files):
+    """The options of the commands that write photos."""
+
+    ending: Annotated[Literal["png", "jpg", "webp"] | None, Option("--format", help="default: as the photo")] = None
+    quality: Annotated[int, Option(min=1, max=100, metavar="1-100", help="of JPEG and WebP")] = 95
+
+
+def _takes(shared: type) -> Callable[[Callable], Callable]:
+    """Give a command the options of a dataclass; its first parameter gets them as one object."""
+
+    def decorate(command: Callable) -> Callable:
+        @wraps(command)
+        def call(**options: Any) -> Exit:
+            return command(shared(**{f.name: options.pop(f.name) for f in fields(shared)}), **options)
+
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+        both = [*inspect.signature(shared, eval_str=True).parameters.values(), *own]
+        call.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in both])
+        call.__annotations__ = {p.name: p.annotation for p in both}
+        return call
+
+    return decorate
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"riddle {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=CODES)
+def _top(version: Annotated[bool, Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Replace the faces in photos and clips by people who do not exist; a passphrase brings them back.
+
+    \b
+    first steps:
+      python -m riddle doctor                                  is everything here?
+      python -m riddle protect party.jpg                       -> party.protected.jpg
+      python -m riddle restore party.protected.jpg             -> party.restored.jpg
+      python -m riddle COMMAND --help                          all options, with examples
+    """
 
 
 # Photos and clips
 
-
-def _photos(args: argparse.Namespace) -> Exit:
-    from riddle.app import bulk
-
-    ending = f".{args.format}" if args.format else None
-    jobs = _plan(args, bulk.PHOTOS, ending)
-    if args.verb == "restore" and args.sidecar is not None and len(jobs) > 1:
-        raise Trouble(Exit.USAGE, "--sidecar names the record of one photo; restore the others without it")
-
-    def ready() -> Callable:
-        from riddle.app import photos
-
-        passphrase, model = _opened(args)
-        if args.verb == "restore":
-            return lambda job: photos.restore_file(
-                model, job.source, job.target, passphrase, sidecar=args.sidecar, quality=args.quality
-            )
-        return lambda job: photos.protect_file(
-            model, job.source, job.target, passphrase, salt=args.salt, keep_original=args.keep_original,
-            strict=args.strict, sidecar=args.sidecar, quality=args.quality,
-        )  # fmt: skip
-
-    return _run(args, jobs, ready, bulk.must_be_protected if args.verb == "protect" else None)
+SALT = """public: the passphrase alone opens even a bare picture; random: harder to guess, but a file that loses its
+metadata is lost"""
+KEEP = "seal the faces' own pixels inside (random salt): exact, but whoever has the file can test a guess"
 
 
-def _video(args: argparse.Namespace) -> Exit:
-    from riddle.app import bulk
+@app.command(epilog=PASSPHRASE + CODES)
+@_takes(Photos)
+def protect(
+    files: Photos,
+    strict: Strict = False,
+    salt: Annotated[Literal["public", "random"], Option(help=SALT)] = "public",
+    keep_original: Annotated[bool, Option("--keep-original", help=KEEP)] = False,
+    sidecar: Annotated[bool, Option("--sidecar", help="write what restoring needs to RESULT.riddle")] = False,
+) -> Exit:
+    """Replace every face in photos.
 
-    jobs = _plan(args, bulk.CLIPS, None)
+    \b
+    examples:
+      python -m riddle protect party.jpg -o party.png
+      python -m riddle protect holiday/ -o safe/ --strict      a folder; photos with a doubtful face are refused
+      python -m riddle protect *.jpg -o safe/ --format png --json > report.json
+      python -m riddle protect id.png --keep-original          the exact pixels come back with the passphrase
+    """
+    from riddle.app import bulk, photos
 
-    def ready() -> Callable:
-        from tqdm import tqdm
-
-        try:
-            from riddle.app import video
-        except ImportError as e:
-            raise Trouble(Exit.MISSING, f"clips need the package {e.name}: pip install {e.name}") from e
-        passphrase, model = _opened(args)
-        work = video.protect_video if args.verb == "protect" else video.restore_video
-
-        def one(job: bulk.Job) -> Any:
-            with tqdm(desc=job.source.name, unit="frame", disable=None, leave=False) as bar:
-
-                def show(done: int, total: int | None = None) -> None:
-                    bar.total = total
-                    bar.update(done - bar.n)
-
-                return work(model, job.source, job.target, passphrase, resume=not args.force, on_progress=show)
-
-        return one
-
-    return _run(args, jobs, ready, None)
+    options = {"salt": salt, "keep_original": keep_original, "strict": strict, "sidecar": sidecar}
+    return _run("protect", files, bulk.PHOTOS, partial(photos.protect_file, quality=files.quality, **options))
 
 
-def _plan(args: argparse.Namespace, kind: Any, ending: str | None) -> list:
-    from riddle.app import bulk
+@app.command(epilog=PASSPHRASE + CODES)
+@_takes(Photos)
+def restore(
+    files: Photos,
+    sidecar: Annotated[Place, Option(metavar="FILE", help="record of one photo; default: the one beside it")] = None,
+) -> Exit:
+    """Bring the faces of protected photos back. A wrong passphrase gives strangers, not an error.
 
-    mark, undo = (".protected", "") if args.verb == "protect" else (".restored", ".protected")
-    try:
-        return bulk.plan(args.sources, args.out, kind, mark, ending, undo)
-    except (ValueError, OSError) as e:
-        raise Trouble(Exit.USAGE, str(e)) from e
+    \b
+    examples:
+      python -m riddle restore party.png -o back.png
+      python -m riddle restore safe/ -o back/ --passphrase-file ~/.riddle-passphrase
+    """
+    from riddle.app import bulk, photos
 
-
-def _opened(args: argparse.Namespace) -> tuple[str, Any]:
-    """The passphrase and the model."""
-    from riddle.app import passphrase
-
-    try:
-        text = passphrase.read(args.passphrase_file, args.verb == "protect", _warn)
-    except passphrase.PassphraseError as e:
-        raise Trouble(Exit.USAGE, str(e)) from e
-    import riddle
-    from riddle import passwords
-
-    try:
-        passwords.derive_key(text, args.preset)
-    except ValueError as e:
-        raise Trouble(Exit.USAGE, str(e)) from e
-    try:
-        return text, riddle.load(args.preset, args.device, weights=args.weights, detector=args.detector)
-    except (ImportError, OSError, ValueError, RuntimeError) as e:
-        raise Trouble(Exit.MISSING, f"{e}; python -m riddle doctor says what is here") from e
+    if sidecar is not None and (len(files.sources) > 1 or files.sources[0].is_dir()):
+        raise CommandError(Exit.USAGE, "--sidecar names the record of one photo; restore the others without it")
+    work = partial(photos.restore_file, sidecar=sidecar, quality=files.quality)
+    return _run("restore", files, bulk.PHOTOS, work)
 
 
-def _passed_over(args: argparse.Namespace) -> list[Path]:
-    """Files of the folders that are not looked at, told on standard error."""
-    from riddle.app import bulk
-
-    kind = bulk.CLIPS if args.command == "video" else bulk.PHOTOS
-    paths = bulk.left_out(args.sources, args.out, kind)
-    if paths:
-        more = f" and {len(paths) - LISTED} more" if len(paths) > LISTED else ""
-        _warn(f"left out, no {kind.name} by its ending: {', '.join(map(str, paths[:LISTED]))}{more}")
-    return paths
+@clips_app.command("protect", epilog=PASSPHRASE + CODES)
+@_takes(Files)
+def protect_clips(files: Files, strict: Strict = False) -> Exit:
+    """Replace every face in clips: python -m riddle video protect clip.mp4 -o safe.mp4"""
+    return _clips("protect", files, strict=strict)
 
 
-def _run(args: argparse.Namespace, jobs: list, ready: Callable[[], Callable], check: Callable | None) -> Exit:
-    """Do the jobs and tell each outcome; no passphrase is asked for, and no model loaded, where nothing is due."""
+@clips_app.command("restore", epilog=PASSPHRASE + CODES)
+@_takes(Files)
+def restore_clips(files: Files) -> Exit:
+    """Bring the faces of protected clips back: python -m riddle video restore safe.mp4 -o back.mp4"""
+    return _clips("restore", files)
+
+
+def _clips(verb: str, files: Files, **options: bool) -> Exit:
     from tqdm import tqdm
 
     from riddle.app import bulk
 
-    passed_over = [str(path) for path in _passed_over(args)]
-    due = args.force or not all(job.target.exists() for job in jobs)
-    work = ready() if due else None
-    outcomes: list[bulk.Outcome] = []
-    code = Exit.DONE
-    bar = tqdm(total=len(jobs), desc=args.verb, unit="file", disable=True if len(jobs) < 2 else None)
     try:
-        with bar:
-            for outcome in bulk.run(jobs, work, check, args.force):
-                outcomes.append(outcome)
+        from riddle.app import video
+    except ImportError as e:
+        raise CommandError(Exit.MISSING, f"clips need the package {e.name}: pip install {e.name}") from e
+
+    def work(model: Any, source: Path, target: Path, text: str) -> Any:
+        with tqdm(desc=source.name, unit="frame", disable=None, leave=False) as bar:
+
+            def show(done: int, total: int | None = None) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            act = video.protect_video if verb == "protect" else video.restore_video
+            return act(model, source, target, text, resume=not files.force, on_progress=show, **options)
+
+    return _run(verb, files, bulk.CLIPS, work)
+
+
+def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
+    """Do all files and tell each outcome. Where nothing is due, no passphrase is asked for and no model loaded."""
+    from tqdm import tqdm
+
+    from riddle.app import bulk
+
+    try:
+        jobs = bulk.plan(files.sources, files.out, kind, verb, getattr(files, "ending", None))
+    except (ValueError, OSError) as e:
+        raise CommandError(Exit.USAGE, str(e)) from e
+    left_out = [str(path) for path in bulk.left_out(files.sources, files.out, kind)]
+    if left_out:
+        more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
+        _warn(f"left out, no {kind.name} by its ending: {', '.join(left_out[:LISTED])}{more}")
+    due = files.force or not all(job.target.exists() for job in jobs)
+    text, model = _opened(verb, files) if due else ("", None)
+    done, code = [], Exit.DONE
+    try:
+        with tqdm(total=len(jobs), desc=verb, unit="file", disable=True if len(jobs) < 2 else None) as bar:
+            for outcome in bulk.run(jobs, lambda job: work(model, *job, text), verb, files.force):
+                done.append(outcome)
                 bar.update()
-                if not args.json:
+                if not files.as_json:
                     tqdm.write("\n".join(_told(outcome)), file=sys.stdout)
     except KeyboardInterrupt:
-        _warn("interrupted; the same command again goes on from here")
         code = Exit.INTERRUPTED
-    counts = bulk.summary(outcomes)
-    if code == Exit.DONE:
-        code = Exit.FAILED if counts["failed"] else Exit.UNPROTECTED if counts["faces_skipped"] else Exit.DONE
-    if args.json:
-        files = [o.as_dict() for o in outcomes]
-        told = {"command": args.verb, "files": files, "left_out": passed_over, "summary": counts}
-        _print_json(told | {"exit": int(code)})
-    elif len(jobs) > 1:
-        print(
-            "{files} files: {done} done, {there} there already, {failed} failed;".format(**counts),
-            f"{counts['faces']} faces {args.verb.removesuffix('e')}ed, {counts['faces_skipped']} left as they were",
-        )
-    return code
+    counts = bulk.summary(done)
+    if code == Exit.DONE and (counts["failed"] or counts["faces_skipped"]):
+        code = Exit.FAILED if counts["failed"] else Exit.UNPROTECTED
+    total = (
+        "{files} files: {done} done, {there} there already, {failed} failed; {faces} faces "
+        f"{verb.removesuffix('e')}ed, {{faces_skipped}} left as they were"
+    ).format(**counts)
+    document = {"command": verb, "files": done, "left_out": left_out, "summary": counts}
+    return _tell(code, document, [total] if len(jobs) > 1 else [], files.as_json)
 
 
-def _told(outcome: Any) -> list[str]:
+def _opened(verb: str, files: Files) -> tuple[str, Any]:
+    """The passphrase and the model."""
+    import riddle
+    from riddle import passwords
+
+    try:
+        text = passphrase.read(files.passphrase_file, verb == "protect", _warn)
+        passwords.derive_key(text, files.preset)
+    except ValueError as e:
+        raise CommandError(Exit.USAGE, str(e)) from e
+    try:
+        return text, riddle.load(files.preset, files.device, weights=files.weights, detector=files.detector)
+    except (ImportError, OSError, ValueError, RuntimeError) as e:
+        raise CommandError(Exit.MISSING, f"{e}; python -m riddle doctor says what is here") from e
+
+
+def _told(outcome: dict[str, Any]) -> list[str]:
     """Lines about one file."""
-    if outcome.status == "failed":
-        return [f"FAILED  {outcome.reason}"]
-    where = f"{outcome.job.source} -> {outcome.job.target}"
-    if outcome.status == "there":
-        return [f"{where}: {outcome.reason}"]
-    done = outcome.faces("protected") or outcome.faces("restored")
-    counted = f"{len(done)} face{'s' if len(done) != 1 else ''}"
-    how = {"codes": "by its record", "inversion": "from its pixels", "original": "the original pixels"}
-    lines = [f"{where}: {counted} {done[0]['status'] if done else ''}"]
-    lines[0] += f", {how[outcome.report['how']]}" if outcome.report.get("how") in how else ""
-    for face in outcome.faces("skipped"):
-        lines.append(f"    LEFT AS IT WAS: the face at {','.join(map(str, face['box']))}: {face['reason']}")
-    return lines + [f"    note: {note}" for note in outcome.report.get("notes", [])]
+    if outcome["status"] == "failed":
+        return [f"FAILED  {outcome['reason']}"]
+    where = f"{outcome['source']} -> {outcome['target']}"
+    if outcome["status"] == "there":
+        return [f"{where}: {outcome['reason']}"]
+    skipped = [face for face in outcome["faces"] if face["status"] == "skipped"]
+    count, how = len(outcome["faces"]) - len(skipped), outcome["how"]
+    means = {"codes": ", by its record", "inversion": ", from its pixels", "original": ", the original pixels"}
+    did = how if how == "protected" else f"restored{means[how]}"
+    lines = [f"{where}: {count} face{'s' if count != 1 else ''} {did}"]
+    lines += [f"    LEFT AS IT WAS: the face at {_corners(face['box'])}: {face['reason']}" for face in skipped]
+    return lines + [f"    note: {note}" for note in outcome["notes"]]
+
+
+def _corners(box: Sequence[int]) -> str:
+    return ",".join(map(str, box))
 
 
 # What is here
 
 
-def _inspect(path: Path) -> dict[str, Any]:
-    """What a photo, a clip or a sidecar of either carries."""
-    from riddle.app import bulk, container
+@app.command(epilog=CODES)
+def info(
+    sources: Annotated[list[Path], Argument(metavar="FILE", help="photos, clips, or .riddle files")],
+    as_json: AsJson = False,
+) -> Exit:
+    """Say what protected files carry; needs no passphrase."""
+    from riddle.app import bulk
 
-    named = Path(path.stem) if path.suffix == ".riddle" else path
-    if named.suffix.lower() not in bulk.CLIPS.read:
-        return container.inspect(path)
-    from riddle.app import video
-
-    return video.inspect(path)
-
-
-def _info(args: argparse.Namespace) -> Exit:
-    found, failed = [], False
-    for path in args.sources:
+    found = []
+    for path in sources:
         try:
-            found.append(_inspect(path))
+            found.append(bulk.inspect(path))
         except ValueError as e:
-            failed = True
             found.append({"file": str(path), "error": str(e)})
-    code = Exit.FAILED if failed else Exit.DONE
-    if args.json:
-        _print_json({"command": "info", "files": found, "exit": int(code)})
-        return code
-    for carried in found:
-        print("\n".join(_carries(carried)))
-    return code
+    code = Exit.FAILED if any("error" in carried for carried in found) else Exit.DONE
+    return _tell(code, {"command": "info", "files": found}, chain(*map(_carries, found)), as_json)
 
 
 def _carries(found: dict[str, Any]) -> list[str]:
@@ -251,7 +349,6 @@ def _carries(found: dict[str, Any]) -> list[str]:
     public = "public: the passphrase alone opens it, even without this record"
     random = "random, kept here: without this record it cannot be opened"
     sealed = "sealed inside: with the passphrase the exact pixels come back"
-    boxes = "; ".join(",".join(map(str, box)) for box in found["faces"])
     now = found.get("picture_size") or found["size"]
     changed = "" if now == found["size"] else f"; the file has {now[0]} x {now[1]} now, so it cannot be restored"
     return [
@@ -259,59 +356,25 @@ def _carries(found: dict[str, Any]) -> list[str]:
         f"    record     version {found['version']}, {found['record_bytes']:,} bytes, in its {found['where']}",
         f"    model      preset {found['preset']}, generator and encryptor {found['weights'][:12]}",
         f"    picture    {found['size'][0]} x {found['size'][1]} px{changed}",
-        f"    faces      {len(found['faces'])}, at {boxes}",
+        f"    faces      {len(found['faces'])}, at {'; '.join(map(_corners, found['faces']))}",
         f"    salt       {public if found['salt'] == 'public' else random}",
         f"    originals  {sealed if found['originals'] else 'not inside: what comes back is the inverted face'}",
     ]
 
 
-def _weights(args: argparse.Namespace) -> Exit:
-    from riddle import zoo
-    from riddle.app import doctor
-    from riddle.assets import ASSETS
+@app.command(epilog=CODES)
+def doctor(preset: PresetName = "mobile", as_json: AsJson = False) -> Exit:
+    """Say what is installed, and which weights and data were found."""
+    from riddle.app.doctor import examine
 
-    unknown = [name for name in args.names if name not in ASSETS]
-    if unknown:
-        raise Trouble(Exit.USAGE, f"no network is named {', '.join(unknown)}; known: {', '.join(sorted(ASSETS))}")
-    if args.download and not args.names:
-        raise Trouble(Exit.USAGE, "name the networks to download, so that none is fetched whose terms you do not want")
-    failures = []
-    for name in args.names if args.download else ():
-        asset = ASSETS[name]
-        _warn(f"{name}: terms: {asset.licence}; {doctor.comes_from(asset)}")
-        try:
-            zoo.find(name)
-        except (OSError, ValueError) as e:
-            failures.append(str(e))
-            _warn(str(e))
-    items = [item for item in doctor.networks() if not args.names or item.name in args.names]
-    code = Exit.MISSING if failures else Exit.DONE
-    if args.json:
-        listed = [{"name": i.name, "here": i.here, "detail": i.detail, "licence": i.use} for i in items]
-        _print_json({"command": "weights", "networks": listed, "errors": failures, "exit": int(code)})
-        return code
-    for item in items:
-        print(f"{item.name:27} {item.detail}\n{'':27} terms: {item.use}")
-    return code
-
-
-def _doctor(args: argparse.Namespace) -> Exit:
-    from riddle.app import doctor
-
-    report = doctor.examine(args.preset)
-    code = Exit.DONE if report.ready else Exit.MISSING
-    if args.json:
-        _print_json(report.as_dict() | {"command": "doctor", "exit": int(code)})
-        return code
-    parts = {"system": report.system, "packages": report.packages, "weights": report.weights}
-    parts |= {"networks of others": report.networks, "data sets": report.data}
-    for title, items in parts.items():
-        print(f"\n{title}")
+    found = examine(preset)
+    ready = all(item["here"] for items in found.values() for item in items if item["needed"])
+    code = Exit.DONE if ready else Exit.MISSING
+    lines = []
+    for title, items in found.items():
+        lines.append(f"\n{title}")
         for item in items:
-            mark = "ok" if item.here else "MISSING" if item.needed else "-"
-            print(f"  {mark:8} {item.name:27} {item.detail}")
-    print("\nnotebooks")
-    for notebook in report.notebooks:
-        print(f"  {'ok' if notebook.runs else 'MISSING':8} {notebook.name:27} {'; '.join(notebook.lacks)}")
-    print("\nready: photos can be protected and restored" if report.ready else "\nnot ready: see what is MISSING")
-    return code
+            mark = "ok" if item["here"] else "MISSING" if item["needed"] else "-"
+            lines.append(f"  {mark:8} {item['name']:27} {item['detail']}")
+    last = "ready: photos can be protected and restored" if ready else "not ready: see what is MISSING"
+    return _tell(code, {"command": "doctor", "preset": preset, **found, "ready": ready}, [*lines, "", last], as_json)

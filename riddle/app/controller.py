@@ -6,7 +6,7 @@
     view.picture()                                   # JPEG: original, encrypted, restored, wrong password
     view.bars                                        # how far each is from the original, for a face recogniser
 
-A face's code and identity and a passphrase's key are computed once; a position of the slider costs three passes of the
+A face's code and embedding and a passphrase's key are computed once; a position of the slider costs three passes of the
 encryptor, three rendered faces and their embeddings. `LatestWins` keeps a dragged slider from queueing work.
 """
 
@@ -19,11 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from statistics import median
 from threading import Lock
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torchvision.utils import make_grid
 
 from riddle import drawing, passwords
 from riddle.faces import blending, recognizers
@@ -37,7 +38,6 @@ WALL = 4  # faces a side of the wall of strangers
 LONGEST = 2048  # px a side in which faces are looked for
 SIDE, GAP = 192, 16  # px of a face in the row of panels, and between two
 WALL_SIDE, WALL_GAP = 112, 8
-BACKGROUND = "white"
 
 
 @dataclass(frozen=True)
@@ -61,72 +61,49 @@ class Bar:
 
 @dataclass(frozen=True)
 class View:
-    """What one position of the slider shows."""
+    """Faces to show in rows, and how far they are from the original."""
 
-    faces: torch.Tensor  # (4, 3, R, R) in [-1, 1], in the order of PANELS
+    faces: torch.Tensor  # (N, 3, R, R) in [-1, 1]
     bars: tuple[Bar, ...]  # of all but the original
+    columns: int
+    side: int  # px of a face
+    gap: int  # px between two
     seconds: float  # that it took
-
-    def picture(self, side: int = SIDE, gap: int = GAP) -> bytes:
-        """The four faces beside each other, as JPEG."""
-        return jpeg(self.faces, len(PANELS), side, gap)
-
-
-@dataclass(frozen=True)
-class Wall:
-    """One face under many passwords."""
-
-    faces: torch.Tensor  # (16, 3, R, R) in [-1, 1]
-    bars: tuple[Bar, ...]
 
     @property
     def strangers(self) -> int:
         """How many of them the recogniser takes for somebody else."""
         return sum(not bar.same for bar in self.bars)
 
-    def picture(self, side: int = WALL_SIDE, gap: int = WALL_GAP) -> bytes:
-        """The faces in a square, as JPEG."""
-        return jpeg(self.faces, WALL, side, gap)
-
-
-@dataclass(frozen=True)
-class _Faces:
-    """Faces to choose from, with all that does not depend on a password."""
-
-    pictures: torch.Tensor  # (k, 3, R, R) in [-1, 1]
-    codes: torch.Tensor  # (k, L, D)
-    identities: torch.Tensor  # (k, E)
+    def picture(self, side: int | None = None) -> bytes:
+        """The faces, each of `side` px, as JPEG."""
+        return jpeg(self.faces, self.columns, side or self.side, self.gap)
 
 
 def jpeg(faces: torch.Tensor, columns: int, side: int, gap: int = 0) -> bytes:
-    """Faces (N, 3, R, R) in [-1, 1], each enlarged to `side` px, in rows of `columns`, `gap` px apart."""
-    rows = -(-len(faces) // columns)
-    size = (columns * (side + gap) - gap, rows * (side + gap) - gap)
-    sheet, out = Image.new("RGB", size, BACKGROUND), io.BytesIO()
-    for i, face in enumerate(faces):
-        row, column = divmod(i, columns)
-        enlarged = blending.to_image(face).resize((side, side), Image.Resampling.LANCZOS)
-        sheet.paste(enlarged, (column * (side + gap), row * (side + gap)))
-    sheet.save(out, "JPEG", quality=92, subsampling=0)
+    """Faces (N, 3, R, R) in [-1, 1], each resized to `side` px, in rows of `columns`, `gap` px apart, on white."""
+    large = F.interpolate(faces.float().cpu(), (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+    sheet, out = make_grid(large, columns, gap, pad_value=1.0), io.BytesIO()
+    inner = sheet[:, gap : sheet.shape[1] - gap, gap : sheet.shape[2] - gap]
+    blending.to_image(inner).save(out, "JPEG", quality=92, subsampling=0)
     return out.getvalue()
 
 
 class Controller:
-    """Faces, passwords and distances behind the page.
+    """Faces, passwords and distances behind the page; its methods may be called from any thread.
 
-    model: see riddle.pipeline; judge: the recogniser whose distance is shown, see riddle.faces.recognizers; dlib's
-    comes with the installation and took no part in training. Every face goes through the recogniser by one fixed
-    map: no detection while the slider moves. Raises WeightsMissingError for a judge without
-    weights. Methods may be called from any thread.
+    model: see riddle.pipeline; recogniser: whose distance is shown, see riddle.faces.recognizers; dlib's comes with the
+    installation and took no part in training. Every face goes through it by one fixed map: no detection while the
+    slider moves. Raises KeyError for an unknown recogniser, WeightsMissingError for one without weights.
     """
 
-    def __init__(self, model: Riddle, judge: str = "dlib"):
-        self.model, self.judge = model, recognizers.load(judge, model.device)
+    def __init__(self, model: Riddle, recogniser: str = "dlib"):
+        self.model, self.recogniser = model, recognizers.load(recogniser, model.device)
         # Cosine recognisers compare by similarity; their distance is 1 less it.
-        self._zero = 0.0 if self.judge.distance == "euclidean" else 1.0
-        self.threshold = self._zero - self.judge.threshold
+        self._zero = 0.0 if self.recogniser.distance == "euclidean" else 1.0
+        self.threshold = self._zero - self.recogniser.threshold
         self._key = lru_cache(maxsize=64)(model.password)
-        self._faces: _Faces | None = None
+        self._chosen: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # k faces, codes, embeddings
 
     # Faces to choose from
 
@@ -150,34 +127,33 @@ class Controller:
         return self._take(drawing.sample_faces(n, self.model.preset.resolution))
 
     def _take(self, faces: torch.Tensor) -> int:
-        self._faces = _Faces(faces, self.model.invert(faces), self._identities(faces))
+        self._chosen = faces, self.model.invert(faces), self._embed(faces)
         return len(faces)
 
-    def _chosen(self, face: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Picture (1, 3, R, R), code (1, L, D) and identity (1, E) of a face."""
-        if self._faces is None:
+    def _face(self, number: int) -> tuple[torch.Tensor, ...]:
+        """Picture (1, 3, R, R), code (1, L, D) and embedding (1, E) of a face; of the first where there are fewer."""
+        if self._chosen is None:
             raise ValueError("there is no face yet; call open(photo) or samples() first")
-        f, i = self._faces, face if 0 <= face < len(self._faces.codes) else 0
-        return f.pictures[i : i + 1], f.codes[i : i + 1], f.identities[i : i + 1]
+        i = number if 0 <= number < len(self._chosen[0]) else 0
+        return tuple(part[i : i + 1] for part in self._chosen)
 
     def thumbnails(self, side: int = 128) -> list[bytes]:
         """The faces to choose from, each a JPEG."""
-        pictures = [] if self._faces is None else self._faces.pictures.split(1)
-        return [jpeg(picture, 1, side) for picture in pictures]
+        return [jpeg(face, 1, side) for face in self._chosen[0].split(1)] if self._chosen else []
 
     # What is shown
 
     @torch.no_grad()
-    def _identities(self, faces: torch.Tensor) -> torch.Tensor:
-        return self.judge.from_crop(faces.to(self.model.device))
+    def _embed(self, faces: torch.Tensor) -> torch.Tensor:
+        return self.recogniser.from_crop(faces.to(self.model.device))
 
-    def _bars(self, labels: tuple[str, ...], faces: torch.Tensor, identity: torch.Tensor) -> tuple[Bar, ...]:
-        similarity = self.judge.similarity(identity.expand(len(faces), -1), self._identities(faces))
+    def _bars(self, labels: tuple[str, ...], faces: torch.Tensor, original: torch.Tensor) -> tuple[Bar, ...]:
+        similarity = self.recogniser.similarity(original.expand(len(faces), -1), self._embed(faces))
         distances = (self._zero - similarity).tolist()
         return tuple(Bar(label, d, self.threshold) for label, d in zip(labels, distances, strict=True))
 
     def view(self, first: str, second: str, guess: str, position: float = 0.0, face: int = 0) -> View:
-        """A face locked by a key between two passphrases, opened by that key, and by a guess.
+        """The faces of PANELS: one locked by a key between two passphrases, opened by that key, and by a guess.
 
         position: 0 is the first passphrase, 1 the second; face: which of those to choose from, the first where there
         are fewer. Raises ValueError for a passphrase without text, a position outside 0 to 1, or without a face.
@@ -185,31 +161,22 @@ class Controller:
         began = time.perf_counter()
         if not 0 <= position <= 1:
             raise ValueError(f"a position is between 0 and 1, got {position}")
-        original, code, identity = self._chosen(face)
+        original, code, embedding = self._face(face)
         key = passwords.interpolate(self._key(first), self._key(second), position)
         locked = self.model.encrypt(code, key)
         opened = self.model.decrypt(locked.expand(2, -1, -1), torch.cat([key, self._key(guess)]))
         drawn = self.model.synthesize(torch.cat([locked, opened]))
-        bars = self._bars(PANELS[1:], drawn, identity)
-        return View(torch.cat([original.to(drawn.device), drawn]), bars, time.perf_counter() - began)
+        faces, bars = torch.cat([original.to(drawn.device), drawn]), self._bars(PANELS[1:], drawn, embedding)
+        return View(faces, bars, len(PANELS), SIDE, GAP, time.perf_counter() - began)
 
-    def wall(self, face: int = 0, seed: int = 0) -> Wall:
+    def wall(self, face: int = 0, seed: int = 0) -> View:
         """A face under 16 random passwords, the same for the same seed. Raises ValueError without a face."""
-        _, code, identity = self._chosen(face)
+        began = time.perf_counter()
+        _, code, embedding = self._face(face)
         keys = self.model.random_password(WALL**2, seed)
         drawn = self.model.synthesize(self.model.encrypt(code.expand(WALL**2, -1, -1), keys))
-        return Wall(drawn, self._bars(("",) * WALL**2, drawn, identity))
-
-    def updates_per_second(self, seconds: float = 2.0) -> float:
-        """How many positions a second are drawn, picture included: the inverse of the median time of at least 9."""
-        words = ("first", "second", "guess")
-        self.view(*words).picture()
-        times: list[float] = []
-        while len(times) < 9 or sum(times) < seconds:
-            began = time.perf_counter()
-            self.view(*words, position=len(times) * 0.01 % 1).picture()
-            times.append(time.perf_counter() - began)
-        return 1 / median(times)
+        bars = self._bars(("",) * WALL**2, drawn, embedding)
+        return View(drawn, bars, WALL, WALL_SIDE, WALL_GAP, time.perf_counter() - began)
 
 
 class LatestWins:

@@ -2,7 +2,7 @@
 
     report = protect_file(model, "party.jpg", "party.png", "correct horse")
     report = restore_file(model, "party.png", "restored.png", "correct horse")
-    report.as_dict()                                     # for JSON: each face's box and what became of it
+    report.faces                                         # each face's box and what became of it
 
 A face that was found and not protected stands in the report as skipped, with the reason; `strict` refuses such a photo.
 A target is written whole, after everything else succeeded, or not at all.
@@ -11,9 +11,8 @@ A target is written whole, after everything else succeeded, or not at all.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -61,10 +60,6 @@ class FileReport:
     faces: list[FaceReport]
     how: str  # "protected"; of a restored file "codes", "inversion" or "original"
     notes: list[str] = field(default_factory=list)  # what else the reader should know
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self) | {"source": str(self.source), "target": str(self.target)}
 
 
 # Finding
