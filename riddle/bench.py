@@ -1,66 +1,49 @@
-"""Speed, measured: the generator beside the same network on (N, C, H, W) tensors and beside OpenVINO, and what uses it.
+"""Speed, measured: the generator beside the same network on (N, C, H, W) tensors, and what uses it.
 
     python -m riddle.bench --preset mobile    # about three minutes; results/mobile/bench.json and figures/bench.png
 
-What stands beside each other is called in turn, in one process and one precision, so that ratios hold on a busy machine
-too. OpenVINO is no dependency; where it is installed, it runs the file that the generator's wheel brings.
+A row has the speeds of `ours` and, where the network has that form, of `nchw`. Both are called in turn, in one process
+and one precision, so that ratios hold on a busy machine, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import importlib
 import itertools
 import json
 import platform
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from accelerate.state import AcceleratorState
 
-from riddle import config, demo, weights
+from riddle import config, demo
 from riddle.allocator import keep_memory
-from riddle.files import write_text
+from riddle.app.controller import Controller
+from riddle.files import replace_file, write_text
 from riddle.models import mobilestylegan as mobile
 from riddle.networks import Synthesis
 from riddle.pipeline import Riddle, load
 from riddle.presets import get
-from riddle.weights import WHEEL, wheel_file
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement; None: not measured."""
-
-    name: str
-    unit: str
-    ours: float
-    nchw: float | None = None  # the same work with the generator on (N, C, H, W) tensors
-    openvino: float | None = None
-    gflops: float | None = None  # arithmetic a second, 10^9
-    share: float | None = None  # of the measured matrix-product rate at the same precision
+from riddle.training.encryptor import EncryptorConfig, EncryptorTask
+from riddle.training.frozen import frozen_networks
+from riddle.training.loop import bfloat16_is_faster, make_accelerator
+from riddle.weights import WeightsMissingError
 
 
 class NCHW(mobile.MobileStyleGAN):
     """The same network on (N, C, H, W) tensors: the same weights, products and precision."""
 
-    @classmethod
-    def like(cls, generator: mobile.MobileStyleGAN) -> NCHW:
-        """A copy of a generator that draws the same pictures so."""
-        made = copy.deepcopy(generator)
-        made.__class__ = cls
-        return made
-
     def synthesize(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
-        side, cut = side or self.resolution, None
-        if str(side) in self.cuts:
-            cut = self.cuts[str(side)]
+        side = side or self.resolution
+        cut = self.cuts[str(side)] if str(side) in self.cuts else None
         blocks = [*self.blocks[: cut.first], *cut.blocks] if cut else self.blocks
         slots = [w[:, min(i, w.shape[1] - 1)] for i in range(2 * len(blocks) + 2)]
         x = self.input.permute(0, 3, 1, 2).contiguous().expand(len(w), -1, -1, -1)
@@ -98,11 +81,12 @@ def haar(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 
 def both(generator: Synthesis) -> dict[str, Synthesis]:
-    """A generator by the column of its row, and its (N, C, H, W) form where there is one."""
-    return {"ours": generator} | ({"nchw": NCHW.like(generator)} if type(generator) is mobile.MobileStyleGAN else {})
-
-
-# ---- clocks
+    """A generator by the column of its row, and a copy in (N, C, H, W) form where there is one."""
+    forms = {"ours": generator}
+    if type(generator) is mobile.MobileStyleGAN:
+        forms["nchw"] = copy.deepcopy(generator)
+        forms["nchw"].__class__ = NCHW
+    return forms
 
 
 def rates(works: dict[str, Callable[[], object]], seconds: float, device: torch.device) -> dict[str, float]:
@@ -110,141 +94,71 @@ def rates(works: dict[str, Callable[[], object]], seconds: float, device: torch.
     times = {name: [] for name in works}
     while min(map(len, times.values())) < 4 or sum(map(sum, times.values())) < seconds * len(works):
         for name, work in works.items():
-            began = time.perf_counter()
+            began = perf_counter()
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            times[name].append(time.perf_counter() - began)
+            times[name].append(perf_counter() - began)
     return {name: 1 / float(np.median(spent[1:])) for name, spent in times.items()}
 
 
-def matmul_rate(dtype: torch.dtype, seconds: float, device: torch.device, side: int = 2048) -> float:
-    """GFLOP/s of a square matrix product: what the machine can do."""
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return rates({"": lambda: a @ b}, seconds, device)[""] * 2 * side**3 / 1e9
-
-
-def gflop(work: Callable[[], object]) -> float:
-    """10^9 floating-point operations of convolutions and products in one call."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops() / 1e9
-
-
-# ---- what is measured
-
-
-def openvino_drawing(w: torch.Tensor, bfloat16: bool) -> Callable[[], object] | None:
-    """A call that draws one 1024 px face of code w (1, D) by OpenVINO; None where it is not installed."""
-    try:
-        core = importlib.import_module("openvino").Core()
-    except ImportError:
-        return None
-    network = core.read_model(wheel_file(WHEEL, "SynthesisNetwork.xml"))
-    options = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"}
-    run = core.compile_model(network, "CPU", {**options, "INFERENCE_NUM_THREADS": torch.get_num_threads()})
-    return lambda: run(w.numpy())
-
-
-def generator_rows(g: Synthesis, side: int, batch: int, seconds: float, peaks: dict[str, float]) -> list[Row]:
-    """Forward, and forward with backward to the codes, at `side` px, at each precision of `peaks`, in faces/s."""
+def generator_rows(g: Synthesis, side: int, batch: int, seconds: float, precisions: Sequence[str]) -> Iterator[dict]:
+    """Forward, and forward with backward to the codes, at `side` px, at each precision, in faces/s."""
     device, forms = g.device, both(g)
     w = g.broadcast(g.map(torch.randn(batch, g.style_dim, device=device))).contiguous()
 
-    def work(network: Synthesis, dtype: torch.dtype, backward: bool) -> None:
+    def work(network: Synthesis, precision: str, backward: bool) -> None:
         codes = w.clone().requires_grad_(backward)
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             faces = network(codes, side)
         if backward:
             faces.square().mean().backward()
 
-    rows = []
-    for backward, precision in itertools.product((False, True), peaks):
-        dtype, flops = getattr(torch, precision), gflop(lambda b=backward: work(g, torch.float32, b))
-        works = {k: lambda n=n, d=dtype, b=backward: work(n, d, b) for k, n in forms.items()}
-        if side == 1024 and device.type == "cpu" and not backward:
-            other = openvino_drawing(w[:1, 0], precision == "bfloat16")
-            works |= {"openvino": other} if other else {}
-        calls = rates(works, seconds, device)
-        speeds = {k: v * (1 if k == "openvino" else batch) for k, v in calls.items()}
+    for backward, precision in itertools.product((False, True), precisions):
+        works = {k: lambda n=n, p=precision, b=backward: work(n, p, b) for k, n in forms.items()}
+        speeds = {k: batch * v for k, v in rates(works, seconds, device).items()}
         name = f"generator at {side} px, forward{' and backward' if backward else ''}, {precision}"
-        speed = calls["ours"] * flops
-        rows.append(Row(name, "faces/s", **speeds, gflops=speed, share=speed / peaks[precision]))
-    return rows
+        yield {"name": name, "unit": "faces/s", **speeds}
 
 
-def encryptor_row(model: Riddle, batch: int, seconds: float) -> Row:
-    """Steps of encryptor training with all losses, m = n = 2. Raises WeightsMissingError without its judges."""
-    from accelerate.state import AcceleratorState
-
-    from riddle.training.encryptor import EncryptorConfig, EncryptorTask, frozen_networks
-    from riddle.training.loop import LoopConfig, make_accelerator
-
+def encryptor_row(model: Riddle, batch: int, seconds: float) -> dict:
+    """Steps of encryptor training with all losses, m = n = 2. Raises WeightsMissingError without its networks."""
     AcceleratorState._reset_state(True)  # accelerate fixes the precision of a process
-    accelerator = make_accelerator(LoopConfig(out="", bfloat16=model.dtype is not None))
-    g, judges, _ = frozen_networks(model.preset, None, accelerator.device)
+    settings = EncryptorConfig(out="", preset=model.preset.name, bfloat16=model.dtype is not None)
+    accelerator = make_accelerator(settings)
+    g, frozen, _ = frozen_networks(model.preset, "", accelerator.device, parser="")
     w = g.sample(batch).to(accelerator.device)
-    config = EncryptorConfig()
-    tasks = {k: EncryptorTask(model.preset, config, accelerator, form, judges, w) for k, form in both(g).items()}
+    tasks = {k: EncryptorTask(settings, accelerator, form, frozen, w) for k, form in both(g).items()}
     works = {k: lambda task=task: task.step({"w": w}, 0.5) for k, task in tasks.items()}
-    return Row(f"encryptor training, {batch} originals", "steps/s", **rates(works, seconds, accelerator.device))
+    return {"name": f"encryptor training, {batch} originals", "unit": "steps/s", **rates(works, seconds, g.device)}
 
 
-def protect_row(model: Riddle, side: int, seconds: float, people: int = 2) -> Row:
+def protect_row(model: Riddle, side: int, seconds: float, people: int = 2) -> dict:
     """Photos with faces of `side` px through detection, networks and paste back, in faces/s."""
     photo, detector = demo.photo(model, people, side)
     others, options = (model.encoder, model.encryptor, model.parser), {"device": model.device, "dtype": model.dtype}
-    models = {
-        k: Riddle(model.preset, g, *others, detector=detector, **options) for k, g in both(model.generator).items()
-    }
+    forms = both(model.generator)
+    models = {k: Riddle(model.preset, g, *others, detector=detector, **options) for k, g in forms.items()}
     key, count = model.random_password(1, seed=2), len(models["ours"].detect(photo))
     calls = rates({k: lambda m=m: m.protect(photo, key) for k, m in models.items()}, seconds, model.device)
-    return Row(f"protect, faces of {side} px", "faces/s", **{k: v * count for k, v in calls.items()})
+    return {"name": f"protect, faces of {side} px", "unit": "faces/s", **{k: v * count for k, v in calls.items()}}
 
 
-def slider_row(model: Riddle, seconds: float) -> Row:
+def slider_row(model: Riddle, seconds: float) -> dict:
     """What a position of the slider of notebook 15 costs: three faces, their distances, one JPEG of 256 px panels."""
-    from riddle.app.controller import Controller
-
     controller, places = Controller(model), itertools.cycle(np.linspace(0, 1, 11))
     controller.samples(1)
     words = "correct horse", "battery staple", "letmein"
     work = {"ours": lambda: controller.view(*words, position=float(next(places))).picture(256)}
-    return Row("slider of notebook 15 at 256 px", "pictures/s", **rates(work, seconds, model.device))
+    return {"name": "slider of notebook 15 at 256 px", "unit": "pictures/s", **rates(work, seconds, model.device)}
 
 
-# ---- the result
-
-
-def machine(device: torch.device) -> dict[str, str | int]:
+def machine(device: torch.device) -> dict:
     """What the numbers were measured on."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else (names or [platform.machine()])[0]
+    known = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else [*known, platform.machine()][0]
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-def figure(rows: list[Row], path: Path) -> None:
-    """Bars relative to the (N, C, H, W) form; of rows without it, relative to ours."""
-    import matplotlib.pyplot as plt
-
-    fig, axis = plt.subplots(figsize=(7.5, 0.55 * len(rows) + 0.9))
-    columns = (("ours", "this repository", "#3b6ea5"), ("nchw", "(N, C, H, W)", "#b9b9b9"),
-               ("openvino", "OpenVINO", "#d9761a"))  # fmt: skip
-    for k, (column, label, colour) in enumerate(columns):
-        lengths = [(getattr(r, column) or 0) / (r.nchw or r.ours) for r in rows]
-        if any(lengths):
-            axis.barh([i + 0.27 * (k - 1) for i in range(len(rows))], lengths, 0.25, color=colour, label=label)
-    for i, r in enumerate(rows):
-        axis.text(r.ours / (r.nchw or r.ours), i - 0.27, f"  {r.ours:.3g} {r.unit}", va="center", fontsize=8)
-    axis.set_yticks(range(len(rows)), [r.name for r in rows], fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("speed, (N, C, H, W) = 1"), axis.set_xlim(0, 1.25 * axis.get_xlim()[1])
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower right", fontsize=8)
-    fig.savefig(path, bbox_inches="tight", dpi=130)
-    plt.close(fig)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -254,41 +168,30 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--seconds", type=float, default=3.0, help="time given to each measurement")
-    p.add_argument("--out", help="folder; default: results/<preset>, results/runs/smoke for smoke")
+    p.add_argument("--out", type=Path, help="folder; default: results/<preset>, results/runs/smoke for smoke")
     a = p.parse_args(argv)
     keep_memory()  # returned pages, faulted in again at every call, would be most of the time
-    preset, device = get(a.preset), torch.device(a.device)
-    kept = config.home() / "results" / ("runs" if preset.name == "smoke" else "") / preset.name
-    folder = Path(a.out) if a.out else kept
-    peaks = {name: matmul_rate(getattr(torch, name), a.seconds, device) for name in ("bfloat16", "float32")}
-    if peaks["bfloat16"] < 1.2 * peaks["float32"]:
-        del peaks["bfloat16"]  # worth it only where the hardware has it
-    try:
-        model = load(preset, device=device, dtype=next(iter(peaks)))
-    except weights.WeightsMissingError as e:
-        p.error(f"{e} (speed is measured on the real thing; `--preset smoke` needs no weights)")
+    preset, device, results = get(a.preset), torch.device(a.device), config.home() / "results"
+    folder = a.out or results / ("runs" if preset.name == "smoke" else "") / preset.name
+    precisions = ("bfloat16", "float32") if bfloat16_is_faster(device) else ("float32",)
+    model = load(preset, device=device, dtype=precisions[0])
     sides = {preset.resolution: a.batch} | ({1024: 1} if preset.generator == "mobilestylegan" else {})
-    rows = [row for s, batch in sides.items() for row in generator_rows(model.generator, s, batch, a.seconds, peaks)]
-    rows += [protect_row(model, side, a.seconds) for side in sides]
-    for what, measure in {
-        "slider": lambda: slider_row(model, a.seconds),
-        "encryptor training": lambda: encryptor_row(model, 2, a.seconds),
-    }.items():
-        try:
-            rows.append(measure())
-        except FileNotFoundError as e:
-            print(f"{what}: n/a ({e})")
-    rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in asdict(r).items()} for r in rows]
-    result = {"preset": preset.name, "batch": a.batch, "machine": machine(device),
-              "matmul_gflops": {k: round(v, 1) for k, v in peaks.items()}, "rows": rounded}  # fmt: skip
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    rows = [row for each in sides.items() for row in generator_rows(model.generator, *each, a.seconds, precisions)]
+    rows += [*(protect_row(model, side, a.seconds) for side in sides), slider_row(model, a.seconds)]
+    try:
+        rows.append(encryptor_row(model, 2, a.seconds))
+    except WeightsMissingError as e:
+        print(f"encryptor training: n/a ({e})")
+    table = pd.DataFrame(rows, columns=["name", "unit", "ours", "nchw"])
+    print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
+    rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    result = {"preset": preset.name, "batch": a.batch, "machine": machine(device), "rows": rounded}
     write_text(folder / "bench.json", json.dumps(result, indent=1) + "\n")
-    figure(rows, folder / "figures" / "bench.png")
-    for r in rows:
-        beside = f"   NCHW {r.nchw:8.2f} ({r.ours / r.nchw:.1f}x)" if r.nchw else ""
-        beside += f"   OpenVINO {r.openvino:6.2f} ({r.ours / r.openvino:.1f}x)" if r.openvino else ""
-        part = f"   {r.share:.0%} of the matrix-product rate" if r.share else ""
-        print(f"{r.name:56s} {r.ours:8.2f} {r.unit}{beside}{part}")
+    speeds = table.set_index("name")[["ours", "nchw"]].astype(float)
+    speeds = speeds.div(speeds.nchw.fillna(speeds.ours), axis=0).dropna(axis=1, how="all")
+    axis = speeds[::-1].plot.barh(xlabel="speed, (N, C, H, W) = 1", ylabel="", figsize=(7.5, 0.55 * len(rows) + 0.9))
+    with replace_file(folder / "figures" / "bench.png") as temporary:
+        axis.figure.savefig(temporary, bbox_inches="tight", dpi=130)
     return result
 
 

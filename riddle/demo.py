@@ -14,29 +14,27 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
 from riddle import drawing
 from riddle.faces import recognizers
 from riddle.faces.detection import Face, load_detector
-from riddle.faces.pixels import to_bytes
-from riddle.losses import LossWeights
+from riddle.images import to_bytes
 from riddle.models.encryptor import build_encryptor
+from riddle.models.inversion import build_encoder
 from riddle.models.mobilestylegan import SIDES, MobileStyleGAN
 from riddle.networks import Synthesis, control, load_encryptor, published_generator
 from riddle.pipeline import Riddle
-from riddle.presets import Preset, get
-from riddle.training.codes import draw_codes
-from riddle.training.cut import CutTask
-from riddle.training.encryptor import EncryptorConfig, EncryptorTask, Judges
+from riddle.presets import CONTROLS, VARIANTS, Preset, get
+from riddle.training.encryptor import EncryptorConfig, EncryptorTask
+from riddle.training.frozen import LossNetworks, draw_codes
+from riddle.training.generator import CutConfig, CutTask
 from riddle.training.inversion import InversionConfig, InversionTask
-from riddle.training.loop import LoopConfig, bfloat16_is_faster, make_accelerator, run
+from riddle.training.loop import bfloat16_is_faster, make_accelerator, run
 from riddle.training.parsing import ParsingConfig, ParsingTask
 from riddle.weights import WeightsMissingError, bundled, load_lpips, locate
 
-COUPLING = "RotationCoupling (ours)"
 TINY = {4: 32, 8: 32, 16: 32, 32: 16}  # channels of `tiny_generator`
 # Samples of data/samples that stand before a grey wall, so that they make one photo.
 GREY = (42, 45, 24, 3, 28, 14)
@@ -138,7 +136,7 @@ class RandomFeatures(nn.Module):
         return sum((x - y).square().sum((1, 2, 3)) for x, y in pairs)[:, None, None, None]
 
 
-def judges(preset: Preset, faces: torch.Tensor) -> tuple[Judges, nn.Module]:
+def loss_networks(preset: Preset, faces: torch.Tensor) -> tuple[LossNetworks, nn.Module]:
     """F_e and LPIPS: the trained networks where they are on this machine, else stand-ins; for smoke always those.
 
     faces: as for `RandomFeatures`.
@@ -147,19 +145,21 @@ def judges(preset: Preset, faces: torch.Tensor) -> tuple[Judges, nn.Module]:
     known = not small and recognizers.available([preset.identity])[preset.identity] is None
     embed = recognizers.load(preset.identity, device=str(faces.device)).from_crop if known else features.embed
     lpips = features if small or locate("squeezenet1_1") is None else load_lpips("squeeze")
-    return Judges(embed, features.maps), lpips
+    return LossNetworks(embed, features.maps), lpips
 
 
-def _begin(out: str, steps: int, batch: int, seed: int, small: bool = True) -> tuple[LoopConfig, Accelerator]:
+def _options(out: str, preset: str, steps: int, batch: int, seed: int, saves: int = 1) -> dict[str, Any]:
+    """What every training here is told; torch's random numbers begin anew. saves: how many checkpoints."""
     torch.manual_seed(seed)
-    folder, every = out or tempfile.mkdtemp(prefix="riddle-demo-"), max(1, steps // 20)
-    loop = LoopConfig(folder, steps, batch, seed, log_every=every, save_every=steps, bfloat16=False if small else None)
-    return loop, make_accelerator(loop)
+    return {
+        "out": out or tempfile.mkdtemp(prefix="riddle-demo-"), "preset": preset, "steps": steps, "batch": batch,
+        "seed": seed, "log_every": max(1, steps // 20), "save_every": max(1, steps // saves),
+        "bfloat16": False if preset == "smoke" else None,
+    }  # fmt: skip
 
 
-def _train(task: Any, tensors: dict[str, torch.Tensor], loop: LoopConfig, accelerator: Accelerator) -> Any:
-    run(task, {k: v.to(accelerator.device) for k, v in tensors.items()}, loop, accelerator)
-    task.folder = loop.out
+def _train(task: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    run(task, {k: v.to(task.accelerator.device) for k, v in tensors.items()})
     return task
 
 
@@ -186,16 +186,16 @@ def train_cut(preset: str = "smoke", steps: int = 30, targets: int = 48, seed: i
 
     `task.before` and `task.first` are its evaluation and its samples before the first step.
     """
-    loop, accelerator = _begin(out, steps, 8, seed, small=preset == "smoke")
+    options = _options(out, preset, steps, 8, seed)
     generator = tiny_generator() if preset == "smoke" else published_generator()
     generator.codes.measure(generator.map, 4000)
     side, codes = int(next(iter(generator.cuts))), draw_codes(generator, targets, seed)
     faces = reduced(generator, codes, side)
-    stored, lpips = torch.from_numpy(to_bytes(faces)), judges(get(preset), faces)[1]
-    task = CutTask(generator, side, lpips, accelerator, float("inf"))
-    task.held_out = codes[-8:], stored[-8:]
+    stored, lpips = torch.from_numpy(to_bytes(faces)), loss_networks(get(preset), faces)[1]
+    config = CutConfig(**options, side=side, targets="")
+    task = CutTask(config, make_accelerator(config), generator, lpips, (codes[-8:], stored[-8:]))
     task.before, task.first = task.evaluate(), task.samples()
-    return _train(task, {"codes": codes[:-8], "faces": stored[:-8]}, loop, accelerator)
+    return _train(task, {"codes": codes[:-8], "faces": stored[:-8]})
 
 
 def train_inversion(model: Riddle, steps: int = 20, faces: int = 72, seed: int = 0, out: str = "") -> InversionTask:
@@ -203,30 +203,30 @@ def train_inversion(model: Riddle, steps: int = 20, faces: int = 72, seed: int =
 
     It sees synthetic faces, the last 8 of them held out. `task.before` is its evaluation before the first step.
     """
-    loop, accelerator = _begin(out, steps, 8, seed, small=model.preset.name == "smoke")
+    options, generator = _options(out, model.preset.name, steps, 8, seed), model.generator
     preset = replace(model.preset, encoder="lite", encoder_fpn=32, encoder_head=16)
-    drawn = model.synthesize(draw_codes(model.generator, faces, seed))
-    config = InversionConfig(ema=0.8, warmup=0.1, identity_lr=0, steps=0)
-    stored, networks = torch.from_numpy(to_bytes(drawn)), (model.generator, *judges(preset, drawn))
-    task = InversionTask(preset, config, accelerator, *networks, stored[-8:])
+    drawn = model.synthesize(draw_codes(generator, faces, seed))
+    config = InversionConfig(**options, data="", ema=0.8, warmup=0.1, identity_lr=0, refine=0)
+    stored, networks = torch.from_numpy(to_bytes(drawn)), loss_networks(preset, drawn)
+    encoder = build_encoder(preset, generator)
+    task = InversionTask(config, make_accelerator(config), encoder, generator, *networks, stored[-8:])
     with suppress(WeightsMissingError):
         task.start_from_published()
     task.before = task.evaluate()
-    return _train(task, {"faces": stored[:-8]}, loop, accelerator)
+    return _train(task, {"faces": stored[:-8]})
 
 
 def train_parsing(steps: int = 120, seed: int = 0, out: str = "") -> ParsingTask:
     """A parser on 128 cartoon faces of 32 px, with 32 others for validation."""
-    loop, accelerator = _begin(out, steps, 16, seed)
-    data, config = drawn_faces(128, 32, seed), ParsingConfig(ema=0.95, eval_every=max(1, steps // 6))
-    task = ParsingTask(config, accelerator, data["masks"], drawn_faces(32, 32, seed + 1))
-    return _train(task, data, loop, accelerator)
+    config = ParsingConfig(**_options(out, "smoke", steps, 16, seed, saves=6), ema=0.95)
+    data = drawn_faces(128, 32, seed)
+    return _train(ParsingTask(config, make_accelerator(config), data["masks"], drawn_faces(32, 32, seed + 1)), data)
 
 
 @torch.no_grad()
 def held_out_numbers(task: EncryptorTask) -> dict[str, float]:
     """The loss (eq. 10) and the evaluation of an encryptor on the codes and passwords that training never sees."""
-    return {"loss": task.losses(task.held_out, task.held_out_keys)[0].item(), **task.evaluate()}
+    return {"loss": task.losses(task.held_out, task.held_out_keys)[0].item(), **task.validate()}
 
 
 def train_encryptor(
@@ -236,28 +236,27 @@ def train_encryptor(
 
     changes: fields of EncryptorConfig. `task.before` is its `held_out_numbers` before the first step.
     """
-    loop, accelerator = _begin(out, steps, batch, seed)
+    options = _options(out, "smoke", steps, batch, seed, saves=4)
     codes = draw_codes(generator, 64, seed)
-    watching = judges(get("smoke"), generator(codes))[0]
-    settings = EncryptorConfig(n=1, weights=LossWeights(parsing=0.0), datafree=True, lr=3e-3, ema=0.8, threshold=0.5)
-    settings = replace(settings, warmup=0.05, eval_every=max(1, steps // 4), **changes)
-    task = EncryptorTask(get("smoke"), settings, accelerator, generator, watching, codes[:16])
+    frozen = loss_networks(get("smoke"), generator(codes))[0]
+    settings = {"n": 1, "weights": {"parsing": 0.0}, "lr": 3e-3, "ema": 0.8, "threshold": 0.5, "warmup": 0.05}
+    config = EncryptorConfig(**options, **(settings | changes))
+    task = EncryptorTask(config, make_accelerator(config), generator, frozen, codes[:16])
     task.before = held_out_numbers(task)
-    return _train(task, {"row": torch.arange(1 << 12)}, loop, accelerator)
+    return _train(task, {"row": torch.arange(1 << 12)})
 
 
 def encryptors(model: Riddle) -> dict[str, nn.Module]:
-    """{name: encryptor}: the paper's, ours, the ablations of section 4.6, and two controls that nobody trained.
+    """{variant: encryptor}, as `riddle.presets.VARIANTS` has them; for smoke those without training alone.
 
     Raises WeightsMissingError.
     """
-    p, generator = model.preset, model.generator
-    reflection, untrained = (control(p, name, generator) for name in ("reflection", "untrained"))
-    if p.name == "smoke":
-        rows = {"transformer (the paper's)": untrained, COUPLING: build_encryptor(p, "coupling", generator.codes)}
-    else:
-        files = {"transformer (the paper's)": "encryptor", COUPLING: "encryptor_coupling"}
-        files |= {"data-free": "encryptor_datafree", "MLP": "encryptor_mlp", "without L_div": "encryptor_nodiv"}
-        rows = {name: load_encryptor(p, bundled(p.name, part), generator) for name, part in files.items()}
-    rows |= {"control: KeyedReflection": reflection, "control: untrained": untrained}
-    return {name: network.to(model.device).eval().requires_grad_(False) for name, network in rows.items()}
+    p, generator, found = model.preset, model.generator, {}
+    for name, variant in VARIANTS.items():
+        if name in CONTROLS:
+            found[name] = control(p, name, generator)
+        elif p.name != "smoke":
+            found[name] = load_encryptor(p, bundled(p.name, variant.file), generator)
+        elif name in ("riddle", "coupling"):
+            found[name] = build_encryptor(p, variant.arch, generator.codes)
+    return {name: network.to(model.device).eval().requires_grad_(False) for name, network in found.items()}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from riddle import networks, weights
 from riddle.models.codes import soft_bound
 from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN, haar_matrix, unfold_pixels
-from riddle.training.cut import grid
+from riddle.training.generator import grid
 from riddle.weights import WeightsMissingError
 
 FOLDER = Path(str(metadata.distribution("random-face").locate_file("random_face/data")))

@@ -6,7 +6,7 @@
 
 Each block halves nothing and doubles the side: an inverse Haar transform, then two modulated convolutions, each
 depthwise 3x3 and pointwise. The published network has one picture layer, at the end. `Cut` gives smaller pictures: it
-repeats the two blocks that end at half the side and adds a picture layer there, all trained here (riddle.training.cut).
+repeats the two blocks that end at half the side and adds a picture layer there, all trained here (riddle.training.generator).
 
 Slots follow StyleGAN2, so a code is a StyleGAN2-FFHQ W+ code: slot 0 is the 4 px layer; of block i (0 to 6), slot
 2i + 1 is its upsampling and first convolution, 2i + 2 its second, 2i + 3 its picture.

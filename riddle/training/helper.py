@@ -1,6 +1,6 @@
 """A helper of the encryptor's first steps: what the losses ask for, said in codes, so that a step draws no face.
 
-    python -m riddle.training.helper --preset mobile --count 60000 --out results/runs/code_judge
+    python -m riddle.training.helper --recipe mobile
 
 trains `CodeJudge`, which guesses from a face's code its embedding by F_e and a picture of 16 px. `code_loss` uses it in
 the place of generator and loss networks: a step then costs a third and sees 16 originals. The paper's losses follow, on
@@ -9,10 +9,9 @@ faces.
 
 from __future__ import annotations
 
-import argparse
 import json
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,14 +19,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from riddle import losses
+from riddle.allocator import keep_memory
 from riddle.models.codes import GaussianCodes
 from riddle.models.encryptor import KEPT, build_encryptor
 from riddle.networks import Synthesis
 from riddle.presets import get
+from riddle.progress import track
 from riddle.training import recipe
-from riddle.training.codes import SPREAD, draw_codes, draw_keys
-from riddle.training.judges import Judges, frozen_networks
-from riddle.training.schedule import rate_share
+from riddle.training.frozen import SPREAD, Features, draw_codes, draw_keys, frozen_networks
+from riddle.training.loop import rate_share
+from riddle.weights import load_tensors, save_tensors
 
 SMALL = 16  # px of the guessed picture
 BANDS = (KEPT, 40, 160)  # first components of the bands of z whose lengths count: what shows, and what hardly does
@@ -69,8 +70,6 @@ def wrong_by(guess: tuple[torch.Tensor, torch.Tensor], seen: tuple[torch.Tensor,
 
 def load_code_judge(path: str | Path) -> CodeJudge:
     """The frozen network of a file that this module wrote. Raises FileNotFoundError."""
-    from riddle.weights import load_tensors
-
     state = load_tensors(path)
     dim, width = len(state["scale"]), len(state["first.bias"])
     judge = CodeJudge(state["first.weight"].shape[1] // dim, dim, len(state["identity.bias"]), width)
@@ -193,22 +192,20 @@ class Coach:
 
 @torch.no_grad()
 def draw_examples(
-    preset: str, generator: Synthesis, judges: Judges, count: int
+    preset: str, generator: Synthesis, embed: Features, count: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes z (count, L, D), F_e's embeddings of their faces (count, E), and the faces, `small`; all in float16.
 
     Half are drawn, half are what the untrained keyed reflection makes of drawn ones.
     """
-    turn, made, began = build_encryptor(preset, "reflection", generator.codes), [], time.monotonic()
-    for i in range(0, count, 32):
+    turn, made = build_encryptor(preset, "reflection", generator.codes), []
+    for i in track(range(0, count, 32), "faces"):
         w = draw_codes(generator, 32)
         if i % 64:
             w = turn(w, draw_keys(generator, 32, 1, 1)[:, 0, 0])
         with torch.autocast(w.device.type, torch.bfloat16):
             faces = generator(w)
-            made.append((generator.codes.to_gaussian(w).half(), judges.embed(faces).half(), small(faces).half()))
-        if i % 3200 == 0:
-            print(f"{i} of {count} faces, {time.monotonic() - began:.0f} s", flush=True)
+            made.append((generator.codes.to_gaussian(w).half(), embed(faces).half(), small(faces).half()))
     z, embedded, pictures = (torch.cat(part)[:count] for part in zip(*made, strict=True))
     return z, embedded, pictures
 
@@ -220,7 +217,7 @@ def train(examples: tuple[torch.Tensor, ...], scale: torch.Tensor, steps: int) -
     judge.scale.copy_(scale)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=RATE, weight_decay=DECAY)
     held = max(1, len(z) // 20)
-    for step in range(steps):
+    for step in track(range(steps), "code judge"):
         for group in optimiser.param_groups:
             group["lr"] = RATE * rate_share(step / steps, 0.05)
         rows = torch.randint(held, len(z), (BATCH,))
@@ -231,34 +228,34 @@ def train(examples: tuple[torch.Tensor, ...], scale: torch.Tensor, steps: int) -
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        if (step + 1) % 500 == 0:
-            print(f"step {step + 1}: {loss.item():.3f}", flush=True)
     judge.eval().requires_grad_(False)
     picked, wanted, _ = (part[:held].float() for part in examples)
     return judge, F.cosine_similarity(judge(picked)[0], wanted).mean().item()
 
 
+@dataclass(frozen=True, kw_only=True)
+class HelperConfig:
+    """Faces and steps."""
+
+    out: str  # folder of code_judge.safetensors
+    preset: str = "mobile"
+    generator: str = ""  # safetensors; without: the bundled weights
+    count: int = 60_000  # faces to draw
+    steps: int = 3000
+    seed: int = 0
+
+
 def main(argv: list[str] | None = None) -> float:
     """Command line of this module; returns the mean cosine on held-out examples."""
-    from riddle.allocator import keep_memory
-    from riddle.weights import save_tensors
-
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", default="mobile")
-    p.add_argument("--generator", help="safetensors; default: the preset's bundled weights")
-    p.add_argument("--count", type=int, default=60_000, help="faces to draw")
-    p.add_argument("--steps", type=int, default=3000)
-    p.add_argument("--out", required=True)
-    a = recipe.parse(p, "helper", argv)
+    config = recipe.parse(HelperConfig, "helper", __doc__, argv)
     keep_memory()
-    torch.manual_seed(0)
+    torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator, judges, _ = frozen_networks(get(a.preset), a.generator, device, parse=False)
-    examples = draw_examples(a.preset, generator, judges, a.count)
-    judge, cosine = train(examples, importance(generator.codes).clamp_max(6), a.steps)
-    about = {"preset": a.preset, "faces": a.count, "steps": a.steps, "cosine": round(cosine, 4)}
-    Path(a.out).mkdir(parents=True, exist_ok=True)
-    save_tensors(Path(a.out) / "code_judge.safetensors", judge.state_dict(), about)
+    generator, frozen, _ = frozen_networks(get(config.preset), config.generator, device)
+    examples = draw_examples(config.preset, generator, frozen.embed, config.count)
+    judge, cosine = train(examples, importance(generator.codes).clamp_max(6), config.steps)
+    about = {"preset": config.preset, "faces": config.count, "steps": config.steps, "cosine": round(cosine, 4)}
+    save_tensors(Path(config.out) / "code_judge.safetensors", judge.state_dict(), about)
     print(json.dumps(about))
     return cosine
 

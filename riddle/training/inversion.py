@@ -59,7 +59,7 @@ class InversionConfig(LoopConfig):
     synthetic: float = 0.5  # synthetic faces a real one
     shown: float = 1.0  # share of them that the picture losses see, too: real faces are few and learnt by heart
     passes: int = 1  # feedback passes; a step trains one of them, drawn at random
-    refine: int = 28  # steps of gradient descent that follow the passes when a face is inverted; no part of the training
+    refine: int = 28  # gradient steps that follow the passes when a face is inverted; no part of the training
 
 
 class InversionTask(Task):

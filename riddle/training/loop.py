@@ -26,8 +26,8 @@ from accelerate.utils import set_seed
 from PIL import Image
 from torch import nn
 
-from riddle.faces.pixels import to_bytes
 from riddle.files import replace_file, write_text
+from riddle.images import to_bytes
 from riddle.presets import get
 from riddle.progress import track
 

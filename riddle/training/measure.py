@@ -10,91 +10,79 @@ align each face by its own points, differ a little. A recogniser that training u
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
 import riddle
-from riddle import weights
 from riddle.allocator import keep_memory
 from riddle.faces import recognizers
-from riddle.faces.pixels import to_tensor
-from riddle.training.codes import draw_keys, encrypt_and_decrypt
+from riddle.images import to_tensor
+from riddle.training.encryptor import encrypt_and_decrypt
+from riddle.training.frozen import draw_keys
+from riddle.weights import load_lpips, locate
 
-JUDGES = ("arcface-mobilefacenet", "edgeface-xs", "mobilefacenet-casia", "mobileface-v2")
+RECOGNISERS = ("arcface-mobilefacenet", "edgeface-xs", "mobilefacenet-casia", "mobileface-v2")
 PASSWORDS = 4
 
 
-def embeddings(faces: torch.Tensor, trained: str) -> dict[str, torch.Tensor]:
-    """{recogniser: (N, E)} of those at hand; `trained`, the one used in training, carries a star."""
-    found = {}
-    for name in JUDGES:
-        if weights.locate(name) is not None:
-            judge = recognizers.load(name)
-            parts = [judge.from_crop(part) for part in faces.split(64)]
-            found[name + " *" * (name == trained)] = torch.cat(parts)
-    return found
+class Comparison:
+    """Mean LPIPS of pairs of faces and their mean cosine by each recogniser, where weights are at hand."""
 
+    def __init__(self, trained: str):
+        """trained: the recogniser that training used, which gets a star."""
+        found = [name for name in RECOGNISERS if locate(name) is not None]
+        self.recognisers = {name + " *" * (name == trained): recognizers.load(name) for name in found}
+        self.lpips = load_lpips("squeeze") if locate("squeezenet1_1") else None
 
-def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean cosine of rows."""
-    return torch.nn.functional.cosine_similarity(a, b, dim=-1).mean().item()
+    @torch.no_grad()
+    def __call__(self, a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
+        """Faces (N, 3, R, R), twice -> {measure: mean}."""
+        pairs = list(zip(a.split(32), b.split(32), strict=True))
+        means = {}
+        if self.lpips is not None:
+            means["LPIPS"] = torch.cat([self.lpips(x, y).flatten() for x, y in pairs]).mean().item()
+        for name, recogniser in self.recognisers.items():
+            cosines = [F.cosine_similarity(recogniser.from_crop(x), recogniser.from_crop(y)) for x, y in pairs]
+            means[name] = torch.cat(cosines).mean().item()
+        return means
 
 
 @torch.no_grad()
-def measure_encoder(
-    model: riddle.Riddle, faces: torch.Tensor, lpips: torch.nn.Module | None, refine: int | None = None
-) -> dict:
-    """Inversion of held-out faces (N, 3, R, R): LPIPS, squared error, spread between slots in z, cosines.
+def measure_encoder(model: riddle.Riddle, faces: torch.Tensor, compare: Comparison, refine: int | None = None) -> dict:
+    """Inversion of held-out faces (N, 3, R, R) compared with them; squared error, spread between slots in z.
 
     refine: as for `Riddle.invert`.
     """
     w = model.invert(faces, refine=refine)
-    shown = model.synthesize(w)
-    z = model.generator.codes.to_gaussian(w)
+    shown, z = model.synthesize(w), model.generator.codes.to_gaussian(w)
     row = {"what": "inverted" if refine is None else f"inverted, {refine} steps"}
-    if lpips is not None:
-        row["LPIPS"] = torch.cat([lpips(a, b).flatten() for a, b in zip(shown.split(32), faces.split(32), strict=True)])
-        row["LPIPS"] = row["LPIPS"].mean().item()
     row |= {"MSE": (shown - faces).square().mean().item(), "z std": z.std().item(), "spread": z.std(1).mean().item()}
-    before, after = (embeddings(x, model.preset.identity) for x in (faces, shown))
-    return row | {name: mean_cosine(before[name], after[name]) for name in before}
+    return row | compare(shown, faces)
 
 
 @torch.no_grad()
-def measure_encryptor(model: riddle.Riddle, w: torch.Tensor, lpips: torch.nn.Module | None) -> list[dict]:
-    """Codes (N, L, D) under `PASSWORDS` passwords each: cosines with the inverted face, between passwords, and between
-    people under one password."""
-    n = len(w)
+def measure_encryptor(model: riddle.Riddle, w: torch.Tensor, compare: Comparison) -> Iterator[dict]:
+    """Codes (N, L, D) under `PASSWORDS` passwords each: compared with the inverted face, two passwords with each other,
+    and two people under one password."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        keys = draw_keys(model.generator, n, PASSWORDS, 1)
+        keys = draw_keys(model.generator, len(w), PASSWORDS, 1)
     parts = zip(w.split(8), keys.split(8), strict=True)
     joined = torch.cat([encrypt_and_decrypt(model.encryptor, a, b).joined() for a, b in parts])
-    together = torch.cat([model.encryptor(part, keys[0, :1, 0]) for part in w.split(8)])
-    made = (w, joined.flatten(0, 1), together)
-    original, faces, together = (model.synthesize(part) for part in made)
-    e0, e, e1 = (embeddings(part, model.preset.identity) for part in (original, faces, together))
-    labels = ("encrypted", "recovered", "wrong password", "two passwords", "one password, two people", "strangers")
-    rows: dict[str, dict] = {k: {"what": k} for k in labels}
-    m = PASSWORDS
-    for name in e:
-        all_ = e[name].unflatten(0, (n, -1))
-        for part, label in zip(all_.split(m, 1), ("encrypted", "recovered", "wrong password"), strict=True):
-            rows[label][name] = mean_cosine(part, e0[name][:, None].expand_as(part))
-        rows["two passwords"][name] = mean_cosine(all_[:, 0], all_[:, 1])
-        rows["one password, two people"][name] = mean_cosine(e1[name], e1[name].roll(1, 0))
-        rows["strangers"][name] = mean_cosine(e0[name], e0[name].roll(1, 0))
-    if lpips is not None:
-        shown = faces.unflatten(0, (n, -1))
-        for label, k in (("encrypted", 0), ("recovered", m), ("wrong password", 2 * m)):
-            pairs = zip(shown[:, k].split(32), original.split(32), strict=True)
-            rows[label]["LPIPS"] = torch.cat([lpips(a, b).flatten() for a, b in pairs]).mean().item()
-        pairs = zip(original.split(32), original.roll(1, 0).split(32), strict=True)
-        rows["strangers"]["LPIPS"] = torch.cat([lpips(a, b).flatten() for a, b in pairs]).mean().item()
-    return list(rows.values())
+    faces, original = model.synthesize(joined.flatten(0, 1)).unflatten(0, joined.shape[:2]), model.synthesize(w)
+    together = model.synthesize(torch.cat([model.encryptor(part, keys[0, :1, 0]) for part in w.split(8)]))
+    repeated = original.repeat_interleave(PASSWORDS, 0)
+    labels = ("encrypted", "recovered", "wrong password")
+    for label, shown in zip(labels, faces.split(PASSWORDS, 1), strict=True):
+        yield {"what": label} | compare(shown.flatten(0, 1), repeated)
+    yield {"what": "two passwords"} | compare(faces[:, 0], faces[:, 1])
+    yield {"what": "one password, two people"} | compare(together, together.roll(1, 0))
+    yield {"what": "strangers"} | compare(original, original.roll(1, 0))
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
@@ -110,15 +98,13 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     keep_memory()
     faces = np.load(a.faces)
     faces = to_tensor(faces[:: max(1, len(faces) // a.count)][: a.count])
-    lpips = weights.load_lpips("squeeze") if weights.locate("squeezenet1_1") else None
-    rows = []
+    rows: list[dict] = []
     for name in a.encryptor:
         model = riddle.load(a.preset, weights=a.weights, encryptor=name)
         if not rows:
-            rows = [measure_encoder(model, faces, lpips)]
-            rows += [measure_encoder(model, faces, lpips, steps) for steps in a.refine]
-            w = model.invert(faces)
-        rows += [{"encryptor": name} | row for row in measure_encryptor(model, w, lpips)]
+            compare, w = Comparison(model.preset.identity), model.invert(faces)
+            rows += [measure_encoder(model, faces, compare, steps) for steps in (None, *a.refine)]
+        rows += [{"encryptor": name} | row for row in measure_encryptor(model, w, compare)]
     table = pd.DataFrame(rows)
     table.insert(0, "encryptor", table.pop("encryptor"))
     print(table.to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep=""))

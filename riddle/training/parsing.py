@@ -1,19 +1,15 @@
 """Train the face-parsing network of a preset on CelebAMask-HQ.
 
-    python -m riddle.training.parsing --preset mobile --out results/runs/parsing --minutes 5
+    python -m riddle.training.parsing --recipe mobile
 
 Weighted cross-entropy; faces mirrored, moved, recoloured and blurred, so that generated ones are read as well as
-photographs; the weights' running average is what is kept: parser.safetensors beside the run, with the IoU of each class
-on the validation split in iou.json.
+photographs. Beside the weights, parser.safetensors, iou.json holds the IoU of each class on the validation split.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,33 +19,23 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 
-from riddle.models.parsing import (
-    CLASSES,
-    MIRRORED,
-    PARTS,
-    ParsingNet,
-    confusion,
-    intersection_over_union,
-    labels,
-)
+from riddle.allocator import keep_memory
+from riddle.datasets import CelebAMaskHQ, aligned
+from riddle.files import write_text
+from riddle.models.parsing import CLASSES, MIRRORED, PARTS, ParsingNet, confusion, intersection_over_union, labels
 from riddle.presets import Preset, get
 from riddle.training import recipe
-from riddle.training.loop import (
-    LoopConfig,
-    faces_to_float,
-    make_accelerator,
-    run,
-    step_optimiser,
-    update_average,
-)
-from riddle.training.schedule import minutes_left, progress_of, rate_share
+from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, make_accelerator, run
+from riddle.weights import save_tensors
 
 
-@dataclass(frozen=True)
-class ParsingConfig:
-    """Rates, augmentation and schedule."""
+@dataclass(frozen=True, kw_only=True)
+class ParsingConfig(LoopConfig):
+    """Rates and augmentation."""
 
-    lr: float = 3e-3  # AdamW, warm-up then cosine to zero
+    steps: int = 4000
+    detector: str = "auto"  # of faces in photos: auto, dlib or mtcnn
+    lr: float = 3e-3  # AdamW
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of the training
     ema: float = 0.995  # decay a step of the weights' average
@@ -60,8 +46,6 @@ class ParsingConfig:
     colour: float = 0.2  # deviation of log gain; each channel and the brightness move by half of it
     blurred: float = 0.3  # share of the faces halved and enlarged again: a generator's are softer than a photo's
     grain: float = 0.02  # deviation of the noise, of the range from -1 to 1
-    eval_every: int = 500  # steps
-    minutes: float = float("inf")  # of the whole run: the cosine ends then, or at the last step if that is sooner
 
 
 def crop_mask(mask: Image.Image | np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
@@ -89,10 +73,8 @@ def masked_faces(preset: Preset, split: str, detector: str = "auto", workers: in
 
     Raises DatasetMissingError where the set is not on this machine.
     """
-    from riddle import datasets
-
-    source = datasets.CelebAMaskHQ(split)
-    found = datasets.aligned(source, preset, detector=detector, workers=workers)
+    source = CelebAMaskHQ(split)
+    found = aligned(source, preset, detector=detector, workers=workers)
     masks = []
     for name, matrix in zip(found.names, found.matrices, strict=True):
         mask, (w, h) = source.mask(name), source.image(name).size
@@ -136,8 +118,8 @@ def augment(faces: torch.Tensor, masks: torch.Tensor, config: ParsingConfig) -> 
     return faces.clamp(-1, 1), moved[:, 0].long()
 
 
-class ParsingTask:
-    """The parser, its average and the class weights."""
+class ParsingTask(Task):
+    """The parser and the class weights."""
 
     def __init__(
         self,
@@ -147,38 +129,25 @@ class ParsingTask:
         validation: dict[str, torch.Tensor] | None = None,
     ):
         """masks: those of the training split, for the class weights; validation: faces and masks to measure on."""
-        self.config, self.accelerator, self.validation = config, accelerator, validation
-        self.net = ParsingNet().to(device=accelerator.device, memory_format=torch.channels_last)
-        self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
+        self.validation = validation
+        net = ParsingNet().to(device=accelerator.device, memory_format=torch.channels_last)
         self.weights = class_weights(masks, config.rarity).to(accelerator.device)
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.networks = {"net": self.net, "average": self.average}
-        self.optimisers = {"net": self.optimiser}
-        self.counters = {"step": 0, "seconds": 0.0}
+        optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        super().__init__(config, accelerator, "net", net, optimiser)
 
-    def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor | float]:
-        began, c = time.monotonic(), self.config
-        progress = progress_of(self.accelerator, progress, self.counters["seconds"], c.minutes)
-        for group in self.optimiser.param_groups:
-            group["lr"] = c.lr * rate_share(progress, c.warmup)
-        faces, masks = augment(faces_to_float(batch["faces"]), batch["masks"], c)
+    def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
+        faces, masks = augment(faces_to_float(batch["faces"]), batch["masks"], self.config)
         with self.accelerator.autocast():
-            logits = self.net(faces)
-        loss = F.cross_entropy(logits.float(), masks, self.weights)
-        self.accelerator.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        step_optimiser(self.accelerator, self.optimiser)
-        self.counters["step"] += 1
-        update_average(self.average, self.net, min(c.ema, 1 - 1 / (1 + self.counters["step"] / 10)))
-        numbers = {"loss": loss, "accuracy": (logits.argmax(1) == masks).float().mean()}
-        if self.validation is not None and self.counters["step"] % c.eval_every == 0:
-            iou = evaluate(self.average, self.validation)
-            numbers |= {"val_miou": iou.nanmean(), "val_parts_iou": iou[list(PARTS)].nanmean()}
-        self.counters["seconds"] += time.monotonic() - began
-        return numbers
+            logits = self.network(faces)
+        accuracy = (logits.argmax(1) == masks).float().mean()
+        return F.cross_entropy(logits.float(), masks, self.weights), {"accuracy": accuracy}
 
-    def samples(self) -> None:
-        """Nothing to show: the faces are real ones."""
+    def validate(self) -> dict[str, float]:
+        """Mean IoU over all classes, and over those of eq. 8."""
+        if self.validation is None:
+            return {}
+        iou = evaluate(self.average, self.validation)
+        return {"miou": iou.nanmean().item(), "parts_iou": iou[list(PARTS)].nanmean().item()}
 
 
 @torch.no_grad()
@@ -205,35 +174,19 @@ def report(net: torch.nn.Module, data: dict[str, torch.Tensor]) -> dict[str, flo
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Command line of this module."""
-    from riddle.allocator import keep_memory
-    from riddle.weights import save_tensors
-
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", default="mobile")
-    p.add_argument("--out", required=True)
-    p.add_argument("--steps", type=int, default=4000)
-    p.add_argument("--batch", type=int, default=32)
-    p.add_argument("--lr", type=float, default=ParsingConfig.lr)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--minutes", type=float, default=float("inf"))
-    p.add_argument("--detector", default="auto")
-    a = recipe.parse(p, "parsing", argv)
+    """Command line of this module; returns the last logged numbers and the mean IoU."""
+    config = recipe.parse(ParsingConfig, "parsing", __doc__, argv)
     keep_memory()
-    left = minutes_left(a.out, a.minutes)
-    config = LoopConfig(out=a.out, steps=a.steps, batch=a.batch, seed=a.seed, minutes=left, save_every=500)
-    accelerator = make_accelerator(config)
-    torch.manual_seed(a.seed)
-    preset = get(a.preset)
-    train = masked_faces(preset, "train", a.detector)
-    validation = masked_faces(preset, "val", a.detector)
-    task = ParsingTask(ParsingConfig(lr=a.lr, minutes=a.minutes), accelerator, train["masks"], validation)
-    last = run(task, train, config, accelerator)
+    accelerator, preset = make_accelerator(config), get(config.preset)
+    torch.manual_seed(config.seed)
+    train, validation = (masked_faces(preset, split, config.detector) for split in ("train", "val"))
+    task = ParsingTask(config, accelerator, train["masks"], validation)
+    last = run(task, train)
     if accelerator.is_main_process:
         measured = report(task.average, validation)
-        (Path(a.out) / "iou.json").write_text(json.dumps(measured, indent=1))
+        write_text(Path(config.out) / "iou.json", json.dumps(measured, indent=1))
         about = {"preset": preset.name, "kind": "parsing-net", "miou": measured["miou"], "steps": last["step"]}
-        save_tensors(Path(a.out) / "parser.safetensors", task.average.state_dict(), about)
+        save_tensors(Path(config.out) / "parser.safetensors", task.average.state_dict(), about)
         print(json.dumps(measured))
         last |= {"miou": measured["miou"], "parts_iou": measured["parts_iou"]}
     return last

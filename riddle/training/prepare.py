@@ -1,8 +1,7 @@
 """Gather what training reads: aligned faces of the training splits, and their inverted codes.
 
-    python -m riddle.training.prepare faces --preset mobile --split train --out results/runs/faces_train.npy
-    python -m riddle.training.prepare codes --preset mobile --faces results/runs/faces_train.npy --drawn 480 \
-        --out codes.npy
+    python -m riddle.training.prepare faces --split train --out results/runs/faces_train.npy
+    python -m riddle.training.prepare codes --faces results/runs/faces_train.npy --drawn 480 --out codes.npy
 
 `faces` joins the split's faces of FFHQ and of CelebAMask-HQ, in this order, and writes how many come from each beside
 them (faces_train_sets.json); a set that is not on this machine is left out and said so. LFW is never read, and OMI is
@@ -19,14 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from riddle.aligned import aligned, save_array
+from riddle.aligned import aligned
 from riddle.datasets import DatasetMissingError, load
-from riddle.faces.pixels import to_bytes
-from riddle.files import write_text
+from riddle.files import replace_file, write_text
+from riddle.images import to_bytes
 from riddle.models.inversion import build_encoder
-from riddle.networks import Synthesis, build_generator, fill_generator
-from riddle.presets import Preset, get
-from riddle.training.codes import draw_codes, encode
+from riddle.networks import bundled_generator
+from riddle.presets import get
+from riddle.training.frozen import draw_codes
+from riddle.training.loop import faces_to_float
 from riddle.weights import bundled, load_tensors
 
 SETS = ("ffhq", "celebamask_hq")
@@ -47,29 +47,29 @@ def faces(preset: str, split: str, workers: int = 2) -> dict[str, np.ndarray]:
     return found
 
 
-def _generator(preset: Preset) -> Synthesis:
-    return fill_generator(build_generator(preset), load_tensors(bundled(preset.name, "generator")))
-
-
 @torch.no_grad()
 def drawn_faces(preset: str, count: int) -> np.ndarray:
     """Faces of nobody, uint8 (count, R, R, 3): half of codes by `draw_codes`, the others of one code, psi 1 and 0.7."""
-    generator = _generator(get(preset))
+    generator = bundled_generator(get(preset))
     single = (count - count // 2) // 2
     w = [draw_codes(generator, count // 2, seed=11), generator.sample(count - count // 2 - single, 1.0, seed=12)]
     w = torch.cat([*w, generator.sample(single, 0.7, seed=13)])
     return np.concatenate([to_bytes(generator(part)) for part in w.split(32)])
 
 
-def codes(preset: str, x: np.ndarray, weights: str | None, mirror: bool = True) -> np.ndarray:
-    """uint8 faces (N, R, R, 3) -> float16 codes (N or 2N, L, D); mirrored faces follow the others."""
-    p = get(preset)
-    encoder = build_encoder(p, _generator(p))
-    encoder.load_state_dict(load_tensors(weights or bundled(p.name, "encoder")))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = encoder.eval().to(device, memory_format=torch.channels_last)
-    batch = torch.from_numpy(np.concatenate([x, x[:, :, ::-1]]) if mirror else x)
-    return encode(encoder, batch).half().numpy()
+@torch.no_grad()
+def codes(preset: str, x: np.ndarray, encoder: str = "", mirror: bool = True) -> np.ndarray:
+    """uint8 faces (N, R, R, 3) -> float16 codes (N or 2N, L, D); mirrored faces follow the others.
+
+    encoder: safetensors, "" for the preset's bundled weights.
+    """
+    p, device = get(preset), "cuda" if torch.cuda.is_available() else "cpu"
+    network = build_encoder(p, bundled_generator(p))
+    network.load_state_dict(load_tensors(encoder or bundled(p.name, "encoder")))
+    network = network.eval().to(device, memory_format=torch.channels_last)
+    pictures = torch.from_numpy(np.concatenate([x, x[:, :, ::-1]]) if mirror else x)
+    parts = [network(faces_to_float(part.to(device))).half().cpu() for part in pictures.split(64)]
+    return torch.cat(parts).numpy()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,27 +79,26 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--preset", default="mobile")
     p.add_argument("--split", default="train", choices=("train", "val", "test"))
     p.add_argument("--faces", help="uint8 .npy of `prepare faces`")
-    p.add_argument("--encoder", help="safetensors; default: the preset's bundled weights")
+    p.add_argument("--encoder", default="", help="safetensors; without: the preset's bundled weights")
     p.add_argument("--no-mirror", action="store_true")
     p.add_argument("--drawn", type=int, default=0, help="faces of nobody to invert after the others")
-    p.add_argument("--workers", type=int, default=2)
-    p.add_argument("--out", required=True)
+    p.add_argument("--workers", type=int, default=2, help="processes")
+    p.add_argument("--out", required=True, type=Path)
     a = p.parse_args(argv)
     if a.what == "codes" and not a.faces:
         p.error("codes needs --faces")
-    out = Path(a.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if a.what == "faces":
         parts = faces(a.preset, a.split, a.workers)
         made = np.concatenate(list(parts.values()))
         counts = {name: len(part) for name, part in parts.items()}
-        write_text(out.with_name(f"{out.stem}_sets.json"), json.dumps(counts))
+        write_text(a.out.with_name(f"{a.out.stem}_sets.json"), json.dumps(counts))
     else:
         made = codes(a.preset, np.load(a.faces), a.encoder, not a.no_mirror)
         if a.drawn:
             made = np.concatenate([made, codes(a.preset, drawn_faces(a.preset, a.drawn), a.encoder, mirror=False)])
-    save_array(out, made)
-    print(f"{out}: {made.shape} {made.dtype}")
+    with replace_file(a.out) as temporary:
+        np.save(temporary, made)
+    print(f"{a.out}: {made.shape} {made.dtype}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Put trained networks into data/zoo/<preset> and draw data/samples from them.
 
-    python -m riddle.training.publish --preset mobile --cut 128=results/runs/cut128 --encoder results/runs/inversion \
-        --parser results/runs/parsing --encryptor encryptor=results/runs/encryptor
-    python -m riddle.training.publish --preset mobile --samples
+    python -m riddle.training.publish --cut 128=results/runs/cut128 --encoder results/runs/inversion \
+        --parser results/runs/parsing --encryptor riddle=results/runs/encryptor
+    python -m riddle.training.publish --samples
 
 Weights are stored in float16, the statistics of codes in float32; each file's metadata say what made it; the logs go
 beside them, thinned. The samples follow a fixed rule: face k of 48 is drawn from z = standard normal of seed k, psi =
@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from riddle import config
-from riddle.faces.pixels import to_bytes
 from riddle.files import write_text
-from riddle.networks import Synthesis, build_generator, fill_generator
-from riddle.presets import Preset, get
-from riddle.weights import bundled, load_metadata, load_tensors, save_tensors
+from riddle.images import to_bytes
+from riddle.networks import Synthesis, build_generator, bundled_generator
+from riddle.presets import VARIANTS, Preset, get
+from riddle.weights import load_metadata, load_tensors, save_tensors
 
 SAMPLES, PSI, SIDE = 48, 0.7, 256
 EXACT = ("curvature.size",)  # what takes 32 bits a number
@@ -43,8 +43,7 @@ def sample_codes(generator: Synthesis, n: int = SAMPLES, psi: float = PSI) -> to
 @torch.no_grad()
 def draw_samples(preset: Preset, folder: Path) -> None:
     """Draw the 48 faces as 000.jpg to 047.jpg, with codes.safetensors."""
-    generator = build_generator(preset)
-    fill_generator(generator, load_tensors(bundled(preset.name, "generator")))
+    generator = bundled_generator(preset)
     codes = sample_codes(generator)
     side = SIDE if preset.generator == "mobilestylegan" else min(SIDE, preset.resolution)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,37 +55,43 @@ def draw_samples(preset: Preset, folder: Path) -> None:
 
 def thin(log: Path, target: Path, lines: int = 200) -> None:
     """Copy a JSONL log, keeping about `lines` of its lines, spread evenly, and the last."""
+    if not log.is_file():
+        return
     rows = [line for line in log.read_text().splitlines() if line.strip()]
-    steps = [json.loads(row)["step"] for row in rows]
-    last = {step: row for step, row in zip(steps, rows, strict=True)}  # a resumed run may write a step twice
+    last = {json.loads(row)["step"]: row for row in rows}  # a resumed run may write a step twice
     rows = [last[s] for s in sorted(last)]
     keep = sorted({round(i) for i in np.linspace(0, len(rows) - 1, min(lines, len(rows)))})
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, "\n".join(rows[i] for i in keep) + "\n")
 
 
-def publish_cuts(preset: Preset, runs: dict[int, Path]) -> None:
+def publish_cuts(preset: Preset, runs: dict[str, Path]) -> None:
     """Write generator.safetensors: the cuts of `runs` ({side: folder}) and the statistics of the mapping's codes."""
     generator, about = build_generator(preset), {"preset": preset.name}
+    folder = config.bundled_folder("zoo") / preset.name
     generator.codes.measure(generator.map)
     for side, run in runs.items():
-        generator.cuts[str(side)].load_state_dict(load_tensors(run / "cut.safetensors"))
+        generator.cuts[side].load_state_dict(load_tensors(run / "cut.safetensors"))
         about |= {f"{k}_{side}": v for k, v in load_metadata(run / "cut.safetensors").items()}
-    target = config.bundled_folder("zoo") / preset.name / "generator.safetensors"
-    save_tensors(target, generator.own_state(), about, exact=("codes.",))
-    print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
+        thin(run / "log.jsonl", folder / "runs" / f"cut{side}.jsonl")
+    save_tensors(folder / "generator.safetensors", generator.own_state(), about, exact=("codes.",))
 
 
 def publish(preset: Preset, runs: dict[str, Path]) -> None:
-    """Write <part>.safetensors for each {part: folder of its run}, and its log."""
+    """Write <part>.safetensors for each {part: folder of its run}, and its log; an encryptor goes by its variant."""
     folder = config.bundled_folder("zoo") / preset.name
     for part, run in runs.items():
-        source = run / f"{part if part in ('encoder', 'parser') else 'encryptor'}.safetensors"
-        target, coarse = folder / f"{part}.safetensors", COARSE.get(part.split("_")[0], ())
-        save_tensors(target, load_tensors(source), load_metadata(source), exact=EXACT, coarse=coarse)
+        kind = "encryptor" if part in VARIANTS else part
+        name = VARIANTS[part].file if part in VARIANTS else part
+        source, target = run / f"{kind}.safetensors", folder / f"{name}.safetensors"
+        about, coarse = load_metadata(source), COARSE.get(kind, ())
+        save_tensors(target, load_tensors(source), about, exact=EXACT, coarse=coarse)
         print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
-        if (run / "log.jsonl").is_file():
-            thin(run / "log.jsonl", folder / "runs" / f"{part}.jsonl")
+        thin(run / "log.jsonl", folder / "runs" / f"{name}.jsonl")
+
+
+def _folders(entries: list[str]) -> dict[str, Path]:
+    """NAME=FOLDER each."""
+    return {name: Path(folder) for name, _, folder in (entry.partition("=") for entry in entries)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -94,22 +99,19 @@ def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="mobile")
     p.add_argument("--cut", action="append", default=[], metavar="SIDE=FOLDER")
-    p.add_argument("--encoder")
-    p.add_argument("--parser")
-    p.add_argument("--encryptor", action="append", default=[], metavar="[NAME=]FOLDER")
+    p.add_argument("--encoder", metavar="FOLDER")
+    p.add_argument("--parser", metavar="FOLDER")
+    p.add_argument("--encryptor", action="append", default=[], metavar="VARIANT=FOLDER")
     p.add_argument("--samples", action="store_true", help="draw data/samples from the published generator")
     a = p.parse_args(argv)
-    runs = {k: Path(v) for k, v in (("encoder", a.encoder), ("parser", a.parser)) if v}
-    for entry in a.encryptor:
-        name, _, folder = entry.rpartition("=")
-        runs[name or "encryptor"] = Path(folder)
+    preset, encryptors = get(a.preset), _folders(a.encryptor)
+    if unknown := sorted(set(encryptors) - set(VARIANTS)):
+        p.error(f"--encryptor: no variant {', '.join(unknown)}; choose from {', '.join(VARIANTS)}")
     if a.cut:
-        publish_cuts(get(a.preset), {int(side): Path(folder) for side, _, folder in (c.partition("=") for c in a.cut)})
-        for side, _, folder in (c.partition("=") for c in a.cut):
-            thin(Path(folder) / "log.jsonl", config.bundled_folder("zoo") / a.preset / "runs" / f"cut{side}.jsonl")
-    publish(get(a.preset), runs)
+        publish_cuts(preset, _folders(a.cut))
+    publish(preset, {k: Path(v) for k, v in (("encoder", a.encoder), ("parser", a.parser)) if v} | encryptors)
     if a.samples:
-        draw_samples(get(a.preset), config.bundled_folder("samples"))
+        draw_samples(preset, config.bundled_folder("samples"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""What a training reads and does not change: the frozen networks, codes and passwords that are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from riddle.faces import recognizers
+from riddle.losses import PerceptualFeatures
+from riddle.models.bisenet import BiSeNet
+from riddle.models.parsing import ParsingNet, parts
+from riddle.networks import Synthesis, build_generator, fill_generator
+from riddle.passwords import to_password
+from riddle.presets import Preset
+from riddle.weights import bundled, find, load_lpips, load_tensors
+
+Features = Callable[[torch.Tensor], torch.Tensor]
+SPREAD = 0.4  # std of the differences between slots, in z; photos inverted by optimisation: 0.42
+
+
+@dataclass
+class LossNetworks:
+    """The frozen networks of the losses (section 3.2), as functions of faces (N, 3, R, R)."""
+
+    embed: Features  # F_e: (N, E) of unit length
+    perceive: Callable[[torch.Tensor], list[torch.Tensor]] | None = None  # F_p: losses.PerceptualFeatures
+    parse: Features | None = None  # F_s: (N, P, R, R), the parts of eq. 8
+
+
+def frozen_generator(preset: Preset, path: str | Path, device: torch.device | str) -> Synthesis:
+    """A preset's generator with the weights of `path`, "" for the bundled ones. Raises WeightsMissingError."""
+    generator = fill_generator(build_generator(preset), load_tensors(path or bundled(preset.name, "generator")))
+    return generator.to(device).eval().requires_grad_(False)
+
+
+def frozen_parser(preset: Preset, path: str | Path, device: torch.device) -> Features:
+    """F_s: faces (N, 3, R, R) -> logits of eq. 8's parts.
+
+    path: safetensors, "" for the preset's bundled weights (at FFHQ's framing: the published parser). Raises
+    WeightsMissingError.
+    """
+    if preset.name.startswith("ffhq") and not path:
+        net = BiSeNet().load_published(torch.load(find("bisenet"), map_location="cpu", weights_only=True))
+    else:
+        net = ParsingNet()
+        net.load_state_dict(load_tensors(path or bundled(preset.name, "parser")))
+    net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return lambda faces: parts(net(faces))
+
+
+def frozen_networks(
+    preset: Preset, generator: str, device: torch.device, parser: str | None = None
+) -> tuple[Synthesis, LossNetworks, float]:
+    """The generator, the loss networks and F_e's threshold; paths, "" for the preset's bundled weights.
+
+    parser: None leaves out F_s. Raises WeightsMissingError.
+    """
+    g = frozen_generator(preset, generator, device)
+    perceive = PerceptualFeatures(load_lpips("squeeze")).to(device, memory_format=torch.channels_last)
+    recogniser = recognizers.load(preset.identity, device=str(device))
+    networks = LossNetworks(
+        recogniser.from_crop,
+        perceive.eval().requires_grad_(False),
+        None if parser is None else frozen_parser(preset, parser, device),
+    )
+    return g, networks, recogniser.threshold
+
+
+def draw_keys(generator: Synthesis, count: int, m: int, n: int) -> torch.Tensor:
+    """Random passwords, all distinct: (count, m, n + 1, L, D); [:, :, 0] encrypt, the others are wrong."""
+    z = torch.randn(count * m * (n + 1), generator.style_dim, device=generator.device)
+    w = to_password(generator.codes, z, generator.n_latent)
+    return w.reshape(count, m, n + 1, *w.shape[1:])
+
+
+@torch.no_grad()
+def draw_codes(generator: Synthesis, count: int, seed: int | None = None) -> torch.Tensor:
+    """Codes (count, L, D) of faces of nobody, as inverted photos have them, for training without data (section 3.3).
+
+    In turn: one code of the mapping network in all slots; two, mixed at a slot; one with small differences in every
+    slot. seed: None draws from torch's own stream.
+    """
+    draw = None if seed is None else torch.Generator().manual_seed(seed)
+    z = torch.randn(2, count, generator.style_dim, generator=draw).to(generator.device)
+    first, second = (generator.broadcast(generator.map(part)) for part in z)
+    slots = torch.arange(generator.n_latent)[None, :, None]
+    at = torch.randint(1, generator.n_latent, (count, 1, 1), generator=draw)
+    mixed = torch.where((slots < at).to(first.device), first, second)
+    differences = SPREAD * torch.randn(first.shape, generator=draw).to(first.device)
+    near = generator.codes.to_w((generator.codes.to_gaussian(first) + differences) / (1 + SPREAD**2) ** 0.5)
+    kind = torch.arange(count, device=first.device)[:, None, None] % 3
+    return torch.where(kind == 0, first, torch.where(kind == 1, mixed, near))

@@ -1,0 +1,159 @@
+"""Train a cut of MobileStyleGAN: the blocks and the picture layer that draw a small face.
+
+    python -m riddle.training.generator --recipe mobile
+
+Distillation: a target is the published network's 1024 px face, area-reduced. A third of the codes are one code in all
+slots, a third two codes mixed at a slot, a third have small differences in every slot, as inverted photos have. Losses:
+squared error 2, absolute error 0.2, LPIPS 0.5, squared error of `grid` 30. The picture layer is new and learns faster
+than the blocks, which start from the published ones.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+
+from riddle.allocator import keep_memory
+from riddle.files import replace_file
+from riddle.images import to_bytes
+from riddle.models.mobilestylegan import Cut, MobileStyleGAN
+from riddle.networks import published_generator
+from riddle.progress import track
+from riddle.training import recipe
+from riddle.training.frozen import draw_codes
+from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, make_accelerator, run
+from riddle.weights import load_lpips, load_tensors, save_tensors
+
+STORED = 256  # px of stored targets
+HELD_OUT = 200  # targets that training never sees
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutConfig(LoopConfig):
+    """Targets and rates."""
+
+    targets: str  # folder of the targets; drawn first where they are missing, 7 a second
+    count: int = 6000  # targets to draw; the first 200 are held out
+    side: int = 128  # px of the faces that the cut draws
+    start: str = ""  # cut.safetensors of an earlier run of this side, to go on from
+    lr: float = 4e-4  # Adam, of the published blocks
+    picture_lr: float = 1e-3  # of the new picture layer
+    steps: int = 100_000
+    minutes: float = 15.0
+    batch: int = 16
+    ema: float = 0.998
+    save_every: int = 250
+
+
+@torch.no_grad()
+def make_targets(generator: MobileStyleGAN, count: int, out: Path, seed: int = 0, batch: int = 8) -> None:
+    """Write codes.npy (count, L, D) in float32 and faces.npy, uint8 (count, 256, 256, 3), into a folder."""
+    codes = draw_codes(generator, count, seed)
+    with replace_file(out / "faces.npy") as temporary:
+        faces = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, STORED, STORED, 3))
+        for k in track(range(0, count, batch), "targets"):
+            with torch.autocast("cpu", torch.bfloat16):
+                drawn = generator(codes[k : k + batch], 1024)
+            faces[k : k + batch] = to_bytes(F.adaptive_avg_pool2d(drawn.float().clamp(-1, 1), STORED))
+        faces.flush()
+        with replace_file(out / "codes.npy") as beside:
+            np.save(beside, codes.numpy())
+
+
+def grid(faces: torch.Tensor) -> torch.Tensor:
+    """What of a pattern that repeats every second pixel is in faces (N, 3, S, S): (N, 9, S / 8, S / 8).
+
+    The details of the Haar transform (lines across, lines down, dots), averaged over 8 x 8 px.
+    """
+    a, b, c, d = (faces[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    return F.avg_pool2d(torch.cat([a + b - c - d, a - b + c - d, a - b - c + d], 1) / 2, 4)
+
+
+class CutTask(Task):
+    """One cut; the frozen network before it."""
+
+    def __init__(
+        self, config: CutConfig, accelerator: Accelerator, generator: MobileStyleGAN, lpips: nn.Module,
+        held_out: tuple[torch.Tensor, torch.Tensor],
+    ):  # fmt: skip
+        """held_out: codes (N, L, D) and their targets, uint8 (N, S, S, 3), that training never sees."""
+        self.generator, self.lpips, self.held_out = generator, lpips, held_out
+        cut: Cut = generator.cuts[str(config.side)].requires_grad_(True)
+        groups = [{"params": list(cut.picture.parameters()), "lr": config.picture_lr}]
+        groups += [{"params": list(cut.blocks.parameters()), "lr": config.lr}]
+        super().__init__(config, accelerator, "cut", cut, torch.optim.Adam(groups, betas=(0.9, 0.99)))
+
+    def draw(self, w: torch.Tensor, cut: Cut) -> torch.Tensor:
+        """Faces (N, 3, side, side) of codes (N, L, D) by a cut."""
+        with torch.no_grad():
+            x = self.generator.features(w, cut.first)
+        return cut(x, w)
+
+    def target(self, faces: torch.Tensor) -> torch.Tensor:
+        """Stored faces, uint8 (N, S, S, 3), area-reduced to (N, 3, side, side)."""
+        return F.adaptive_avg_pool2d(faces_to_float(faces), self.config.side)
+
+    def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
+        target = self.target(batch["faces"])
+        with self.accelerator.autocast():
+            drawn = self.draw(batch["codes"], self.network)
+            perceived = self.lpips(drawn, target).mean()
+        squared, absolute = F.mse_loss(drawn, target), F.l1_loss(drawn, target)
+        pattern = F.mse_loss(grid(drawn), grid(target))
+        terms = {"mse": squared, "l1": absolute, "lpips": perceived, "grid": pattern}
+        return 2 * squared + 0.2 * absolute + 0.5 * perceived + 30 * pattern, terms
+
+    @torch.no_grad()
+    def evaluate(self, batch: int = 8) -> dict[str, float]:
+        """PSNR in dB, LPIPS and the error of `grid` (a root mean square) of the average on the held-out targets, in
+        float32."""
+        codes, faces = self.held_out
+        errors, perceived, patterns = [], [], []
+        for w, face in zip(codes.split(batch), faces.split(batch), strict=True):
+            target, drawn = self.target(face), self.draw(w, self.average).clamp(-1, 1)
+            errors.append((drawn - target).square().mean((1, 2, 3)))
+            perceived.append(self.lpips(drawn, target).flatten())
+            patterns.append((grid(drawn) - grid(target)).square().mean((1, 2, 3)))
+        psnr, lpips = 10 * torch.log10(4 / torch.cat(errors)).mean(), torch.cat(perceived).mean()
+        pattern = torch.cat(patterns).mean().sqrt()
+        return {"psnr": round(psnr.item(), 3), "lpips": round(lpips.item(), 5), "grid": round(pattern.item(), 5)}
+
+    @torch.no_grad()
+    def samples(self) -> torch.Tensor:
+        """Targets above what the cut draws, enlarged twice."""
+        codes, faces = self.held_out[0][:8], self.held_out[1][:8]
+        both = torch.cat([self.target(faces), self.draw(codes, self.average)])
+        return F.interpolate(both, scale_factor=2, mode="nearest")
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Command line of this module; returns the last logged numbers and the held-out quality."""
+    config = recipe.parse(CutConfig, "generator", __doc__, argv)
+    keep_memory()
+    generator, folder = published_generator(), Path(config.targets)
+    generator.codes.measure(generator.map)
+    if not (folder / "faces.npy").is_file():
+        make_targets(generator, config.count, folder)
+    codes = torch.from_numpy(np.load(folder / "codes.npy"))
+    faces = torch.from_numpy(np.load(folder / "faces.npy", mmap_mode="c"))
+    if config.start:
+        generator.cuts[str(config.side)].load_state_dict(load_tensors(config.start))
+    held_out = codes[:HELD_OUT], faces[:HELD_OUT]
+    task = CutTask(config, make_accelerator(config), generator, load_lpips("squeeze"), held_out)
+    last = run(task, {"codes": codes[HELD_OUT:], "faces": faces[HELD_OUT:]})
+    quality = task.evaluate()
+    about = {"side": config.side, "steps": last["step"], "batch": config.batch, "targets": len(codes) - HELD_OUT}
+    save_tensors(Path(config.out) / "cut.safetensors", task.average.state_dict(), about | quality)
+    print(json.dumps(last | quality))
+    return last | quality
+
+
+if __name__ == "__main__":
+    main()
