@@ -1,10 +1,9 @@
-"""Pictures for people: grids of faces, photos side by side, curves of a training log, clouds of embeddings."""
+"""Pictures for people: the style of all figures, grids of faces, photos side by side, curves."""
 
 from __future__ import annotations
 
 import io
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from riddle import config
-from riddle.faces.blending import to_image
+from riddle.images import to_image
 from riddle.files import replace_file
 
 plt.rcParams.update(
@@ -159,50 +158,9 @@ def label_maps(maps: torch.Tensor) -> torch.Tensor:
 # ---- numbers
 
 
-def clouds(shown: Mapping[str, tuple[np.ndarray, np.ndarray, str]]) -> Figure:
-    """Figure 7: points coloured by person, {title: (points (M, 2), person (M,), a line below the title)}."""
-    figure, axes = panels(len(shown), len(shown), 3.3, 3.7)
-    for axis, (title, (points, person, note)) in zip(axes, shown.items(), strict=True):
-        for i in np.unique(person):
-            style = {"s": 9, "lw": 0, "alpha": 0.75, "color": COLOURS[i % len(COLOURS)], "label": f"person {i + 1}"}
-            axis.scatter(*points[person == i].T, **style)
-        axis.set(xticks=[], yticks=[], box_aspect=1)
-        axis.spines[:].set(visible=True, color="0.8")
-        axis.set_title(f"{title}\n", fontsize=11)
-        axis.text(0.5, 1.02, note, transform=axis.transAxes, ha="center", va="bottom", fontsize=8.5, color="0.3")
-    figure.tight_layout()
-    legend(figure)
-    return figure
-
-
-def paths(table: pd.DataFrame) -> Figure:
-    """Figure 8 in numbers, as `figures.figure8` makes them: a panel a recogniser, its identity distance along each path.
-
-    Grey: nearer than the recogniser's threshold, so taken for the same person.
-    """
-    recognisers = list(dict.fromkeys(table.judge))
-    figure, axes = panels(len(recognisers), 5, 2.3, 2.4)
-    for axis, name in zip(axes, recognisers, strict=True):
-        rows = table[table.judge == name]
-        ways = rows[rows.path != "inverted"].groupby("path", sort=False)
-        for (path, r), style, colour in zip(ways, ("-", "--"), COLOURS, strict=False):
-            axis.plot(r.t, r["mean"], style, color=colour, label=f"{path} path", lw=1.6)
-            axis.fill_between(r.t, r.low, r.high, color=colour, alpha=0.15, lw=0)
-        inverted = rows[rows.path == "inverted"]["mean"].iloc[0]
-        axis.axhline(inverted, color="0.3", lw=1.1, ls=":", label="inverted, not encrypted")
-        axis.axhspan(0, rows.threshold.iloc[0], color="0.9", lw=0, zorder=0, label="the same person")
-        axis.set(ylim=(0, None), xlim=(0, 1), xlabel="from password 1 to 2")
-        axis.set_title(name + ("\n(seen in training)" if rows.judge_seen.any() else ""), fontsize=9)
-    axes[0].set_ylabel("identity distance to photo")
-    figure.tight_layout()
-    legend(figure)
-    return figure
-
-
 def read_log(path: str | Path) -> pd.DataFrame:
     """A run's log.jsonl: one line a logged step. Raises FileNotFoundError."""
-    lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-    return pd.DataFrame(lines)
+    return pd.read_json(path, lines=True)
 
 
 def bundled_log(preset: str, run: str) -> pd.DataFrame | None:
@@ -237,16 +195,23 @@ def curves(
     return figure
 
 
-def normal_histograms(shown: Mapping[str, np.ndarray]) -> Figure:
-    """Histograms of numbers, (N,) a panel, under the normal curve of their mean and deviation, with their kurtosis."""
-    figure, axes = panels(len(shown), len(shown), 3.6, 2.3)
-    for axis, (title, x) in zip(axes, shown.items(), strict=True):
-        mean, std = x.mean(), x.std()
-        at = mean + std * np.linspace(-4.5, 4.5, 200)
-        axis.hist(x, 80, range=(at[0], at[-1]), density=True, color=COLOURS[5], label="codes")
-        normal = np.exp(-(((at - mean) / std) ** 2) / 2) / (std * (2 * np.pi) ** 0.5)
-        axis.plot(at, normal, color=COLOURS[1], label="normal")
-        axis.set_title(f"{title}: kurtosis {(((x - mean) / std) ** 4).mean():.2f}"), axis.set_yticks([])
+def paths(table: pd.DataFrame) -> Figure:
+    """Figure 8's numbers, as `figures.figure8` makes them: a panel a recogniser, identity distances along each path.
+
+    Grey: nearer than the recogniser's threshold, so taken for the same person.
+    """
+    figure, axes = panels(table.judge.nunique(), 5, 2.3, 2.4)
+    for axis, (name, rows) in zip(axes, table.groupby("judge", sort=False), strict=True):
+        ways = rows[rows.path != "inverted"].groupby("path", sort=False)
+        for (path, r), style, colour in zip(ways, ("-", "--"), COLOURS, strict=False):
+            axis.plot(r.t, r["mean"], style, color=colour, label=f"{path} path", lw=1.6)
+            axis.fill_between(r.t, r.low, r.high, color=colour, alpha=0.15, lw=0)
+        inverted = rows[rows.path == "inverted"]["mean"].iloc[0]
+        axis.axhline(inverted, color="0.3", lw=1.1, ls=":", label="inverted, not encrypted")
+        axis.axhspan(0, rows.threshold.iloc[0], color="0.9", lw=0, zorder=0, label="the same person")
+        axis.set(ylim=(0, None), xlim=(0, 1), xlabel="from password 1 to 2")
+        axis.set_title(name + ("\n(seen in training)" if rows.judge_seen.any() else ""), fontsize=9)
+    axes[0].set_ylabel("identity distance to photo")
     figure.tight_layout()
     legend(figure)
     return figure

@@ -1,11 +1,14 @@
-"""What the paper's Figures 1 and 3 to 9 show: faces for `drawing.faces_grid`, and the numbers beside them."""
+"""What the paper's Figures 1 and 3 to 9 show: faces for `drawing.faces_grid`, and the numbers beside them.
+
+Pictures, codes and embeddings are the tables' own (riddle.evaluation.facesets).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,181 +17,205 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
 
 from riddle import passwords
+from riddle.evaluation import facesets, recognition
+from riddle.evaluation.baselines import BASELINES, UNAVAILABLE
 from riddle.evaluation.drawing import Block
-from riddle.methods import Method, People, embed, load_judges, methods, people, usable
+from riddle.evaluation.rows import ENCRYPTORS, KFFA, SAME_INVERTED, SAME_PHOTO, paper
+from riddle.evaluation.runs import Run, cause_of, key_of, need, part_hash, read, stage
+from riddle.evaluation.tables import Measured, tidy, write
+from riddle.faces.detection import detect_in_crop
+from riddle.images import to_bytes, to_tensor
 from riddle.metrics.diversity import mean_pairwise_angle
 from riddle.metrics.identity import Estimate, bootstrap_interval
+from riddle.pipeline import Riddle
 from riddle.progress import track
-from riddle.runs import Run, read, stage
-from riddle.tables import Measured, mean_of, scalar, tidy
+from riddle.weights import WeightsMissingError
 
-PEOPLE, PASSWORDS = 5, 200  # of figure 7
-PATHS = {"slerp": "spherical", "linear": "linear"}  # of figure 8, as `passwords.interpolate` names them
+PEOPLE, PASSWORDS = 5, 200  # figure 7
 SPREAD = ("mean pairwise angle", "silhouette")  # metrics of figure 7
-PIXELS, DISTANCE = "mean absolute difference (0 to 255)", "identity distance"
-# Picture -> (what it is compared with, +1: the farther the worse, -1: the nearer the worse, the failure in words).
+PATHS = {"slerp": "spherical", "linear": "linear"}  # of figure 8, as `passwords.interpolate` names them
+# Picture -> (what it is compared with, 1: the most alike fails, -1: the least alike, the failure in words).
 COMPARED = {
-    "protected": ("original", -1, "protected, most like the original"),
-    "restored": ("inverted", 1, "restored, least like the inverted face"),
-    "wrong password": ("original", -1, "wrong password, most like the original"),
+    "protected": ("original", 1, "protected, most like the original"),
+    "restored": ("inverted", -1, "restored, least like the inverted face"),
+    "wrong password": ("original", 1, "wrong password, most like the original"),
 }
 
 
-def distance(recogniser: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Identity distance of embeddings (..., E): 1 - cosine, or Euclidean where the recogniser compares so; (...)."""
-    return (recogniser.distance == "cosine") - recogniser.similarity(a, b)
+class People(NamedTuple):
+    """Some pictures of a run, each of another person."""
+
+    rows: list[int]  # (N,) their numbers in the run
+    faces: torch.Tensor  # (N, 3, R, R) in [-1, 1]
+    codes: torch.Tensor  # (N, L, D)
 
 
-def threshold(recogniser: Any) -> float:
-    """Two faces nearer than this are one person: the recogniser's published threshold as a distance."""
-    return float((recogniser.distance == "cosine") - recogniser.threshold)
+def people(run: Run, n: int | None = None, seed: int | None = None) -> People:
+    """n people of a run: the first ones, or drawn by a seed; n None: all."""
+    photos, inverted = facesets.aligned(run), facesets.codes(run)
+    targets, codes = need(inverted, "targets"), need(inverted, "codes")
+    at = np.arange(len(targets)) if seed is None else np.random.default_rng(seed).permutation(len(targets))
+    rows = targets[at[:n]]
+    return People(rows.tolist(), to_tensor(read(photos, "faces")[rows]), torch.from_numpy(codes[at[:n]]))
 
 
-def mean(values: np.ndarray) -> float:
-    """The mean of what was found; NaN for nothing."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
+def encryptors(run: Run, labels: Mapping[str, str] = ENCRYPTORS) -> tuple[dict[str, Riddle], dict[str, str]]:
+    """({label: the model with that encryptor}, {label: why it is not here}) of variants (riddle.presets)."""
+    models, reasons = {}, {}
+    for variant, label in labels.items():
+        try:
+            models[label] = facesets.parse(variant).model(run)
+        except WeightsMissingError as e:
+            reasons[label] = f"weights missing ({cause_of(e)})"
+    return models, reasons
+
+
+def embed(recognisers: Mapping[str, Any], faces: torch.Tensor, detector: Any) -> dict[str, np.ndarray]:
+    """Each recogniser's embeddings (N, E) of faces (N, 3, R, R), aligned by the points found in each; NaN: no face."""
+    return recognition.embed(recognisers, to_bytes(faces), detect_in_crop(faces, detector))
+
+
+def interval(values: np.ndarray, groups: np.ndarray | None = None) -> Estimate | None:
+    """Mean of values (P,) with a bootstrap interval over groups (P,), NaN left out; one value has no interval."""
+    known = np.isfinite(values)
+    if known.sum() > 1:
+        return bootstrap_interval(values[known], None if groups is None else groups[known])
+    return Estimate(float(values[known][0]), np.nan, np.nan, np.nan, 1) if known.any() else None
+
+
+def record(line: Measured, values: np.ndarray) -> Measured:
+    """A line with the numbers of values (P,), NaN where no face was found."""
+    found, lost = interval(values), int(np.isnan(values).sum())
+    return line.of(found, lost) if found else replace(line.absent("no face was found"), undetected=lost)
+
+
+def save(table: pd.DataFrame, name: str, run: Run) -> Path:
+    """Write a table where the run keeps its own, and a complete run's among the results that the repository keeps."""
+    kept = run.kept(f"{name}.csv" if run.data == "celebamask_hq" else f"{name}_{run.data}.csv")
+    if kept is not None and run.preset != "smoke":
+        write(table, kept)
+    return write(table, run.folder / f"{name}.csv")
 
 
 # ---- figures 1, 3, 4, 5, 6 and 9: the same people by every method
 
 
 def grids(
-    listed: Sequence[Method], faces: torch.Tensor, codes: torch.Tensor, count: int = 8, seed: int = 0
+    models: Mapping[str, Riddle], who: People, count: int = 8, seed: int = 0
 ) -> dict[str, dict[str, list[Block]]]:
-    """Figures 1, 3, 4, 5 and 6 of faces (N, 3, R, R) in [-1, 1] and their codes (N, L, D), by all methods that can run.
+    """Figures 1, 3, 4, 5 and 6: {figure: {label: blocks of a row}}, by the encryptors {label: model} and the baselines.
 
     A row is a person, a column one password for all people; figures share them. count: passwords in figure 5.
     """
-    made, opened = {}, {}
-    for method in usable(listed):
-        if method.model is None:
-            made[method.label] = method.baseline.protect(faces)[:, None]
-            continue
-        draw, keys = method.model, method.model.random_password(max(count, 4), seed).split(1)
-        locked = [draw.encrypt(codes, key) for key in keys]
-        made[method.label] = torch.stack([draw.synthesize(w).cpu() for w in locked], 1)
-        back = [draw.decrypt(locked[0], keys[k]) for k in (0, 2, 3)]
-        opened[method.label] = torch.stack([draw.synthesize(w).cpu() for w in back], 1)
-        inverted = draw.synthesize(codes).cpu()
-    original, inputs = Block("", ("original",), faces[:, None]), torch.stack([faces, inverted], 1)
-    inputs, numbers = Block("", ("original", "inverted"), inputs), tuple(str(k + 1) for k in range(count))
-
-    def figure1(label: str) -> list[Block]:
-        locked = Block("encrypted", ("password 1", "password 2"), made[label][:, :2])
-        right = Block("decrypted", ("right password",), opened[label][:, :1])
-        return [inputs, locked, right, Block("decrypted", ("wrong 1", "wrong 2"), opened[label][:, 1:])]
-
-    def figure4(label: str) -> Block:
-        return Block(label, ("encrypted", "restored"), torch.stack([made[label][:, 0], opened[label][:, 0]], 1))
-
-    def figure6(label: str) -> Block:
-        if label in opened:
-            return Block(f"{label}, password", numbers[:3], made[label][:, :3])
-        return Block(label, ("any",), made[label])
-
-    return {
-        "figure1": {label: figure1(label) for label in opened},
-        "figure3": {"": [inputs, *(Block("", (label,), drawn[:, :1]) for label, drawn in made.items())]},
-        "figure4": {"": [inputs, *map(figure4, opened)]},
-        "figure5": {label: [original, Block("password", numbers, made[label][:, :count])] for label in opened},
-        "figure6": {"": [original, *map(figure6, made)]},
+    numbers, first = tuple(str(k + 1) for k in range(count)), next(iter(models.values()))
+    inverted = first.synthesize(who.codes).cpu()
+    inputs = Block("", ("original", "inverted"), torch.stack([who.faces, inverted], 1))
+    original = Block("", ("original",), who.faces[:, None])
+    shown = {
+        "figure1": {},
+        "figure3": {"": [inputs]},
+        "figure4": {"": [inputs]},
+        "figure5": {},
+        "figure6": {"": [original]},
     }
+    for label, model in models.items():
+        keys = model.random_password(max(count, 4), seed).split(1)
+        locked = [model.encrypt(who.codes, key) for key in keys]
+        opened = [model.decrypt(locked[0], keys[k]) for k in (0, 2, 3)]  # by the right password, by two wrong ones
+        protected, opened = (torch.stack([model.synthesize(w).cpu() for w in many], 1) for many in (locked, opened))
+        shown["figure1"][label] = [
+            inputs,
+            Block("encrypted", ("password 1", "password 2"), protected[:, :2]),
+            Block("decrypted", ("right password", "wrong 1", "wrong 2"), opened),
+        ]
+        shown["figure3"][""].append(Block("", (label,), protected[:, :1]))
+        pair = torch.stack([protected[:, 0], opened[:, 0]], 1)
+        shown["figure4"][""].append(Block(label, ("encrypted", "restored"), pair))
+        shown["figure5"][label] = [original, Block("password", numbers, protected[:, :count])]
+        shown["figure6"][""].append(Block(f"{label}, password", numbers[:3], protected[:, :3]))
+    for name, baseline in BASELINES.items():
+        protected = baseline.protect(who.faces)[:, None]
+        shown["figure3"][""].append(Block("", (name,), protected))
+        shown["figure6"][""].append(Block(name, ("any",), protected))
+    return shown
 
 
-def pictures(method: Method, faces: torch.Tensor, codes: torch.Tensor, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Faces (N, 3, R, R) and their codes (N, L, D) under one password, opened by it and by a wrong one, by name."""
-    model, (right, wrong) = method.model, method.model.random_password(2, seed).split(1)
-    locked = model.encrypt(codes, right)
-    made = {"inverted": codes, "protected": locked, "restored": model.decrypt(locked, right)}
-    made |= {"wrong password": model.decrypt(locked, wrong)}
-    return {"original": faces} | {name: model.synthesize(w).cpu() for name, w in made.items()}
-
-
-def outcomes(
-    run: Run,
-    listed: Sequence[Method],
-    opened: Mapping[str, Mapping[str, torch.Tensor]],
-    who: People,
-    recognisers: Mapping[str, Any],
-) -> pd.DataFrame:
-    """Figure 1 in numbers, a tidy line a method, picture and measure; opened: {method: `pictures` of who}.
-
-    Measures: difference to the inverted face in pixels; identity distance by each recogniser, to what COMPARED says.
-    Beside the mean stand the `worst` face and its number, and an `unfound` face, which no detector finds.
-    """
-    lines = []
-    for m in listed:
-        if m.label not in opened:
-            record = Measured("qualitative", m.label, PIXELS, "its inverted face")
-            lines += tidy([record.absent(m.reason or "it cannot be undone")], run)
-            continue
-        seen = {name: embed(recognisers, faces, run.detector) for name, faces in opened[m.label].items()}
-        for picture, (other, sign, _) in COMPARED.items():
-            shift = (opened[m.label][picture] - opened[m.label]["inverted"]).abs().mean((1, 2, 3)).numpy() * 127.5
-            measured = [(Measured("qualitative", m.label, PIXELS, "its inverted face", place=picture), shift)]
-            for name, r in recognisers.items():
-                line = Measured("qualitative", m.label, DISTANCE, f"its {other} face", name, place=picture)
-                measured.append((line, distance(r, seen[picture][name], seen[other][name])))
-            for line, values in measured:
-                lost, number = np.isnan(values), mean_of(values)
-                record = line.of(number, int(lost.sum())) if number else line.absent("no face was found")
-                worst = int(np.nan_to_num(sign * values, nan=-np.inf).argmax())
-                about = {"worst": who.names[worst], "worst value": values[worst]}
-                about |= {"unfound": who.names[int(lost.argmax())] if lost.any() else ""}
-                lines += [line | about for line in tidy([record], run)]
-    return pd.DataFrame(lines)
-
-
-def failures(
-    table: pd.DataFrame, opened: Mapping[str, Mapping[str, torch.Tensor]], who: People, recogniser: str
-) -> dict[str, list[Block]]:
-    """The worst faces of `outcomes` by one recogniser, as rows of `drawing.faces_grid`."""
-    rows = {}
-    for line in table[(table.judge == recogniser) & table["mean"].notna()].itertuples():
-        named = {f"{COMPARED[line.place][2]}: {line.worst_value:.2f}": line.worst, "found by no detector": line.unfound}
-        for failure, face in named.items():
-            if face:
-                chosen = [faces[who.names.index(face)] for faces in opened[line.method].values()]
-                block = Block("", tuple(opened[line.method]), torch.stack(chosen)[None])
-                rows[f"{line.method}\n{failure}"] = [block]
+def figure9(models: Mapping[str, Riddle], who: People, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Figure 9: the same faces under the same two passwords by each encryptor {label: model}, as rows of a grid."""
+    rows = {"face": who.faces}
+    for label, model in reversed(models.items()):
+        rows.setdefault("inverted", model.synthesize(who.codes).cpu())
+        keys = model.random_password(2, seed).split(1)
+        first, second = (model.encrypt(who.codes, key) for key in keys)
+        made = {"password 1": first, "password 2": second, "restored": model.decrypt(second, keys[1])}
+        rows |= {f"{label}: {name}": model.synthesize(w).cpu() for name, w in made.items()}
     return rows
+
+
+def outcomes(run: Run, variant: str, recognisers: Sequence[str]) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
+    """Figure 1 in numbers: what an encryptor makes of a run's pictures, each under a password of its own.
+
+    Returns {picture: faces (N, 3, R, R)} and a tidy line a picture of COMPARED and measure: how it differs from the
+    inverted face in pixels; its similarity by each recogniser. Beside the mean stand the number of the `worst` face,
+    its similarity, and the number of an `unfound` face, in which no detector finds one; -1 for none.
+    """
+    sets = {"original": "photo", "inverted": "inverted", "protected": variant}
+    sets |= {"restored": f"{variant}-restored", "wrong password": f"{variant}-wrong"}
+    faces = {name: to_tensor(read(facesets.faces(run, item), "faces")) for name, item in sets.items()}
+    embedded, lines = [facesets.embedded(run, name, [*sets.values()]) for name in recognisers], []
+    for picture, (other, sign, _) in COMPARED.items():
+        shift = (faces[picture] - faces["inverted"]).abs().mean((1, 2, 3)).numpy() * 127.5
+        line = Measured("qualitative", ENCRYPTORS[variant], "mean absolute difference (0 to 255)", SAME_INVERTED)
+        lines += tidy([replace(record(line, shift), place=picture)], run, worst=-1, similarity=np.nan, unfound=-1)
+        for by in embedded:
+            alike = by.similarity(by.embeddings[sets[picture]], by.embeddings[sets[other]])
+            against = SAME_PHOTO if other == "original" else SAME_INVERTED
+            line = replace(line, metric="similarity", against=against, judge=by.name, place=picture)
+            worst, lost = int(np.nan_to_num(sign * alike, nan=-np.inf).argmax()), np.isnan(alike)
+            about = {"worst": worst, "similarity": alike[worst], "unfound": int(lost.argmax()) if lost.any() else -1}
+            lines += tidy([replace(record(line, alike), threshold=by.published)], run, **about)
+    return faces, pd.DataFrame(lines)
+
+
+def failures(faces: Mapping[str, torch.Tensor], table: pd.DataFrame, recogniser: str) -> dict[str, list[Block]]:
+    """The worst faces of `outcomes` by one recogniser, as rows of `drawing.faces_grid`."""
+    shown = {}
+    for line in table[table.judge == recogniser].itertuples():
+        if line.n:
+            shown[f"{COMPARED[line.place][2]}: {line.similarity:.2f}"] = line.worst
+        if line.unfound >= 0:
+            shown[f"{line.place}, found by no detector"] = line.unfound
+    chosen = {label: torch.stack([drawn[i] for drawn in faces.values()]) for label, i in shown.items()}
+    return {label: [Block("", tuple(faces), row[None])] for label, row in chosen.items()}
 
 
 # ---- figure 7: many passwords make many people
 
 
-def why_absent(method: Method) -> str:
-    """Why a method has no place in figure 7; '' when it has one."""
-    return method.reason or ("" if method.heeds_passwords else "it makes the same face whatever the password")
-
-
-def scatter(run: Run, method: Method, who: People, recognisers: Mapping[str, Any], count: int = PASSWORDS) -> Path:
+def scatter(run: Run, variant: str, who: People, recognisers: Mapping[str, Any], count: int = PASSWORDS) -> Path:
     """Embeddings (N * count, E) by each recogniser of N people's faces, each face under a password of its own.
 
-    A stage's file (riddle.runs): an array a recogniser, and `labels` (N * count,), the person's number.
+    A stage's file: an array a recogniser, and `labels` (N * count,), the person's number.
     """
-    setup = ("figure7", method.key, who.split_hash, who.names, count, run.seed, run.detector, [*recognisers])
+    of, setup = facesets.parse(variant), (who.rows, count, run.seed, run.detector, [*recognisers])
+    made_from = ("figure7", variant, part_hash(run.preset, of.encryptor), key_of(facesets.codes(run)), *setup)
 
     def make() -> dict[str, np.ndarray]:
-        parts = []
-        for i, face in enumerate(track(who.faces.split(1), method.label, unit="person")):
-            drawn = method.protect(face, torch.arange(i * count, (i + 1) * count)[None], run.seed)[0]
+        model, parts = of.model(run), []
+        keys = model.random_password(len(who.rows) * count, run.seed).split(count)
+        for code, many in zip(track(who.codes.split(1), variant, unit="person"), keys, strict=True):
+            drawn = model.synthesize(model.encrypt(code.expand(count, -1, -1), many)).cpu()
             parts.append(embed(recognisers, drawn, run.detector))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in recognisers}
         return arrays | {"labels": np.arange(len(parts)).repeat(count)}
 
-    return stage(run, run.folder / "figure7" / f"{method.name}.npz", setup, make)
+    return stage(run, run.folder / "figure7" / f"{variant}.npz", made_from, make)
 
 
 def figure7(run: Run, item: str) -> Path:
-    """The stage behind notebook 09: `scatter` for one method, a key of ENCRYPTORS."""
-    (method,) = (m for m in methods(run.preset, run.device) if m.name == item)
-    if method.reason:
-        reason = {"reason": np.array(method.reason)}
-        return stage(run, run.folder / "figure7" / f"{item}.npz", ("figure7", method.key), lambda: reason)
-    who, recognisers = people(run.preset, run.data, PEOPLE, run.seed), load_judges(run.preset, run.device)[0]
-    return scatter(run, method, who, recognisers, run.limit or PASSWORDS)
+    """`scatter` for one variant of ENCRYPTORS, as notebook 09 asks for it."""
+    recognisers = recognition.load_all(run.preset, run.device)[0]
+    return scatter(run, item, people(run, PEOPLE, run.seed), recognisers, run.limit or PASSWORDS)
 
 
 def spread(e: np.ndarray, labels: np.ndarray, euclidean: bool = False) -> dict[str, Estimate | str]:
@@ -207,41 +234,35 @@ def spread(e: np.ndarray, labels: np.ndarray, euclidean: bool = False) -> dict[s
     elif groups:
         angle = interval(np.array([mean_pairwise_angle(g) for g in groups]))
     if len(groups) > 1:
-        values = silhouette_samples(e, labels, metric="euclidean" if euclidean else "cosine")
-        silhouette = interval(values, labels)
+        silhouette = interval(silhouette_samples(e, labels, metric="euclidean" if euclidean else "cosine"), labels)
     return dict(zip(SPREAD, (angle, silhouette), strict=True))
 
 
-def interval(values: np.ndarray, people: np.ndarray | None = None) -> Estimate:
-    """Mean of values (P,) with a bootstrap interval over people (P,); one value has none."""
-    return bootstrap_interval(values, people) if len(values) > 1 else scalar(values[0], 1)
-
-
 def diversity(
-    run: Run, scattered: Mapping[str, Path | str], recognisers: Mapping[str, Any], strangers: People
+    run: Run, scattered: Mapping[str, Path], recognisers: Mapping[str, Any], strangers: torch.Tensor, **about: Any
 ) -> pd.DataFrame:
-    """Figure 7 in numbers, a tidy line a recogniser, method and metric; scattered: {method: its `scatter`, or why not}.
+    """Figure 7 in numbers, a tidy line a recogniser, method and metric; scattered: {method: its `scatter`}.
 
-    strangers: people whose photos show how far apart people are.
+    strangers: faces (N, 3, R, R) of N people, which show how far apart people are; about: further columns. Beside the
+    angle stands the paper's KFFA on CelebA-HQ (table 4), the same for ten passwords.
     """
-    records, apart = [], embed(recognisers, strangers.faces, run.detector)
+    records, photos = [], embed(recognisers, strangers, run.detector)
+    absent = {b.label: "it makes the same face whatever the password" for b in BASELINES.values()} | UNAVAILABLE
     for name, recogniser in recognisers.items():
-        sets = {"photos of different people": (apart[name], np.zeros(len(apart[name]), int))}
-        sets |= {m: p if isinstance(p, str) else (read(p, name), read(p, "labels")) for m, p in scattered.items()}
-        for method, made in sets.items():
-            absent = isinstance(made, str)
-            values = dict.fromkeys(SPREAD, made) if absent else spread(*made, recogniser.distance == "euclidean")
-            for metric, value in values.items():
+        sets = {"photos of different people": (None, photos[name], np.zeros(len(strangers), int))}
+        sets |= {label: [read(path, k) for k in ("reason", name, "labels")] for label, path in scattered.items()}
+        sets |= {label: (reason, np.empty((0, 1)), None) for label, reason in absent.items()}
+        for method, (reason, e, labels) in sets.items():
+            found = dict.fromkeys(SPREAD, reason) if reason else spread(e, labels, recogniser.distance == "euclidean")
+            lost = 0 if reason else int(np.isnan(e).any(1).sum())
+            for metric, value in found.items():
                 line = Measured("diversity", method, metric, "faces of the same photo", name)
-                if isinstance(value, str):
-                    line = line.absent(value)
-                else:
-                    line = line.of(value)
-                if not absent:
-                    lost = int(np.isnan(made[0]).any(1).sum())
-                    line = replace(line, n=len(made[0]) - lost, undetected=lost)
-                records.append(line)
-    return pd.DataFrame(tidy(records, run))
+                line = line.absent(value) if isinstance(value, str) else line.of(value)
+                records.append(replace(line, n=0 if reason else len(e) - lost, undetected=lost))
+    table, known = pd.DataFrame(tidy(records, run, **about)), paper()
+    known = known[(known.table == "table4") & (known.metric == KFFA) & (known.column == "paper CelebA-HQ")]
+    kffa = table.method.map(known.set_index("method").value).where(table.metric == SPREAD[0])
+    return table.assign(**{"paper KFFA": kffa})
 
 
 def tsne(e: np.ndarray, perplexity: float = 30, seed: int = 0, euclidean: bool = False) -> np.ndarray:
@@ -263,33 +284,32 @@ def tsne(e: np.ndarray, perplexity: float = 30, seed: int = 0, euclidean: bool =
 
 
 def figure8(
-    run: Run, method: Method, who: People, recognisers: Mapping[str, Any], steps: int = 9
+    run: Run, label: str, model: Riddle, who: People, recognisers: Mapping[str, Any], steps: int = 9
 ) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
     """Each person's face under `steps` passwords on the way between two of its own.
 
-    Returns {path: faces (N, steps, 3, R, R)} and a tidy line a recogniser, path and place t on it: the identity distance
-    to the photo; `accepted`, the share still taken for the person; `step`, the mean distance from the face before;
-    `ends`, from the first to the last. Path "inverted": nothing encrypted.
+    Returns {path: faces (N, steps, 3, R, R)} and a tidy line a recogniser, path and place t on it: the identity
+    distance to the photo (1 - cosine, or Euclidean where the recogniser compares so); `accepted`, the share still taken
+    for the person; `step`, the mean distance from the face before; `ends`, from the first to the last. Path "inverted":
+    nothing encrypted.
     """
-    model, n, t = method.model, len(who.names), torch.linspace(0, 1, steps)
-    codes, (a, b) = model.invert(who.faces), model.random_password(2 * n, run.seed).unflatten(0, (n, 2)).unbind(1)
-    walks = {}
+    n, t, walks = len(who.rows), torch.linspace(0, 1, steps), {}
+    a, b = model.random_password(2 * n, run.seed).unflatten(0, (n, 2)).unbind(1)
     for how, path in PATHS.items():
         keys = passwords.interpolate(a, b, t, how).transpose(0, 1).flatten(0, 1)  # (N * T, L, D)
-        locked = model.encrypt(codes.repeat_interleave(steps, 0), keys)
+        locked = model.encrypt(who.codes.repeat_interleave(steps, 0), keys)
         walks[path] = model.synthesize(locked).cpu().unflatten(0, (n, steps))
-    photo, lines = embed(recognisers, who.faces, run.detector), []
-    for path, faces in {"inverted": model.synthesize(codes).cpu()[:, None], **walks}.items():
-        seen = embed(recognisers, faces.flatten(0, 1), run.detector)
-        for name, recogniser in recognisers.items():
-            e, limit = seen[name].reshape(n, faces.shape[1], -1), threshold(recogniser)
-            away, step = distance(recogniser, photo[name][:, None], e), distance(recogniser, e[:, :-1], e[:, 1:])
-            line = Measured("interpolation", method.label, "identity distance", "the same photo", name)
-            ends = mean(distance(recogniser, e[:, 0], e[:, -1])) if path in walks else np.nan
+    photos, lines = embed(recognisers, who.faces, run.detector), []
+    for path, faces in {"inverted": model.synthesize(who.codes).cpu()[:, None], **walks}.items():
+        found = embed(recognisers, faces.flatten(0, 1), run.detector)
+        for name, r in recognisers.items():
+            zero, e = float(r.distance == "cosine"), found[name].reshape(n, faces.shape[1], -1)
+            away, step = zero - r.similarity(photos[name][:, None], e), zero - r.similarity(e[:, :-1], e[:, 1:])
+            ends = pd.Series(zero - r.similarity(e[:, 0], e[:, -1])).mean() if path in walks else np.nan
             for k, d in enumerate(away.T):
-                found, known = mean_of(d), d[~np.isnan(d)]
-                record = line.of(found, len(d) - len(known)) if found else line.absent("no face was found")
-                about = {"path": path, "t": float(t[k]) if path in walks else np.nan, "threshold": limit}
-                about |= {"accepted": mean(known < limit), "step": mean(step[:, k - 1]) if k else np.nan, "ends": ends}
-                lines += [line | about for line in tidy([replace(record, undetected=len(d) - len(known))], run)]
+                line = Measured("interpolation", label, "identity distance", SAME_PHOTO, name)
+                here = {"path": path, "t": float(t[k]) if path in walks else np.nan, "ends": ends}
+                here |= {"step": pd.Series(step[:, k - 1]).mean() if k else np.nan}
+                here |= {"accepted": pd.Series(d).dropna().lt(zero - r.threshold).mean()}
+                lines += tidy([replace(record(line, d), threshold=zero - r.threshold)], run, **here)
     return walks, pd.DataFrame(lines)
