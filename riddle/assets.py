@@ -1,7 +1,6 @@
-"""The registry of networks that do not travel with the program: where each comes from and on which terms.
+"""The networks of others, as data: where each comes from and on which terms.
 
-Sizes and sha256 are those of the upstream file; where sha256 is None it is recorded on first download. A sha256
-of eight digits is the prefix that upstream puts in the file's name.
+Sizes and sha256 are those of the upstream file; without a sha256 a download is not checked.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import PurePosixPath
 
 @dataclass(frozen=True)
 class Asset:
-    """One file: name, place, addresses, what it must be, and its terms."""
+    """One file of weights."""
 
     name: str
     path: str  # relative to a folder of RIDDLE_WEIGHTS, to data/zoo and to the cache
@@ -39,7 +38,7 @@ _FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
 _RESEARCH = "non-commercial research"
 
 _LISTED = [
-    # recognisers that train or judge
+    # recognisers
     Asset(
         "arcface-mobilefacenet", "recognizers/arcface_mobilefacenet_ms1m.safetensors",
         licence="trained on MS1M: " + _RESEARCH, source="github.com/CrD1997/mobilefacenet_ncnn",
@@ -125,7 +124,7 @@ _LISTED = [
         ),
         licence="MIT; trained on CelebAMask-HQ: " + _RESEARCH, source="github.com/zllrunning/face-parsing.PyTorch",
     ),
-    # measures
+    # of the metrics and of LPIPS
     Asset(
         "inception", "torch/hub/checkpoints/pt_inception-2015-12-05-6726825d.pth",
         (f"{_FID}/pt_inception-2015-12-05-6726825d.pth",),
@@ -135,7 +134,8 @@ _LISTED = [
     Asset(
         "squeezenet1_1", "torch/hub/checkpoints/squeezenet1_1-b8a52dc0.pth",
         ("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",),
-        sha256="b8a52dc0", licence="BSD-3-Clause; trained on ImageNet", source="torchvision",
+        sha256="b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+        licence="BSD-3-Clause; trained on ImageNet", source="torchvision",
     ),
     Asset(
         "alexnet", "torch/hub/checkpoints/alexnet-owt-7be5be79.pth",
@@ -146,7 +146,8 @@ _LISTED = [
     Asset(
         "vgg16", "torch/hub/checkpoints/vgg16-397923af.pth",
         ("https://download.pytorch.org/models/vgg16-397923af.pth",),
-        sha256="397923af", licence="BSD-3-Clause; trained on ImageNet", source="torchvision",
+        sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        licence="BSD-3-Clause; trained on ImageNet", source="torchvision",
     ),
 ]  # fmt: skip
 
