@@ -19,6 +19,7 @@ from PIL import Image
 
 from riddle import config, weights
 from riddle.faces import blending
+from riddle.images import to_image, to_tensor
 
 plt.rcParams.update(
     {"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -74,7 +75,7 @@ def faces_grid(rows: Mapping[str, torch.Tensor], columns: Sequence[str] = (), si
             axis.set_xticks([]), axis.set_yticks([])
             axis.spines[:].set_visible(False)
             if i < len(faces):
-                axis.imshow(np.asarray(blending.to_image(faces[i])))
+                axis.imshow(np.asarray(to_image(faces[i])))
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for axis, title in zip(axes[0], columns, strict=False):
         axis.set_title(title, fontsize=9)
@@ -92,7 +93,7 @@ class Block:
 
 
 def _upright(face: torch.Tensor, side: int) -> np.ndarray:
-    return np.asarray(blending.to_image(face).resize((side, side), Image.Resampling.LANCZOS))
+    return np.asarray(to_image(face).resize((side, side), Image.Resampling.LANCZOS))
 
 
 def face_table(sections: Mapping[str, Sequence[Block]], inches: float = 0.85, axis: Axes | None = None) -> Figure:
@@ -298,7 +299,7 @@ def sample_faces(n: int, preset_resolution: int) -> torch.Tensor:
     """
     side = (preset_resolution, preset_resolution)
     opened = [Image.open(f).convert("RGB").resize(side, Image.Resampling.LANCZOS) for f in config.sample_files()[:n]]
-    return torch.stack([blending.to_tensor(image) for image in opened])
+    return torch.stack([to_tensor(image.convert("RGB")) for image in opened])
 
 
 def group_photo(faces: Sequence[torch.Tensor], side: int = 256) -> Image.Image:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import riddle
-from riddle.faces.pixels import jpeg, to_bytes, to_tensor
+from riddle.images import jpeg, to_bytes, to_tensor
 from riddle.progress import track
 from riddle.protocols import PASSWORDS
 from riddle.runs import VARIANTS, Run

@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from riddle import datasets
     from riddle.faces import recognizers
     from riddle.faces.detection import detect_in_crop
-    from riddle.faces.pixels import to_tensor
+    from riddle.images import to_tensor
 
     p = argparse.ArgumentParser(description=main.__doc__)
     p.add_argument("--judges", nargs="+", default=[n for n, s in recognizers.SPECS.items() if "FFHQ" in s.rule])

@@ -17,7 +17,7 @@ import riddle
 from riddle import baselines, config, datasets, drawing, judging, paper
 from riddle.faces import recognizers
 from riddle.faces.detection import detect_in_crop
-from riddle.faces.pixels import to_bytes
+from riddle.images import to_bytes
 from riddle.pipeline import Riddle
 from riddle.presets import get
 from riddle.protocols import ENCRYPTORS, JUDGES

@@ -15,7 +15,7 @@ from .models.inversion import build_encoder
 from .models.mobilestylegan import MobileStyleGAN
 from .models.parsing import ParsingNet
 from .models.stylegan2 import Generator
-from .presets import Preset
+from .presets import CONTROLS, VARIANTS, Preset
 from .weights import WeightsMissingError, bundled, generator_tensors, load_metadata, load_tensors
 
 Synthesis = Generator | MobileStyleGAN

@@ -12,7 +12,7 @@ from PIL import Image
 from riddle import facesets
 from riddle.faces import alignment
 from riddle.faces.detection import Face, load_detector
-from riddle.faces.pixels import to_tensor
+from riddle.images import to_tensor
 from riddle.presets import get
 from riddle.progress import track
 from riddle.runs import Run, read

@@ -25,13 +25,13 @@ from PIL import Image
 from torch import nn
 
 from riddle import networks, passwords
-from riddle.faces import alignment, blending, search, unblending
-from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, framed, load_detector
+from riddle.faces import alignment, blending
+from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, doubtful, find_all, framed, load_detector
+from riddle.images import open_picture, to_image, to_tensor
 from riddle.models.inversion import LiteEncoder
 from riddle.models.mobilestylegan import SIDES
-from riddle.pictures import open_picture, read_file
 from riddle.presets import Preset, get
-from riddle.records import Record, find_record, save_picture
+from riddle.record import Record, find_record, save_picture
 
 Photo = str | Path | Image.Image
 PICKS = ("all", "largest", "center")
@@ -64,12 +64,6 @@ class Restored:
     def save(self, path: str | Path) -> Path:
         """Write the photo in the format of the path's ending."""
         return save_picture(self.image, path)
-
-
-def open_photo(photo: Photo) -> tuple[Image.Image, str]:
-    """An upright RGB picture and its name for messages. Raises PhotoError; see riddle.pictures."""
-    picture = open_picture(photo)
-    return picture.rgb, picture.name
 
 
 class Riddle:
@@ -144,18 +138,19 @@ class Riddle:
         """
         if pick not in PICKS:
             raise ValueError(f"unknown pick {pick!r}; choose one of {', '.join(PICKS)}")
-        image, name = open_photo(photo)
+        picture = open_picture(photo)
+        image, name = picture.rgb, picture.name
         both = isinstance(self.detector, AutoDetector)
-        found = search.find_all(image, self.detector) if both else self.detector.detect(image)
+        found = find_all(image, self.detector) if both else self.detector.detect(image)
         if not found:
             remedy = "try detector='mtcnn', or crop the photo closer to the face"
             raise FaceNotFoundError(f"no face found in {name}; {remedy}")
-        unsure = [face for face in found if both and search.doubtful(face)]
+        unsure = [face for face in found if both and doubtful(face)]
         if 0 < len(unsure) < len(found):
             places = "; ".join(",".join(f"{v:.0f}" for v in face.box) for face in unsure)
             cause = f"{name}: doubtful whether a face is at {places}; left as it is"
             warnings.warn(f"{cause}; look, and pass faces= to replace it too", stacklevel=2)
-            found = [face for face in found if not search.doubtful(face)]
+            found = [face for face in found if not doubtful(face)]
         if pick == "largest":
             return found[:1]
         if pick == "center":
@@ -165,12 +160,12 @@ class Riddle:
 
     def _crops(self, image: Image.Image, matrices: np.ndarray) -> torch.Tensor:
         """The faces (k, 3, R, R) that framing matrices (k, 2, 3) frame."""
-        crops = [blending.to_tensor(alignment.crop(image, m, self.preset.resolution)) for m in matrices]
+        crops = [to_tensor(alignment.crop(image, m, self.preset.resolution)) for m in matrices]
         return torch.stack(crops).to(self.device)
 
     def align(self, photo: Photo, pick: str = "all") -> torch.Tensor:
         """The faces of a photo in FFHQ's framing, (k, 3, R, R) in [-1, 1]. Raises as `detect` does."""
-        return self._crops(open_photo(photo)[0], framed(self.detect(photo, pick)))
+        return self._crops(open_picture(photo).rgb, framed(self.detect(photo, pick)))
 
     # Codes
 
@@ -254,7 +249,7 @@ class Riddle:
         image: RGB; under: the crops (k, 3, R, R) of those places, in [-1, 1]; faces: k of (3, S, S) in [-1, 1], S a
         multiple of R, the one in front first; matrices: (k, 2, 3), framing matrices, crop's unit square -> photo
         pixels; shown: k of (3, S, S), the faces pasted there before, first taken out of the rim (riddle.faces.
-        unblending). With the parser, which sees R px, hair stays in front; colours match from skin to skin.
+        blending). With the parser, which sees R px, hair stays in front; colours match from skin to skin.
         """
         count, side = len(faces), under.shape[-1]
         outlines, skins = [None] * count, [blending.core(side)] * count
@@ -266,11 +261,11 @@ class Riddle:
         photo = np.array(image)
 
         def matched(i: int, face: torch.Tensor) -> Image.Image:
-            return blending.to_image(blending.match_colours(face, under[i], skins[i]))
+            return to_image(blending.match_colours(face, under[i], skins[i]))
 
         for i in range(count) if shown is not None else ():
-            unblending.unblend(photo, matched(i, shown[i]), matrices[i], outlines[i])
-        put = blending.paste if shown is None else unblending.paste_inside
+            blending.unblend(photo, matched(i, shown[i]), matrices[i], outlines[i])
+        put = blending.paste if shown is None else blending.paste_inside
         for i in reversed(range(count)):  # the largest, in front, last
             put(photo, matched(i, faces[i]), matrices[i], outlines[i])
         return Image.fromarray(photo)
@@ -291,7 +286,7 @@ class Riddle:
         first, default: what `detect` finds; salt: as for `password`, kept in the record; refine: as for `invert`: then
         `restore` shows the people better. Raises FaceNotFoundError.
         """
-        image, _ = open_photo(photo)
+        image = open_picture(photo).rgb
         matrices = framed(self.detect(photo, pick) if faces is None else faces)
         under = self._crops(image, matrices)
         # The record keeps half precision: rounding first makes picture and record one and the same code.
@@ -318,11 +313,8 @@ class Riddle:
         if isinstance(photo, Protected):
             image, name, record = photo.image, "the protected photo", record or photo.record
         else:
-            own = getattr(photo, "filename", "") or "the picture"
-            name = str(own if isinstance(photo, Image.Image) else photo)
-            opened = photo if isinstance(photo, Image.Image) else read_file(photo)
-            record = record or find_record(opened, name)
-            image = open_picture(opened, name).rgb
+            picture = open_picture(photo)
+            image, name, record = picture.rgb, picture.name, record or find_record(picture)
         shown = None
         if record is None:
             matrices = framed(self.detect(photo) if faces is None else faces)

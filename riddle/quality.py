@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import riddle
 from riddle import features
-from riddle.faces.pixels import to_bytes, to_tensor
+from riddle.images import to_bytes, to_tensor
 from riddle.metrics.fidelity import frechet_distance, precision_recall
 from riddle.presets import get
 from riddle.progress import track

@@ -27,7 +27,7 @@ import torch
 
 import riddle
 from riddle import baselines, config, facesets, judging, protocols
-from riddle.faces.pixels import to_bytes, to_tensor
+from riddle.images import to_bytes, to_tensor
 from riddle.facesets import BATCH
 from riddle.judging import detections, detections_to_arrays
 from riddle.presets import get

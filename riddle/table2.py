@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from riddle import baselines, paper, stages, tables
-from riddle.faces.pixels import to_tensor
+from riddle.images import to_tensor
 from riddle.facesets import FROM_PIXELS
 from riddle.protocols import ENCRYPTORS, PIXEL_ROWS
 from riddle.runs import Run, digest, key_of, read, stage

@@ -17,7 +17,7 @@ import numpy as np
 
 from riddle import baselines, features, paper, stages, tables
 from riddle.faces.alignment import crop_points
-from riddle.faces.pixels import to_tensor
+from riddle.images import to_tensor
 from riddle.facesets import BATCH
 from riddle.metrics import fidelity, utility
 from riddle.metrics.identity import Estimate

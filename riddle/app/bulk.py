@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from riddle.app import container
-from riddle.pictures import ENDINGS, READ_ONLY
+from riddle.images import ENDINGS, READ_ONLY
 
 
 @dataclass(frozen=True)

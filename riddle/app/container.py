@@ -28,9 +28,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from PIL import Image
 
-from riddle.pictures import PhotoError, encode, open_picture, read_file, write_file
-from riddle.records import VERSION, Record, find_record, packet
-from riddle.xmp import MAX_RECORD
+from riddle.images import PhotoError, Picture, encode, open_picture, read_file, write_file
+from riddle.record import MAX_RECORD, VERSION, Record, find_record, packet
 
 SIDECAR = ".riddle"  # added to the picture's whole name
 Crop = tuple[tuple[int, int], Image.Image]  # corner x, y in the photo; pixels
@@ -42,19 +41,19 @@ def sidecar_path(picture: str | Path) -> Path:
     return Path(f"{picture}{SIDECAR}")
 
 
-def read(picture: str | Path, sidecar: str | Path | None = None) -> tuple[bytes, Record | None]:
-    """A picture file's bytes and its record: the sidecar's when one is named, else its own, else that of the sidecar
-    beside it, else None.
+def read(path: str | Path, sidecar: str | Path | None = None) -> tuple[Picture, Record | None]:
+    """A picture and its record: the sidecar's when one is named, else its own, else that of the sidecar beside it, else
+    None.
 
     Raises PhotoError when a file cannot be read, RecordError when the record is damaged.
     """
-    data = read_file(picture)
+    picture = open_picture(path)
     if sidecar is None:
-        record = find_record(data, str(picture))
-        if record is not None or not sidecar_path(picture).is_file():
-            return data, record
-        sidecar = sidecar_path(picture)
-    return data, Record.from_bytes(read_file(sidecar, MAX_RECORD), str(sidecar))
+        record = find_record(picture)
+        if record is not None or not sidecar_path(path).is_file():
+            return picture, record
+        sidecar = sidecar_path(path)
+    return picture, Record.from_bytes(read_file(sidecar, MAX_RECORD), str(sidecar))
 
 
 def write(
@@ -68,7 +67,7 @@ def write(
 ) -> None:
     """Write a protected picture, and its sidecar when asked; each whole or not at all, the sidecar first.
 
-    Raises PhotoError as `riddle.pictures.encode` does, RecordError for a record of more than MAX_RECORD bytes.
+    Raises PhotoError as `riddle.images.encode` does, RecordError for a record of more than MAX_RECORD bytes.
     """
     block = packet(record, target)  # refuses a record that is too large, for a sidecar too: `read` would
     data = encode(image, target, packet=b"" if sidecar else block, profile=profile, quality=quality)
@@ -88,9 +87,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if Path(path).suffix == SIDECAR:
         record, where, size = Record.from_bytes(read_file(path, MAX_RECORD), str(path)), "sidecar", None
     else:
-        data, record = read(path)
-        size = list(open_picture(data, str(path)).rgb.size)  # decodes it: cut off, it cannot be restored
-        where = "metadata" if find_record(data, str(path)) is not None else "sidecar"
+        picture, record = read(path)
+        size, where = list(picture.rgb.size), "sidecar" if find_record(picture) is None else "metadata"
     if record is None:
         return {"file": str(path), "protected": False}
     return {

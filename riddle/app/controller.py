@@ -27,9 +27,9 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from riddle import drawing, passwords
-from riddle.faces import blending, recognizers
+from riddle.faces import recognizers
 from riddle.faces.detection import FaceNotFoundError
-from riddle.pictures import open_picture
+from riddle.images import open_picture, to_image
 from riddle.pipeline import Riddle
 
 PANELS = ("Original", "Encrypted", "Restored", "Wrong password")
@@ -85,7 +85,7 @@ def jpeg(faces: torch.Tensor, columns: int, side: int, gap: int = 0) -> bytes:
     large = F.interpolate(faces.float().cpu(), (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
     sheet, out = make_grid(large, columns, gap, pad_value=1.0), io.BytesIO()
     inner = sheet[:, gap : sheet.shape[1] - gap, gap : sheet.shape[2] - gap]
-    blending.to_image(inner).save(out, "JPEG", quality=92, subsampling=0)
+    to_image(inner).save(out, "JPEG", quality=92, subsampling=0)
     return out.getvalue()
 
 

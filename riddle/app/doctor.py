@@ -18,7 +18,7 @@ from PIL import Image
 
 import riddle
 from riddle import assets, config, photos, weights
-from riddle.faces import search
+from riddle.faces.detection import find_all
 
 Item = dict[str, Any]  # name; here; detail: its version or place, else why it is not here; needed; use or terms
 
@@ -87,7 +87,7 @@ def _tried(preset: str) -> str:
 
     with warnings.catch_warnings(action="ignore"):  # smoke says that it is untrained
         model = riddle.load(preset)
-    search.find_all(Image.new("RGB", (64, 64)), model.detector)
+    find_all(Image.new("RGB", (64, 64)), model.detector)
     return f"preset {preset} and the detectors load; generator and encryptor {model.weights_hash[:12]}"
 
 

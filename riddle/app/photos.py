@@ -19,11 +19,10 @@ import numpy as np
 from riddle import passwords
 from riddle.app import container
 from riddle.faces import alignment
-from riddle.faces.detection import Face
-from riddle.faces.search import SMALLEST, doubtful, find_all
-from riddle.pictures import READ_ONLY, PhotoError, Picture, encode, open_picture, picture_format, read_file, write_file
+from riddle.faces.detection import SMALLEST, Face, doubtful, find_all
+from riddle.images import READ_ONLY, PhotoError, Picture, encode, open_picture, picture_format, write_file
 from riddle.pipeline import Riddle
-from riddle.records import RecordError, find_record
+from riddle.record import RecordError, find_record
 
 INSIDE = 0.4  # share of a framed face that must lie in the photo
 PROFILE = 0.4  # distance of the eyes, in distances of eyes and mouth: about 1 from the front, 0.4 turned by 66 degrees
@@ -137,8 +136,7 @@ def protect_file(
         raise ValueError(f"unknown salt {salt!r}; choose {' or '.join(SALTS)}")
     own_salt = passwords.random_salt() if salt == "random" or keep_original else None
     key = passwords.derive_key(passphrase, model.preset.name, own_salt)
-    data = read_file(source)
-    picture = open_picture(data, str(source))
+    picture = open_picture(source)
     faces, reports = _sorted_out(model, picture, "protected")
     if strict and len(faces) < len(reports):
         cause = f"strict, and not every face can be protected: {_listed(reports[len(faces) :])}"
@@ -153,13 +151,13 @@ def protect_file(
     notes = [*picture.notes, *([f"the record lies in {container.sidecar_path(target)}"] if sidecar else [])]
     if source.suffix.lower() in READ_ONLY:
         notes.append(f"{source.suffix} is read, not written: the result is {target.suffix}")
-    return FileReport(source, target, reports, "protected", notes + [AGAIN] * _protected_before(data, source))
+    return FileReport(source, target, reports, "protected", notes + [AGAIN] * _protected_before(picture, source))
 
 
-def _protected_before(data: bytes, source: Path) -> bool:
-    """Whether a photo file, of these bytes, has a record of encrypted faces, or one lies beside it, be it damaged."""
+def _protected_before(picture: Picture, source: Path) -> bool:
+    """Whether a photo file has a record of encrypted faces, or one lies beside it, be it damaged."""
     try:
-        return find_record(data, str(source)) is not None or container.sidecar_path(source).is_file()
+        return find_record(picture) is not None or container.sidecar_path(source).is_file()
     except RecordError:
         return True
 
@@ -180,9 +178,8 @@ def restore_file(
     where there is one. Raises PhotoError; RecordError, a PhotoError, for a record that is damaged or of another model.
     """
     source, target = _paths(source, target)
-    data, record = container.read(source, sidecar)
+    picture, record = container.read(source, sidecar)
     key = passwords.derive_key(passphrase, model.preset.name, record and record.salt)
-    picture = open_picture(data, str(source))
     notes, faces, originals = list(picture.notes), None, None
     if record is None:
         faces, reports = _sorted_out(model, picture, "restored")

@@ -14,7 +14,7 @@ from PIL import Image
 from riddle.app.clip import Clip, frames
 from riddle.app.cliprecord import ClipRecord, bounded, code_count
 from riddle.app.tracking import THERE, Embedder, Find, Scenes, Track, Tracker, crops, distinct, find_of, follow, overlap
-from riddle.faces.search import find_all
+from riddle.faces.detection import find_all
 from riddle.pipeline import Riddle
 
 SEARCH = 0.15  # s from one search of the whole frame to the next; known faces are followed in every frame

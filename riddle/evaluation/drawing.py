@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from riddle import config
-from riddle.images import to_image
 from riddle.files import replace_file
+from riddle.images import to_image
 
 plt.rcParams.update(
     {"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}

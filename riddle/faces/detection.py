@@ -1,6 +1,7 @@
 """Face detection: dlib's HOG detector with its 68-point predictor, and facenet-pytorch's MTCNN, behind one interface.
 
-Boxes and points are pixel indices of the picture that was given. "auto" asks dlib, and MTCNN where dlib finds none.
+Boxes and points are pixel indices of the picture that was given. "auto" asks dlib, and MTCNN where dlib finds none;
+`find_all` misses fewer faces of a photo.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ import torch
 from PIL import Image
 
 from riddle.faces import alignment
+from riddle.images import to_bytes
+from riddle.weights import WeightsMissingError
 
 DETECTORS = ("auto", "dlib", "mtcnn")
+SMALLEST = 20  # px, side of a framed face; below it nobody is recognised, and no code says who
+DOUBTFUL = 0.9  # MTCNN's score below which its find alone is no face
+PART = 1600  # px a side of what is searched at once
 CROP_SIDE = 128  # px to which a small crop is enlarged before detection: dlib's HOG window is 80 px
 CROP_MARGIN = 0.2  # of the side, continued by its edge around a crop, so that a face at its rim lies inside
 
@@ -73,11 +79,8 @@ def dlib_models() -> Path:
     """
     spec = importlib.util.find_spec("face_recognition_models")
     if spec is None or not spec.submodule_search_locations:
-        from riddle.weights import WeightsMissingError
-
-        raise WeightsMissingError(
-            "dlib", "face_recognition_models is not installed", "pip install face_recognition_models"
-        )
+        package = "face_recognition_models"
+        raise WeightsMissingError("dlib", f"{package} is not installed", f"pip install {package}")
     return Path(next(iter(spec.submodule_search_locations))) / "models"
 
 
@@ -165,6 +168,59 @@ def load_detector(name: str = "auto") -> DlibDetector | MTCNNDetector | AutoDete
     return kinds[name]()
 
 
+# ---- a whole photo
+
+
+def find_all(image: Image.Image, detector: Any) -> list[Face]:
+    """Every face of an RGB photo, largest first.
+
+    The "auto" detector stops where dlib finds one face; here both search, so that a turned or small face beside a
+    frontal one is not missed. The photo is mirrored beyond its border, where half a face becomes a whole one. One
+    larger than PART is searched reduced, and in full size part by part.
+    """
+    if min(image.size) < SMALLEST:
+        return []
+    searchers = [detector.first, detector.second] if isinstance(detector, AutoDetector) else [detector]
+    size, shrink = np.array(image.size), -(-max(image.size) // PART)
+    whole = image.reduce(shrink) if shrink > 1 else image
+    rim = min(whole.size) // 4
+    mirrored = Image.fromarray(np.pad(np.asarray(whole), ((rim, rim), (rim, rim), (0, 0)), mode="reflect"))
+    views = [(mirrored, shrink, (-rim * shrink, -rim * shrink))]
+    if shrink > 1:
+        corners = [np.array([x, y]) for y in _starts(image.height) for x in _starts(image.width)]
+        views += [(image.crop((*corner, *np.minimum(corner + PART, size))), 1, corner) for corner in corners]
+    found: list[Face] = []
+    for view, scale, corner in views:
+        for searcher in searchers:
+            for face in searcher.detect(view):
+                # pixel p of a reduced picture is the mean of `scale` pixels from p * scale on
+                face = face.mapped(scale, np.add(corner, (scale - 1) / 2))
+                centre, margin = face.points.mean(0), 0.1 * np.sqrt(face.area)
+                image_of_another = (centre < -margin).any() or (centre > size + margin).any()
+                if not image_of_another and not any(_same(face, other) for other in found):
+                    found.append(face)
+    return sorted(found, key=lambda f: -f.area)
+
+
+def doubtful(face: Face) -> bool:
+    """Whether MTCNN alone takes it for a face, and is not sure."""
+    return face.detector == "mtcnn" and face.score < DOUBTFUL
+
+
+def _starts(length: int) -> list[int]:
+    """Where parts of PART px begin that overlap by a fifth and reach the end."""
+    last = max(0, length - PART)
+    return sorted({min(start, last) for start in range(0, last + PART, PART - PART // 5)})
+
+
+def _same(a: Face, b: Face) -> bool:
+    """Whether two finds are one face: their centres are nearer than 0.4 of the larger one's side."""
+    return float(np.hypot(*(a.points.mean(0) - b.points.mean(0)))) < 0.4 * float(np.sqrt(max(a.area, b.area)))
+
+
+# ---- crops
+
+
 def detect_in_picture(face: np.ndarray, detector: Any) -> Face | None:
     """The most central face of a crop (R, R, 3) uint8, in the crop's pixels; None when none is found."""
     side = face.shape[0]
@@ -193,7 +249,7 @@ def detect_in_crop(faces: torch.Tensor, detector: Any = "auto", workers: int = 1
     faces in the crops' own pixels, None where none is found.
     """
     detector = load_detector(detector) if isinstance(detector, str) else detector
-    pictures = faces.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pictures = to_bytes(faces)
     workers = min(workers, os.cpu_count() or 1, -(-len(pictures) // 64))
     if workers <= 1:
         return [detect_in_picture(face, detector) for face in pictures]

@@ -18,7 +18,7 @@ from riddle.models.curvature import Curvature, descend
 from riddle.models.efficientnet import TAPS, EfficientNetLite0
 from riddle.models.fixed_map import ARCFACE_POINTS, fixed_map
 from riddle.models.irse import irse_body
-from riddle.models.layers import EqualLinear
+from riddle.models.stylegan2 import EqualLinear
 from riddle.models.mobilefacenet import MobileFaceNet
 from riddle.presets import Preset
 

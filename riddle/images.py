@@ -1,25 +1,31 @@
-"""Picture files of unknown origin: opened safely, written whole or not at all.
+"""Pictures: opened safely, written whole or not at all, turned into tensors and back.
 
 What is opened: one still picture of JPEG, PNG, WebP, TIFF, BMP, GIF, PPM or AVIF, upright (EXIF orientation), as RGB of
-8 bits. What is written: PNG, JPEG or WebP with the colour profile and nothing else of the original's metadata: EXIF
-and XMP hold places, names, serial numbers, and a thumbnail that shows the face.
+8 bits. What is written: PNG, JPEG or WebP with the colour profile, an XMP packet where one is given, and nothing else
+of the original's metadata: EXIF and XMP hold places, names, serial numbers, and a thumbnail that shows the face.
+
+An XMP packet (ISO 16684-1 and its part 3) lies in a PNG as an iTXt chunk, in a WebP as a chunk, in a JPEG as an APP1
+segment. A segment holds 64 KB; a longer packet goes to the segments of "extended XMP", each with the MD5 of the whole,
+its length and its own offset.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
-import tempfile
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from riddle import xmp
+from riddle.files import replace_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -29,6 +35,15 @@ MAX_BYTES = 512 << 20  # of a file
 MAX_PIXELS = 120_000_000  # of a picture; at 3 bytes each 360 MB
 MAX_PROFILE = 4 << 20  # bytes of a colour profile
 DEEP = "16 bits a channel reduced to 8"
+_PNG_XMP = "XML:com.adobe.xmp"
+_JPEG_XMP, _JPEG_MORE = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
+_SEGMENT = 65_000  # bytes of a packet in one JPEG segment, which has room for 65,533
+_EXTENDED = (  # the packet in the first segment, which names the extension
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
+    ' xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="{}"/></rdf:RDF></x:xmpmeta>'
+    '<?xpacket end="r"?>'
+)
 
 
 class PhotoError(ValueError):
@@ -38,7 +53,7 @@ class PhotoError(ValueError):
         super().__init__(f"{file}: {cause}; {remedy}")
         self.file, self.cause, self.remedy = str(file), cause, remedy
 
-    def __reduce__(self):  # worker processes send it home
+    def __reduce__(self):  # so that worker processes can send it
         return type(self), (self.file, self.cause, self.remedy)
 
 
@@ -47,10 +62,11 @@ class Picture:
     """An upright picture as RGB, and what is needed to write it again as it was."""
 
     rgb: Image.Image
-    name: str
+    name: str  # for messages
     alpha: Image.Image | None = None  # None: opaque
     grey: bool = False
     profile: bytes | None = None  # ICC, of the RGB or grey pixels
+    xmp: bytes = b""  # its XMP packet
     notes: tuple[str, ...] = ()  # what was changed on opening
 
     def with_pixels(self, rgb: Image.Image) -> Image.Image:
@@ -60,6 +76,39 @@ class Picture:
             image = image.copy()
             image.putalpha(self.alpha)
         return image
+
+
+# ---- pixels and tensors
+
+
+def to_tensor(pixels: np.ndarray | Image.Image) -> torch.Tensor:
+    """RGB pixels (..., H, W, 3) uint8, or an RGB picture -> faces (..., 3, H, W) in [-1, 1]."""
+    x = torch.from_numpy(np.array(pixels, np.uint8))
+    return x.movedim(-1, -3).float().div_(127.5).sub_(1)
+
+
+def to_bytes(faces: torch.Tensor) -> np.ndarray:
+    """Faces (..., 3, H, W) in [-1, 1] -> pixels (..., H, W, 3) uint8."""
+    x = faces.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()
+    return x.movedim(-3, -1).contiguous().numpy()
+
+
+def to_image(face: torch.Tensor) -> Image.Image:
+    """One face (3, R, R) in [-1, 1] -> RGB picture."""
+    return Image.fromarray(to_bytes(face))
+
+
+def jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """Pixels (N, R, R, 3) uint8 after JPEG compression, with the colours at half resolution as is customary."""
+    out = np.empty_like(pixels)
+    for i, one in enumerate(pixels):
+        file = io.BytesIO()
+        Image.fromarray(one).save(file, "JPEG", quality=quality)
+        out[i] = np.asarray(Image.open(file))
+    return out
+
+
+# ---- opening
 
 
 def read_file(path: str | Path, most: int = MAX_BYTES) -> bytes:
@@ -77,6 +126,8 @@ def read_file(path: str | Path, most: int = MAX_BYTES) -> bytes:
         raise PhotoError(path, "there is no such file", "check the name") from None
     except IsADirectoryError:
         raise PhotoError(path, "it is a folder", "name a picture file") from None
+    except PhotoError:
+        raise
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name
         raise PhotoError(path, f"it cannot be read ({e})", "check its permissions") from e
     if not data:
@@ -118,15 +169,15 @@ def _upright(image: Image.Image, name: str, notes: tuple[str, ...]) -> Picture:
         notes = (*notes, "further pictures behind the first (preview, depth) dropped")
     try:
         image.load()
-        return _plain(ImageOps.exif_transpose(image), image.format, name, notes)
+        return _plain(ImageOps.exif_transpose(image), _read_xmp(image), name, notes)
     except PhotoError:
         raise
     except Exception as e:  # as above
         raise PhotoError(name, f"it is damaged ({e})", "fetch it again, or open and save it in an editor") from e
 
 
-def _plain(image: Image.Image, kind: str | None, name: str, notes: tuple[str, ...]) -> Picture:
-    """RGB, alpha and profile of a loaded, upright image of any mode."""
+def _plain(image: Image.Image, xmp: bytes, name: str, notes: tuple[str, ...]) -> Picture:
+    """The parts of a loaded, upright image of any mode."""
     profile, mode = image.info.get("icc_profile"), image.mode
     if not isinstance(profile, bytes) or not 128 <= len(profile) <= MAX_PROFILE:
         profile = None
@@ -145,35 +196,57 @@ def _plain(image: Image.Image, kind: str | None, name: str, notes: tuple[str, ..
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-        # What lies under full transparency is not seen, so no look at the result would find a face there.
+        # Nobody sees what lies under full transparency, so nobody would notice a face that stayed there.
         image = Image.composite(image, Image.new("RGBA", image.size), alpha.point(lambda a: 255 if a else 0))
         alpha = None if alpha.getextrema()[0] == 255 else alpha
     if profile is not None and profile[16:20] != (b"GRAY" if grey else b"RGB "):
         profile = None
     rgb = image.convert("RGB")
     rgb.info = {}  # nothing of the original's metadata
-    return Picture(rgb, name, alpha, grey, profile, notes)
+    return Picture(rgb, name, alpha, grey, profile, xmp, notes)
 
 
 def _from_cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
     try:
-        return ImageCms.profileToProfile(
-            image,
-            ImageCms.ImageCmsProfile(io.BytesIO(profile or b"")),
-            ImageCms.createProfile("sRGB"),
-            outputMode="RGB",
-        )
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile or b"")), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image.convert("RGB")  # no usable profile
+
+
+def _read_xmp(image: Image.Image) -> bytes:
+    """The XMP packet of a loaded image, empty without one; of a JPEG the extension when there is a whole one."""
+    if not hasattr(image, "applist"):
+        found = image.info.get(_PNG_XMP) or image.info.get("xmp") or b""
+        return found.encode(errors="replace") if isinstance(found, str) else found
+    main, parts, size = None, {}, 0
+    for segment in (data for name, data in image.applist if name == "APP1"):
+        if segment.startswith(_JPEG_XMP) and main is None:
+            main = segment[len(_JPEG_XMP) :]
+        elif segment.startswith(_JPEG_MORE) and main is not None:
+            at = len(_JPEG_MORE)
+            if segment[at : at + 32] in main and len(segment) > at + 40:
+                size, start = struct.unpack(">II", segment[at + 32 : at + 40])
+                parts[start] = segment[at + 40 :]
+    whole = b"".join(part for _, part in sorted(parts.items()))
+    if parts and len(whole) == size and _md5(whole) in main:
+        return whole
+    return main or b""
+
+
+def _md5(data: bytes) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest().upper().encode()
+
+
+# ---- writing
 
 
 def picture_format(path: str | Path) -> str:
     """PNG, JPEG or WEBP by the ending. Raises PhotoError for another."""
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
-        raise PhotoError(
-            path, f"no picture is written as {ending or 'a name without ending'}", "use .png, .jpg or .webp"
-        )
+        kind = ending or "a name without ending"
+        raise PhotoError(path, f"no picture is written as {kind}", "use .png, .jpg or .webp")
     return ENDINGS[ending]
 
 
@@ -195,37 +268,36 @@ def encode(
         image.info = {}
     out, options = io.BytesIO(), {} if profile is None else {"icc_profile": profile}
     if kind == "PNG":
-        info = PngInfo()
+        options["pnginfo"] = PngInfo()
         if packet:
-            info.add_itxt(xmp.PNG_KEYWORD, packet.decode())
-        options["pnginfo"] = info
+            options["pnginfo"].add_itxt(_PNG_XMP, packet.decode())
     else:
         options["quality"] = quality
         if kind == "WEBP" and packet:
             options["xmp"] = packet
     image.save(out, kind, **options)
-    return xmp.into_jpeg(out.getvalue(), packet) if kind == "JPEG" and packet else out.getvalue()
+    return _with_xmp(out.getvalue(), packet) if kind == "JPEG" and packet else out.getvalue()
+
+
+def _with_xmp(data: bytes, packet: bytes) -> bytes:
+    """A JPEG's bytes with a packet behind the JFIF segment. Pillow writes packets of one segment only."""
+    segments = [_JPEG_XMP + packet]
+    if len(packet) > _SEGMENT:
+        more = packet[packet.index(b"<x:xmpmeta") : packet.index(b"<?xpacket end")]
+        segments = [_JPEG_XMP + _EXTENDED.format(_md5(more).decode()).encode()]
+        for start in range(0, len(more), _SEGMENT):
+            place = _md5(more) + struct.pack(">II", len(more), start)
+            segments.append(_JPEG_MORE + place + more[start : start + _SEGMENT])
+    block = b"".join(b"\xff\xe1" + struct.pack(">H", len(s) + 2) + s for s in segments)
+    at = 2 + (2 + struct.unpack(">H", data[4:6])[0] if data[2:4] == b"\xff\xe0" else 0)
+    return data[:at] + block + data[at:]
 
 
 def write_file(path: str | Path, data: bytes) -> Path:
-    """Write bytes under a temporary name in the same folder, then rename: a reader sees the old file or the new one.
-
-    Raises PhotoError when the folder is missing.
-    """
+    """Write bytes whole or not at all. Raises PhotoError when the folder is missing."""
     path = Path(path)
-    if not path.parent.is_dir():
+    if not path.parent.is_dir():  # a wrong name of a folder shall not make one
         raise PhotoError(path, f"the folder {path.parent} does not exist", "create it")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".riddle-", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp made it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)
     return path

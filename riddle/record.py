@@ -1,4 +1,4 @@
-"""What a protected photo carries besides its pixels: the record, in the picture's XMP block or in a file beside it.
+"""What a protected photo carries besides its pixels: the record, in the picture's XMP packet or in a file beside it.
 
 Version 2, as bytes; all integers little-endian, unsigned:
 
@@ -12,15 +12,18 @@ Version 2, as bytes; all integers little-endian, unsigned:
     .   the sealed originals, one behind the other (riddle.app.container says what is in them)
     8   the first bytes of the SHA-256 of all before
 
-Fields that a reader does not know it ignores; a change that it must not ignore is another version. Version 1 has the
-same form, and codes of a model that riddle 0.1 had. The record holds
-nothing that opens a face without the passphrase, but for the places of the faces it is public.
+A reader ignores fields that it does not know; a change that it must not ignore is another version. Version 1 has the
+same form, with codes of a model that riddle 0.1 had. Nothing in the record opens a face without the passphrase; all of
+it is public. In XMP the record is one property, `riddle:record`, in base64.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,33 +32,28 @@ import numpy as np
 import torch
 from PIL import Image
 
-from riddle import xmp
-from riddle.faces import blending
-from riddle.pictures import PhotoError, encode, write_file
+from riddle.faces.blending import box
+from riddle.images import PhotoError, Picture, encode, write_file
 from riddle.presets import Preset
 
 MAGIC, VERSION = b"RIDDLE", 2
+MAX_RECORD = 40 << 20  # bytes; Pillow reads at most 64 MB of text from a PNG
 MAX_HEADER, MAX_FACES, MAX_SLOTS, MAX_WIDTH = 1 << 20, 2048, 64, 4096
+AGAIN = "restore from the file that protect saved"
 _HEAD, _CHECK = struct.Struct("<6sHI"), 8
+_NAMESPACE = "urn:riddle-faces:protected/"
+_PACKET = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
+    f' xmlns:riddle="{_NAMESPACE}"><riddle:record>{{}}</riddle:record></rdf:Description></rdf:RDF></x:xmpmeta>'
+    '<?xpacket end="r"?>'
+)
+# An editor may turn the element into an attribute.
+_PROPERTY = re.compile(rb"riddle:record\s*(?:>|=\s*[\"'])([A-Za-z0-9+/=\s]*)")
 
 
 class RecordError(PhotoError):
     """The record of a protected photo is damaged, or belongs to another model or picture."""
-
-
-def check_version(version: int, header: bytes, name: str | Path) -> None:
-    """Raises RecordError, with the file's name, unless a record of `version` can be read; header: its JSON."""
-    if version > VERSION:
-        cause = f"its record is of version {version}, this program reads version {VERSION}"
-        raise RecordError(name, cause, "update riddle")
-    if version < VERSION:
-        try:
-            preset = str(json.loads(header)["preset"])[:64]
-        except (KeyError, TypeError, ValueError, RecursionError):
-            preset = "unknown"
-        model = f"an older model (version {version}, preset {preset})"
-        cause = f"this file was protected with {model}, which this version of riddle no longer has"
-        raise RecordError(name, cause, "open it with riddle 0.1")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Record:
 
     def boxes(self) -> list[list[int]]:
         """Where each face's square lies in the photo: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
-        return [list(blending.box(m, self.size)) for m in self.matrices]
+        return [list(box(m, self.size)) for m in self.matrices]
 
     def must_fit(self, preset: Preset, weights: str, size: tuple[int, int], name: str) -> None:
         """Raises RecordError, with the file's name, unless a model of `preset` and `weights` (sha256, hex) can decrypt
@@ -88,7 +86,7 @@ class Record:
             raise RecordError(name, cause, "restore the file as it was saved")
         if self.codes.shape[1:] != (preset.n_latent, preset.style_dim):
             cause = f"its codes are {tuple(self.codes.shape[1:])}, and preset {self.preset!r} has others"
-            raise RecordError(name, cause, "restore from the file that protect saved")
+            raise RecordError(name, cause, AGAIN)
 
     def to_bytes(self) -> bytes:
         """The record as the module's description has it."""
@@ -116,7 +114,7 @@ class Record:
             magic, version, length = _HEAD.unpack_from(data)
             if magic != MAGIC:
                 raise ValueError("it does not begin as a record does")
-            check_version(version, data[_HEAD.size : _HEAD.size + min(length, MAX_HEADER)], name)
+            _check_version(version, data[_HEAD.size : _HEAD.size + min(length, MAX_HEADER)], name)
             if hashlib.sha256(data[:-_CHECK]).digest()[:_CHECK] != data[-_CHECK:]:
                 raise ValueError("the check sum differs")
             if length > MAX_HEADER or _HEAD.size + length > len(data):
@@ -126,7 +124,7 @@ class Record:
         except RecordError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as e:
-            raise RecordError(name, f"its record is damaged ({e})", "restore from the file that protect saved") from e
+            raise RecordError(name, f"its record is damaged ({e})", AGAIN) from e
 
     @classmethod
     def _checked(cls, header: dict, body: memoryview) -> Record:
@@ -148,7 +146,7 @@ class Record:
         if lengths and len(lengths) != k:
             raise ValueError("not every face has its original")
         at = 2 * k * slots * wide
-        ends = np.cumsum([at, *_whole(lengths, len(lengths), xmp.MAX_RECORD)]).tolist()
+        ends = np.cumsum([at, *_whole(lengths, len(lengths), MAX_RECORD)]).tolist()
         if ends[-1] != len(body):
             raise ValueError(f"{len(body)} bytes behind the header, not {ends[-1]}")
         codes = np.frombuffer(body[:at], "<f2").astype(np.float32).reshape(k, slots, wide)
@@ -158,19 +156,29 @@ class Record:
         return cls(preset, weights, (width, height), matrices, torch.from_numpy(codes), salt, originals)
 
 
+def _check_version(version: int, header: bytes, name: str | Path) -> None:
+    if version > VERSION:
+        cause = f"its record is of version {version}, this program reads version {VERSION}"
+        raise RecordError(name, cause, "update riddle")
+    if version < VERSION:
+        try:
+            preset = str(json.loads(header)["preset"])[:64]
+        except (KeyError, TypeError, ValueError, RecursionError):
+            preset = "unknown"
+        model = f"an older model (version {version}, preset {preset})"
+        cause = f"this file was protected with {model}, which this version of riddle no longer has"
+        raise RecordError(name, cause, "open it with riddle 0.1")
+
+
 def _whole(values: list, n: int, most: int) -> list[int]:
     if len(values) != n or not all(type(v) is int and 0 < v <= most for v in values):
         raise ValueError(f"{n} whole numbers of 1 to {most} were expected")
     return values
 
 
+@np.errstate(all="ignore")
 def _check_places(matrices: np.ndarray, width: int, height: int) -> None:
     """Only squares about the size of a face in the photo: any other would ask for pictures of any size."""
-    with np.errstate(all="ignore"):
-        _check_squares(matrices, width, height)
-
-
-def _check_squares(matrices: np.ndarray, width: int, height: int) -> None:
     u, v, offset = matrices[..., 0], matrices[..., 1], matrices[..., 2]
     side = np.hypot(*u.T)
     square = np.allclose(v, np.stack([-u[:, 1], u[:, 0]], 1), atol=1e-3 * side.max(initial=0))
@@ -182,26 +190,31 @@ def _check_squares(matrices: np.ndarray, width: int, height: int) -> None:
         raise ValueError("a face is larger than the photo")
 
 
-def find_record(photo: bytes | Image.Image, name: str = "the picture") -> Record | None:
-    """The record in a picture's XMP block; photo: the file's bytes, or an opened image. None without one.
-
-    Raises RecordError for a damaged one.
-    """
-    packet = xmp.read(photo) if isinstance(photo, bytes) else xmp.read_image(photo)
-    try:
-        found = xmp.record(packet)
-    except ValueError as e:
-        raise RecordError(name, f"its record is damaged ({e})", "restore from the file that protect saved") from e
-    return None if found is None else Record.from_bytes(found, name)
+# ---- in a picture
 
 
 def packet(record: Record, name: str | Path) -> bytes:
     """The record as an XMP packet. Raises RecordError when it is too large for a picture's metadata."""
     data = record.to_bytes()
-    if len(data) > xmp.MAX_RECORD:
-        cause = f"its record has {len(data) >> 20} MB, and a picture carries {xmp.MAX_RECORD >> 20}"
+    if len(data) > MAX_RECORD:
+        cause = f"its record has {len(data) >> 20} MB, and a picture carries {MAX_RECORD >> 20}"
         raise RecordError(name, cause, "keep fewer originals, or reduce the photo")
-    return xmp.packet(data)
+    return _PACKET.format(base64.b64encode(data).decode()).encode()
+
+
+def find_record(picture: Picture) -> Record | None:
+    """The record in a picture's XMP packet; None without one. Raises RecordError for a damaged one."""
+    match = _PROPERTY.search(picture.xmp)
+    if match is None:
+        return None
+    text = b"".join(match[1].split())
+    if len(text) > MAX_RECORD * 4 // 3 + 4:
+        raise RecordError(picture.name, f"its record is damaged (larger than {MAX_RECORD >> 20} MB)", AGAIN)
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error as e:
+        raise RecordError(picture.name, f"its record is damaged (no base64: {e})", AGAIN) from e
+    return Record.from_bytes(data, picture.name)
 
 
 def save_picture(image: Image.Image, path: str | Path, record: Record | None = None) -> Path:
