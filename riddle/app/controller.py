@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.utils import make_grid
 
-from riddle import drawing, passwords
+from riddle import data, passwords
 from riddle.faces import recognizers
 from riddle.faces.detection import FaceNotFoundError
 from riddle.images import open_picture, to_image
@@ -124,7 +124,7 @@ class Controller:
 
     def samples(self, n: int = SAMPLES) -> int:
         """Take the first n bundled synthetic faces; returns how many. Raises FileNotFoundError when there are none."""
-        return self._take(drawing.sample_faces(n, self.model.preset.resolution))
+        return self._take(data.sample_faces(n, self.model.preset.resolution))
 
     def _take(self, faces: torch.Tensor) -> int:
         self._chosen = faces, self.model.invert(faces), self._embed(faces)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from riddle import config, drawing
+from riddle import config, data, demo
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATIENCE = 240  # seconds for a page to come up on a busy machine
@@ -198,7 +198,7 @@ def test_an_empty_passphrase_is_explained(page):
 
 def test_a_dropped_photo_of_three(page):
     out = io.BytesIO()
-    drawing.group_photo(drawing.sample_faces(3, 180), 180).save(out, "PNG")
+    demo.group_photo(data.sample_faces(3, 180), 180).save(out, "PNG")
     before = picture(page)
     transfer = page.evaluate_handle(
         """data => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), t = new DataTransfer();
