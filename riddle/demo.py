@@ -7,6 +7,7 @@ machinery works, and nothing about faces. The real runs are the modules of riddl
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -17,10 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from riddle import drawing
-from riddle.faces import recognizers
+from riddle.data import sample_codes, sample_faces
+from riddle.faces import blending, recognizers
 from riddle.faces.detection import Face, load_detector
-from riddle.images import to_bytes
+from riddle.images import to_bytes, to_image
 from riddle.models.encryptor import build_encryptor
 from riddle.models.inversion import build_encoder
 from riddle.models.mobilestylegan import SIDES, MobileStyleGAN
@@ -35,6 +36,7 @@ from riddle.training.loop import bfloat16_is_faster, make_accelerator, run
 from riddle.training.parsing import ParsingConfig, ParsingTask
 from riddle.weights import WeightsMissingError, bundled, load_lpips, locate
 
+STEP = 7 / 8  # of a face's side, from one person of `group_photo` to the next
 TINY = {4: 32, 8: 32, 16: 32, 32: 16}  # channels of `tiny_generator`
 # Samples of data/samples that stand before a grey wall, so that they make one photo.
 GREY = (42, 45, 24, 3, 28, 14)
@@ -55,6 +57,22 @@ class KnownFaces:
         return list(self.found)
 
 
+def group_photo(faces: Sequence[torch.Tensor], side: int = 256) -> Image.Image:
+    """A made-up photo of N synthetic people, for trying the program without showing anybody.
+
+    faces: N framed ones, (3, R, R) in [-1, 1]; side: px of each. They stand beside each other, `STEP` sides apart, and
+    where two portraits overlap one fades into the other.
+    """
+    n, step = len(faces), round(STEP * side)
+    rise = blending.smoothstep((np.arange(side) + 0.5) / max(1, side - step))
+    photo = np.zeros((side, (n - 1) * step + side, 3))
+    for i, face in enumerate(faces):
+        share = (rise if i else 1.0) * (rise[::-1] if i < n - 1 else np.ones(side))
+        upright = to_image(face).resize((side, side), Image.Resampling.LANCZOS)
+        photo[:, i * step : i * step + side] += share[:, None] * np.asarray(upright)
+    return Image.fromarray(np.rint(photo).astype(np.uint8))
+
+
 def photo(model: Riddle, people: int = 3, side: int = 256) -> tuple[Image.Image, Any]:
     """A photo of synthetic people, and the detector that finds them; side: px of a face's frame.
 
@@ -65,15 +83,15 @@ def photo(model: Riddle, people: int = 3, side: int = 256) -> tuple[Image.Image,
     try:
         if model.preset.generator == "mobilestylegan":
             larger = next((s for s in SIDES if s >= side), SIDES[-1])
-            faces = model.synthesize(drawing.sample_codes()[who], larger).cpu()
-            return drawing.group_photo(faces, side), load_detector("auto")
+            faces = model.synthesize(sample_codes()[who], larger).cpu()
+            return group_photo(faces, side), load_detector("auto")
         if model.preset.name != "smoke":
-            return drawing.group_photo(drawing.sample_faces(48, side)[who], side), load_detector("auto")
+            return group_photo(sample_faces(48, side)[who], side), load_detector("auto")
     except FileNotFoundError:
         pass
     faces = model.synthesize(model.random_password(people, seed=1)).cpu()
-    points = [FRAMED_POINTS * side + [i * round(drawing.STEP * side), 0] for i in range(people)]
-    return drawing.group_photo(faces, side), KnownFaces(points)
+    points = [FRAMED_POINTS * side + [i * round(STEP * side), 0] for i in range(people)]
+    return group_photo(faces, side), KnownFaces(points)
 
 
 def drawn_faces(n: int, resolution: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 
+from riddle.aligned import aligned
 from riddle.allocator import keep_memory
-from riddle.datasets import CelebAMaskHQ, aligned
+from riddle.data import CelebAMaskHQ
 from riddle.files import write_text
 from riddle.models.parsing import CLASSES, MIRRORED, PARTS, ParsingNet, confusion, intersection_over_union, labels
 from riddle.presets import Preset, get
@@ -73,15 +74,16 @@ def masked_faces(preset: Preset, split: str, detector: str = "auto", workers: in
 
     Raises DatasetMissingError where the set is not on this machine.
     """
-    source = CelebAMaskHQ(split)
+    source = load("celebamask_hq", split)
     found = aligned(source, preset, detector=detector, workers=workers)
-    masks = []
-    for name, matrix in zip(found.names, found.matrices, strict=True):
+    masks, here = [], np.flatnonzero(found.present)
+    for i in here:
+        name, matrix = found.names[i], found.matrices[i]
         mask, (w, h) = source.mask(name), source.image(name).size
         scale = np.array([[mask.shape[1] / w], [mask.shape[0] / h]])  # photos as published are larger than masks
         half = np.array([[0, 0, 0.5]])
         masks.append(crop_mask(mask, (matrix + half) * scale - half, preset.resolution))
-    return {"faces": torch.as_tensor(np.asarray(found.faces)), "masks": torch.from_numpy(np.stack(masks))}
+    return {"faces": torch.from_numpy(found.faces[here]), "masks": torch.from_numpy(np.stack(masks))}
 
 
 def class_weights(masks: torch.Tensor, rarity: float) -> torch.Tensor:

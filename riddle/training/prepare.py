@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from riddle.aligned import aligned
-from riddle.datasets import DatasetMissingError, load
+from riddle.data import DatasetMissingError, load
 from riddle.files import replace_file, write_text
 from riddle.images import to_bytes
 from riddle.models.inversion import build_encoder
@@ -37,7 +37,8 @@ def faces(preset: str, split: str, workers: int = 2) -> dict[str, np.ndarray]:
     found, missing = {}, []
     for name in SETS:
         try:
-            found[name] = np.asarray(aligned(load(name, split), get(preset), workers=workers).faces)
+            made = aligned(load(name, split), preset, workers=workers)
+            found[name] = made.faces[made.present]
             print(f"{name} ({split}): {len(found[name])} faces")
         except DatasetMissingError as e:
             missing.append(str(e))
