@@ -21,7 +21,7 @@ from PIL import Image
 
 from riddle.aligned import aligned
 from riddle.allocator import keep_memory
-from riddle.data import CelebAMaskHQ
+from riddle.data import load
 from riddle.files import write_text
 from riddle.models.parsing import CLASSES, MIRRORED, PARTS, ParsingNet, confusion, intersection_over_union, labels
 from riddle.presets import Preset, get
