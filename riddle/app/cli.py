@@ -28,20 +28,18 @@ from riddle import __version__
 from riddle.app import passphrase
 
 LISTED = 10  # files named in one message
-CODES = """\b
-exit codes:
-  0    everything was done, or was there already
-  1    a file could not be done (the others were)
-  2    wrong arguments, or no usable passphrase
-  3    weights or a package are missing: python -m riddle doctor
-  4    everything was done, but a face was found that could not be protected or restored; it is listed
-  130  interrupted; the same command again goes on where it stopped"""
-PASSPHRASE = """The passphrase is never an argument. It is read from --passphrase-file, else from the environment
-variable RIDDLE_PASSPHRASE, else asked for.\n\n"""
 
 
 class Exit(IntEnum):
-    """What a command's exit code says; see CODES."""
+    """\b
+    exit codes:
+      0    everything was done, or was there already
+      1    a file could not be done (the others were)
+      2    wrong arguments, or no usable passphrase
+      3    weights or a package are missing: python -m riddle doctor
+      4    everything was done, but a face was found that could not be protected or restored; it is listed
+      130  interrupted; the same command again goes on where it stopped
+    """  # the end of every command's help
 
     DONE = 0
     FAILED = 1
@@ -59,6 +57,9 @@ class CommandError(typer.TyperException):
         self.exit_code = int(code)
 
 
+CODES = inspect.cleandoc(Exit.__doc__)
+PASSPHRASE = """The passphrase is never an argument. It is read from --passphrase-file, else from the environment
+variable RIDDLE_PASSPHRASE, else asked for.\n\n"""
 PLAIN = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
 app = typer.Typer(**PLAIN)
 clips_app = typer.Typer(**PLAIN, help="Protect or restore clips.")

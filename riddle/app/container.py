@@ -56,21 +56,13 @@ def read(path: str | Path, sidecar: str | Path | None = None) -> tuple[Picture, 
     return picture, Record.from_bytes(read_file(sidecar, MAX_RECORD), str(sidecar))
 
 
-def write(
-    target: str | Path,
-    image: Image.Image,
-    record: Record,
-    *,
-    sidecar: bool = False,
-    profile: bytes | None = None,
-    quality: int = 95,
-) -> None:
+def write(target: str | Path, image: Image.Image, record: Record, sidecar: bool = False, **options: Any) -> None:
     """Write a protected picture, and its sidecar when asked; each whole or not at all, the sidecar first.
 
-    Raises PhotoError as `riddle.images.encode` does, RecordError for a record of more than MAX_RECORD bytes.
+    options: of `riddle.images.encode`, whose errors it raises; RecordError for a record of more than MAX_RECORD bytes.
     """
     block = packet(record, target)  # refuses a record that is too large, for a sidecar too: `read` would
-    data = encode(image, target, packet=b"" if sidecar else block, profile=profile, quality=quality)
+    data = encode(image, target, packet=b"" if sidecar else block, **options)
     if sidecar:
         write_file(sidecar_path(target), record.to_bytes())
     write_file(target, data)
@@ -92,19 +84,11 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if record is None:
         return {"file": str(path), "protected": False}
     return {
-        "file": str(path),
-        "protected": True,
-        "where": where,
-        "version": VERSION,
-        "preset": record.preset,
-        "weights": record.weights,
-        "size": list(record.size),
-        "faces": record.boxes(),
-        "salt": "public" if record.salt is None else "random",
-        "originals": bool(record.originals),
-        "record_bytes": len(record.to_bytes()),
-        "picture_size": size,
-    }
+        "file": str(path), "protected": True, "where": where, "version": VERSION, "preset": record.preset,
+        "weights": record.weights, "size": list(record.size), "faces": record.boxes(),
+        "salt": "public" if record.salt is None else "random", "originals": bool(record.originals),
+        "record_bytes": len(record.to_bytes()), "picture_size": size,
+    }  # fmt: skip
 
 
 def _cipher(key: bytes) -> AESGCM:

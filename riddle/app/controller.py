@@ -77,10 +77,10 @@ class View:
 
     def picture(self, side: int | None = None) -> bytes:
         """The faces, each of `side` px, as JPEG."""
-        return jpeg(self.faces, self.columns, side or self.side, self.gap)
+        return contact_sheet(self.faces, self.columns, side or self.side, self.gap)
 
 
-def jpeg(faces: torch.Tensor, columns: int, side: int, gap: int = 0) -> bytes:
+def contact_sheet(faces: torch.Tensor, columns: int, side: int, gap: int = 0) -> bytes:
     """Faces (N, 3, R, R) in [-1, 1], each resized to `side` px, in rows of `columns`, `gap` px apart, on white."""
     large = F.interpolate(faces.float().cpu(), (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
     sheet, out = make_grid(large, columns, gap, pad_value=1.0), io.BytesIO()
@@ -139,7 +139,7 @@ class Controller:
 
     def thumbnails(self, side: int = 128) -> list[bytes]:
         """The faces to choose from, each a JPEG."""
-        return [jpeg(face, 1, side) for face in self._chosen[0].split(1)] if self._chosen else []
+        return [contact_sheet(face, 1, side) for face in self._chosen[0].split(1)] if self._chosen else []
 
     # What is shown
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import riddle
-from riddle import assets, config, photos, weights
+from riddle import assets, config, data, weights
 from riddle.faces.detection import find_all
 
 Item = dict[str, Any]  # name; here; detail: its version or place, else why it is not here; needed; use or terms
@@ -30,7 +30,7 @@ def examine(preset: str = "mobile") -> dict[str, list[Item]]:
         "system": [
             _item("python", platform.python_version),
             _item("accelerator", _accelerator),
-            _item("configuration", _configuration, needed=True),
+            _item("configuration", lambda: config.settings() and config.config_file() or "none", needed=True),
         ],
         "packages": [_item(name, lambda name=name: _version(name)) for name in _declared()],
         "weights": [
@@ -38,7 +38,7 @@ def examine(preset: str = "mobile") -> dict[str, list[Item]]:
             *(_item(f"{preset}/{path.stem}", lambda path=path: path) for path in own),
         ],
         "networks": [_network(assets.ASSETS[name]) for name in sorted(assets.ASSETS)],
-        "data": [_item(key, lambda key=key: photos.locate(key)) for key in photos.PLACES],
+        "data": [_item(key, lambda key=key: data.locate(key)) for key in data.SOURCES],
     }
 
 
@@ -56,12 +56,6 @@ def _accelerator() -> torch.device:
     if device is None:
         raise LookupError(f"none; the CPU is used, {torch.get_num_threads()} threads")
     return device
-
-
-def _configuration() -> str:
-    config.settings()
-    path = config.config_file()
-    return str(path) if path.exists() else f"none (would be {path})"
 
 
 def _declared() -> list[str]:

@@ -74,7 +74,9 @@ class Page(w.VBox):
         self.picture, self.wall = w.Image(format="jpeg"), w.Image(format="jpeg")
         self.others = w.Button(description="Sixteen other passwords")
         style = w.HTML(f"<style>{(PAGE / 'page.css').read_text(encoding='utf-8')}</style>")
-        super().__init__([style, _box(w.Box, "columns", self._main(), self._side())])
+        strangers = (self.wall, self.count, self.others)
+        side = _card("A wall of strangers", "one face, sixteen passwords", *strangers, classes="card side")
+        super().__init__([style, _box(w.Box, "columns", self._main(), side)])
         self.add_class("riddle")
         self.message.add_class("message")
         self.photo.on_msg(self._dropped)
@@ -100,10 +102,6 @@ class Page(w.VBox):
             _card("2 &nbsp;Lock it", "drag from one passphrase to the other", words),
             _card("3 &nbsp;Who is it now?", f"to {recogniser}, a recogniser", faces),
         )  # fmt: skip
-
-    def _side(self) -> w.Box:
-        shown = self.wall, self.count, self.others
-        return _card("A wall of strangers", "one face, sixteen passwords", *shown, classes="card side")
 
     # What the background thread does
 
