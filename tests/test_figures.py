@@ -1,29 +1,30 @@
-"""Figures: the numbers of figures 7 and 8 against closed forms, the faces of every grid, and where pictures go."""
+"""Figures: the numbers of figures 1, 7 and 8 against closed forms, the faces of every grid, and where pictures go."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
 import riddle
-from riddle import baselines, drawing, facesets, figures, gallery, methods, paper
+from riddle.evaluation import drawing, facesets, figures
+from riddle.evaluation.protocol import Embedded
+from riddle.evaluation.runs import Run, read
 from riddle.faces.detection import Face
+from riddle.images import to_bytes, to_tensor
 from riddle.metrics.diversity import silhouette
-from riddle.runs import Run
 
 
-@dataclass(frozen=True)
 class Centre:
     """Finds one face in the middle of every picture that is not dark."""
 
-    name: str = "centre"
+    name = "centre"
 
     def detect(self, image):
         pixels = np.asarray(image)
@@ -31,8 +32,8 @@ class Centre:
         return [Face(np.array([0, 0, 9, 9.0]), 1.0, points, None, "centre")] if pixels.mean() > 20 else []
 
 
-class Judge:
-    """Embeds a face as its four quarters' mean colours, less the first half of the range of values."""
+class Recogniser:
+    """Embeds a face as its four quarters' mean colours."""
 
     name, dim = "toy", 12
     spec = SimpleNamespace(size=32, stretch=1.0, targets=np.zeros((5, 2)))
@@ -52,18 +53,9 @@ class Judge:
         return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
 
 
-def rounded(faces):
-    """To the 8 bits in which judges see a face."""
-    return facesets.to_tensor(facesets.to_bytes(faces))
-
-
-class Seeded:
-    """A baseline that paints every face in the shade of the password's number."""
-
-    name, label, reversible = "seeded", "Seeded (toy)", False
-
-    def protect(self, faces, seed=0):
-        return torch.full_like(faces, (seed + 1) / 100)
+def seen(faces):
+    """A recogniser's embeddings of faces in the 8 bits in which it sees them."""
+    return Recogniser().embed(to_tensor(to_bytes(faces))).numpy()
 
 
 @pytest.fixture(autouse=True)
@@ -72,96 +64,108 @@ def closed():
     plt.close("all")
 
 
-@pytest.fixture(scope="module")
-def model():
-    with warnings.catch_warnings(action="ignore"):
-        return riddle.load("smoke")
+@pytest.fixture
+def run(home, root):
+    """Three bundled faces, in a home of their own."""
+    (home / "home").mkdir()
+    (home / "home" / "data").symlink_to(root / "data")
+    return Run(preset="smoke", dataset="samples", limit=3, seed=5, detector=Centre())
 
 
 @pytest.fixture
-def ours(model):
-    return methods.Method("riddle", "RiDDLE", model=model)
+def models(run):
+    with warnings.catch_warnings(action="ignore"):
+        return {"A": riddle.load("smoke"), "B": riddle.load("smoke", encryptor="reflection")}
 
 
 @pytest.fixture
-def who():
-    faces = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    return methods.People(faces, ("a", "b", "c"), "samples", "toys", "synthetic", "abc")
-
-
-# ---- methods and people
-
-
-def test_a_password_is_a_number_of_the_seed_and_the_same_for_all_who_share_it(ours, model, who):
-    keys = model.random_password(5, seed=7)
-    drawn = ours.protect(who.faces, torch.tensor([[4, 1], [0, 2], [4, 3]]), seed=7)
-    codes = model.invert(who.faces)
-    for i, row in enumerate([[4, 1], [0, 2], [4, 3]]):
-        for j, k in enumerate(row):
-            expected = model.synthesize(model.encrypt(codes[i : i + 1], keys[k : k + 1]))[0]
-            torch.testing.assert_close(drawn[i, j], expected, atol=1e-4, rtol=0)
-    assert drawn.shape == (3, 2, 3, 32, 32) and not torch.equal(drawn[0, 0], drawn[0, 1])
-
-
-def test_restoring_decrypts_the_code_itself(ours, model, who):
-    keys, codes = model.random_password(3, seed=0), model.invert(who.faces)
-    one = torch.tensor([[1, 1]] * 3)
-    back = ours.restore(who.faces, one, torch.tensor([[1, 2]] * 3))
-    locked = model.encrypt(codes, keys[1:2])
-    for j, k in enumerate((1, 2)):
-        expected = model.synthesize(model.decrypt(locked, keys[k : k + 1]))
-        torch.testing.assert_close(back[:, j], expected, atol=1e-4, rtol=0)
-
-
-def test_a_baseline_is_drawn_password_by_password(who):
-    seeded = methods.Method("seeded", "Seeded", baseline=Seeded())
-    drawn = seeded.protect(who.faces, torch.tensor([[0, 2], [5, 1], [2, 2]]), seed=10)
-    assert drawn[..., 0, 0, 0].mul(100).round().tolist() == [[11, 13], [16, 12], [13, 13]]
-    assert seeded.heeds_passwords and seeded.restore(who.faces, torch.zeros(3, 1), torch.zeros(3, 1)) is None
-    assert not methods.Method("blur", "blur", baseline=baselines.load("blur")).heeds_passwords
-    absent = methods.Method("fit", "FIT", reason="not trained")
-    assert not absent.heeds_passwords
-    with pytest.raises(ValueError, match="FIT cannot be run: not trained"):
-        absent.protect(who.faces, torch.zeros(3, 1, dtype=torch.long))
-
-
-def test_every_system_of_the_paper_is_listed_with_its_reason():
+def who(run):
     with warnings.catch_warnings(action="ignore"):
-        listed = methods.methods("smoke")
-    assert set(paper.SYSTEMS.values()) <= {m.label for m in listed}
-    assert [m.name for m in listed[:5]] == ["riddle", "datafree", "coupling", "blur", "mosaic"]
-    for m in listed:
-        assert (m.model is None and m.baseline is None) == bool(m.reason)
-        if m.name in baselines.UNAVAILABLE:
-            assert m.reason == baselines.UNAVAILABLE[m.name]
+        return figures.people(run)
 
 
-def test_absent_weights_are_a_reason_without_a_local_path(home):
-    first = methods.methods("ffhq256")[0]
-    assert first.reason.startswith("weights missing (data/zoo/ffhq256/") and str(home) not in first.reason
+def test_people_are_the_first_ones_or_drawn_by_the_seed(run, who, models):
+    assert who.rows == [0, 1, 2] and who.faces.shape == (3, 3, 32, 32)
+    torch.testing.assert_close(who.codes, models["A"].invert(who.faces), atol=1e-4, rtol=0)
+    drawn = figures.people(run, 2, seed=3)
+    order = np.random.default_rng(3).permutation(3)[:2]
+    assert drawn.rows == order.tolist() and torch.equal(drawn.faces, who.faces[order])
+    assert torch.equal(drawn.codes, who.codes[order]) and figures.people(run, 1).rows == [0]
 
 
-def test_people_are_the_first_ones_or_drawn_by_the_seed():
-    first, drawn = methods.people("smoke", "samples", 4), methods.people("smoke", "samples", 4, seed=3)
-    everyone = methods.people("smoke", "samples")
-    assert first.names == everyone.names[:4] and not first.real
-    assert drawn.names == methods.people("smoke", "samples", 4, seed=3).names != first.names
-    for name, face in zip(drawn.names, drawn.faces, strict=True):
-        assert torch.equal(face, everyone.faces[everyone.names.index(name)])
-    assert drawn.split_hash == first.split_hash and first.faces.shape == (4, 3, 32, 32)
+def test_an_encryptor_without_weights_has_its_reason(run, home):
+    with warnings.catch_warnings(action="ignore"):
+        here, absent = figures.encryptors(run, {"untrained": "a control", "mlp": "without transformer"})
+    assert list(here) == ["a control"] and list(absent) == ["without transformer"]
+    assert absent["without transformer"].startswith("weights missing (") and str(home) not in str(absent)
 
 
-def test_without_photos_the_samples_stand_in(home):
-    assert methods.dataset_here() == methods.dataset_here("ffhq") == "samples"
-    with pytest.raises(ValueError, match="unknown dataset"):
-        methods.dataset_here("faces")
+# ---- figures 1, 3, 4, 5, 6 and 9
 
 
-def test_judges_seen_in_training_come_last(monkeypatch):
-    monkeypatch.setattr(methods.recognizers, "available", lambda names: {n: "no" if "x" in n else None for n in names})
-    monkeypatch.setattr(methods.recognizers, "load", lambda name, device: name)
-    here, absent = methods.load_judges("mobile")
-    assert list(here)[-1] == "arcface-mobilefacenet" and list(absent) == ["edgeface-xs"]
+def test_every_grid_shows_the_same_people_and_passwords(models, who):
+    grids = figures.grids(models, who, count=4, seed=1)
+    assert list(grids) == ["figure1", "figure3", "figure4", "figure5", "figure6"]
+    model, keys = models["B"], models["B"].random_password(4, seed=1).split(1)
+    locked = [model.encrypt(who.codes, key) for key in keys]
+    inputs, encrypted, decrypted = (block.faces for block in grids["figure1"]["B"])
+    assert torch.equal(inputs[:, 0], who.faces)
+    torch.testing.assert_close(inputs[:, 1], model.synthesize(who.codes))
+    torch.testing.assert_close(encrypted[:, 1], model.synthesize(locked[1]))
+    for column, k in enumerate((0, 2, 3)):
+        torch.testing.assert_close(decrypted[:, column], model.synthesize(model.decrypt(locked[0], keys[k])))
+    assert [b.columns[0] for b in grids["figure3"][""]] == ["original", "A", "B", "blur", "mosaic"]
+    assert [b.title for b in grids["figure4"][""]] == ["", "A", "B"]  # nothing else can be undone
+    many = grids["figure5"]["B"][1]
+    assert many.columns == ("1", "2", "3", "4")
+    for k, code in enumerate(locked):
+        torch.testing.assert_close(many.faces[:, k], model.synthesize(code))
+    assert torch.equal(grids["figure4"][""][2].faces, torch.stack([encrypted[:, 0], decrypted[:, 0]], 1))
+    assert torch.equal(grids["figure6"][""][2].faces, many.faces[:, :3])
+    assert [b.columns for b in grids["figure6"][""]][3:] == [("any",), ("any",)]
+
+
+def test_figure_9_restores_the_second_password(models, who):
+    rows = figures.figure9(models, who, seed=2)
+    names = [f"{label}: {name}" for label in "BA" for name in ("password 1", "password 2", "restored")]
+    assert list(rows) == ["face", "inverted", *names]
+    model, keys = models["A"], models["A"].random_password(2, seed=2).split(1)
+    locked = model.encrypt(who.codes, keys[1])
+    torch.testing.assert_close(rows["A: password 2"], model.synthesize(locked))
+    torch.testing.assert_close(rows["A: restored"], model.synthesize(model.decrypt(locked, keys[1])))
+
+
+def test_the_worst_faces_are_picked_by_the_numbers(run, monkeypatch):
+    """Known similarities: an angle is a picture's embedding; nobody finds the face of the third photo."""
+    angles = {"photo": [0, 0, np.nan], "inverted": [0, 0, 0], "coupling": [80, 30, 0]}
+    angles |= {"coupling-restored": [10, 20, 60], "coupling-wrong": [90, np.nan, 0]}
+    e = {k: np.stack([np.cos(np.radians(v)), np.sin(np.radians(v))], 1) for k, v in angles.items()}
+    shades = dict.fromkeys(angles, 100) | {"coupling": 150, "coupling-restored": 101}
+    for item, shade in shades.items():
+        path = run.folder / f"{item}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, faces=np.full((3, 8, 8, 3), shade, np.uint8))
+    monkeypatch.setattr(facesets, "faces", lambda run, item: run.folder / f"{item}.npz")
+    toy = Embedded("toy", e, Recogniser().similarity, 0.5, {})
+    monkeypatch.setattr(facesets, "embedded", lambda run, name, sets: toy)
+    faces, table = figures.outcomes(run, "coupling", ["toy"])
+    alike = table[table.judge == "toy"].set_index("place")
+    assert alike.worst.to_dict() == {"protected": 1, "restored": 2, "wrong password": 0}
+    assert alike.similarity.tolist() == pytest.approx([np.cos(np.radians(a)) for a in (30, 60, 90)], abs=1e-9)
+    assert alike.undetected.tolist() == [1, 0, 2] and alike.unfound.tolist() == [2, -1, 1]
+    assert alike["mean"]["restored"] == pytest.approx(np.cos(np.radians([10, 20, 60])).mean())
+    assert np.isnan(alike.low["wrong password"])  # one face has no interval
+    pixels = table[table.judge == ""].set_index("place")["mean"]
+    assert pixels.to_dict() == pytest.approx({"protected": 50, "restored": 1, "wrong password": 0}, abs=1e-4)
+    rows = figures.failures(faces, table, "toy")
+    assert list(rows) == [
+        "protected, most like the original: 0.87", "protected, found by no detector",
+        "restored, least like the inverted face: 0.50",
+        "wrong password, most like the original: 0.00", "wrong password, found by no detector",
+    ]  # fmt: skip
+    (block,) = rows["protected, most like the original: 0.87"]
+    assert block.columns == ("original", "inverted", "protected", "restored", "wrong password")
+    assert torch.equal(block.faces[0, 2], faces["protected"][1])
 
 
 # ---- figure 7
@@ -169,30 +173,28 @@ def test_judges_seen_in_training_come_last(monkeypatch):
 
 def test_spread_of_faces_with_known_angles():
     e = np.concatenate([np.eye(6)[:3], [[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], [np.nan] * 6]])
-    angle, _ = figures.spread(e, np.array([0, 0, 0, 1, 1, 1]))
-    assert angle["mean"] == pytest.approx((90 + 45) / 2) and (angle["n"], angle["undetected"]) == (5, 1)
-    assert angle["low"] == pytest.approx(45) and angle["high"] == pytest.approx(90)  # over two people
-    (alone, none) = figures.spread(np.eye(4), np.zeros(4, int))
-    assert alone["mean"] == pytest.approx(90) and "low" not in alone and none["value"].startswith("n/a")
+    angle, _ = figures.spread(e, np.array([0, 0, 0, 1, 1, 1])).values()
+    assert angle.mean == pytest.approx((90 + 45) / 2) and angle.low == pytest.approx(45)  # over two people
+    alone, none = figures.spread(np.eye(4), np.zeros(4, int)).values()
+    assert alone.mean == pytest.approx(90) and np.isnan(alone.low) and none == "too few faces were found"
     nobody = figures.spread(np.full((4, 3), np.nan), np.array([0, 0, 1, 1]))
-    assert all(line["value"] == "n/a: too few faces were found" and line["n"] == 0 for line in nobody)
+    assert list(nobody.values()) == ["too few faces were found"] * 2
 
 
 def test_silhouette_agrees_with_our_own_and_has_an_interval_over_people():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(5), 20)
     e = rng.normal(size=(100, 8)) + 2 * rng.normal(size=(5, 8))[labels]
-    line = figures.spread(e, labels)[1]
-    assert line["mean"] == pytest.approx(silhouette(e, labels), abs=1e-9)
-    assert line["low"] < line["mean"] < line["high"]
+    found = figures.spread(e, labels)["silhouette"]
+    assert found.mean == pytest.approx(silhouette(e, labels), abs=1e-9) and found.low < found.mean < found.high
 
 
-def test_a_judge_by_distance_has_no_angle():
+def test_a_recogniser_by_distance_has_no_angle():
     e = np.array([[0, 0], [0, 1], [9, 0], [9, 1.0]])
-    angle, apart = figures.spread(e, np.array([0, 0, 1, 1]), euclidean=True)
-    assert angle["value"].startswith("n/a: this judge") and "mean" not in angle
+    angle, apart = figures.spread(e, np.array([0, 0, 1, 1]), euclidean=True).values()
     nearest = (9 + np.sqrt(82)) / 2
-    assert apart["mean"] == pytest.approx((nearest - 1) / nearest)
+    assert angle.startswith("this recogniser compares by distance")
+    assert apart.mean == pytest.approx((nearest - 1) / nearest)
 
 
 def test_tsne_keeps_neighbours_and_the_seed():
@@ -211,158 +213,93 @@ def test_tsne_keeps_neighbours_and_the_seed():
         figures.tsne(e[1:4])
 
 
-def test_diversity_measures_each_method_once_and_says_who_is_missing(home, ours, who, monkeypatch):
-    listed = [
-        ours,
-        methods.Method("seeded", "CIAGAN", baseline=Seeded()),
-        methods.Method("blur", "blurring", baseline=baselines.load("blur")),
-        methods.Method("fit", "FIT", reason="not trained"),
-    ]
-    run = Run(preset="smoke", dataset="samples", detector=Centre())
-    judges = {"toy": Judge(), "far": Judge("euclidean")}
-    figure = figures.Diversity(run, who, judges, listed, count=4, perplexity=2)
-    table = figure.table(strangers=who)
+def test_each_face_has_a_password_of_its_own_and_is_made_once(run, who, models, monkeypatch):
+    recognisers = {"toy": Recogniser()}
+    path = figures.scatter(run, "reflection", who, recognisers, count=4)
+    keys = models["B"].random_password(12, seed=5)
+    made = [models["B"].synthesize(models["B"].encrypt(who.codes[k // 4][None], keys[k][None])) for k in range(12)]
+    np.testing.assert_allclose(read(path, "toy"), seen(torch.cat(made)), atol=2 / 255)
+    assert read(path, "labels").tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    monkeypatch.setattr(riddle.Riddle, "encrypt", lambda *a: pytest.fail("the faces are made once"))
+    assert figures.scatter(run, "reflection", who, recognisers, count=4) == path
+
+
+def test_diversity_has_a_line_for_everybody_and_says_who_is_missing(run, who):
+    recognisers = {"toy": Recogniser(), "far": Recogniser("euclidean")}
+    variants = {"reflection": "RiDDLE", "mlp": "without transformer"}  # smoke has no trained networks
+    scattered = {label: figures.scatter(run, variant, who, recognisers, 4) for variant, label in variants.items()}
+    table = figures.diversity(run, scattered, recognisers, who.faces, passwords=4)
     rows = table.set_index(["method", "metric", "judge"])
-    assert rows.loc[("RiDDLE", "mean pairwise angle", "toy"), "mean"] > 0
-    assert rows.loc[("FIT", "silhouette", "toy"), "value"] == "n/a: not trained"
-    assert "whatever the password" in rows.loc[("blurring", "silhouette", "far"), "value"]
-    assert rows.loc[("RiDDLE", "mean pairwise angle", "far"), "value"].startswith("n/a: this judge")
-    assert rows.loc[("photos of different people", "mean pairwise angle", "toy"), "n"] == 3
-    assert rows.loc[("RiDDLE", "mean pairwise angle", "toy"), "paper KFFA"] == 77.39
-    assert rows.loc[("CIAGAN", "mean pairwise angle", "toy"), "paper KFFA"] == 62.14
-    assert np.isnan(rows.loc[("RiDDLE", "silhouette", "toy"), "paper KFFA"])
-    assert (table.dataset == "toys").all() and (table.passwords == 4).all() and (table.people == 3).all()
+    angle = "mean pairwise angle"
+    assert rows["mean"]["RiDDLE", angle, "toy"] > 0 and rows.value["RiDDLE", angle, "far"].startswith("n/a: this recog")
+    assert rows.value["without transformer", "silhouette", "toy"].startswith("n/a: weights missing")
+    assert rows.value["FIT", "silhouette", "toy"] == "n/a: not trained by this project"
+    blurring = next(m for m in table.method if "blurring" in m)
+    assert rows.value[blurring, "silhouette", "far"] == "n/a: it makes the same face whatever the password"
+    assert rows.n["photos of different people", angle, "toy"] == 3
+    assert rows["paper KFFA"]["RiDDLE", angle, "toy"] == 77.39 and rows["paper KFFA"]["CIAGAN", angle, "toy"] == 62.14
+    assert np.isnan(rows["paper KFFA"]["RiDDLE", "silhouette", "toy"])
     measured = table[table.method == "RiDDLE"]
-    assert (measured.n + measured.undetected == 12).all()
-    saved = figures.save_table(table, "figure7", run, "samples")
-    assert saved == run.folder / "figure7.csv" and not (home / "home" / "results" / "smoke").exists()
-
-    monkeypatch.setattr(methods.Method, "protect", lambda *a: pytest.fail("the faces are made once"))
-    panels = figure.panels("toy")
-    points, labels, words = panels["RiDDLE"]
-    assert points.shape == (12, 2) and labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert "mean angle" in words and "FIT" not in panels and "blurring" not in panels
-    drawn = drawing.clouds(panels)
-    assert sum(len(c.get_offsets()) for c in drawn.axes[0].collections) == 12
+    assert (measured.n + measured.undetected == 12).all() and (table.passwords == 4).all()
+    assert (table.split_hash == run.split_hash).all()
 
 
-def test_faces_of_a_person_have_passwords_of_their_own(home, who):
-    listed = [methods.Method("seeded", "Seeded", baseline=Seeded())]
-    run = Run(preset="smoke", dataset="samples", seed=20, detector=Centre())
-    figure = figures.Diversity(run, who, {"toy": Judge()}, listed, count=2)
-    e = figures.read(figure.embeddings(listed[0]), "toy")
-    np.testing.assert_allclose(e[:, 0], np.arange(21, 27) / 100, atol=1 / 255)  # 8 bits; a password apart is 2.5 steps
-
-
-def test_only_a_complete_table_of_a_trained_preset_is_kept(home):
-    import pandas as pd
-
-    table, results = pd.DataFrame({"mean": [1.0]}), home / "home" / "results" / "mobile" / "tables"
-    figures.save_table(table, "figure8", Run("mobile", "samples", limit=2), "celebamask_hq")
-    assert not results.exists()
-    for dataset in ("celebamask_hq", "samples"):
-        figures.save_table(table, "figure8", Run("mobile", "samples"), dataset)
-    assert sorted(p.name for p in results.iterdir()) == ["figure8.csv", "figure8_samples.csv"]
+def test_only_a_complete_table_of_a_trained_preset_is_kept(run, home):
+    table, results = pd.DataFrame({"mean": [1.0]}), home / "home" / "results"
+    assert figures.save(table, "figure8", run) == run.folder / "figure8.csv"
+    figures.save(table, "figure8", Run("smoke", "samples"))
+    figures.save(table, "figure8", Run("mobile", "samples", limit=2))
+    assert [p.name for p in results.iterdir()] == ["runs"]
+    figures.save(table, "figure8", Run("mobile", "samples"))
+    assert [p.name for p in (results / "mobile" / "tables").iterdir()] == ["figure8_samples.csv"]
 
 
 # ---- figure 8
 
 
-def test_distance_and_threshold_of_both_kinds_of_judge():
-    a, b = np.array([[1.0, 0], [1, 0]]), np.array([[0, 2.0], [3, 0]])
-    np.testing.assert_allclose(figures.distance(Judge(), a, b), [1, 0], atol=1e-12)
-    np.testing.assert_allclose(figures.distance(Judge("euclidean"), a, b), [np.sqrt(5), 2])
-    assert figures.threshold(Judge(threshold=0.3)) == pytest.approx(0.7)
-    assert figures.threshold(Judge("euclidean", threshold=-0.6)) == pytest.approx(0.6)
-
-
-@pytest.mark.parametrize("how", figures.PATHS)
-def test_a_walk_goes_from_one_password_to_the_other(ours, model, who, how):
-    judges = {"toy": Judge()}
-    walk = figures.walk(ours, who, judges, how, steps=4, seed=5, detector=Centre())
-    assert walk.faces.shape == (3, 4, 3, 32, 32) and walk.t.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    keys, codes = model.random_password(6, seed=5), model.invert(who.faces)
-    for i in range(3):
-        for place, k in ((0, 2 * i), (-1, 2 * i + 1)):
-            expected = model.synthesize(model.encrypt(codes[i : i + 1], keys[k : k + 1]))[0]
-            torch.testing.assert_close(walk.faces[i, place], expected, atol=2e-3, rtol=0)
-    e = judges["toy"].embed(rounded(walk.faces.flatten(0, 1))).reshape(3, 4, -1).numpy()
-    photo = judges["toy"].embed(rounded(who.faces)).numpy()
-    found = ~np.isnan(walk.to_photo["toy"])
-    expected = 1 - judges["toy"].similarity(photo[:, None], e)
-    np.testing.assert_allclose(walk.to_photo["toy"][found], expected[found], atol=1e-5)
-    steps = 1 - judges["toy"].similarity(e[:, 1:], e[:, :-1])
-    found = ~np.isnan(walk.to_next["toy"])
-    np.testing.assert_allclose(walk.to_next["toy"][found], steps[found], atol=1e-5)
-
-
-def test_figure8_counts_who_is_still_recognised(home, who, ours):
-    nan = np.nan
-    walk = figures.Walk(
-        "slerp", np.array([0, 0.5, 1]), torch.zeros(3, 3, 3, 8, 8),
-        {"toy": np.array([[0.2, 0.9, 0.8], [0.4, nan, 0.9], [0.9, 0.7, nan]])},
-        {"toy": np.array([[0.3, 0.1], [0.5, nan], [nan, nan]])},
-        {"toy": np.array([0.6, 0.8, nan])}, {"toy": np.array([0.1, 0.3, 0.2])},
-    )  # fmt: skip
-    run = Run(preset="smoke", dataset="samples")
-    table = figures.figure8(run, ours, who, {"toy": Judge(threshold=0.5)}, [walk])
-    path = table[table.path == "spherical"]
-    np.testing.assert_allclose(path["mean"], [0.5, 0.8, 0.85])
-    np.testing.assert_allclose(path.accepted, [2 / 3, 0, 0])
-    np.testing.assert_allclose(path.step, [nan, 0.4, 0.1])
-    assert path.undetected.tolist() == [0, 1, 1] and (path.n == 3).all()
-    assert path.ends.tolist() == pytest.approx([0.7] * 3) and (path.threshold == 0.5).all()
-    assert path.low.iloc[0] >= 0.2 and path.high.iloc[0] <= 0.9 and path.low.iloc[0] < 0.5 < path.high.iloc[0]
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_a_walk_goes_from_one_password_to_the_other_and_is_measured(run, who, models, distance):
+    r, model = Recogniser(distance, 0.9 if distance == "cosine" else -0.6), models["B"]
+    walks, table = figures.figure8(run, "RiDDLE", model, who, {"toy": r}, steps=4)
+    keys = model.random_password(6, seed=5)
+    for path, faces in walks.items():
+        assert path in ("spherical", "linear") and faces.shape == (3, 4, 3, 32, 32)
+        for i in range(3):
+            for place, k in ((0, 2 * i), (-1, 2 * i + 1)):
+                expected = model.synthesize(model.encrypt(who.codes[i : i + 1], keys[k : k + 1]))[0]
+                torch.testing.assert_close(faces[i, place], expected, atol=2e-3, rtol=0)
+        rows = table[table.path == path]
+        photo, e = seen(who.faces), seen(faces.flatten(0, 1)).reshape(3, 4, -1)
+        zero = 1 if distance == "cosine" else 0
+        away = zero - r.similarity(photo[:, None], e)  # (people, steps)
+        assert rows.t.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+        np.testing.assert_allclose(rows["mean"], away.mean(0), atol=1e-5)
+        np.testing.assert_allclose(rows.accepted, (away < zero - r.threshold).mean(0))
+        np.testing.assert_allclose(rows.step, [np.nan, *(zero - r.similarity(e[:, 1:], e[:, :-1])).mean(0)], atol=1e-5)
+        np.testing.assert_allclose(rows.ends, (zero - r.similarity(e[:, 0], e[:, -1])).mean(), atol=1e-5)
+        assert (rows.low <= rows["mean"]).all() and (rows["mean"] <= rows.high).all() and (rows.undetected == 0).all()
     (inverted,) = table[table.path == "inverted"].to_dict("records")
-    assert inverted["mean"] == pytest.approx(0.2) and inverted["accepted"] == 1
-    strips = figures.strips(who, [walk], person=1)
-    assert list(strips) == ["spherical"] and strips["spherical"][1].columns == ("0", "0.5", "1")
-    drawn = drawing.paths(strips, table, ["toy"])
-    assert [a.get_title() for a in drawn.axes] == ["", "toy"]
+    plain = zero - r.similarity(photo, seen(model.synthesize(who.codes)))
+    assert inverted["mean"] == pytest.approx(plain.mean(), abs=1e-5) and np.isnan(inverted["t"])
+    assert inverted["threshold"] == pytest.approx(0.1 if distance == "cosine" else 0.6)
+    assert [a.get_title() for a in drawing.paths(table).axes] == ["toy"]
 
 
-# ---- figures 1, 3, 4, 5 and 6
+def test_a_face_that_is_not_found_is_counted_and_left_out(run, who, models):
+    who = who._replace(faces=torch.cat([who.faces[:2], torch.full_like(who.faces[:1], -1)]))  # a dark photo
+    _, table = figures.figure8(run, "RiDDLE", models["B"], who, {"toy": Recogniser()}, steps=2)
+    assert (table.undetected == 1).all() and (table.n == 2).all()
+    blind = SimpleNamespace(name="blind", detect=lambda image: [])
+    run = Run(preset="smoke", dataset="samples", limit=3, detector=blind)
+    _, table = figures.figure8(run, "RiDDLE", models["B"], who, {"toy": Recogniser()}, steps=2)
+    assert (table.value == "n/a: no face was found").all() and (table.undetected == 3).all()
 
 
-def test_every_grid_shows_the_same_people_and_passwords(ours, model, who):
-    listed = [
-        ours,
-        methods.Method("seeded", "Seeded", baseline=Seeded()),
-        methods.Method("blur", "blurring", baseline=baselines.load("blur")),
-        methods.Method("fit", "FIT", reason="not trained"),
-    ]
-    grids = gallery.qualitative(listed, who.faces, count=4, seed=1)
-    assert list(grids) == ["figure1", "figure3", "figure4", "figure5", "figure6"]
-    inputs, encrypted, right, wrong = grids["figure1"]["RiDDLE"]
-    assert torch.equal(inputs.faces[:, 0], who.faces)
-    torch.testing.assert_close(inputs.faces[:, 1], model.synthesize(model.invert(who.faces)))
-    assert [b.columns[0] for b in grids["figure3"][""]] == ["original", "RiDDLE", "Seeded", "blurring"]
-    assert [b.title for b in grids["figure4"][""]] == ["", "RiDDLE"]  # nothing else can be undone
-    many = grids["figure5"]["RiDDLE"][1]
-    assert many.columns == ("1", "2", "3", "4")
-    first = {k: v for k, v in (("1", encrypted.faces[:, 0]), ("3", grids["figure3"][""][1].faces[:, 0]))}
-    first |= {"4": grids["figure4"][""][1].faces[:, 0], "6": grids["figure6"][""][1].faces[:, 0]}
-    for name, faces in first.items():
-        torch.testing.assert_close(faces, many.faces[:, 0], atol=1e-4, rtol=0, msg=name)
-    torch.testing.assert_close(right.faces[:, 0], grids["figure4"][""][1].faces[:, 1], atol=1e-4, rtol=0)
-    assert [b.columns for b in grids["figure6"][""]][1:] == [("1", "2", "3"), ("1", "2", "3"), ("any",)]
-    table = gallery.table(grids["figure1"], listed, Run(preset="smoke", dataset="samples"), who)
-    assert table[["method", "picture"]].values.tolist() == [
-        ["RiDDLE", "encrypted"], ["RiDDLE", "right password"], ["RiDDLE", "wrong password"],
-        ["Seeded", ""], ["blurring", ""], ["FIT", ""],
-    ]  # fmt: skip
-    shift = (right.faces[:, 0] - inputs.faces[:, 1]).abs().mean((1, 2, 3)) * 127.5
-    line = table.iloc[1]
-    assert line["mean"] == pytest.approx(float(shift.mean()), rel=1e-4) and line.n == len(who.names)
-    assert float(shift.min()) - 1e-3 <= line.low <= line["mean"] <= line.high <= float(shift.max()) + 1e-3
-    assert table.value[3:].tolist() == ["n/a: it cannot be undone"] * 2 + ["n/a: not trained"]
-    assert (table.split_hash == who.split_hash).all()
-    with pytest.raises(ValueError, match="no figure without an encryptor: not trained"):
-        gallery.qualitative(listed[3:], who.faces)
+# ---- drawing
 
 
-def test_a_face_table_puts_each_face_in_its_place():
-    shades = torch.linspace(-1, 1, 12).view(2, 2, 3)  # section, row, column
+def test_a_grid_puts_each_face_in_its_place():
+    shades = torch.linspace(-1, 1, 12).view(2, 2, 3)  # label, row, column
     blocks = [
         [
             drawing.Block("", ("a", "b"), s[:, :2, None, None, None].expand(-1, -1, 3, 8, 8)),
@@ -370,23 +307,40 @@ def test_a_face_table_puts_each_face_in_its_place():
         ]
         for s in shades
     ]
-    drawn = drawing.face_table({"one": blocks[0], "two": blocks[1]})
-    (axis,) = drawn.axes
+    (axis,) = drawing.faces_grid({"one": blocks[0], "two": blocks[1]}).axes
     canvas = np.asarray(axis.images[0].get_array())[..., 0]
-    white = np.all(canvas == 255, axis=1)
-    assert not white[0] and not white[-1]  # no margin of its own
-    seen = list(dict.fromkeys(canvas[canvas != 255].ravel().tolist()))
-    expected = ((shades + 1) * 127.5).round().int().flatten().tolist()
-    assert seen == expected[:-1]  # row by row; the last shade is white itself
-    titles = [t.get_text() for t in axis.texts]
-    assert titles == ["a", "b", "c", "T", "one", "two"]
+    order = list(dict.fromkeys(canvas[canvas != 255].ravel().tolist()))
+    assert order == ((shades + 1) * 127.5).round().int().flatten().tolist()[:-1]  # row by row; the last one is white
+    texts = {t.get_text(): t for t in axis.texts}
+    assert list(texts) == ["one", "two", "a", "b", "c", "T"] and texts["one"].get_rotation() == 90
+    for title, shade in (("a", shades[0, 0, 0]), ("c", shades[0, 0, 2])):
+        columns = np.flatnonzero((canvas == int((shade + 1) * 127.5 + 0.5)).any(0))
+        assert texts[title].get_position()[0] == pytest.approx(columns.mean(), abs=5)
+
+
+def test_a_row_of_a_grid_may_be_shorter_and_faces_need_not_be_square():
+    rows = {"long": torch.zeros(3, 3, 8, 16), "short": torch.zeros(2, 3, 8, 16)}
+    (axis,) = drawing.faces_grid(rows, ["x", "y", "z"], size=1.0).axes
+    canvas = np.asarray(axis.images[0].get_array())[..., 0]
+    drawn = (canvas < 255).sum(1)
+    assert sorted(set(drawn[drawn > 0].tolist())) == [720, 1080] and (drawn == 1080).sum() == 180
+    assert [t.get_text() for t in axis.texts] == ["long", "short", "x", "y", "z"]
 
 
 def test_trials_and_real_faces_stay_out_of_the_kept_results(home):
     plt.figure()
-    kept = drawing.save_fig("f", "mobile")
-    assert kept == home / "home" / "results" / "mobile" / "figures" / "f.png" and kept.is_file()
-    hidden = home / "home" / "results" / "runs"
+    kept, hidden = (home / "home" / "results" / name for name in ("mobile", "runs"))
     assert drawing.save_fig("f", "mobile", trial=True).is_relative_to(hidden)
     assert drawing.save_fig("f", "mobile", real_faces=True).is_relative_to(hidden)
-    assert drawing.save_fig("f", "smoke").is_relative_to(hidden)
+    assert drawing.save_fig("f", "smoke").is_relative_to(hidden) and not kept.exists()
+    assert drawing.save_fig("f", "mobile") == kept / "figures" / "f.png"
+    assert [p.name for p in (kept / "figures").iterdir()] == ["f.png"]
+
+
+def test_curves_show_what_a_log_has(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0, "cos": 0.5}\n')
+    log = drawing.read_log(tmp_path / "log.jsonl")
+    figure = drawing.curves({"here": log, "absent": None}, {"loss": "L", "cos": "cosine", "other": "none"}, smooth=0)
+    assert [axis.get_title() for axis in figure.axes] == ["L", "cosine"]
+    (line,) = figure.axes[0].lines
+    assert line.get_xydata().tolist() == [[1, 2], [2, 1]]
