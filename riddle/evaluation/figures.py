@@ -25,8 +25,7 @@ from riddle.evaluation.runs import Run, cause_of, key_of, need, part_hash, read,
 from riddle.evaluation.tables import Measured, tidy, write
 from riddle.faces.detection import detect_in_crop
 from riddle.images import to_bytes, to_tensor
-from riddle.metrics.diversity import mean_pairwise_angle
-from riddle.metrics.identity import Estimate, bootstrap_interval
+from riddle.metrics.identity import Estimate, bootstrap_interval, pairwise_angles
 from riddle.pipeline import Riddle
 from riddle.progress import track
 from riddle.weights import WeightsMissingError
@@ -232,7 +231,7 @@ def spread(e: np.ndarray, labels: np.ndarray, euclidean: bool = False) -> dict[s
     if euclidean:
         angle = "this recogniser compares by distance, not by angle"
     elif groups:
-        angle = interval(np.array([mean_pairwise_angle(g) for g in groups]))
+        angle = interval(np.array([pairwise_angles(g[None]).mean() for g in groups]))
     if len(groups) > 1:
         silhouette = interval(silhouette_samples(e, labels, metric="euclidean" if euclidean else "cosine"), labels)
     return dict(zip(SPREAD, (angle, silhouette), strict=True))
@@ -290,8 +289,8 @@ def figure8(
 
     Returns {path: faces (N, steps, 3, R, R)} and a tidy line a recogniser, path and place t on it: the identity
     distance to the photo (1 - cosine, or Euclidean where the recogniser compares so); `accepted`, the share still taken
-    for the person; `step`, the mean distance from the face before; `ends`, from the first to the last. Path "inverted":
-    nothing encrypted.
+    for the person, with its interval; `step`, the mean distance from the face before; `ends`, from the first to the
+    last. Path "inverted": nothing encrypted.
     """
     n, t, walks = len(who.rows), torch.linspace(0, 1, steps), {}
     a, b = model.random_password(2 * n, run.seed).unflatten(0, (n, 2)).unbind(1)
@@ -306,10 +305,12 @@ def figure8(
             zero, e = float(r.distance == "cosine"), found[name].reshape(n, faces.shape[1], -1)
             away, step = zero - r.similarity(photos[name][:, None], e), zero - r.similarity(e[:, :-1], e[:, 1:])
             ends = pd.Series(zero - r.similarity(e[:, 0], e[:, -1])).mean() if path in walks else np.nan
+            line = Measured("interpolation", label, "identity distance", SAME_PHOTO, name, threshold=zero - r.threshold)
             for k, d in enumerate(away.T):
-                line = Measured("interpolation", label, "identity distance", SAME_PHOTO, name)
                 here = {"path": path, "t": float(t[k]) if path in walks else np.nan, "ends": ends}
                 here |= {"step": pd.Series(step[:, k - 1]).mean() if k else np.nan}
-                here |= {"accepted": pd.Series(d).dropna().lt(zero - r.threshold).mean()}
-                lines += tidy([replace(record(line, d), threshold=zero - r.threshold)], run, **here)
+                share = interval(np.where(np.isnan(d), np.nan, d < line.threshold))
+                for end in ("mean", "low", "high"):
+                    here["accepted" if end == "mean" else f"accepted_{end}"] = getattr(share, end, np.nan)
+                lines += tidy([record(line, d)], run, **here)
     return walks, pd.DataFrame(lines)
