@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import threading
@@ -220,7 +221,7 @@ def test_only_the_first_and_the_last_are_done_and_failures_stop_nothing():
     assert done == ["first", 49, ("wall", 49)] and isinstance(failed[0], ZeroDivisionError)
 
 
-# The widgets
+# The widget
 
 
 @pytest.fixture
@@ -231,56 +232,63 @@ def page(model):
     return Page(Controller(model))
 
 
+def shown(view):
+    return [contact_sheet(face, 1, SIDE) for face in view.faces.split(1)]
+
+
 def test_the_page_comes_up_drawn(page):
-    assert len(page.gallery.pictures) == module.SAMPLES and page.message.value == ""
-    assert pixels(page.picture.value).shape[1] == 4 * SIDE + 3 * GAP and pixels(page.wall.value).shape[0] > 400
-    assert page.bars.value.count("data-panel") == 3 and "0% of the way" in page.pace.value
-    assert "of 16 are somebody else" in page.count.value
-    for widget, word in ((page.photo, "createImageBitmap"), (page.gallery, "createObjectURL")):
-        assert word in widget._esm  # its script is packed with the program
+    assert len(page.choices) == module.SAMPLES and page.message == "" and page.recogniser == "to dlib, a recogniser"
+    assert page.faces == shown(page.controller.view(*WORDS)) and page.wall == page.controller.wall().picture()
+    note, *bars = page.bars
+    assert note["share"] is None and note["said"].endswith("the threshold, 0.6") and len(bars) == 3
+    assert [bar["said"] for bar in bars] == [f"{bar.distance:.2f}" for bar in page.controller.view(*WORDS).bars]
+    assert "0% of the way" in page.pace and "of 16 are somebody else" in page.count
+    assert "function render" in page._esm and ".riddle" in page._css  # they are packed with the program
 
 
-def test_the_slider_moves_the_faces_of_one_lasting_picture(page):
-    picture, before, wall = page.picture, page.picture.value, page.wall.value
-    page.slider.value = 0.6
+def test_what_the_script_follows_are_values_of_the_page(page):
+    names = re.findall(r'(?:follow|text|model\.get)\("(\w+)"', page._esm) + re.findall(r'\["(\w+)", "\w+"\]', page._esm)
+    assert len(names) > 12 and all(page.has_trait(name) for name in names)
+
+
+def test_the_slider_moves_the_faces(page):
+    before, wall = page.faces, page.wall
+    page.position = 0.6
     page.work.wait(30)
-    assert page.picture is picture and picture.value != before and page.wall.value == wall
-    assert picture.value == page.controller.view(*WORDS, 0.6).picture() and "60% of the way" in page.pace.value
+    assert page.faces == shown(page.controller.view(*WORDS, 0.6)) != before and page.wall == wall
+    assert "60% of the way" in page.pace
 
 
 def test_another_face_and_other_strangers(page):
-    before = page.picture.value, page.wall.value
-    page.gallery.chosen = 3
+    before = page.wall
+    page.chosen = 3
     page.work.wait(30)
-    assert page.picture.value == page.controller.view(*WORDS, 0.0, 3).picture() and page.wall.value != before[1]
-    before = page.picture.value, page.wall.value
-    page.others.click()
+    assert page.faces == shown(page.controller.view(*WORDS, 0.0, 3)) and page.wall != before
+    faces, before = page.faces, page.wall
+    page._handle_custom_msg({"others": True}, [])
     page.work.wait(30)
-    assert page.wall.value == page.controller.wall(3, 1).picture() != before[1] and page.picture.value == before[0]
+    assert page.wall == page.controller.wall(3, 1).picture() != before and page.faces == faces
 
 
-def test_an_empty_passphrase_is_said_and_the_picture_stays(page):
-    before = page.picture.value
-    page.first.value = " "
+def test_an_empty_passphrase_is_said_and_the_faces_stay(page):
+    before = page.faces
+    page.first = " "
     page.work.wait(30)
-    assert "the passphrase is empty" in page.message.value and page.picture.value == before
-    page.first.value = "another"
+    assert "the passphrase is empty" in page.message and page.faces == before
+    page.first = "another"
     page.work.wait(30)
-    assert page.message.value == "" and page.picture.value != before
+    assert page.message == "" and page.faces != before
 
 
 def test_a_dropped_photo(page, monkeypatch):
     photo, detector = demo.photo(page.controller.model)
     monkeypatch.setattr(page.controller.model, "detector", detector, raising=False)
-    page.gallery.chosen = 5
-    page.photo._handle_custom_msg({"name": "party.png"}, [memoryview(png(photo))])
+    page.chosen = 5
+    page._handle_custom_msg({"name": "party.png"}, [memoryview(png(photo))])
     page.work.wait(60)
-    assert len(page.gallery.pictures) == 3 and page.gallery.chosen == 0 and page.message.value == ""
-    assert page.picture.value == page.controller.view(*WORDS).picture()
-    assert not any(isinstance(v, bytes) for v in page.photo.get_state().values())  # no notebook keeps the photo
-
-
-def test_what_a_page_shows_of_a_file_name_is_text(page):
-    page.photo._handle_custom_msg({"name": "<img src=x onerror=alert(1)>.png"}, [memoryview(b"no picture")])
+    assert len(page.choices) == 3 and page.chosen == 0 and page.message == ""
+    assert page.faces == shown(page.controller.view(*WORDS))
+    assert png(photo) not in page.get_state().values()  # no notebook keeps the photo
+    page._handle_custom_msg({"name": "notes.txt"}, [memoryview(b"no picture")])
     page.work.wait(30)
-    assert "&lt;img" in page.message.value and "<img" not in page.message.value
+    assert page.message.startswith("notes.txt: ") and len(page.choices) == 3

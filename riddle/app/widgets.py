@@ -1,4 +1,4 @@
-"""The interactive page as Jupyter widgets: layout and connections; what it shows comes from riddle.app.controller.
+"""The interactive page as a Jupyter widget: its values; page/page.js shows them, riddle.app.controller computes them.
 
 page = Page(Controller(riddle.load("mobile")))
 page                                             # in a notebook, or `voila notebooks/15_widgets.ipynb`
@@ -7,138 +7,81 @@ page                                             # in a notebook, or `voila note
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import anywidget
-import ipywidgets as w
-import traitlets
+from traitlets import Bytes, Dict, Float, Int, List, Unicode
 
-from riddle.app.controller import PANELS, Bar, Controller, LatestWins
+from riddle.app.controller import PANELS, SIDE, Bar, Controller, LatestWins, contact_sheet
 
 PAGE = Path(__file__).parent / "page"
 CAPTIONS = ("in the photo", "what everybody sees", "opened with the same password", "opened with a guess")
 
 
-class DropZone(anywidget.AnyWidget):
-    """Where a photo is dropped, or chosen from disk; it arrives as a message."""
-
-    _esm = PAGE / "drop.js"
-
-
-class Gallery(anywidget.AnyWidget):
-    """Faces to choose from."""
-
-    _esm = PAGE / "gallery.js"
-    pictures = traitlets.List(traitlets.Bytes()).tag(sync=True)  # JPEG
-    chosen = traitlets.Int(0).tag(sync=True)
-
-
-def _box(kind: type[w.Box], classes: str, *children: w.Widget) -> w.Box:
-    box = kind(children)
-    for name in classes.split():
-        box.add_class(name)
-    return box
-
-
-def _card(title: str, note: str, *children: w.Widget, classes: str = "card") -> w.Box:
-    return _box(w.VBox, classes, w.HTML(f"<h3>{title}<small>{note}</small></h3>"), *children)
-
-
-def _labelled(label: str, field: w.Text) -> w.Box:
-    field.tooltip = label
-    return _box(w.VBox, "word", w.HTML(label), field)
-
-
-def _bar(bar: Bar) -> str:
+def _bar(bar: Bar) -> dict[str, Any]:
     verdict = "the same person" if bar.same else "somebody else"
-    return (
-        f'<div class="bar{" same" if bar.same else ""}" data-panel="{bar.label}">'
-        f'<div class="track"><i style="width:{100 * bar.share:.1f}%"></i><u></u></div>'
-        f"{bar.distance:.2f} &nbsp;<b>{verdict}</b></div>"
-    )
+    return {"share": bar.share, "same": bar.same, "said": f"{bar.distance:.2f}", "verdict": verdict}
 
 
-class Page(w.VBox):
-    """The whole page. A background thread draws it, the newest request first; see `LatestWins`."""
+class Page(anywidget.AnyWidget):
+    """The whole page. A background thread computes what it shows, the newest request first; see `LatestWins`."""
 
-    def __init__(self, controller: Controller, first: str = "correct horse", second: str = "battery staple"):
+    _esm = PAGE / "page.js"
+    _css = PAGE / "page.css"
+    # What the visitor chooses
+    first = Unicode("correct horse").tag(sync=True)  # passphrases
+    second = Unicode("battery staple").tag(sync=True)
+    guess = Unicode("letmein").tag(sync=True)
+    position = Float(0.0).tag(sync=True)  # of the slider, from the first passphrase, 0, to the second, 1
+    chosen = Int(0).tag(sync=True)  # which of `choices`
+    # What the visitor sees; all pictures are JPEG
+    choices = List(Bytes()).tag(sync=True)  # faces to choose from
+    panels = List([[*pair] for pair in zip(PANELS, CAPTIONS, strict=True)]).tag(sync=True)  # titles and captions
+    faces = List(Bytes()).tag(sync=True)  # of the panels
+    bars = List(Dict()).tag(sync=True)  # of the panels
+    wall = Bytes().tag(sync=True)
+    pace, count, recogniser, message = (Unicode().tag(sync=True) for _ in range(4))
+
+    def __init__(self, controller: Controller):
         self.controller, self.work, self.seed = controller, LatestWins(self._failed), 0
-        self.photo, self.gallery, self.message = DropZone(), Gallery(), w.HTML()
-        self.first, self.second, self.guess = (
-            w.Text(value=value, continuous_update=False) for value in (first, second, "letmein")
-        )
-        self.slider = w.FloatSlider(value=0, min=0, max=1, step=0.01, readout=False)
-        self.pace, self.bars, self.count = w.HTML(), w.HTML(), w.HTML()
-        self.picture, self.wall = w.Image(format="jpeg"), w.Image(format="jpeg")
-        self.others = w.Button(description="Sixteen other passwords")
-        style = w.HTML(f"<style>{(PAGE / 'page.css').read_text(encoding='utf-8')}</style>")
-        strangers = (self.wall, self.count, self.others)
-        side = _card("A wall of strangers", "one face, sixteen passwords", *strangers, classes="card side")
-        super().__init__([style, _box(w.Box, "columns", self._main(), side)])
-        self.add_class("riddle")
-        self.message.add_class("message")
-        self.photo.on_msg(self._dropped)
-        self.gallery.observe(self._chosen, "chosen")
-        for field in (self.first, self.second, self.guess, self.slider):
-            field.observe(lambda _: self.work.submit("view", self._view), "value")
-        self.others.on_click(self._others)
+        super().__init__(recogniser=f"to {controller.recogniser.name}, a recogniser")
+        self.on_msg(self._asked)
+        self.observe(lambda _: self.work.submit("view", self._view), ["first", "second", "guess", "position", "chosen"])
+        self.observe(lambda _: self.work.submit("wall", self._wall), "chosen")
         self.work.submit("faces", lambda: self._faces(controller.samples))
         self.work.wait()
 
-    def _main(self) -> w.Box:
-        sources = _box(w.Box, "sources", self.photo, self.gallery)
-        words = _box(
-            w.Box, "words", _labelled("First passphrase", self.first), _box(w.VBox, "way", self.pace, self.slider),
-            _labelled("Second passphrase", self.second), _labelled("Somebody's guess", self.guess),
-        )  # fmt: skip
-        captions = "".join(f"<div><b>{p}</b><span>{c}</span></div>" for p, c in zip(PANELS, CAPTIONS, strict=True))
-        faces = _box(w.VBox, "faces", w.HTML(f'<div class="row">{captions}</div>'), self.picture, self.bars)
-        recogniser = escape(self.controller.recogniser.name)
-        return _box(
-            w.VBox, "main",
-            _card("1 &nbsp;Choose a face", "yours, or one of somebody who does not exist", sources, self.message),
-            _card("2 &nbsp;Lock it", "drag from one passphrase to the other", words),
-            _card("3 &nbsp;Who is it now?", f"to {recogniser}, a recogniser", faces),
-        )  # fmt: skip
+    def _asked(self, _: Page, content: dict[str, Any], buffers: list[Any]) -> None:
+        """A message of the visitor: a photo, or the wish for other strangers."""
+        if "others" in content:
+            self.seed += 1
+            return self.work.submit("wall", self._wall)
+        photo, name = bytes(buffers[0]), str(content.get("name", ""))
+        self.message = "Looking for faces …"
+        self.work.submit("faces", lambda: self._faces(lambda: self.controller.open(photo, name)))
 
     # What the background thread does
 
     def _faces(self, find: Callable[[], int]) -> None:
         find()
-        self.gallery.chosen, self.gallery.pictures = 0, self.controller.thumbnails()
+        self.chosen, self.choices = 0, self.controller.thumbnails()
         self._view()
         self._wall()
 
     def _view(self) -> None:
-        words = self.first.value, self.second.value, self.guess.value
-        view = self.controller.view(*words, self.slider.value, self.gallery.chosen)
-        self.picture.value = view.picture()
+        view = self.controller.view(self.first, self.second, self.guess, self.position, self.chosen)
         note = f"Distance from the original; the mark is the threshold, {self.controller.threshold:.2g}"
-        self.bars.value = f'<div class="row"><div><span>{note}</span></div>{"".join(map(_bar, view.bars))}</div>'
-        self.pace.value = f"{self.slider.value:.0%} of the way &middot; {1000 * view.seconds:.0f} ms"
-        self.message.value = ""
+        with self.hold_sync():
+            self.faces = [contact_sheet(face, 1, SIDE) for face in view.faces.split(1)]
+            self.bars = [{"share": None, "same": False, "said": note, "verdict": ""}, *map(_bar, view.bars)]
+            self.pace = f"{self.position:.0%} of the way · {1000 * view.seconds:.0f} ms"
+            self.message = ""
 
     def _wall(self) -> None:
-        wall = self.controller.wall(self.gallery.chosen, self.seed)
-        self.wall.value = wall.picture()
-        self.count.value = f"{wall.strangers} of {len(wall.bars)} are somebody else to the recogniser."
+        wall = self.controller.wall(self.chosen, self.seed)
+        self.wall = wall.picture()
+        self.count = f"{wall.strangers} of {len(wall.bars)} are somebody else to the recogniser."
 
     def _failed(self, error: Exception) -> None:
-        self.message.value = f'<div class="error" role="alert">{escape(str(error))}</div>'
-
-    # What a visitor asks for
-
-    def _dropped(self, _: DropZone, content: dict[str, Any], buffers: list[Any]) -> None:
-        photo, name = bytes(buffers[0]), str(content.get("name", ""))
-        self.message.value = "Looking for faces &hellip;"
-        self.work.submit("faces", lambda: self._faces(lambda: self.controller.open(photo, name)))
-
-    def _chosen(self, _: Any) -> None:
-        self.work.submit("view", self._view)
-        self.work.submit("wall", self._wall)
-
-    def _others(self, _: w.Button) -> None:
-        self.seed += 1
-        self.work.submit("wall", self._wall)
+        self.message = str(error)
