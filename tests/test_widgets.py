@@ -60,7 +60,7 @@ def test_a_view_is_the_pipeline_step_by_step(model, controller):
     expected = [model.synthesize(c)[0] for c in (locked, model.decrypt(locked, key), model.decrypt(locked, guess))]
     for drawn, wanted in zip(view.faces[1:], expected, strict=True):
         torch.testing.assert_close(drawn, wanted, atol=2e-4, rtol=0)
-    assert contact_sheet(view.faces[:1], 1, 128) == controller.thumbnails()[1]
+    assert contact_sheet(view.faces[:1], 128) == controller.thumbnails()[1]
 
 
 def test_the_ends_are_the_passphrases_themselves(controller):
@@ -113,7 +113,7 @@ def test_the_threshold_is_the_middle_of_a_bar(distance, share, same):
 
 def test_faces_are_shown_in_rows(controller):
     faces = torch.stack([torch.full((3, 8, 8), v) for v in (-1.0, 0.0, 1.0)])
-    sheet = pixels(contact_sheet(faces, 2, 16, 4))
+    sheet = pixels(contact_sheet(faces, 16, 2, 4))
     assert sheet.shape == (36, 36, 3)
     assert sheet[:16, :16].max() < 8 and np.abs(sheet[2:14, 22:34] - 127.5).max() < 6 and sheet[20:].min() > 245
     view = controller.view(*WORDS)
@@ -133,8 +133,7 @@ def test_the_wall(model, controller):
     third = model.synthesize(model.encrypt(w, model.random_password(16, seed=4)[2:3]))
     torch.testing.assert_close(wall.faces[2:3], third, atol=2e-4, rtol=0)
     assert wall.strangers == sum(bar.distance >= 0.6 for bar in wall.bars)
-    side = 4 * module.WALL_SIDE + 3 * module.WALL_GAP
-    assert pixels(wall.picture()).shape == (side, side, 3)
+    assert pixels(wall.picture(100)).shape == (4 * 100 + 3 * GAP, 4 * 100 + 3 * GAP, 3)
 
 
 def test_dragging_between_two_passwords_changes_the_picture_of_the_trained_networks():
@@ -233,12 +232,12 @@ def page(model):
 
 
 def shown(view):
-    return [contact_sheet(face, 1, SIDE) for face in view.faces.split(1)]
+    return [contact_sheet(face, SIDE) for face in view.faces.split(1)]
 
 
 def test_the_page_comes_up_drawn(page):
     assert len(page.choices) == module.SAMPLES and page.message == "" and page.recogniser == "to dlib, a recogniser"
-    assert page.faces == shown(page.controller.view(*WORDS)) and page.wall == page.controller.wall().picture()
+    assert page.faces == shown(page.controller.view(*WORDS)) and page.wall == page.controller.wall().picture(112)
     note, *bars = page.bars
     assert note["share"] is None and note["said"].endswith("the threshold, 0.6") and len(bars) == 3
     assert [bar["said"] for bar in bars] == [f"{bar.distance:.2f}" for bar in page.controller.view(*WORDS).bars]
@@ -267,7 +266,7 @@ def test_another_face_and_other_strangers(page):
     faces, before = page.faces, page.wall
     page._handle_custom_msg({"others": True}, [])
     page.work.wait(30)
-    assert page.wall == page.controller.wall(3, 1).picture() != before and page.faces == faces
+    assert page.wall == page.controller.wall(3, 1).picture(112) != before and page.faces == faces
 
 
 def test_an_empty_passphrase_is_said_and_the_faces_stay(page):

@@ -10,7 +10,7 @@ A stopped run is resumed by running it again: nothing that is there is made anew
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,3 +153,48 @@ def _is_protected(path: Path) -> bool:
         return inspect(path)["protected"]
     except ValueError:
         return False
+
+
+# For people
+
+
+def told(outcome: dict[str, Any]) -> list[str]:
+    """Lines for people about an outcome of `run`."""
+    if outcome["status"] == "failed":
+        return [f"FAILED  {outcome['reason']}"]
+    where = f"{outcome['source']} -> {outcome['target']}"
+    if outcome["status"] == "there":
+        return [f"{where}: {outcome['reason']}"]
+    skipped = [face for face in outcome["faces"] if face["status"] == "skipped"]
+    count, how = len(outcome["faces"]) - len(skipped), outcome["how"]
+    means = {"codes": ", by its record", "inversion": ", from its pixels", "original": ", the original pixels"}
+    did = how if how == "protected" else f"restored{means[how]}"
+    lines = [f"{where}: {count} face{'s' if count != 1 else ''} {did}"]
+    lines += [f"    LEFT AS IT WAS: the face at {_corners(face['box'])}: {face['reason']}" for face in skipped]
+    return lines + [f"    note: {note}" for note in outcome["notes"]]
+
+
+def carries(found: dict[str, Any]) -> list[str]:
+    """Lines for people about what `inspect` found, or why it could not."""
+    if "error" in found:
+        return [f"FAILED  {found['error']}"]
+    if not found["protected"]:
+        return [f"{found['file']}: carries no record; never protected, or its metadata were stripped on the way"]
+    public = "public: the passphrase alone opens it, even without this record"
+    random = "random, kept here: without this record it cannot be opened"
+    sealed = "sealed inside: with the passphrase the exact pixels come back"
+    now = found.get("picture_size") or found["size"]
+    changed = "" if now == found["size"] else f"; the file has {now[0]} x {now[1]} now, so it cannot be restored"
+    return [
+        f"{found['file']}: protected",
+        f"    record     version {found['version']}, {found['record_bytes']:,} bytes, in its {found['where']}",
+        f"    model      preset {found['preset']}, generator and encryptor {found['weights'][:12]}",
+        f"    picture    {found['size'][0]} x {found['size'][1]} px{changed}",
+        f"    faces      {len(found['faces'])}, at {'; '.join(map(_corners, found['faces']))}",
+        f"    salt       {public if found['salt'] == 'public' else random}",
+        f"    originals  {sealed if found['originals'] else 'not inside: what comes back is the inverted face'}",
+    ]
+
+
+def _corners(box: Sequence[int]) -> str:
+    return ",".join(map(str, box))

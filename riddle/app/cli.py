@@ -270,7 +270,7 @@ def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
                 done.append(outcome)
                 bar.update()
                 if not files.as_json:
-                    tqdm.write("\n".join(_told(outcome)), file=sys.stdout)
+                    tqdm.write("\n".join(bulk.told(outcome)), file=sys.stdout)
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     counts = bulk.summary(done)
@@ -300,26 +300,6 @@ def _opened(verb: str, files: Files) -> tuple[str, Any]:
         raise CommandError(Exit.MISSING, f"{e}; python -m riddle doctor says what is here") from e
 
 
-def _told(outcome: dict[str, Any]) -> list[str]:
-    """Lines about one file."""
-    if outcome["status"] == "failed":
-        return [f"FAILED  {outcome['reason']}"]
-    where = f"{outcome['source']} -> {outcome['target']}"
-    if outcome["status"] == "there":
-        return [f"{where}: {outcome['reason']}"]
-    skipped = [face for face in outcome["faces"] if face["status"] == "skipped"]
-    count, how = len(outcome["faces"]) - len(skipped), outcome["how"]
-    means = {"codes": ", by its record", "inversion": ", from its pixels", "original": ", the original pixels"}
-    did = how if how == "protected" else f"restored{means[how]}"
-    lines = [f"{where}: {count} face{'s' if count != 1 else ''} {did}"]
-    lines += [f"    LEFT AS IT WAS: the face at {_corners(face['box'])}: {face['reason']}" for face in skipped]
-    return lines + [f"    note: {note}" for note in outcome["notes"]]
-
-
-def _corners(box: Sequence[int]) -> str:
-    return ",".join(map(str, box))
-
-
 # What is here
 
 
@@ -338,29 +318,7 @@ def info(
         except ValueError as e:
             found.append({"file": str(path), "error": str(e)})
     code = Exit.FAILED if any("error" in carried for carried in found) else Exit.DONE
-    return _tell(code, {"command": "info", "files": found}, chain(*map(_carries, found)), as_json)
-
-
-def _carries(found: dict[str, Any]) -> list[str]:
-    """Lines about what one file carries."""
-    if "error" in found:
-        return [f"FAILED  {found['error']}"]
-    if not found["protected"]:
-        return [f"{found['file']}: carries no record; never protected, or its metadata were stripped on the way"]
-    public = "public: the passphrase alone opens it, even without this record"
-    random = "random, kept here: without this record it cannot be opened"
-    sealed = "sealed inside: with the passphrase the exact pixels come back"
-    now = found.get("picture_size") or found["size"]
-    changed = "" if now == found["size"] else f"; the file has {now[0]} x {now[1]} now, so it cannot be restored"
-    return [
-        f"{found['file']}: protected",
-        f"    record     version {found['version']}, {found['record_bytes']:,} bytes, in its {found['where']}",
-        f"    model      preset {found['preset']}, generator and encryptor {found['weights'][:12]}",
-        f"    picture    {found['size'][0]} x {found['size'][1]} px{changed}",
-        f"    faces      {len(found['faces'])}, at {'; '.join(map(_corners, found['faces']))}",
-        f"    salt       {public if found['salt'] == 'public' else random}",
-        f"    originals  {sealed if found['originals'] else 'not inside: what comes back is the inverted face'}",
-    ]
+    return _tell(code, {"command": "info", "files": found}, chain(*map(bulk.carries, found)), as_json)
 
 
 @app.command(epilog=CODES)

@@ -34,10 +34,9 @@ from riddle.pipeline import Riddle
 
 PANELS = ("Original", "Encrypted", "Restored", "Wrong password")
 SAMPLES = 8  # bundled faces to choose from
-WALL = 4  # faces a side of the wall of strangers
+COLUMNS = 4  # of a picture of faces; so many rows has the wall of strangers
 LONGEST = 2048  # px a side in which faces are looked for
-SIDE, GAP = 192, 16  # px of a face in the row of panels, and between two
-WALL_SIDE, WALL_GAP = 112, 8
+SIDE, GAP = 192, 8  # px of a face, and between two
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class View:
-    """Faces to show in rows, and how far they are from the original."""
+    """Faces to show, and how far they are from the original."""
 
     faces: torch.Tensor  # (N, 3, R, R) in [-1, 1]
     bars: tuple[Bar, ...]  # of all but the original
-    columns: int
-    side: int  # px of a face
-    gap: int  # px between two
     seconds: float  # that it took
 
     @property
@@ -75,13 +71,13 @@ class View:
         """How many of them the recogniser takes for somebody else."""
         return sum(not bar.same for bar in self.bars)
 
-    def picture(self, side: int | None = None) -> bytes:
-        """The faces, each of `side` px, as JPEG."""
-        return contact_sheet(self.faces, self.columns, side or self.side, self.gap)
+    def picture(self, side: int = SIDE) -> bytes:
+        """The faces in rows, each of `side` px, as JPEG."""
+        return contact_sheet(self.faces, side, COLUMNS, GAP)
 
 
-def contact_sheet(faces: torch.Tensor, columns: int, side: int, gap: int = 0) -> bytes:
-    """Faces (N, 3, R, R) in [-1, 1], each resized to `side` px, in rows of `columns`, `gap` px apart, on white."""
+def contact_sheet(faces: torch.Tensor, side: int, columns: int = 1, gap: int = 0) -> bytes:
+    """Faces (N, 3, R, R) in [-1, 1], each resized to `side` px, in rows of `columns`, `gap` px apart, as JPEG."""
     large = F.interpolate(faces.float().cpu(), (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
     sheet, out = make_grid(large, columns, gap, pad_value=1.0), io.BytesIO()
     inner = sheet[:, gap : sheet.shape[1] - gap, gap : sheet.shape[2] - gap]
@@ -137,9 +133,9 @@ class Controller:
         i = number if 0 <= number < len(self._chosen[0]) else 0
         return tuple(part[i : i + 1] for part in self._chosen)
 
-    def thumbnails(self, side: int = 128) -> list[bytes]:
-        """The faces to choose from, each a JPEG."""
-        return [contact_sheet(face, 1, side) for face in self._chosen[0].split(1)] if self._chosen else []
+    def thumbnails(self) -> list[bytes]:
+        """The faces to choose from, each a JPEG of 128 px."""
+        return [contact_sheet(face, 128) for face in self._chosen[0].split(1)] if self._chosen else []
 
     # What is shown
 
@@ -167,16 +163,15 @@ class Controller:
         opened = self.model.decrypt(locked.expand(2, -1, -1), torch.cat([key, self._key(guess)]))
         drawn = self.model.synthesize(torch.cat([locked, opened]))
         faces, bars = torch.cat([original.to(drawn.device), drawn]), self._bars(PANELS[1:], drawn, embedding)
-        return View(faces, bars, len(PANELS), SIDE, GAP, time.perf_counter() - began)
+        return View(faces, bars, time.perf_counter() - began)
 
     def wall(self, face: int = 0, seed: int = 0) -> View:
         """A face under 16 random passwords, the same for the same seed. Raises ValueError without a face."""
         began = time.perf_counter()
         _, code, embedding = self._face(face)
-        keys = self.model.random_password(WALL**2, seed)
-        drawn = self.model.synthesize(self.model.encrypt(code.expand(WALL**2, -1, -1), keys))
-        bars = self._bars(("",) * WALL**2, drawn, embedding)
-        return View(drawn, bars, WALL, WALL_SIDE, WALL_GAP, time.perf_counter() - began)
+        keys = self.model.random_password(COLUMNS**2, seed)
+        drawn = self.model.synthesize(self.model.encrypt(code.expand(len(keys), -1, -1), keys))
+        return View(drawn, self._bars(("",) * len(keys), drawn, embedding), time.perf_counter() - began)
 
 
 class LatestWins:

@@ -16,6 +16,7 @@ from traitlets import Bytes, Dict, Float, Int, List, Unicode
 from riddle.app.controller import PANELS, SIDE, Bar, Controller, LatestWins, contact_sheet
 
 PAGE = Path(__file__).parent / "page"
+WALL_SIDE = 112  # px of a face in the wall of strangers
 CAPTIONS = ("in the photo", "what everybody sees", "opened with the same password", "opened with a guess")
 
 
@@ -73,14 +74,14 @@ class Page(anywidget.AnyWidget):
         view = self.controller.view(self.first, self.second, self.guess, self.position, self.chosen)
         note = f"Distance from the original; the mark is the threshold, {self.controller.threshold:.2g}"
         with self.hold_sync():
-            self.faces = [contact_sheet(face, 1, SIDE) for face in view.faces.split(1)]
+            self.faces = [contact_sheet(face, SIDE) for face in view.faces.split(1)]
             self.bars = [{"share": None, "same": False, "said": note, "verdict": ""}, *map(_bar, view.bars)]
             self.pace = f"{self.position:.0%} of the way · {1000 * view.seconds:.0f} ms"
             self.message = ""
 
     def _wall(self) -> None:
         wall = self.controller.wall(self.chosen, self.seed)
-        self.wall = wall.picture()
+        self.wall = wall.picture(WALL_SIDE)
         self.count = f"{wall.strangers} of {len(wall.bars)} are somebody else to the recogniser."
 
     def _failed(self, error: Exception) -> None:

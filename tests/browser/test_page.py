@@ -17,8 +17,7 @@ import time
 
 import pytest
 
-from riddle import config, demo
-from riddle.pipeline import load
+from riddle import config, data, demo
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATIENCE = 240  # seconds for a page to come up on a busy machine
@@ -187,7 +186,7 @@ def dropped(page, name: str, data: bytes) -> None:
 
 def test_a_dropped_photo_of_three(page):
     out, before = io.BytesIO(), encrypted(page)
-    demo.photo(load("mobile"), 3)[0].save(out, "PNG")
+    demo.group_photo(data.sample_faces(3, 180), 180).save(out, "PNG")
     dropped(page, "party.png", out.getvalue())
     page.wait_for_function("document.querySelectorAll('.riddle .gallery img').length == 3")
     wait_for_another(page, before)
