@@ -10,103 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_encryptor import frozen  # noqa: F401 (a fixture)
 
 import riddle
 from riddle import ablations, paper, protocols, reporting, stages, table3, tables
 from riddle.metrics.fidelity import frechet_distance
-from riddle.models.encryptor import build_encryptor
 from riddle.networks import CONTROLS
 from riddle.runs import Run
-from riddle.training import ablations as training
-from riddle.training import encryptor
-from riddle.weights import WeightsMissingError, load_metadata, load_tensors, save_tensors
-
-
-def test_one_configuration_a_row_of_the_paper():
-    assert set(training.ABLATIONS) | set(CONTROLS) == set(stages.VARIANTS) == set(ablations.LABELS)
-    labels = {name: a.label for name, a in training.ABLATIONS.items()}
-    assert labels == {v: label for v, label in ablations.LABELS.items() if v not in CONTROLS}
-    assert set(labels.values()) == {*paper.TABLE5, protocols.OURS}
-    full = encryptor.EncryptorConfig()
-    for name, changed in {
-        "datafree": "datafree",
-        "mlp": "arch",
-        "nodiv": "diversity",
-        "riddle": "",
-        "coupling": "arch",
-    }.items():
-        words = ["--codes", "c.npy", "--out", "o", *training.ABLATIONS[name].arguments()]
-        settings = encryptor.parse_arguments(words)
-        weights = encryptor.read_weights(None, settings.weight, settings.no_div)
-        differing = {k for k in ("datafree", "arch") if getattr(settings, k) != getattr(full, k)}
-        differing |= {"diversity"} if weights.diversity == 0 else set()
-        assert differing == ({changed} if changed else set())
-
-
-@pytest.mark.parametrize("word", ["--datafree", "--arch=mlp", "--no-div", "--data"])
-def test_what_a_variant_decides_cannot_be_given(word, capsys):
-    with pytest.raises(SystemExit):
-        training.main(["--variant", "nodiv", "--codes", "c.npy", "--out", "o", word])
-    assert "are decided by --variant nodiv" in capsys.readouterr().err
-
-
-@pytest.fixture
-def trainer(frozen, monkeypatch, tmp_path):  # noqa: F811
-    """A function that trains a smoke variant for a few steps against stand-ins of the loss networks."""
-    g, judges = frozen
-    monkeypatch.setattr(encryptor, "frozen_networks", lambda *a: (g, judges, 0.3))
-    codes = tmp_path / "codes.npy"
-    np.save(codes, g.broadcast(g.map(torch.randn(64, 64))).numpy())
-
-    def train(variant, out, *more, steps=2):
-        words = ["--preset", "smoke", "--variant", variant, "--codes", str(codes), "--out", str(tmp_path / out)]
-        words += ["--steps", str(steps), "--batch", "2", "--m", "2", "--n", "1", *more]
-        return training.main(words), tmp_path / out
-
-    return train
-
-
-def test_a_run_leaves_its_configuration_with_the_weights(trainer):
-    last, out = trainer("nodiv", "nodiv", "--weight", "recovery=3")
-    assert last["step"] == 2
-    about = load_metadata(out / "encryptor.safetensors")
-    record = json.loads(about["ablation"])
-    assert record == json.loads((out / "ablation.json").read_text())
-    assert (record["variant"], record["diversity"], record["arch"]) == ("nodiv", False, "transformer")
-    assert (record["shared"]["steps"], record["shared"]["batch"], record["shared"]["minutes"]) == (2, 2, "inf")
-    assert len(record["files"]["codes"]) == 12 and str(out) not in about["ablation"]  # no local path is published
-    weights = json.loads(about["weights"])
-    assert (weights["diversity"], weights["recovery"], weights["lpips"]) == (0.0, 3.0, 1.0)
-    assert (about["steps"], about["kind"]) == ("2", "transformer")
-    state = torch.load(out / "state.pt", weights_only=True)["networks"]["average"]
-    kept = load_tensors(out / "encryptor.safetensors")
-    assert all(torch.allclose(kept[k], v.float(), atol=2e-3) for k, v in state.items())
-
-
-def test_the_variants_differ_in_one_thing(trainer, frozen):  # noqa: F811
-    _, out = trainer("mlp", "mlp", steps=1)
-    build_encryptor("smoke", "mlp", frozen[0].codes).load_state_dict(load_tensors(out / "encryptor.safetensors"))
-    assert load_metadata(out / "encryptor.safetensors")["kind"] == "mlp"
-    _, out = trainer("datafree", "datafree", steps=1)
-    about = load_metadata(out / "encryptor.safetensors")
-    assert about["datafree"] == "True" and json.loads(about["weights"])["diversity"] == 1.0
-
-
-def test_a_folder_belongs_to_one_configuration(trainer, tmp_path):
-    trainer("nodiv", "run", steps=1)
-    last, _ = trainer("nodiv", "run", steps=1)  # the same again: it resumes, and has nothing left to do
-    assert last["step"] == 1
-    with pytest.raises(ValueError, match="variant differ.*another --out"):
-        trainer("mlp", "run", steps=1)
-    with pytest.raises(ValueError, match="shared differ"):
-        trainer("nodiv", "run", steps=3)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "state.pt").touch()
-    with pytest.raises(ValueError, match="no configuration made"):
-        trainer("nodiv", "other")
-    with pytest.raises(FileNotFoundError, match="--val-codes: nowhere.npy"):
-        trainer("nodiv", "third", "--val-codes", "nowhere.npy")
+from riddle.weights import WeightsMissingError, save_tensors
 
 
 def test_training_that_differs_is_named(home):

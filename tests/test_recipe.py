@@ -1,31 +1,46 @@
-"""Recipes of the trainings: one word in the place of many options."""
+"""Options of a training: fields of its configuration, set by a recipe and by the command line."""
 
-import argparse
 import importlib
 import re
 import tomllib
+from dataclasses import dataclass, field
 
 import pytest
 
-from riddle.training import ablations, encryptor, recipe
+from riddle.presets import VARIANTS
+from riddle.training import recipe
 
 
-def parser():
-    p = argparse.ArgumentParser()
-    p.add_argument("--out", required=True)
-    p.add_argument("--lr", type=float, default=1.0)
-    p.add_argument("--weight", action="append", default=[])
-    p.add_argument("--no-div", action="store_true")
-    return p
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    out: str  # folder of the run
+    lr: float = 1.0  # of Adam, 10 % of it at first
+    steps: int = 10
+    weights: dict[str, float] = field(default_factory=dict)
+    bfloat16: bool | None = None
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError("--steps is negative")
+
+
+def parse(*words):
+    return recipe.parse(Config, "part", "what it does", list(words))
 
 
 def test_options_of_the_command_line_come_after_those_of_the_recipe(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text('[part]\nout = "here"\nlr = 3e-4\nweight = ["a=1", "b=2"]\nno-div = true\n')
-    a = recipe.parse(parser(), "part", ["--recipe", str(path), "--lr", "0.5", "--weight", "a=3"])
-    assert (a.out, a.lr, a.weight, a.no_div) == ("here", 0.5, ["a=1", "b=2", "a=3"], True)
-    plain = recipe.parse(parser(), "part", ["--out", "there"])
-    assert (plain.out, plain.lr, plain.weight, plain.no_div, plain.recipe) == ("there", 1.0, [], False, None)
+    path.write_text('[part]\nout = "here"\nlr = 3e-4\nbfloat16 = false\nweights = { a = 1, b = 2 }\n')
+    given = parse("--recipe", str(path), "--lr", "0.5", "--weights", "a=3")
+    assert given == Config(out="here", lr=0.5, bfloat16=False, weights={"a": 3.0, "b": 2.0})
+    assert parse("--out", "there", "--bfloat16") == Config(out="there", bfloat16=True)
+
+
+def test_what_stands_behind_a_field_is_the_help_of_its_option(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--lr LR of Adam, 10 % of it at first [1.0]" in shown and "--out OUT folder of the run" in shown
 
 
 @pytest.mark.parametrize(
@@ -34,8 +49,11 @@ def test_options_of_the_command_line_come_after_those_of_the_recipe(tmp_path):
         (None, "does not exist"),
         ("out = ", "no valid TOML"),
         ("[other]\n", r"no table \[part\]"),
-        ('[part]\nout = "x"\nspeed = 3\n', "--speed 3"),
+        ('[part]\nout = "x"\nspeed = 3\n', r"--speed 3.*\[part\] of"),
         ('[part]\nout = "x"\nlr = "fast"\n', "invalid float value: 'fast'"),
+        ('[part]\nout = "x"\nweights = { a = "b" }\n', "NAME=NUMBER is wanted, got 'a=b'"),
+        ('[part]\nout = "x"\nsteps = -1\n', "--steps is negative"),
+        ("[part]\n", "required: --out"),
     ],
 )
 def test_a_bad_recipe_says_why(tmp_path, capsys, text, said):
@@ -43,20 +61,20 @@ def test_a_bad_recipe_says_why(tmp_path, capsys, text, said):
     if text is not None:
         path.write_text(text)
     with pytest.raises(SystemExit):
-        recipe.parse(parser(), "part", ["--recipe", str(path)])
-    error = capsys.readouterr().err
-    assert re.search(said, error) and ("invalid float" in error or str(path) in error)
+        parse("--recipe", str(path))
+    assert re.search(said, capsys.readouterr().err)
+
+
+class Read(Exception):
+    pass
 
 
 def test_every_table_of_every_recipe_fits_its_module(monkeypatch):
-    """Each module reads its table; what happens after the command line does not happen here."""
+    """Each module reads its table, and takes every variant; what follows the command line does not happen here."""
     parse = recipe.parse
 
-    class Read(Exception):
-        pass
-
-    def stop(p, section, argv):
-        raise Read(parse(p, section, argv))
+    def stop(*words):
+        raise Read(parse(*words))
 
     monkeypatch.setattr(recipe, "parse", stop)
     for path in recipe.FOLDER.glob("*.toml"):
@@ -66,9 +84,6 @@ def test_every_table_of_every_recipe_fits_its_module(monkeypatch):
                 module.main(["--recipe", path.stem])
             for name, value in table.items():
                 assert getattr(read.value.args[0], name.replace("-", "_")) == value, (section, name)
-
-
-def test_variants_take_the_recipe_too():
-    variant, settings, words = ablations.parse_arguments(["--variant", "mlp", "--recipe", "mobile", "--out", "there"])
-    assert (variant, settings.arch, settings.out, settings.blend) == ("mlp", "mlp", "there", 0.7)
-    assert encryptor.parse_arguments(words).steps == settings.steps == 18750
+            for variant in (name for name, v in VARIANTS.items() if v.trained and section == "encryptor"):
+                with pytest.raises(Read):
+                    module.main(["--recipe", path.stem, "--variant", variant])

@@ -1,7 +1,8 @@
 """The training loop: a stopped and resumed run gives the numbers of one that never stopped."""
 
-import copy
 import json
+import platform
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -10,18 +11,18 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import nn
 
+from riddle.allocator import keep_memory
 from riddle.training.loop import (
     LoopConfig,
-    average_gradients,
+    Task,
     batches,
     faces_to_float,
     hash_seed,
     make_accelerator,
+    rate_share,
     run,
     save_grid,
-    step_optimiser,
     update_average,
-    write_atomically,
 )
 
 
@@ -35,54 +36,53 @@ def own_precision():
 
 @pytest.fixture(scope="module")
 def faces():
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 255, (24, 4, 4, 3), dtype=np.uint8)
+    coarse = np.random.default_rng(0).integers(0, 255, (24, 4, 4, 3), dtype=np.uint8)
     return {"faces": torch.from_numpy(coarse.repeat(8, 1).repeat(8, 2))}
 
 
-class Noisy:
-    """A small task whose steps draw random numbers, keep a counter and an average: all that a resumed run must find."""
+class Noisy(Task):
+    """A small task whose steps draw random numbers and keep a counter: all that a resumed run must find."""
 
-    def __init__(self, accelerator):
-        self.network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
-        self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.accelerator, self.optimiser = accelerator, torch.optim.Adam(self.network.parameters(), 1e-2)
-        self.networks = {"network": self.network, "average": self.average}
-        self.optimisers, self.counters = {"network": self.optimiser}, {"seen": 0.0}
+    def __init__(self, config):
+        torch.manual_seed(config.seed)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+        optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+        super().__init__(config, make_accelerator(config), "network", network, optimiser)
+        self.counters["seen"] = 0.0
 
-    def step(self, batch, progress):
+    def loss(self, batch, progress):
         x = faces_to_float(batch["faces"])
         with self.accelerator.autocast():
             y = self.network(x + 0.1 * torch.randn_like(x))
-        loss = (y.float() - nn.functional.avg_pool2d(x, 2)).square().mean() * (1 + progress)
-        self.accelerator.backward(loss)
-        step_optimiser(self.accelerator, self.optimiser)
-        update_average(self.average, self.network, 0.8)
         self.counters["seen"] += len(x)
-        return {"loss": loss, "progress": progress}
+        return (y.float() - nn.functional.avg_pool2d(x, 2)).square().mean(), {"progress": progress}
+
+    def validate(self):
+        return {"seen": self.counters["seen"]}
 
     def samples(self):
         return torch.zeros(32, 3, 32, 32)
 
 
-def train(out, faces, steps, bfloat16=False):
-    config = LoopConfig(out=str(out), steps=6, batch=8, seed=5, log_every=2, save_every=2, bfloat16=bfloat16)
-    accelerator = make_accelerator(config)
-    torch.manual_seed(config.seed)
-    task = Noisy(accelerator)
-    if steps < config.steps:
+def config_of(out, **changes):
+    settings = {"steps": 6, "batch": 8, "seed": 5, "log_every": 2, "save_every": 2, "bfloat16": False, "ema": 0.8}
+    return LoopConfig(out=str(out), preset="smoke", **(settings | changes))
+
+
+def train(out, faces, stop=None, **changes):
+    task = Noisy(config_of(out, **changes))
+    if stop is not None:
         whole = task.step
 
         def stopped(batch, progress):
-            if progress * config.steps >= steps:
+            if task.counters["step"] >= stop:
                 raise KeyboardInterrupt
             return whole(batch, progress)
 
         task.step = stopped
-        with pytest.raises(KeyboardInterrupt):
-            run(task, faces, config, accelerator)
-        return task, {}
-    return task, run(task, faces, config, accelerator)
+    with suppress(KeyboardInterrupt):
+        return task, run(task, faces)
+    return task, {}
 
 
 def lines(out):
@@ -94,37 +94,56 @@ def lines(out):
 @pytest.mark.parametrize("stop", [4, 5])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, faces, bfloat16, stop):
     """Stopped where a checkpoint lies, or a step behind it, which is then done again."""
-    whole, _ = train(tmp_path / "whole", faces, 6, bfloat16)
-    train(tmp_path / "cut", faces, stop, bfloat16)
-    # Whatever the interruption leaves behind must not matter: neither random state nor other weights.
-    torch.manual_seed(999)
-    cut, last = train(tmp_path / "cut", faces, 6, bfloat16)
+    whole, _ = train(tmp_path / "whole", faces, bfloat16=bfloat16)
+    train(tmp_path / "cut", faces, stop, bfloat16=bfloat16)
+    torch.manual_seed(999)  # whatever the interruption leaves behind must not matter
+    cut, last = train(tmp_path / "cut", faces, bfloat16=bfloat16)
     assert last["step"] == 6
     for name, network in whole.networks.items():
         for key, value in network.state_dict().items():
             assert torch.equal(value, cut.networks[name].state_dict()[key]), f"{name}.{key}"
-    assert whole.counters == cut.counters == {"seen": 48.0}
+    assert whole.counters["seen"] == cut.counters["seen"] == 48.0
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 
 
 def test_training_moves_the_networks_and_writes_its_files(tmp_path, faces):
-    task, last = train(tmp_path, faces, 6)
-    torch.manual_seed(5)
-    fresh = Noisy(task.accelerator)
+    task, last = train(tmp_path, faces)
+    fresh = Noisy(task.config)
     for name in ("network", "average"):
         pairs = zip(task.networks[name].parameters(), fresh.networks[name].parameters(), strict=True)
         assert not any(torch.equal(a, b) for a, b in pairs), name
-    assert np.isfinite(last["loss"]) and last["progress"] == pytest.approx((4 + 5) / 2 / 6)
+    assert np.isfinite(last["loss"]) and last["progress"] == pytest.approx((4 + 5) / 2 / 6) and last["val_seen"] == 48
     assert Image.open(tmp_path / "samples" / "0000006.png").size == (8 * 32, 4 * 32)
-    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
-    assert not list(tmp_path.glob("*.tmp"))
+    assert {p.name for p in tmp_path.iterdir()} == {"state.pt", "log.jsonl", "config.json", "samples"}
+
+
+def test_a_folder_belongs_to_one_configuration(tmp_path, faces):
+    train(tmp_path, faces, steps=2)
+    with pytest.raises(ValueError, match=r"another run \(seed differ\).*another --out"):
+        train(tmp_path, faces, seed=6)
+    assert train(tmp_path, faces, steps=4)[1]["step"] == 4  # a run may be made longer
+
+
+def test_a_gradient_that_is_not_finite_is_left_out(tmp_path, faces):
+    task = Noisy(config_of(tmp_path))
+    before = [p.clone() for p in task.network.parameters()]
+    loss = task.loss
+    task.loss = lambda batch, progress: (loss(batch, progress)[0] * float("nan"), {})
+    task.step({"faces": faces["faces"][:8]}, 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(before, task.network.parameters(), strict=True))
 
 
 def test_a_time_limit_ends_cleanly(tmp_path, faces):
-    config = LoopConfig(out=str(tmp_path), steps=1000, batch=8, minutes=0.0, bfloat16=False)
-    accelerator = make_accelerator(config)
-    assert run(Noisy(accelerator), faces, config, accelerator)["step"] == 0
+    assert train(tmp_path, faces, steps=1000, minutes=0.0)[1]["step"] == 0
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 0
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save(state | {"counters": state["counters"] | {"seconds": 90.0}}, tmp_path / "state.pt")
+    assert train(tmp_path, faces, steps=1000, minutes=1.5)[1]["step"] == 0  # an earlier part counts
+
+
+def test_the_rate_warms_up_and_ends_at_zero():
+    assert rate_share(0.1, 0.1) == pytest.approx(1) and rate_share(0.05, 0.1) == pytest.approx(0.5)
+    assert rate_share(1.0, 0.1) == pytest.approx(0) and rate_share(1.5, 0.1) == pytest.approx(0)
 
 
 def test_batches_cover_every_item_each_epoch_and_start_anywhere():
@@ -135,29 +154,14 @@ def test_batches_cover_every_item_each_epoch_and_start_anywhere():
     for epoch in (drawn[:3], drawn[3:]):
         assert len(torch.cat([b["x"] for b in epoch]).unique()) == 9
     assert not torch.equal(drawn[0]["x"], drawn[3]["x"])
-    late = batches(tensors, 3, seed=1, start=4)
-    assert torch.equal(next(late)["x"], drawn[4]["x"])
+    assert torch.equal(next(batches(tensors, 3, seed=1, start=4))["x"], drawn[4]["x"])
     with pytest.raises(ValueError, match="fewer than one batch"):
         next(batches(tensors, 11, 0, 0))
 
 
-def test_faces_to_float_has_the_right_range():
-    x = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 1, 1, 3)
-    assert faces_to_float(x).flatten().tolist() == pytest.approx([-1, 1, -0.6])
-
-
 def test_seeds_differ_by_step_rank_and_seed():
-    seeds = {hash_seed(a, b, c) for a in range(3) for b in range(20) for c in range(3)}
-    assert len(seeds) == 180
+    assert len({hash_seed(a, b, c) for a in range(3) for b in range(20) for c in range(3)}) == 180
     assert hash_seed(1, 2, 3) == hash_seed(1, 2, 3)
-
-
-def test_a_failed_write_keeps_the_old_checkpoint(tmp_path):
-    path = tmp_path / "state.pt"
-    write_atomically(path, {"a": 1})
-    with pytest.raises(Exception, match="pickle"):
-        write_atomically(path, {"a": lambda: 0})
-    assert torch.load(path, weights_only=True) == {"a": 1}
 
 
 def test_grid_places_faces_row_by_row(tmp_path):
@@ -168,16 +172,16 @@ def test_grid_places_faces_row_by_row(tmp_path):
     assert [pixels[1, 1, 0], pixels[1, 6, 0], pixels[6, 1, 0], pixels[6, 6, 0]] == [0, 128, 255, 0]
 
 
-def test_average_is_exponential():
-    a, b = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(a.weight, 1.0), torch.nn.init.constant_(b.weight, 3.0)
+def test_average_is_exponential_and_shares_what_is_frozen(tmp_path):
+    a, b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.constant_(a.weight, 1.0), nn.init.constant_(b.weight, 3.0)
     update_average(a, b, 0.75)
     assert a.weight.item() == pytest.approx(1.5)
+    a.frozen = [b]
+    optimiser, config = torch.optim.SGD(a.parameters(), 1.0), config_of(tmp_path)
+    task = Task(config, make_accelerator(config), "network", a, optimiser, shared=[b])
+    assert task.average.frozen[0] is b and task.average.weight is not a.weight
 
 
-def test_one_process_needs_no_reduction(tmp_path):
-    accelerator = make_accelerator(LoopConfig(out=str(tmp_path), bfloat16=False))
-    p = torch.nn.Parameter(torch.zeros(2))
-    p.grad = torch.ones(2)
-    average_gradients(accelerator, [p])
-    assert p.grad.tolist() == [1, 1]
+def test_memory_is_kept_where_glibc_allows_it():
+    assert keep_memory() == (platform.libc_ver()[0] == "glibc")

@@ -317,6 +317,8 @@ def main(argv: list[str] | None = None) -> dict:
     config = recipe.parse(EncryptorConfig, "encryptor", __doc__, argv)
     keep_memory()
     record, datafree = record_of(config), VARIANTS[config.variant].datafree
+    if not (config.codes or datafree):
+        raise SystemExit("--codes is needed, unless --variant datafree draws them; riddle.training.prepare makes it")
     accelerator, preset = make_accelerator(config), get(config.preset)
     torch.manual_seed(config.seed)
     generator, frozen, threshold = frozen_networks(preset, config.generator, accelerator.device, config.parser)

@@ -48,7 +48,7 @@ def draw_samples(preset: Preset, folder: Path) -> None:
     side = SIDE if preset.generator == "mobilestylegan" else min(SIDE, preset.resolution)
     folder.mkdir(parents=True, exist_ok=True)
     for k, w in enumerate(codes.split(1)):
-        face = to_bytes(generator.synthesize(w, side))[0]
+        face = to_bytes(generator(w, side))[0]
         Image.fromarray(face).save(folder / f"{k:03d}.jpg", quality=95, subsampling=0, optimize=True)
     save_tensors(folder / "codes.safetensors", {"codes": codes}, {"preset": preset.name, "psi": str(PSI)})
 

@@ -1,0 +1,283 @@
+"""Training the encryptor: the loss of equations 1 to 10, its helper, its variants, and a short training that works."""
+
+import json
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from riddle.losses import PAPER_WEIGHTS
+from riddle.models.curvature import Curvature
+from riddle.models.encryptor import build_encryptor
+from riddle.models.stylegan2 import Generator
+from riddle.presets import VARIANTS, get
+from riddle.training import encryptor
+from riddle.training.encryptor import EncryptorConfig, EncryptorTask, encrypt_and_decrypt, evaluate
+from riddle.training.frozen import LossNetworks, draw_codes, draw_keys
+from riddle.training.loop import make_accelerator, run
+from riddle.weights import load_metadata, load_tensors
+
+TRAINED = [name for name, variant in VARIANTS.items() if variant.trained]
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    """A known seed, and no accelerator left by another test: its precision could not be changed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """A random smoke generator and loss networks that read the picture directly: enough to train against in seconds."""
+    torch.manual_seed(0)
+    g = Generator.of(get("smoke")).eval().requires_grad_(False)
+    g.codes.measure(g.map, n=2000)
+    project = torch.randn(3 * 16, 32) / 7
+
+    def embed(faces):
+        small = nn.functional.adaptive_avg_pool2d(faces.float(), 4).flatten(1)
+        small = small - small.mean(1, keepdim=True)
+        return nn.functional.normalize(small @ project, dim=1)
+
+    return g, LossNetworks(embed=embed, parse=lambda faces: faces[:, :2].float())
+
+
+def random_codes(n=4):
+    return torch.randn(n, 8, 64)
+
+
+def make_task(out, frozen, held_out=None, **changes):
+    settings = {"steps": 1, "batch": 4, "save_every": 10, "log_every": 10, "bfloat16": False}
+    config = EncryptorConfig(out=str(out), preset="smoke", **(settings | changes))
+    accelerator = make_accelerator(config)
+    torch.manual_seed(0)
+    return EncryptorTask(config, accelerator, *frozen, random_codes() if held_out is None else held_out)
+
+
+def test_both_passes_use_the_right_keys(frozen):
+    """With code + key to encrypt and code - key to decrypt, only the right password brings the code back."""
+
+    class Adder(nn.Module):
+        calls = 0
+
+        def forward(self, w, key):
+            self.calls += 1
+            return w + key if self.calls == 1 else w - key
+
+    w, keys = random_codes(3), draw_keys(frozen[0], 3, m=2, n=3)
+    assert keys.shape == (3, 2, 4, 8, 64)
+    assert len({round(v, 5) for v in keys[..., 0, 0].flatten().tolist()}) == 24  # all m (n + 1) distinct
+    made = encrypt_and_decrypt(Adder(), w, keys)
+    assert torch.allclose(made.recovered, w[:, None].expand_as(made.recovered), atol=1e-5)
+    assert torch.allclose(made.encrypted[2, 1], w[2] + keys[2, 1, 0])
+    wrong = made.wrong.unflatten(1, (2, 3))
+    assert torch.allclose(wrong[1, 0, 2], w[1] + keys[1, 0, 0] - keys[1, 0, 3], atol=1e-5)
+    assert made.joined().shape == (3, 2 * 5, 8, 64)
+
+
+def test_the_loss_is_eq_10_over_all_images_and_reaches_only_the_encryptor(frozen, tmp_path):
+    task, (g, networks) = make_task(tmp_path, frozen), frozen
+    w, keys = draw_codes(g, 2), draw_keys(g, 2, 2, 2)
+    total, terms = task.losses(w, keys)
+    codes = encrypt_and_decrypt(task.network, w, keys).joined()
+    expected, people = 0.0, []
+    for b in range(2):
+        x, e0 = g(w[b : b + 1])[0], networks.embed(g(w[b : b + 1]))[0]
+        y = g(codes[b])
+        e = networks.embed(y)
+        changed = torch.cat([e[:2], e[4:]])
+        people.append(changed)
+        cos = (changed @ changed.T).clamp_min(0)
+        expected += (cos.sum() - cos.diagonal().sum()) / 36
+        expected += (changed @ e0).clamp_min(0).sum() + (1 - e[2:4] @ e0).sum()
+        for k in range(8):
+            expected += 0.05 * (y[k] - x).abs().mean() + 0.1 * (y[k, :2] - x[:2]).square().mean()
+            expected += 0.01 * (codes[b, k] - w[b]).square().mean()
+    assert total.item() == pytest.approx(expected.item() / 2, rel=1e-4)
+    total.backward()
+    assert all(p.grad is not None for p in task.network.parameters())
+    assert all(p.grad is None for p in g.parameters())
+    assert set(terms) == {"diversity", "deidentification", "recovery", "pixel", "lpips", "parsing", "latent"}
+    alike = (people[0] * people[1]).sum(1).clamp_min(0).mean()  # two people under one password
+    with_linked, _ = make_task(tmp_path, frozen, linked=3.0).losses(w, keys)
+    assert with_linked.item() == pytest.approx(total.item() + 3 * alike.item(), rel=1e-3)
+
+
+def test_curvature_changes_the_gradient_and_no_loss(frozen, tmp_path):
+    """Directions that bend much get a smaller gradient; the loss is the same. Without curvature nothing changes."""
+    task = make_task(tmp_path, frozen)
+    w, keys = draw_codes(frozen[0], 2), draw_keys(frozen[0], 2, 2, 2)
+    norms, totals = [], []
+    for size in (None, 0.0, 1e6):
+        task.curvature = None if size is None else Curvature(8, 64, rank=512)
+        if size is not None:
+            task.curvature.size.fill_(size)
+        total, _ = task.losses(w, keys)
+        gradients = torch.autograd.grad(total, list(task.network.parameters()), allow_unused=True)
+        norms.append(sum(g.square().sum() for g in gradients if g is not None).sqrt().item())
+        totals.append(total.item())
+    assert totals[1:] == pytest.approx([totals[0]] * 2, rel=1e-3)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-2) and norms[2] < 1e-3 * norms[0]
+
+
+def test_evaluation_of_the_identity_map_says_that_nothing_is_protected(frozen):
+    g, networks = frozen
+    numbers = evaluate(lambda w, key: w, g, random_codes(5), networks.embed, draw_keys(g, 5, 3, 1), batch=2)
+    for name in ("encrypted", "recovered", "wrong", "pairs"):
+        assert numbers[f"cos_{name}"] == pytest.approx(1.0, abs=1e-4)
+    assert numbers["accepted_encrypted"] == numbers["accepted_recovered"] == 1.0 and numbers["pairs_apart"] == 0.0
+
+
+def train(out, frozen, data, held_out, stop=None):
+    """A short run, perhaps stopped at a step; the task and its evaluation before the first step."""
+    torch.set_num_threads(1)
+    options = {"steps": 20, "batch": 2, "lr": 3e-3, "warmup": 0.1, "n": 1, "ema": 0.8}
+    task = make_task(out, frozen, held_out, **options, weights={"pixel": 0.0, "parsing": 0.0})
+    before, step = task.validate(), task.step
+
+    def stopped(batch, progress):
+        if task.counters["step"] == stop:
+            raise KeyboardInterrupt
+        return step(batch, progress)
+
+    task.step = stopped
+    with suppress(KeyboardInterrupt):
+        run(task, data)
+    return task, before
+
+
+def test_training_pushes_identities_away_and_resumes_to_the_same_weights(frozen, tmp_path):
+    codes = frozen[0].broadcast(frozen[0].map(torch.randn(12, 64))).clone()
+    data, held_out = {"w": codes[:8]}, codes[8:]
+    whole, before = train(tmp_path / "a", frozen, data, held_out)
+    apart, apart_before = ((e["cos_encrypted"] + e["cos_wrong"]) / 2 for e in (whole.validate(), before))
+    assert apart < apart_before - 0.005
+    log = (tmp_path / "a" / "log.jsonl").read_text()
+    assert '"val_accepted_encrypted"' in log and '"recovery"' in log
+    assert whole.samples().shape == (20, 3, 32, 32)
+    train(tmp_path / "b", frozen, data, held_out, stop=10)
+    resumed, _ = train(tmp_path / "b", frozen, data, held_out)
+    for a, b in zip(whole.average.parameters(), resumed.average.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_codes_of_nobody_are_of_three_kinds(frozen):
+    g = frozen[0]
+    made = draw_codes(g, 300, seed=2)
+    assert torch.equal(made, draw_codes(g, 300, seed=2)) and made.shape == (300, 8, 64)
+    assert (made[::3] == made[::3, :1]).all()  # one code in every slot
+    assert {len(code.unique(dim=0)) for code in made[1::3]} == {2}  # two of them
+    z = g.codes.to_gaussian(made[2::3])
+    assert 0.2 < (z - z.mean(1, keepdim=True)).std() < 0.5 and z.std() == pytest.approx(1, abs=0.15)
+
+
+def test_a_helper_in_code_space_comes_first_alone_and_then_stands_beside(frozen, tmp_path):
+    task = make_task(tmp_path, frozen, helper=0.3, helper_only=0.4, lr=0.0)
+    batch = {"w": draw_codes(frozen[0], 2)}
+    for progress, alone in ((0.0, True), (0.39, True), (0.4, False), (1.0, False)):
+        task.centre.zero_()
+        torch.manual_seed(3)
+        numbers = task.step(batch, progress)
+        assert "code_apart" in numbers and ("recovery" in numbers) == (not alone)
+        task.centre.zero_()
+        torch.manual_seed(3)
+        expected = 0.0 if alone else task.losses(batch["w"], draw_keys(frozen[0], 2, 2, 2))[0]
+        expected = expected + (1.0 if alone else 0.3) * task.helper(alone)[0]
+        assert numbers["loss"].item() == pytest.approx(expected.item(), rel=1e-3) and numbers["gradient"] > 0
+
+
+def test_both_parts_of_a_training_have_a_warm_up_and_end_at_no_rate(frozen, tmp_path):
+    task, rates = make_task(tmp_path, frozen, helper=0.3, helper_only=0.4, lr=1e-3, warmup=0.1), {}
+    for progress in (0.001, 0.04, 0.3999, 0.401, 0.46, 1.0):
+        task.step({"w": draw_codes(frozen[0], 2)}, progress)
+        rates[progress] = task.optimiser.param_groups[0]["lr"]
+    assert rates[0.04] == pytest.approx(1e-3, rel=0.01) and rates[0.46] == pytest.approx(1e-3, rel=0.01)
+    assert all(rates[x] < 1e-4 for x in (0.001, 0.3999, 0.401, 1.0))
+
+
+def test_the_helper_sees_inverted_faces_beside_the_losses_alone(frozen, tmp_path, monkeypatch):
+    task = make_task(tmp_path, frozen, helper=0.3)
+    task.inverted = draw_codes(frozen[0], 1, seed=9)
+    known, seen = frozen[0].codes.to_gaussian(task.inverted), []
+    change = task.network.change
+    monkeypatch.setattr(task.network, "change", lambda z, key: (seen.append(z), change(z, key))[1])
+    for judged, share in ((True, 0.0), (False, 0.5)):
+        seen.clear()
+        task.helper(judged)
+        inverted = (seen[0] - known).abs().amax((1, 2)).lt(1e-4)
+        assert inverted.float().mean() == share
+        assert torch.equal(*inverted.chunk(2))  # two originals that share passwords are of one kind
+
+
+def test_a_share_of_the_originals_lies_between_two_training_faces(frozen, tmp_path):
+    """Along the arc between their codes, so that a code keeps its length."""
+    task, space = make_task(tmp_path, frozen, blend=0.5), frozen[0].codes
+    ends = F.normalize(torch.randn(2, 8, 64), dim=-1) * 8
+    ends[1] -= ends[0] * (ends[0] * ends[1]).sum(-1, keepdim=True) / 64  # at a right angle to the first
+    ends[1] = F.normalize(ends[1], dim=-1) * 8
+    task.inverted, w = space.to_w(ends[1:]), space.to_w(ends[:1]).expand(200, -1, -1)
+    z = space.to_gaussian(task.blended(w))
+    along, across = (z * ends[0]).sum(-1) / 64, (z * ends[1]).sum(-1) / 64
+    assert torch.allclose(along**2 + across**2, torch.ones(200, 8), atol=1e-3)
+    assert 0.35 < (across[:, 0].abs() < 1e-3).float().mean() < 0.65 and across.max() > 0.9
+    assert make_task(tmp_path, frozen).blended(w) is w
+
+
+def test_variants_differ_in_one_thing_and_weights_are_the_papers(tmp_path):
+    full = VARIANTS["riddle"]
+    for name in TRAINED:
+        changed = {k for k in ("arch", "datafree", "diversity") if getattr(VARIANTS[name], k) != getattr(full, k)}
+        assert len(changed) == (name != "riddle"), name
+        weights = EncryptorConfig(out="", variant=name, weights={"recovery": 3}).loss_weights.as_dict()
+        expected = PAPER_WEIGHTS.as_dict() | {"recovery": 3.0} | ({"diversity": 0.0} if name == "nodiv" else {})
+        assert weights == expected
+    for wrong, said in (
+        ({"variant": "untrained"}, "unknown variant"), ({"linked": 1.0, "batch": 3}, "even --batch"),
+        ({"helper_only": 1.2}, "--helper-only is a share"), ({"weights": {"speed": 1}}, "unknown loss weight speed"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            EncryptorConfig(out="", **wrong)
+
+
+@pytest.fixture
+def command(frozen, monkeypatch, tmp_path):
+    """A function that trains a smoke variant for a step by the command line; its folder."""
+    monkeypatch.setattr(encryptor, "frozen_networks", lambda *a: (*frozen, 0.3))
+    codes = tmp_path / "codes.npy"
+    np.save(codes, frozen[0].broadcast(frozen[0].map(torch.randn(64, 64))).numpy())
+
+    def train(variant, *more):
+        words = ["--preset", "smoke", "--variant", variant, "--out", str(tmp_path / variant), "--steps", "1"]
+        words += [] if variant == "datafree" else ["--codes", str(codes)]
+        assert encryptor.main([*words, "--no-bfloat16", *more])["step"] == 1
+        return tmp_path / variant
+
+    return train
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_leaves_its_configuration_with_the_weights(command, frozen, name):
+    """What Table 5 compares: the options that all variants share, hashes of files, no path of this machine."""
+    out, variant = command(name, "--weights", "recovery=3"), VARIANTS[name]
+    file = out / "encryptor.safetensors"
+    about, record = load_metadata(file), json.loads(load_metadata(file)["ablation"])
+    assert (about["kind"], about["datafree"], about["steps"]) == (variant.arch, str(variant.datafree), "1")
+    assert (record["variant"], record["label"], record["diversity"]) == (name, variant.label, variant.diversity)
+    assert (record["shared"]["batch"], record["shared"]["minutes"]) == (2, "inf")
+    assert variant.datafree or len(record["files"]["codes"]) == 12
+    assert str(out) not in about["ablation"] and str(out.parent) not in about["ablation"]
+    weights = json.loads(about["weights"])
+    assert (weights["diversity"], weights["recovery"]) == (float(variant.diversity), 3.0)
+    build_encryptor("smoke", variant.arch, frozen[0].codes).load_state_dict(load_tensors(file))
+
+
+def test_files_that_are_not_there_are_named(command):
+    with pytest.raises(FileNotFoundError, match="--val-codes: nowhere.npy"):
+        command("nodiv", "--val-codes", "nowhere.npy")
+    with pytest.raises(SystemExit, match="--codes is needed"):
+        encryptor.main(["--preset", "smoke", "--out", "x"])
