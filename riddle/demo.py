@@ -195,7 +195,7 @@ def reduced(generator: MobileStyleGAN, codes: torch.Tensor, side: int, batch: in
     """What the whole network draws of codes (N, L, D), area-reduced to (N, 3, side, side) in [-1, 1]."""
     whole = max(SIDES[0], 8 << len(generator.blocks))
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_faster()):
-        drawn = (generator.synthesize(w, whole).float().clamp(-1, 1) for w in codes.split(batch))
+        drawn = (generator(w, whole).float().clamp(-1, 1) for w in codes.split(batch))
         return torch.cat([F.adaptive_avg_pool2d(faces, side) for faces in drawn])
 
 

@@ -28,8 +28,6 @@ class Preset:
     encryptor: str = "encryptor"  # the one that `riddle.load` takes; the paper's is "encryptor"
     width: int = 512  # channels inside the transformer encryptor; the paper does not give it
     hidden: int = 1024  # channels inside the MLP and the coupling
-    depth: int = 1  # transformer decoder blocks a level; the paper: 1
-    heads: int = 4  # attention heads
 
     @property
     def n_latent(self) -> int:

@@ -1,4 +1,4 @@
-"""The framing: where a face's crop lies in a photo, the crop itself, and the way back.
+"""The framing: where a face's crop lies in a photo, and the crop itself.
 
 Coordinates are pixel indices (the centre of the first pixel is 0, 0), x before y. Five points are the
 left eye, right eye, nose tip, left and right corner of the mouth, left meaning left in the picture.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
-
-from riddle.models.fixed_map import ARCFACE_POINTS
 
 
 def _rot90(v: np.ndarray) -> np.ndarray:
@@ -42,11 +40,6 @@ def crop_points(points: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray
     return (np.asarray(points, dtype=np.float64) - offset) @ np.linalg.inv(linear).T * size - 0.5
 
 
-def photo_points(points: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Inverse of `crop_points`: pixel indices of the crop (k, 2) -> photo points."""
-    return (np.asarray(points, dtype=np.float64) + 0.5) / size @ matrix[:, :2].T + matrix[:, 2]
-
-
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The least-squares similarity that takes points (k, 2) to targets (k, 2): (2, 3). Umeyama, 1991."""
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
@@ -56,13 +49,6 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     r = u @ np.diag(d) @ vt
     scale = (s * d).sum() / sc.var(0).sum()
     return np.concatenate([scale * r, (target.mean(0) - scale * r @ source.mean(0))[:, None]], axis=1)
-
-
-def arcface_matrix(points: np.ndarray) -> np.ndarray:
-    """Like `framing_matrix`, for ArcFace's 112 px crop of a face with these five points."""
-    m = similarity(ARCFACE_POINTS, points)
-    linear = m[:, :2] * 112
-    return np.concatenate([linear, (m[:, :2] @ [-0.5, -0.5] + m[:, 2])[:, None]], axis=1)
 
 
 def crop(image: Image.Image, matrix: np.ndarray, size: int, pad: str = "reflect") -> Image.Image:
@@ -80,12 +66,10 @@ def crop(image: Image.Image, matrix: np.ndarray, size: int, pad: str = "reflect"
         widths = ((max(before[1], 0), max(after[1], 0)), (max(before[0], 0), max(after[0], 0)), (0, 0))
         patch = Image.fromarray(np.pad(np.asarray(patch), widths, mode=pad))
         keep_low = np.minimum(keep_low, low)
-    side = np.hypot(*matrix[:, 0])
+    side, shrink = np.hypot(*matrix[:, 0]), 1
     if side > 4 * size:  # far larger than the crop: shrink first, so that supersampling stays small
         shrink = int(side // (2 * size))
         patch = patch.reduce(shrink)
-    else:
-        shrink = 1
     over = max(1, int(np.ceil(side / shrink / size)))
     linear = matrix[:, :2] / (size * over) / shrink
     offset = (matrix[:, 2] + 0.5 - keep_low) / shrink

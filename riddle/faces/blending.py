@@ -61,10 +61,10 @@ def core(side: int) -> torch.Tensor:
 def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.045) -> np.ndarray:
     """Where a new face replaces an old one, from a parser's logits of both, (19, R, R) each; (R, R) in [0, 1].
 
-    Where the new face shows face, or neck in place of a face. Not where the old one has hair or a hat, which stay in
-    front, nor where the new one has them over a face: hair that starts at a rim looks cut. The soft rim, some `soften`
-    of the side wide, lies inside, except around the old face's glasses, which go whole. Of `core` all but the old
-    skin under new hair is in the mask: a parser that takes an eye for hair must not leave it in the photo.
+    That is where the new face shows face, or neck in place of a face; not where the old one has hair or a hat, which
+    stay in front, nor where the new one has them over a face: hair that starts at a rim looks cut. The soft rim, some
+    `soften` of the side wide, lies inside, except around the old face's glasses, which go whole. Of `core` all but the
+    old skin under new hair is in the mask: a parser that takes an eye for hair must not leave it in the photo.
     """
     before, after = old.argmax(0), new.argmax(0)
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from riddle.faces import alignment
 from riddle.images import to_bytes
+from riddle.processes import end_with_parent
 from riddle.weights import WeightsMissingError
 
 DETECTORS = ("auto", "dlib", "mtcnn")
@@ -254,5 +255,5 @@ def detect_in_crop(faces: torch.Tensor, detector: Any = "auto", workers: int = 1
     if workers <= 1:
         return [detect_in_picture(face, detector) for face in pictures]
     parts = [(pictures[i : i + 64], detector) for i in range(0, len(pictures), 64)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         return [face for part in pool.map(_detect_part, parts) for face in part]

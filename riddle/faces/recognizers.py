@@ -1,23 +1,22 @@
 """Face recognisers behind one interface: faces -> embeddings, and each one's own rule for "the same person".
 
-    judge = recognizers.load("edgeface-xs")
-    e = judge.embed_faces(faces, detect_in_crop(faces))      # aligned by the points found in each face
-    same = judge.similarity(e[:5], e[5:]) > judge.threshold
+    recogniser = recognizers.load("edgeface-xs")
+    e = recogniser.embed_faces(faces, detect_in_crop(faces))     # each face aligned by the points found in it
+    same = recogniser.similarity(e[:5], e[5:]) > recogniser.threshold
 
-    identity = recognizers.load("arcface-mobilefacenet")     # a loss: differentiable, one fixed map for all faces
+    identity = recognizers.load("arcface-mobilefacenet")         # for a loss: differentiable, one map for all faces
     e = identity.from_crop(faces)
 
-A judge aligns each face by its own points; a loss cannot, so `from_crop` takes every framed face through one
+A measure aligns each face by its own points; a loss cannot, so `from_crop` takes every framed face through one
 similarity.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +24,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from riddle.faces.alignment import ARCFACE_POINTS, crop, similarity
-from riddle.models.fixed_map import fixed_map
+from riddle.faces.alignment import crop, similarity
+from riddle.faces.detection import Face, dlib_models
+from riddle.images import to_bytes, to_tensor
+from riddle.models.dlib_resnet import load_dlib_resnet
+from riddle.models.fixed_map import ARCFACE_POINTS, fixed_map
+from riddle.models.irse import ArcFaceIR, load_published
+from riddle.models.mobilefacenet import load_mobilefacenet
 from riddle.models.onnx_network import OnnxNetwork
-
-if TYPE_CHECKING:
-    from riddle.faces.detection import Face
+from riddle.models.sphereface import SphereFace20
+from riddle.weights import WeightsMissingError, find, locate
 
 CHUNK = 32  # faces at a time on a CPU: larger batches leave its caches
 
@@ -65,53 +68,28 @@ class Spec:
     stretch: float = 1.0  # of x against y in its crops
 
 
-class Rescaled(nn.Module):
-    """A network whose input is multiplied by a factor first; FaceNet was trained on (x - 127.5) / 128."""
+class FaceNet(nn.Module):
+    """facenet-pytorch's network; it was trained on (x - 127.5) / 128."""
 
-    def __init__(self, network: nn.Module, factor: float):
+    def __init__(self, path: Path):
         super().__init__()
-        self.network, self.factor = network, factor
+        from facenet_pytorch import InceptionResnetV1  # here, because only this recogniser needs the package
+
+        self.network = load_published(InceptionResnetV1(), path, drop=("logits.",))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x * self.factor)
-
-
-def _facenet(path: Path) -> nn.Module:
-    from facenet_pytorch import InceptionResnetV1
-
-    from riddle.models.irse import load_published
-
-    return Rescaled(load_published(InceptionResnetV1(), path, drop=("logits.",)), 127.5 / 128)
-
-
-def _mobilefacenet(path: Path) -> nn.Module:
-    from riddle.models.mobilefacenet import load_mobilefacenet
-
-    return load_mobilefacenet(path)
-
-
-def _dlib(path: Path) -> nn.Module:
-    from riddle.models.dlib_resnet import load_dlib_resnet
-
-    return load_dlib_resnet(path)
+        return self.network(x * (127.5 / 128))
 
 
 def _irse50(path: Path) -> nn.Module:
-    from riddle.models.irse import ArcFaceIR, load_published
-
-    return load_published(ArcFaceIR((3, 4, 14, 3), squeeze=True), path)
+    return load_published(ArcFaceIR((3, 4, 14, 3)), path)
 
 
 def _ir101(path: Path) -> nn.Module:
-    from riddle.models.irse import ArcFaceIR, load_published
-
     return load_published(ArcFaceIR((3, 13, 30, 3), squeeze=False, affine=False), path)
 
 
 def _sphereface(path: Path) -> nn.Module:
-    from riddle.models.irse import load_published
-    from riddle.models.sphereface import SphereFace20
-
     return load_published(SphereFace20(), path, drop=("fc6.",))
 
 
@@ -119,18 +97,18 @@ _STRANGERS = "exceeded by 0.1 % of 60,000 pairs of different people from FFHQ's 
 _FACENET = "squared distance 1.1 (Schroff et al., CVPR 2015, fig. 1)"
 
 
-def _arcface(build: Callable[[Path], nn.Module], dim: int, threshold: float, rule: str, onnx: bool = False) -> Spec:
-    return Spec(build, 112, dim, threshold, rule, ARCFACE_POINTS, differentiable=not onnx)
+def _arcface(build: Callable[[Path], nn.Module], dim: int, threshold: float, rule: str) -> Spec:
+    return Spec(build, 112, dim, threshold, rule, ARCFACE_POINTS, differentiable=build is not OnnxNetwork)
 
 
 SPECS = {
-    "dlib": Spec(_dlib, 150, 128, -0.6, "distance 0.6 (dlib's documentation)", DLIB_POINTS, "euclidean"),
-    "arcface-mobilefacenet": _arcface(_mobilefacenet, 128, 0.41, _STRANGERS),
-    "edgeface-xs": _arcface(OnnxNetwork, 512, 0.30, _STRANGERS, onnx=True),
-    "mobilefacenet-casia": _arcface(OnnxNetwork, 128, 0.47, _STRANGERS, onnx=True),
-    "mobileface-v2": _arcface(OnnxNetwork, 256, 0.52, _STRANGERS, onnx=True),
-    "facenet-casia": Spec(_facenet, 160, 512, 0.45, _FACENET, FACENET_POINTS, stretch=1.32),
-    "facenet-vggface2": Spec(_facenet, 160, 512, 0.45, _FACENET, FACENET_POINTS, stretch=1.32),
+    "dlib": Spec(load_dlib_resnet, 150, 128, -0.6, "distance 0.6 (dlib's documentation)", DLIB_POINTS, "euclidean"),
+    "arcface-mobilefacenet": _arcface(load_mobilefacenet, 128, 0.41, _STRANGERS),
+    "edgeface-xs": _arcface(OnnxNetwork, 512, 0.30, _STRANGERS),
+    "mobilefacenet-casia": _arcface(OnnxNetwork, 128, 0.47, _STRANGERS),
+    "mobileface-v2": _arcface(OnnxNetwork, 256, 0.52, _STRANGERS),
+    "facenet-casia": Spec(FaceNet, 160, 512, 0.45, _FACENET, FACENET_POINTS, stretch=1.32),
+    "facenet-vggface2": Spec(FaceNet, 160, 512, 0.45, _FACENET, FACENET_POINTS, stretch=1.32),
     "irse50": _arcface(_irse50, 512, 0.25, "squared distance 1.5 (its published configuration)"),
     "sphereface20": _arcface(_sphereface, 512, 0.3, "customary; its authors choose it on LFW"),
     "curricularface-ir101": _arcface(_ir101, 512, 0.25, "customary; its authors choose it on LFW"),
@@ -144,7 +122,6 @@ class Recognizer:
     def __init__(self, name: str, spec: Spec, network: nn.Module, device: str | torch.device = "cpu"):
         self.name, self.spec, self.device = name, spec, torch.device(device)
         self.size, self.dim, self.distance, self.threshold = spec.size, spec.dim, spec.distance, spec.threshold
-        self.differentiable = spec.differentiable
         self.network = network.eval().requires_grad_(False).to(self.device)
 
     def embed(self, crops: torch.Tensor) -> torch.Tensor:
@@ -154,12 +131,11 @@ class Recognizer:
         """
         if crops.ndim != 4 or tuple(crops.shape[1:]) != (3, self.size, self.size):
             raise ValueError(f"{self.name} takes (N, 3, {self.size}, {self.size}), got {tuple(crops.shape)}")
-        if crops.requires_grad and torch.is_grad_enabled() and not self.differentiable:
+        if crops.requires_grad and torch.is_grad_enabled() and not self.spec.differentiable:
             raise TypeError(f"{self.name} runs in onnxruntime and has no gradients; use it under torch.no_grad()")
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
         parts = crops.split(CHUNK if self.device.type == "cpu" else 256) if len(crops) else []
-        out = [self.network(c) for c in parts] or [crops.new_zeros(0, self.dim)]
-        e = torch.cat(out)
+        e = torch.cat([self.network(c) for c in parts] or [crops.new_zeros(0, self.dim)])
         return F.normalize(e.float(), dim=1) if self.distance == "cosine" else e
 
     def align(self, image: Image.Image, points: np.ndarray, landmarks: np.ndarray | None = None) -> Image.Image:
@@ -184,12 +160,11 @@ class Recognizer:
             raise ValueError(f"{len(faces)} faces but {len(found)} detections")
         out = torch.full((len(faces), self.dim), torch.nan)
         rows = [i for i, f in enumerate(found) if f is not None]
-        pixels = faces.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        pixels = to_bytes(faces)
         for start in range(0, len(rows), 256):
             part = rows[start : start + 256]
             crops = [self.align(Image.fromarray(pixels[i]), found[i].points, found[i].landmarks) for i in part]
-            stacked = torch.from_numpy(np.stack([np.asarray(c) for c in crops])).permute(0, 3, 1, 2)
-            out[part] = self.embed(stacked.float() / 127.5 - 1).cpu()
+            out[part] = self.embed(to_tensor(np.stack([np.asarray(c) for c in crops]))).cpu()
         return out
 
     def from_crop(self, faces: torch.Tensor) -> torch.Tensor:
@@ -227,29 +202,23 @@ def _spec(name: str) -> Spec:
     if name in SPECS:
         return SPECS[name]
     if str(name).endswith(".onnx"):
-        return _arcface(OnnxNetwork, 512, 0.3, "customary", onnx=True)
+        return _arcface(OnnxNetwork, 512, 0.3, "customary")
     raise KeyError(f"unknown recogniser {name!r}; choose one of {', '.join(NAMES)}, or the path of an .onnx file")
 
 
-def _weights(name: str) -> Path:
-    """Raises WeightsMissingError."""
-    if name == "dlib":
-        from riddle.faces.detection import dlib_models
-
-        return dlib_models() / "dlib_face_recognition_resnet_model_v1.dat"
-    from riddle import weights
-
-    return weights.find(name)
+def _weights(name: str, get: Callable[[str], Path | None]) -> Path | None:
+    """get: `find` or `locate`. Raises WeightsMissingError, KeyError."""
+    return dlib_models() / "dlib_face_recognition_resnet_model_v1.dat" if name == "dlib" else get(name)
 
 
 def load(name: str, device: str | torch.device = "cpu", weights: str | Path | None = None) -> Recognizer:
     """A recogniser by name, or by the path of an ArcFace-style .onnx file (112 px, five-point alignment).
 
-    weights: a file to use instead of the zoo's. Raises KeyError for an unknown name, WeightsMissingError when its
+    weights: a file to use instead of the known one. Raises KeyError for an unknown name, WeightsMissingError when its
     weights cannot be had.
     """
     spec = _spec(name)
-    path = Path(weights) if weights is not None else Path(name) if name not in SPECS else _weights(name)
+    path = Path(weights) if weights is not None else Path(name) if name not in SPECS else _weights(name, find)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file for the recogniser {name}")
     network = spec.build(path)
@@ -258,20 +227,14 @@ def load(name: str, device: str | torch.device = "cpu", weights: str | Path | No
     return Recognizer(str(name), spec, network, device)
 
 
-def available(names: Sequence[str] | None = None) -> dict[str, str | None]:
+def available(names: Sequence[str] = NAMES) -> dict[str, str | None]:
     """{name: None when the recogniser can be loaded without a download, else the reason why not}."""
-    from riddle import weights
-
     reasons: dict[str, str | None] = {}
-    for name in names or NAMES:
+    for name in names:
         try:
             _spec(name)
-            here = _weights(name) if name == "dlib" else weights.locate(name)
+            here = _weights(name, locate)
             reasons[name] = None if here is not None else "weights not on this machine"
-        except (KeyError, weights.WeightsMissingError) as e:
+        except (KeyError, WeightsMissingError) as e:
             reasons[name] = str(e)
-        for package, users in (("onnxruntime", "onnx"), ("facenet_pytorch", "facenet")):
-            uses = (users == "onnx" and name in SPECS and SPECS[name].build is OnnxNetwork) or name.startswith(users)
-            if uses and importlib.util.find_spec(package) is None:
-                reasons[name] = f"the package {package} is not installed"
     return reasons

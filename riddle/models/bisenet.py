@@ -6,8 +6,6 @@ its classes come in another order, which `forward` undoes: outputs are in `riddl
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -33,41 +31,6 @@ class ConvNorm(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-class Basic(nn.Module):
-    """ResNet's basic block."""
-
-    def __init__(self, c_in: int, c_out: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(c_out), nn.BatchNorm2d(c_out)
-        if c_in != c_out:
-            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
-        else:
-            self.downsample = nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.downsample(x))
-
-
-class ResNet18(nn.Module):
-    """The trunk: features at 1/8, 1/16 and 1/32 of the side."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        for i, (c_in, c_out) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), 1):
-            setattr(self, f"layer{i}", nn.Sequential(Basic(c_in, c_out, 1 if i == 1 else 2), Basic(c_out, c_out, 1)))
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        eighth = self.layer2(self.layer1(x))
-        sixteenth = self.layer3(eighth)
-        return eighth, sixteenth, self.layer4(sixteenth)
-
-
 def gate(x: torch.Tensor) -> torch.Tensor:
     """Mean over the picture, (N, C, 1, 1): what the attention of both modules starts from."""
     return x.mean((2, 3), keepdim=True)
@@ -88,17 +51,23 @@ class Refinement(nn.Module):
 
 
 class ContextPath(nn.Module):
-    """From the trunk's three scales to two: at 1/8, its own and the context's."""
+    """From a ResNet-18's features at 1/8, 1/16 and 1/32 of the side to two maps at 1/8: its own and the context's."""
 
     def __init__(self):
         super().__init__()
-        self.resnet = ResNet18()
+        from torchvision.models import resnet18  # here, because protecting a photo does without torchvision
+
+        self.resnet = resnet18()
+        del self.resnet.fc
         self.arm16, self.arm32 = Refinement(256, 128), Refinement(512, 128)
         self.conv_head32, self.conv_head16 = ConvNorm(128, 128), ConvNorm(128, 128)
         self.conv_avg = ConvNorm(512, 128, kernel=1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        eighth, sixteenth, last = self.resnet(x)
+        r = self.resnet
+        eighth = r.layer2(r.layer1(r.maxpool(r.relu(r.bn1(r.conv1(x))))))
+        sixteenth = r.layer3(eighth)
+        last = r.layer4(sixteenth)
         context = self.arm32(last) + self.conv_avg(gate(last))
         context = self.conv_head32(F.interpolate(context, sixteenth.shape[2:], mode="nearest"))
         context = self.arm16(sixteenth) + context
@@ -130,13 +99,13 @@ class Output(nn.Module):
 
 
 class BiSeNet(nn.Module):
-    """(N, 3, R, R) in [-1, 1] -> logits (N, 19, R, R), judged at 512 px as the public weights want it."""
+    """(N, 3, R, R) in [-1, 1] -> logits (N, 19, R, R), computed at 512 px as the public weights want it."""
 
-    def __init__(self, classes: int = len(PUBLISHED_CLASSES)):
+    def __init__(self) -> None:
         super().__init__()
         self.cp = ContextPath()
         self.ffm = Fusion(256)
-        self.conv_out = Output(256, 256, classes)
+        self.conv_out = Output(256, 256, len(PUBLISHED_CLASSES))
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
         self.order = [PUBLISHED_CLASSES.index(c) for c in CLASSES]
@@ -149,9 +118,9 @@ class BiSeNet(nn.Module):
         return F.interpolate(logits, side, mode="bilinear", align_corners=True)[:, self.order]
 
     def load_published(self, state: dict[str, torch.Tensor]) -> BiSeNet:
-        """Take the public state dict; its two heads for training only are left out. Raises RuntimeError for
-        keys that do not fit."""
+        """Take the public state dict without its two heads for training only. Raises RuntimeError for keys that do not
+        fit."""
         trained_only = ("conv_out16.", "conv_out32.", "cp.resnet.fc.")
-        kept = OrderedDict((k.removeprefix("module."), v) for k, v in state.items())
+        kept = {k.removeprefix("module."): v for k, v in state.items()}
         self.load_state_dict({k: v for k, v in kept.items() if not k.startswith(trained_only)})
         return self

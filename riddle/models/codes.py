@@ -42,9 +42,7 @@ class GaussianCodes(nn.Module):
     @torch.no_grad()
     def measure(self, mapping: Callable[[torch.Tensor], torch.Tensor], n: int = 20_000, seed: int = 0) -> GaussianCodes:
         """Take the statistics of n codes of a mapping network z (N, D) -> w (N, D); returns itself."""
-        draw, dim = torch.Generator().manual_seed(seed), len(self.mean)
-        device = self.mean.device
-        z = torch.randn(n, dim, generator=draw).to(device)
+        z = torch.randn(n, len(self.mean), generator=torch.Generator().manual_seed(seed)).to(self.mean.device)
         p = torch.cat([F.leaky_relu(mapping(part).float(), 1 / SLOPE) for part in z.split(4096)]).double()
         centred = p - p.mean(0)
         variance, basis = torch.linalg.eigh(centred.T @ centred / (n - 1))
@@ -57,3 +55,41 @@ class GaussianCodes(nn.Module):
 def soft_bound(z: torch.Tensor, bound: float = BOUND) -> torch.Tensor:
     """z with each number held within +-bound, smoothly: the identity near zero."""
     return bound * torch.tanh(z / bound)
+
+
+class FaceGenerator(nn.Module):
+    """What all generators share. They have `n_latent` (L), `style_dim` (D), `codes`, their Gaussian space, `map`, z
+    (N, D) -> w (N, D), and `forward`, codes (N, L, D) and a side in px -> faces (N, 3, side, side), about [-1, 1].
+    """
+
+    n_latent: int
+    style_dim: int
+    codes: GaussianCodes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    def map(self, z: torch.Tensor) -> torch.Tensor:
+        """z (N, D), standard normal -> w (N, D)."""
+        raise NotImplementedError
+
+    def broadcast(self, w: torch.Tensor) -> torch.Tensor:
+        """w (N, D) -> the same code for every slot, (N, L, D)."""
+        return w[:, None].expand(-1, self.n_latent, -1)
+
+    def _draw(self, n: int, seed: int) -> torch.Tensor:
+        z = torch.randn(n, self.style_dim, generator=torch.Generator().manual_seed(seed))
+        return self.map(z.to(self.device))
+
+    @torch.no_grad()
+    def mean_latent(self, n: int = 4096, seed: int = 0) -> torch.Tensor:
+        """The centre of w, (D,), from n samples."""
+        return self._draw(n, seed).mean(0)
+
+    @torch.no_grad()
+    def sample(self, n: int, psi: float = 1.0, seed: int = 0) -> torch.Tensor:
+        """Codes (n, L, D) of faces of nobody; psi: truncation towards the mean, 1 is none (StyleGAN, sec. B)."""
+        mean = self.mean_latent()
+        return self.broadcast(mean + psi * (self._draw(n, seed) - mean))

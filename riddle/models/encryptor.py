@@ -14,6 +14,7 @@ from torch import nn
 from riddle.models.codes import GaussianCodes, soft_bound
 from riddle.presets import Preset, get
 
+HEADS = 4  # of the attention
 KEPT = 10  # leading components of z that reflections leave alone: pose, light, hair
 POSE = 3  # those that couplings leave alone: pose and light; half of who someone is shows in the first ten
 
@@ -87,31 +88,26 @@ class DecoderBlock(nn.Module):
 class LatentEncryptor(CodeModel):
     """The transformer encryptor: no reflection, and no skip beyond the blocks' own.
 
-    levels: slots of the coarse, medium and fine level (their sum is L); width: channels inside; heads, depth:
-    attention heads and decoder blocks of each level. Source: paper, section 3.1 and figure 2; slot embeddings, the
-    input layers and the soft bound at the end are ours.
+    levels: slots of the coarse, medium and fine level (their sum is L), each with one decoder block; width: channels
+    inside; heads: attention heads. Source: paper, section 3.1 and figure 2; slot embeddings, the input layers and the
+    soft bound at the end are ours.
     """
 
-    def __init__(self, levels: tuple[int, ...], width: int, codes: GaussianCodes, heads: int = 4, depth: int = 1):
+    def __init__(self, levels: tuple[int, ...], width: int, codes: GaussianCodes, heads: int = HEADS):
         super().__init__(sum(levels), codes)
         self.levels, dim = tuple(levels), self.style_dim
         self.code_in, self.password_in = nn.Linear(dim, width), nn.Linear(dim, width)
         self.code_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, width))
         self.password_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, width))
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth)) for _ in self.levels
-        )
+        # A list of one block a level: the names in the bundled weights.
+        self.blocks = nn.ModuleList(nn.ModuleList([DecoderBlock(width, heads)]) for _ in self.levels)
         self.output = nn.Linear(width, dim)
 
     def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
         code = (self.code_in(z) + self.code_slots).split(self.levels, 1)
         password = (self.password_in(password) + self.password_slots).split(self.levels, 1)
-        joined = []
-        for level, slots, answers in zip(self.blocks, code, password, strict=True):
-            for block in level:
-                slots = block(slots, answers)
-            joined.append(slots)
-        return soft_bound(self.output(torch.cat(joined, 1)))
+        levels = zip(self.blocks, code, password, strict=True)
+        return soft_bound(self.output(torch.cat([level[0](slots, answers) for level, slots, answers in levels], 1)))
 
 
 class MLPEncryptor(CodeModel):
@@ -144,11 +140,11 @@ class RotationCoupling(CodeModel):
     """Ours: enc = Q f^-1 R f Q^T, which is its own inverse, for every password and whatever its networks learn.
 
     The first `kept` components stay as they are. Q is a learned rotation of the others (Cayley form). f is a stack of
-    rounds: pairs of one half of them are turned by angles that a small network computes from the other half, the kept
-    components and the password, all averaged over the slots, so that slots turn alike; then the halves change roles.
-    The half that the network reads is brought to the same length first, which no turn changes. R flips the signs of
-    half of the components. Every step keeps the length of z, so that a right password, a wrong one and none at all
-    give codes of equally probable faces.
+    rounds: a small network reads one half of them, the kept components and the password, all averaged over the slots,
+    and computes angles by which pairs of the other half turn, in all slots alike; then the halves change roles. The
+    half that the network reads is first brought to the same length, which no turn changes. R flips the signs of half of
+    the components. Every step keeps the length of z, so that a right password, a wrong one and none at all give codes
+    of equally probable faces.
     """
 
     def __init__(
@@ -180,7 +176,7 @@ class RotationCoupling(CodeModel):
         return torch.linalg.solve(one + skew, one - skew)
 
     def turn(self, x: torch.Tensor, told: torch.Tensor, back: bool = False) -> torch.Tensor:
-        """f, or its inverse: x (N, L, F), and what the networks are told beside it (N, T) -> x."""
+        """f, or its inverse, of x (N, L, F); told: what the networks read beside it, (N, T)."""
         scale = torch.rsqrt(x.mean(1).square().mean(1, keepdim=True) + 1e-8)
         rounds = range(len(self.nets))
         for i in reversed(rounds) if back else rounds:
@@ -225,7 +221,7 @@ def build_encryptor(preset: str | Preset, arch: str, codes: GaussianCodes) -> Co
     """
     p = get(preset)
     if arch == "transformer":
-        return LatentEncryptor(p.levels, p.width, codes, p.heads, p.depth)
+        return LatentEncryptor(p.levels, p.width, codes)
     if arch == "mlp":
         return MLPEncryptor(p.n_latent, p.hidden, codes)
     if arch == "coupling":

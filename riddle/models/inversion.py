@@ -18,14 +18,19 @@ from riddle.models.curvature import Curvature, descend
 from riddle.models.efficientnet import TAPS, EfficientNetLite0
 from riddle.models.fixed_map import ARCFACE_POINTS, fixed_map
 from riddle.models.irse import irse_body
-from riddle.models.stylegan2 import EqualLinear
 from riddle.models.mobilefacenet import MobileFaceNet
+from riddle.models.stylegan2 import EqualLinear
 from riddle.presets import Preset
 
 EMBEDDING, POOLED = 128, 512  # of MobileFaceNet
 TOGETHER = 16  # faces that `refine` takes at once, for memory
 SQUARED, PERCEIVED, IDENTITY, LENGTH = 1.0, 1.2, 0.25, 0.01  # weights of the distance that `refine` makes smaller
-COARSE, MIDDLE = 3, 7  # slots below 3 read the smallest feature map, below 7 the middle one (e4e, sec. 4)
+COARSE, MIDDLE = 3, 7  # the first slots that read the middle and the largest feature map (e4e, sec. 4)
+
+
+def _level(slot: int) -> int:
+    """Which feature map a slot reads: 0, the smallest, to 2."""
+    return 0 if slot < COARSE else 1 if slot < MIDDLE else 2
 
 
 class StyleHead(nn.Module):
@@ -61,12 +66,11 @@ class Encoder(nn.Module):
         self.toplayer = None if lateral == top else nn.Conv2d(top, lateral, 1)
         self.latlayer1 = nn.Conv2d(4 * width, lateral, 1)
         self.latlayer2 = nn.Conv2d(2 * width, lateral, 1)
-        sides = [self.side // (16 if i < COARSE else 8 if i < MIDDLE else 4) for i in range(self.n_latent)]
+        sides = [self.side // (16, 8, 4)[_level(i)] for i in range(self.n_latent)]
         self.styles = nn.ModuleList(StyleHead(lateral, preset.encoder_head, preset.style_dim, s) for s in sides)
         self.register_buffer("latent_avg", torch.zeros(preset.style_dim))
 
-    def forward(self, faces: torch.Tensor, slots: int | None = None) -> torch.Tensor:
-        """slots: how many slots may differ from the base code (e4e's progressive training); None: all."""
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
         if faces.ndim != 4 or faces.shape[1] != 3:
             raise ValueError(f"faces must be (N, 3, R, R), got {tuple(faces.shape)}")
         if faces.shape[2] > self.side:
@@ -81,13 +85,8 @@ class Encoder(nn.Module):
         p2 = self._add_up(p3, self.latlayer1(c2))
         p1 = self._add_up(p2, self.latlayer2(c1))
         base = self.styles[0](p3).float()
-        codes = [base]
-        for i in range(1, self.n_latent):
-            if slots is not None and i >= slots:
-                codes.append(base)
-            else:
-                codes.append(base + self.styles[i](p3 if i < COARSE else p2 if i < MIDDLE else p1).float())
-        return torch.stack(codes, 1) + self.latent_avg
+        others = [base + self.styles[i]((p3, p2, p1)[_level(i)]).float() for i in range(1, self.n_latent)]
+        return torch.stack([base, *others], 1) + self.latent_avg
 
     @staticmethod
     def _add_up(small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
@@ -114,10 +113,9 @@ class LiteEncoder(nn.Module):
     """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D), in passes: each sees the face and what the generator draws so
     far, and adds to z what is missing (ReStyle, Alaluf et al., ICCV 2021). The first pass sees the mean face.
 
-    Slots below 3 read the map of stride 32, below 7 that of stride 16, the others that of stride 8, as in e4e. e4e's
-    body is a recogniser. Here an image body sees what a face looks like, and beside it a recogniser's body who it is:
-    its embedding, and how far that of the face drawn so far is from it, go to all slots. `refine` then goes on by
-    gradients of a distance between both faces.
+    e4e's body is a recogniser. Here an image body sees what a face looks like, and a recogniser's body beside it sees
+    who it is: its embedding, and how far that of the face drawn so far is from it, go to all slots. `refine` then goes
+    on by gradients of a distance between both faces.
     generator: frozen, and not part of the state. The buffer `passes` says how many passes the weights were trained for,
     `steps` how many steps of `refine` follow them.
     """
@@ -131,10 +129,10 @@ class LiteEncoder(nn.Module):
         self.body = EfficientNetLite0(channels=6)
         self.lateral = nn.ModuleList(nn.Linear(c, width) for c in list(TAPS.values())[1:])
         self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in self.lateral)
-        strides = [32 if i < COARSE else 16 if i < MIDDLE else 8 for i in range(self.n_latent)]
+        sides = [self.side // (32, 16, 8)[_level(i)] for i in range(self.n_latent)]
         head = preset.encoder_head
         self.styles = nn.ModuleList(
-            _Head(width, head if i else 2 * head, preset.style_dim, self.side // s) for i, s in enumerate(strides)
+            _Head(width, head if i else 2 * head, preset.style_dim, side) for i, side in enumerate(sides)
         )
         self.identity = MobileFaceNet().folded()
         told = 2 * EMBEDDING + POOLED + width
@@ -153,7 +151,7 @@ class LiteEncoder(nn.Module):
             nn.init.zeros_(style.linear.bias)
 
     def recognise(self, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Faces (N, 3, R, R) -> embeddings (N, 128) whose numbers have variance 1, and pooled features (N, 512)."""
+        """Faces (N, 3, R, R) -> embeddings (N, 128) of variance 1, and pooled features (N, 512)."""
         with torch.autocast(faces.device.type, enabled=False):
             crops = self.crop[0] @ faces.float() @ self.crop[1].T
         embedded, pooled = self.identity.describe(crops.contiguous(memory_format=torch.channels_last))
@@ -162,7 +160,7 @@ class LiteEncoder(nn.Module):
     def missing(
         self, faces: torch.Tensor, shown: torch.Tensor, who: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """What to add to z (N, L, D), from faces and what is drawn so far, both (N, 3, R, R): one pass.
+        """One pass: what to add to z (N, L, D), from faces and what is drawn so far, both (N, 3, R, R).
 
         who: `recognise(faces)`, where it is known.
         """
@@ -175,10 +173,7 @@ class LiteEncoder(nn.Module):
             above = x + F.leaky_relu(smooth(x.permute(0, 3, 1, 2)), 0.2).permute(0, 2, 3, 1)
             kept.append(above)
         base = self.styles[0](kept[0]).float()
-        others = [
-            base + self.styles[i](kept[0 if i < COARSE else 1 if i < MIDDLE else 2]).float()
-            for i in range(1, self.n_latent)
-        ]
+        others = [base + self.styles[i](kept[_level(i)]).float() for i in range(1, self.n_latent)]
         embedded, pooled = self.recognise(faces) if who is None else who
         with torch.no_grad():
             difference = embedded - self.recognise(shown)[0]

@@ -52,22 +52,17 @@ class IRSEUnit(nn.Module):
         return self.shortcut_layer(x) + self.res_layer(x)
 
 
-def irse_body(
-    width: int = 64, blocks: Sequence[int] = (3, 4, 14, 3), squeeze: bool = True, stem: int = 1
-) -> tuple[nn.Sequential, nn.Sequential]:
+def irse_body(width: int, blocks: Sequence[int], squeeze: bool = True) -> tuple[nn.Sequential, nn.Sequential]:
     """`input_layer` and `body` of an IR-SE network; stage k has width * 2^k channels and halves the side.
 
     IR-SE50: width 64, blocks (3, 4, 14, 3). The indices at which the stages end are cumulative sums of blocks.
-    stem: stride of the input layer; 2 halves the side there instead of in the first stage.
     """
-    stem_conv = nn.Conv2d(3, width, 3, stem, 1, bias=False)
-    input_layer = nn.Sequential(stem_conv, nn.BatchNorm2d(width), nn.PReLU(width))
+    input_layer = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width))
     units, c_in = [], width
     for stage, n in enumerate(blocks):
         c_out = width * 2**stage
         for k in range(n):
-            halves = k == 0 and not (stage == 0 and stem == 2)
-            units.append(IRSEUnit(c_in, c_out, 2 if halves else 1, squeeze))
+            units.append(IRSEUnit(c_in, c_out, 1 if k else 2, squeeze))
             c_in = c_out
     return input_layer, nn.Sequential(*units)
 
@@ -79,7 +74,7 @@ class ArcFaceIR(nn.Module):
     without gain and bias (`affine`).
     """
 
-    def __init__(self, blocks: Sequence[int] = (3, 4, 14, 3), squeeze: bool = True, affine: bool = True):
+    def __init__(self, blocks: Sequence[int], squeeze: bool = True, affine: bool = True):
         super().__init__()
         self.input_layer, self.body = irse_body(64, blocks, squeeze)
         self.output_layer = nn.Sequential(
@@ -100,8 +95,7 @@ def load_published(network: Network, path: str | Path, drop: Sequence[str] = ())
     Raises ValueError naming the file and the entries that do not fit.
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
-    state = {k.removeprefix("module."): v for k, v in state.items()}
+    state = {k.removeprefix("module."): v for k, v in state.get("state_dict", state).items()}
     state = {k: v for k, v in state.items() if not k.startswith(tuple(drop))}
     try:
         network.load_state_dict(state)

@@ -1,8 +1,7 @@
-"""MobileFaceNet (Chen et al., CCBR 2018) with ArcFace weights: the recogniser the small presets train against.
+"""MobileFaceNet (Chen et al., CCBR 2018) with ArcFace weights: the recogniser that the small presets train against.
 
-The state dict is that of `arcface_mobilefacenet_ms1m.safetensors`: one entry a block, in order. Written naively it
-costs more than the generator it judges; `folded()` merges each batch norm into its convolution and keeps
-activations channels_last.
+The state dict is that of `arcface_mobilefacenet_ms1m.safetensors`. Written naively it costs more than the generator
+whose faces it sees; `folded()` merges each batch norm into its convolution and keeps activations channels_last.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 # name of the stage, residual blocks, channels after it, expanded channels, stride of the first convolution
@@ -84,7 +84,7 @@ class ConvBlock(nn.Module):
             return self.prelu(y) if self.activate else y
         conv = self.conv
         if conv.weight.requires_grad:
-            return self._trained(x)
+            return self._trainable(x)
         if conv.stride == (2, 2) and conv.groups > 1:
             dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
             y = FrozenStridedDepthwise.apply(x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype))
@@ -92,14 +92,13 @@ class ConvBlock(nn.Module):
             y = conv(x)
         return FrozenPReLU.apply(y, self.prelu.weight.to(y.dtype)) if self.activate else y
 
-    def _trained(self, x: torch.Tensor) -> torch.Tensor:
+    def _trainable(self, x: torch.Tensor) -> torch.Tensor:
         """The folded block with gradients of its weights. Depthwise in float32: a CPU takes far longer in bfloat16."""
-        conv = self.conv
-        if conv.groups > 1:
+        if self.conv.groups > 1:
             with torch.autocast(x.device.type, enabled=False):
-                y = conv(x.float()).to(x.dtype)
+                y = self.conv(x.float()).to(x.dtype)
         else:
-            y = conv(x)
+            y = self.conv(x)
         if not self.activate:
             return y
         slope = self.prelu.weight.to(y.dtype)[:, None, None]
@@ -169,10 +168,8 @@ def load_mobilefacenet(path: str | Path) -> MobileFaceNet:
 
     Raises FileNotFoundError, or RuntimeError naming the keys that do not fit.
     """
-    from safetensors.torch import load_file
-
     net = MobileFaceNet()
-    state = {k: v.float() for k, v in load_file(str(path)).items()}
+    state = {k: v.float() for k, v in load_file(path).items()}
     state |= {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
     net.load_state_dict(state)
     return net.folded()

@@ -1,12 +1,11 @@
 """MobileStyleGAN (Belousov, 2021): a small synthesis network, distilled from StyleGAN2-FFHQ and fed by its mapping.
 
-    g = MobileStyleGAN()
-    g.load_published(*ir_tensors)                # see riddle.weights
+    g = riddle.networks.published_generator()
     face = g(g.broadcast(g.map(z)))              # (N, 3, 128, 128); side=1024 for the whole network
 
-Each block halves nothing and doubles the side: an inverse Haar transform, then two modulated convolutions, each
-depthwise 3x3 and pointwise. The published network has one picture layer, at the end. `Cut` gives smaller pictures: it
-repeats the two blocks that end at half the side and adds a picture layer there, all trained here (riddle.training.generator).
+Each block doubles the side by an inverse Haar transform; two modulated convolutions follow, each depthwise 3x3 and
+pointwise. The published network has one picture layer, at the end. `Cut` gives smaller pictures: it repeats the two
+blocks that end at half the side and adds a picture layer there, all trained here (riddle.training.generator).
 
 Slots follow StyleGAN2, so a code is a StyleGAN2-FFHQ W+ code: slot 0 is the 4 px layer; of block i (0 to 6), slot
 2i + 1 is its upsampling and first convolution, 2i + 2 its second, 2i + 3 its picture.
@@ -25,26 +24,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from riddle.models.codes import GaussianCodes
+from riddle.models.codes import FaceGenerator, GaussianCodes
 
 CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64}  # of the features at each side
 DIM = 512  # D, width of a code
 CUTS = (128,)  # sides with a picture layer of their own, trained here
 TUNED = 2  # blocks of a cut
-SIDES = (128, 256, 512, 1024)  # sides that `synthesize` draws
+SIDES = (128, 256, 512, 1024)  # of the faces that it draws
 # Haar synthesis: a row per coefficient (ll, lh, hl, hh), a column per pixel (00, 01, 10, 11)
 HAAR = ((1, 1, 1, 1), (1, 1, -1, -1), (1, -1, 1, -1), (1, -1, -1, 1))
 
 
 def haar_matrix(channels: int) -> torch.Tensor:
     """(4C, 4C): ll of all channels, then lh, hl, hh channel by channel -> the four pixels of all channels."""
-    coefficients = torch.tensor(HAAR) / 2
-    matrix = torch.zeros(4, channels, 4, channels)  # pixel, channel <- coefficient, channel
-    for c in range(channels):
-        matrix[:, c, :, c] = coefficients.T
-    matrix = matrix.reshape(4 * channels, 4, channels)
-    low, high = matrix[:, 0], matrix[:, 1:].transpose(1, 2).flatten(1)
-    return torch.cat([low, high], 1)
+    coefficients = torch.tensor(HAAR).T / 2
+    matrix = torch.kron(coefficients, torch.eye(channels)).reshape(4 * channels, 4, channels)  # pixel <- coefficient
+    return torch.cat([matrix[:, 0], matrix[:, 1:].transpose(1, 2).flatten(1)], 1)
 
 
 def unfold_pixels(x: torch.Tensor) -> torch.Tensor:
@@ -151,7 +146,7 @@ def _slot(w: torch.Tensor, index: int) -> torch.Tensor:
     return w[:, min(index, w.shape[1] - 1)]
 
 
-class MobileStyleGAN(nn.Module):
+class MobileStyleGAN(FaceGenerator):
     """Mapping and synthesis. Codes are (N, L, D), L = 10 slots at 128 px; more slots, up to 18, are read where given.
 
     cuts: sides with a picture layer of their own; channels: {side: channels of the features}.
@@ -175,13 +170,6 @@ class MobileStyleGAN(nn.Module):
             first = max(last + 1 - TUNED, 0)
             self.cuts[str(side)] = Cut(self.blocks[first : last + 1], first, channels[side // 2], dim)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return self.input.device
-
-    # ---- codes
-
     def map(self, z: torch.Tensor) -> torch.Tensor:
         """StyleGAN2's mapping: z (N, D), standard normal -> w (N, D). In float32 always."""
         with torch.autocast(z.device.type, enabled=False):
@@ -189,24 +177,6 @@ class MobileStyleGAN(nn.Module):
             for layer in self.mapping:
                 x = F.leaky_relu(layer(x), 0.2) * math.sqrt(2)
         return x
-
-    def broadcast(self, w: torch.Tensor) -> torch.Tensor:
-        """w (N, D) -> the same code for every slot, (N, L, D)."""
-        return w[:, None].expand(-1, self.n_latent, -1)
-
-    @torch.no_grad()
-    def mean_latent(self, n: int = 4096, seed: int = 0) -> torch.Tensor:
-        """The centre of w, (D,), from n samples."""
-        return self.map(torch.randn(n, self.style_dim, generator=_seeded(seed)).to(self.device)).mean(0)
-
-    @torch.no_grad()
-    def sample(self, n: int, psi: float = 1.0, seed: int = 0) -> torch.Tensor:
-        """Codes (n, L, D) of faces of nobody; psi: truncation towards the mean, 1 is none (StyleGAN, sec. B)."""
-        w = self.map(torch.randn(n, self.style_dim, generator=_seeded(seed)).to(self.device))
-        mean = self.mean_latent()
-        return self.broadcast(mean + psi * (w - mean))
-
-    # ---- pictures
 
     def features(self, w: torch.Tensor, blocks: int) -> torch.Tensor:
         """Codes (N, L, D) -> features (N, S, S, C) after so many blocks of the published network, S = 4 * 2^blocks."""
@@ -218,7 +188,7 @@ class MobileStyleGAN(nn.Module):
             x = self.blocks[i](x, _slot(w, 2 * i + 1), _slot(w, 2 * i + 2))
         return x
 
-    def synthesize(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
+    def forward(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
         """Codes (N, L, D) -> faces (N, 3, side, side), about [-1, 1].
 
         side: 128 (the default), 256, 512 or 1024; 256 and 512 are means over pixels of 1024. Slots from 10 on take
@@ -235,11 +205,6 @@ class MobileStyleGAN(nn.Module):
         blocks = len(self.blocks)
         drawn = self.picture(self.features(w, blocks), _slot(w, 2 * blocks + 1))
         return drawn if side == drawn.shape[-1] else F.adaptive_avg_pool2d(drawn, side)
-
-    def forward(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
-        return self.synthesize(w, side)
-
-    # ---- weights
 
     def load_published(self, mapping: Mapping[str, torch.Tensor], synthesis: Mapping[str, torch.Tensor]) -> None:
         """Take the weights of the published network; both: {name: constant}, in the order of its OpenVINO file.
@@ -259,10 +224,6 @@ class MobileStyleGAN(nn.Module):
     def own_state(self) -> dict[str, torch.Tensor]:
         """What was made here and is stored: the cuts and the statistics of codes; the rest is the published network."""
         return {k: v for k, v in self.state_dict().items() if k.startswith(("cuts.", "codes."))}
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def published_state(

@@ -1,9 +1,9 @@
-"""StyleGAN2 (Karras et al., CVPR 2020): generator and discriminator in pure PyTorch.
+"""StyleGAN2 (Karras et al., CVPR 2020): the generator in pure PyTorch.
 
-Layers and state dict follow the common PyTorch port, so its `g_ema` loads as it is. What differs is speed:
-a modulated convolution scales its input by the style and its output by the demodulation, which is the same
-function as modulating the weights (sec. 2.2) but shares one weight over the batch, so that no grouped
-convolution is needed; activations stay channels_last.
+Layers and state dict follow the common PyTorch port, so its `g_ema` loads as it is. What differs is speed: a modulated
+convolution scales its input by the style and its output by the demodulation. This is the same function as modulating
+the weights (sec. 2.2), but the batch shares one weight and needs no grouped convolution. Activations stay
+channels_last.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from riddle.models.codes import GaussianCodes
+from riddle.models.codes import FaceGenerator, GaussianCodes
 from riddle.presets import Preset
 
 SQRT2 = math.sqrt(2.0)
 
 
-def blur_kernel(gain: float = 1.0) -> torch.Tensor:
-    """The 4 x 4 binomial filter of StyleGAN2, summing to `gain`."""
+def blur_kernel() -> torch.Tensor:
+    """The 4 x 4 binomial filter of StyleGAN2, summing to 4, as a layer needs that doubles the side."""
     k = torch.tensor([1.0, 3.0, 3.0, 1.0])
     k = torch.outer(k, k)
-    return k / k.sum() * gain
+    return k / k.sum() * 4.0
 
 
 def depthwise(x: torch.Tensor, kernel: torch.Tensor, pad: tuple[int, int], up: int = 1) -> torch.Tensor:
@@ -40,7 +40,7 @@ def depthwise(x: torch.Tensor, kernel: torch.Tensor, pad: tuple[int, int], up: i
 
 
 class EqualLinear(nn.Module):
-    """Linear layer with equalised learning rate; `activate` adds leaky ReLU with gain sqrt 2."""
+    """Linear layer with equalised learning rate (Karras et al., 2018); `activate` adds leaky ReLU with gain sqrt 2."""
 
     def __init__(self, d_in: int, d_out: int, bias_init: float = 0.0, lr_mul: float = 1.0, activate: bool = False):
         super().__init__()
@@ -52,6 +52,21 @@ class EqualLinear(nn.Module):
         gain = SQRT2 if self.activate else 1.0  # positive, so it may go before the leaky ReLU
         y = F.linear(x, self.weight * (self.scale * gain), self.bias * (self.lr_mul * gain))
         return F.leaky_relu(y, 0.2) if self.activate else y
+
+
+class Named(nn.Module):
+    """Holds tensors under names of the port's state dict that have a module of their own."""
+
+    def __init__(self, **parameters: torch.Tensor):
+        super().__init__()
+        for name, value in parameters.items():
+            setattr(self, name, nn.Parameter(value))
+
+
+class Kernel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", blur_kernel())
 
 
 class PixelNorm(nn.Module):
@@ -69,45 +84,25 @@ class ModulatedConv2d(nn.Module):
         self.weight = nn.Parameter(torch.randn(1, c_out, c_in, kernel, kernel))
         self.modulation = EqualLinear(style_dim, c_in, bias_init=1.0)
         self.scale = 1 / math.sqrt(c_in * kernel**2)
-        self.kernel, self.demodulate, self.upsample = kernel, demodulate, upsample
-        if upsample:
-            self.blur = nn.Module()
-            self.blur.register_buffer("kernel", blur_kernel(4.0))
+        self.kernel, self.demodulate = kernel, demodulate
+        self.blur = Kernel() if upsample else None
 
-    def unscaled(self, x: torch.Tensor, style: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x: (N, C, H, W), style: (N, D) -> (N, C', H, W), or twice the size when upsampling, and what is still to
-        multiply it by, (N, C', 1, 1): the caller has other things to do to each pixel and does them at once."""
+    def forward(self, x: torch.Tensor, style: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x: (N, C, H, W), style: (N, D) -> (N, C', H, W), or twice the size when upsampling, and the demodulation (N,
+        C', 1, 1), by which the caller still multiplies it: one pass over the pixels does that and the rest."""
         s = self.modulation(style).float()  # (N, C)
         weight = self.weight[0] * self.scale
         x = x * s.to(x.dtype)[:, :, None, None]
-        if self.upsample:
-            y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
-        else:
+        if self.blur is None:
             y = F.conv2d(x, weight, padding=self.kernel // 2)
-        y = depthwise(y, self.blur.kernel, (1, 1)) if self.upsample else y
+        else:
+            y = depthwise(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), self.blur.kernel, (1, 1))
         if not self.demodulate:
             return y, None
         energy = weight.float().square().sum((2, 3))  # (C', C)
         with torch.autocast(x.device.type, enabled=False):
             demod = torch.rsqrt(s.square() @ energy.T + 1e-8)
         return y, demod[:, :, None, None]
-
-    def forward(self, x: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-        """x: (N, C, H, W), style: (N, D) -> (N, C', H, W), or twice the size when upsampling."""
-        y, factor = self.unscaled(x, style)
-        return y if factor is None else y * factor.to(y.dtype)
-
-
-class Noise(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-
-class Bias(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(channels))
 
 
 class StyledConv(nn.Module):
@@ -116,14 +111,12 @@ class StyledConv(nn.Module):
     def __init__(self, c_in: int, c_out: int, style_dim: int, upsample: bool = False):
         super().__init__()
         self.conv = ModulatedConv2d(c_in, c_out, 3, style_dim, upsample=upsample)
-        self.noise = Noise()
-        self.activate = Bias(c_out)
+        self.noise = Named(weight=torch.zeros(1))
+        self.activate = Named(bias=torch.zeros(c_out))
 
-    def forward(self, x: torch.Tensor, style: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        y, factor = self.conv.unscaled(x, style)
-        shift = self.activate.bias[None, :, None, None]
-        if noise is not None:
-            shift = shift + self.noise.weight * noise
+    def forward(self, x: torch.Tensor, style: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        y, factor = self.conv(x, style)
+        shift = self.activate.bias[None, :, None, None] + self.noise.weight * noise
         # leaky ReLU commutes with the positive gain, so demodulation, gain and bias are one pass over the pixels
         y = torch.addcmul((shift * SQRT2).to(y.dtype), y, (factor * SQRT2).to(y.dtype))
         return F.leaky_relu(y, 0.2, inplace=True)
@@ -134,19 +127,17 @@ class ToRGB(nn.Module):
         super().__init__()
         self.conv = ModulatedConv2d(c_in, 3, 1, style_dim, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
-        if upsample:
-            self.upsample = nn.Module()
-            self.upsample.register_buffer("kernel", blur_kernel(4.0))
+        self.upsample = Kernel() if upsample else None
 
     def forward(self, x: torch.Tensor, style: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
-        y = self.conv(x, style).float() + self.bias
+        y = self.conv(x, style)[0].float() + self.bias
         if skip is None:
             return y
         with torch.autocast(x.device.type, enabled=False):
             return y + depthwise(skip, self.upsample.kernel, (2, 1), up=2)
 
 
-class Generator(nn.Module):
+class Generator(FaceGenerator):
     """Mapping and synthesis network.
 
     resolution: power of two; channels: {side: channels}; style_dim: D; n_mlp: layers of the mapping. `n_latent` is
@@ -161,8 +152,7 @@ class Generator(nn.Module):
         self.n_latent = 2 * self.log_size - 2
         mapping = [EqualLinear(style_dim, style_dim, lr_mul=0.01, activate=True) for _ in range(n_mlp)]
         self.style = nn.Sequential(PixelNorm(), *mapping)
-        self.input = nn.Module()
-        self.input.input = nn.Parameter(torch.randn(1, channels[4], 4, 4))
+        self.input = Named(input=torch.randn(1, channels[4], 4, 4))
         self.conv1 = StyledConv(channels[4], channels[4], style_dim)
         self.to_rgb1 = ToRGB(channels[4], style_dim, upsample=False)
         self.convs, self.to_rgbs, self.noises = nn.ModuleList(), nn.ModuleList(), nn.Module()
@@ -179,63 +169,31 @@ class Generator(nn.Module):
     @classmethod
     def of(cls, preset: Preset) -> Generator:
         """The generator of a preset, untrained."""
-        p = preset
-        return cls(p.resolution, p.channels, p.style_dim, p.n_mlp)
+        return cls(preset.resolution, preset.channels, preset.style_dim, preset.n_mlp)
 
     def map(self, z: torch.Tensor) -> torch.Tensor:
-        """z: (N, D), standard normal -> w: (N, D)."""
         return self.style(z)
 
-    def broadcast(self, w: torch.Tensor) -> torch.Tensor:
-        """w: (N, D) -> the same code for every layer, (N, L, D)."""
-        return w[:, None].expand(-1, self.n_latent, -1)
+    def forward(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
+        """Codes (N, L, D) -> faces (N, 3, side, side), about [-1, 1]; the stored noise maps give the same face each
+        time.
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return self.input.input.device
-
-    @torch.no_grad()
-    def mean_latent(self, n: int = 4096, seed: int = 0) -> torch.Tensor:
-        """The centre of w, (D,), from n samples."""
-        z = torch.randn(n, self.style_dim, generator=torch.Generator().manual_seed(seed))
-        return self.map(z.to(self.input.input.device)).mean(0)
-
-    @torch.no_grad()
-    def sample(self, n: int, psi: float = 1.0, seed: int = 0) -> torch.Tensor:
-        """Codes (n, L, D) of faces of nobody; psi: truncation towards the mean, 1 is none (StyleGAN, sec. B)."""
-        z, mean = torch.randn(n, self.style_dim, generator=torch.Generator().manual_seed(seed)), self.mean_latent()
-        return self.broadcast(mean + psi * (self.map(z.to(mean.device)) - mean))
-
-    def synthesize(self, w: torch.Tensor, side: int | None = None, noise: str = "const") -> torch.Tensor:
-        """w: (N, L, D) -> faces (N, 3, side, side), about [-1, 1].
-
-        side: None or R, the network's own, or a divisor of it: the mean over pixels. noise: "const" (the stored maps:
-        the same face each time), "random", or "none". Raises ValueError for other shapes and sides.
+        side: None or R, the network's own, or a divisor of it: the mean over pixels. Raises ValueError for other shapes
+        and sides.
         """
         if side is not None and (side > self.resolution or self.resolution % side):
             raise ValueError(f"no face of {side} px; this generator draws {self.resolution} px and its divisors")
         if w.ndim != 3 or w.shape[1:] != (self.n_latent, self.style_dim):
             raise ValueError(f"codes must be (N, {self.n_latent}, {self.style_dim}), got {tuple(w.shape)}")
-        n = w.shape[0]
-        x = self.input.input.expand(n, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        noises = list(self.noises.buffers())
+        x = self.input.input.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         if torch.is_autocast_enabled(w.device.type):
             x = x.to(torch.get_autocast_dtype(w.device.type))
-
-        def layer_noise(i: int) -> torch.Tensor | None:
-            stored = getattr(self.noises, f"noise_{i}")
-            if noise == "random":
-                return torch.randn(n, *stored.shape[1:], device=w.device)
-            return stored if noise == "const" else None
-
-        x = self.conv1(x, w[:, 0], layer_noise(0))
+        x = self.conv1(x, w[:, 0], noises[0])
         skip = self.to_rgb1(x, w[:, 1], None)
         for k, to_rgb in enumerate(self.to_rgbs):
             i = 2 * k + 1
-            x = self.convs[2 * k](x, w[:, i], layer_noise(i))
-            x = self.convs[2 * k + 1](x, w[:, i + 1], layer_noise(i + 1))
+            x = self.convs[2 * k](x, w[:, i], noises[i])
+            x = self.convs[2 * k + 1](x, w[:, i + 1], noises[i + 1])
             skip = to_rgb(x, w[:, i + 2], skip)
         return skip if side in (None, self.resolution) else F.adaptive_avg_pool2d(skip, side)
-
-    def forward(self, w: torch.Tensor, side: int | None = None, noise: str = "const") -> torch.Tensor:
-        return self.synthesize(w, side, noise)
