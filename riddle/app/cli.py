@@ -68,11 +68,14 @@ app.add_typer(clips_app, name="video")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    words = sys.argv[1:] if argv is None else [*argv]
+    words, message = sys.argv[1:] if argv is None else [*argv], ""
     try:
         code = int(app(words, prog_name="python -m riddle", standalone_mode=False) or Exit.DONE)
     except typer.TyperException as e:
         code, message = e.exit_code, e.format_message()
+    except ImportError as e:
+        code, message = Exit.MISSING, f"a package is missing or broken ({e}); python -m riddle doctor says which"
+    if message:
         _warn(message)
         _tell(code, {"error": message}, (), "--json" in words)
     if code == Exit.INTERRUPTED:
@@ -227,12 +230,7 @@ def restore_clips(files: Files) -> Exit:
 def _clips(verb: str, files: Files, **options: bool) -> Exit:
     from tqdm import tqdm
 
-    from riddle.app import bulk
-
-    try:
-        from riddle.app import video
-    except ImportError as e:
-        raise CommandError(Exit.MISSING, f"clips need the package {e.name}: pip install {e.name}") from e
+    from riddle.app import bulk, video
 
     def work(model: Any, source: Path, target: Path, text: str) -> Any:
         with tqdm(desc=source.name, unit="frame", disable=None, leave=False) as bar:
