@@ -41,7 +41,7 @@ from riddle.weights import WeightsMissingError
 class NCHW(mobile.MobileStyleGAN):
     """The same network on (N, C, H, W) tensors: the same weights, products and precision."""
 
-    def synthesize(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
+    def forward(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
         side = side or self.resolution
         cut = self.cuts[str(side)] if str(side) in self.cuts else None
         blocks = [*self.blocks[: cut.first], *cut.blocks] if cut else self.blocks

@@ -1,4 +1,4 @@
-"""The benchmark: what stands beside ours computes the same, and every figure names its rivals."""
+"""The benchmark: what stands beside ours computes the same, and every row says what it measures."""
 
 import json
 
@@ -23,7 +23,7 @@ def small():
 
 @pytest.mark.parametrize("side", [128, 256, 1024])
 def test_the_other_form_draws_the_same_picture(small, side):
-    other = bench.NCHW.like(small)
+    other = bench.both(small)["nchw"]
     w = torch.randn(2, 10 if side == 128 else 18, 16)
     ours = small(w, side)
     assert (other(w, side) - ours).abs().max() < 1e-4 * ours.abs().max()
@@ -51,50 +51,13 @@ def test_rivals_are_called_in_turn_and_the_first_call_does_not_count():
     assert calls == ["a", "b"] * 4 and set(rates) == {"a", "b"} and min(rates.values()) > 0
 
 
-def test_a_row_of_the_generator_counts_its_arithmetic(small):
-    peaks = {"bfloat16": 10.0, "float32": 20.0}
-    rows = bench.generator_rows(small, 128, 2, 0.0, peaks)
-    assert [r.name.split(", ", 1)[1] for r in rows] == [
-        "forward, bfloat16", "forward, float32", "forward and backward, bfloat16", "forward and backward, float32",
-    ]  # fmt: skip
-    w = small.sample(1)
-    one = bench.gflop(lambda: small(w))
-    for r, peak in zip(rows, [10, 20, 10, 20], strict=True):
-        assert r.unit == "faces/s" and r.nchw > 0 and r.openvino is None and r.share == r.gflops / peak
-        if "backward" not in r.name:
-            assert r.gflops / r.ours == pytest.approx(one, rel=0.02)
-        else:
-            assert r.gflops / r.ours > 1.5 * one
-
-
-def test_openvino_is_asked_only_where_it_is_installed(monkeypatch):
-    def missing(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(bench.importlib, "import_module", missing)
-    assert bench.openvino_drawing(torch.zeros(1, 512), False) is None
-
-
-def test_openvino_draws_the_same_picture():
-    pytest.importorskip("openvino")
-    from riddle.networks import published_generator
-
-    g = published_generator()
-    w = g.map(torch.randn(1, 512, generator=torch.Generator().manual_seed(0)))
-    drawn = torch.from_numpy(bench.openvino_drawing(w, False)()[0])
-    assert (drawn - g(g.broadcast(w), 1024)).abs().max() < 1e-3
-
-
 def test_the_result_holds_every_row_and_says_what_was_measured(tmp_path, capsys):
     result = bench.main(["--preset", "smoke", "--batch", "2", "--seconds", "0.01", "--out", str(tmp_path)])
     assert json.loads((tmp_path / "bench.json").read_text()) == result
     assert (tmp_path / "figures" / "bench.png").stat().st_size > 1000
     rows = {row["name"]: row for row in result["rows"]}
-    assert {"device", "threads", "torch"} <= set(result["machine"])
-    assert all(r["ours"] > 0 and r["nchw"] is None for r in rows.values())
+    assert set(result["machine"]) == {"device", "threads", "torch"}
+    assert all(r["ours"] > 0 and "nchw" not in r for r in rows.values())  # smoke's StyleGAN2 has one form
     assert {"protect, faces of 32 px", "generator at 32 px, forward, float32"} <= set(rows)
-    forward = rows["generator at 32 px, forward, float32"]
-    peak = result["matmul_gflops"]["float32"]
-    assert forward["share"] == pytest.approx(forward["gflops"] / peak, rel=0.01, abs=1e-3)
     printed = capsys.readouterr().out
-    assert "of the matrix-product rate" in printed and "encryptor training: n/a" in printed
+    assert "encryptor training: n/a" in printed and all(name in printed for name in rows)

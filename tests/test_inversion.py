@@ -17,9 +17,9 @@ from riddle.models.mobilefacenet import MobileFaceNet
 from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN
 from riddle.presets import get
 from riddle.training import perception
-from riddle.training.inversion import InversionConfig, InversionTask, changed, varied
-from riddle.training.judges import Judges
-from riddle.training.loop import LoopConfig, make_accelerator
+from riddle.training.frozen import LossNetworks
+from riddle.training.inversion import InversionConfig, InversionTask, varied
+from riddle.training.loop import make_accelerator
 
 SMALL = replace(get("mobile"), style_dim=32, encoder_fpn=16, encoder_head=8)
 
@@ -133,15 +133,15 @@ def test_each_part_of_a_perception_learns_from_its_teacher_s_features(generator,
     monkeypatch.setattr(perception, "load_lpips", lambda net: None)
     monkeypatch.setattr(perception, "PerceptualFeatures", lambda net: copy.deepcopy(teacher))
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = make_accelerator(LoopConfig("unused", 1, 2, bfloat16=False))
+    config = perception.PerceptionConfig(out="unused", faces="", val="", bfloat16=False)
     held_out = torch.randint(0, 256, (4, 128, 128, 3), dtype=torch.uint8)
-    task = perception.PerceptionTask(accelerator, generator, held_out, float("inf"))
-    task.student.trunk.load_state_dict(teacher.trunk.state_dict())
+    task = perception.PerceptionTask(config, make_accelerator(config), generator, held_out)
+    task.network.trunk.load_state_dict(teacher.trunk.state_dict())
     raw = teacher.raw(faces())
     for made, wanted in zip(task.parts_alone(faces(), raw), raw, strict=True):
         assert torch.allclose(made, wanted, atol=1e-5)
     assert task.step({"faces": held_out}, 0.01)["loss"] < 1e-5  # the same network: nothing to learn
-    task.student.trunk.load_state_dict(blank_perception().trunk.state_dict())
+    task.network.trunk.load_state_dict(blank_perception().trunk.state_dict())
     losses = [task.step({"faces": held_out}, share)["apart"].item() for share in [0.2] * 8 + [0.8] * 4]
     assert losses[7] < 0.8 * losses[0] and all(math.isfinite(x) for x in losses)
     assert set(task.evaluate()) == {"error", "correlation", "distance", "lpips"}
@@ -191,15 +191,15 @@ def test_a_trained_recogniser_is_the_frozen_one_with_gradients():
 def test_a_step_trains_the_encoder_and_its_recogniser_where_asked(generator, identity_lr):
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.manual_seed(0)
-    accelerator = make_accelerator(LoopConfig("unused", 1, 2, bfloat16=False))
-    judges = Judges(embed=lambda x: F.normalize(F.adaptive_avg_pool2d(x, 4).flatten(1), dim=1))
+    frozen = LossNetworks(embed=lambda x: F.normalize(F.adaptive_avg_pool2d(x, 4).flatten(1), dim=1))
     lpips = lambda a, b: (a - b).square().mean((1, 2, 3))  # noqa: E731
     held_out = torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8)
-    config = InversionConfig(passes=2, identity_lr=identity_lr)
-    task = InversionTask(SMALL, config, accelerator, generator, judges, lpips, held_out)
-    before = {k: v.clone() for k, v in task.encoder.state_dict().items()}
+    config = InversionConfig(out="unused", data="", passes=2, identity_lr=identity_lr, bfloat16=False)
+    encoder = build_encoder(SMALL, generator)
+    task = InversionTask(config, make_accelerator(config), encoder, generator, frozen, lpips, held_out)
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
     numbers = task.step({"faces": held_out}, 0.5)
-    moved = {k for k, v in task.encoder.state_dict().items() if not torch.equal(v, before[k])}
+    moved = {k for k, v in encoder.state_dict().items() if not torch.equal(v, before[k])}
     assert any(k.startswith("identity.") for k in moved) == bool(identity_lr)
     assert any(k.startswith("body.") for k in moved) and any(k.startswith("mix.") for k in moved)
     for name in ("l2", "lpips", "identity", "length", "delta", "known"):
@@ -207,6 +207,7 @@ def test_a_step_trains_the_encoder_and_its_recogniser_where_asked(generator, ide
     assert set(task.evaluate()) == {
         "lpips", "mse", "cosine", "spread", "z_std", "lpips_refined", "cosine_refined",
     }  # fmt: skip
+    assert task.average._generator[0] is generator and task.average.steps == config.refine
     task.measure_curvature(held_out)
     assert task.average.curvature.size[0] > 0
     assert task.samples().shape == (4, 3, 128, 128)
@@ -216,10 +217,3 @@ def test_varied_faces_stay_near():
     x = F.interpolate(torch.rand(8, 3, 8, 8) - 0.5, 128, mode="bilinear")
     y = varied(x)
     assert y.shape == x.shape and y.abs().max() <= 1 and 0.01 < (y - x).abs().mean() < 0.2
-
-
-def test_settings_are_read_by_name_and_kind():
-    config = changed(InversionConfig(), ["passes=3", "identity_lr=3e-5"])
-    assert config.passes == 3 and config.identity_lr == 3e-5
-    with pytest.raises(ValueError, match="no such field"):
-        changed(InversionConfig(), ["speed=1"])

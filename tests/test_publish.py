@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from riddle import config, weights
-from riddle.faces.pixels import to_bytes
+from riddle.data import DatasetMissingError
+from riddle.images import to_bytes
 from riddle.models.inversion import Encoder
 from riddle.models.mobilestylegan import MobileStyleGAN
 from riddle.models.stylegan2 import Generator
@@ -41,7 +42,7 @@ def test_publish_copies_networks_with_their_metadata_and_thinned_logs(tmp_path, 
     weights.save_tensors(run / "encryptor.safetensors", {"x": torch.ones(2)}, {"kind": "mlp"})
     rows = [{"step": s, "loss": 1 / s} for s in [*range(1, 301), *range(250, 401)]]  # stopped at 300, resumed at 250
     (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    publish.publish(SMOKE, {"encoder": run, "encryptor_mlp": run})
+    publish.publish(SMOKE, {"encoder": run, "mlp": run})
     stored = weights.load_tensors(zoo_folder / "encoder.safetensors")
     assert weights.load_metadata(zoo_folder / "encoder.safetensors") == {"steps": "7"}
     assert weights.load_metadata(zoo_folder / "encryptor_mlp.safetensors") == {"kind": "mlp"}
@@ -64,7 +65,7 @@ def test_a_published_cut_and_the_statistics_of_codes_make_the_generator(tmp_path
     for parameter in trained.cuts["128"].parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     weights.save_tensors(tmp_path / "cut" / "cut.safetensors", trained.cuts["128"].state_dict(), {"steps": 9})
-    publish.publish_cuts(replace(SMOKE, name="mobile"), {128: tmp_path / "cut"})
+    publish.publish_cuts(replace(SMOKE, name="mobile"), {"128": tmp_path / "cut"})
     file = zoo_folder.parent / "mobile" / "generator.safetensors"
     assert weights.load_metadata(file)["steps_128"] == "9"
     filled = fill_generator(small(), weights.load_tensors(file))
@@ -94,29 +95,35 @@ def test_samples_follow_the_fixed_rule(tmp_path, zoo_folder):
     assert torch.allclose(codes[5, 0], w, atol=2e-3)
 
 
-def test_drawn_faces_are_inverted_after_those_of_photos(tmp_path, zoo_folder):
-    generator = smoke_generator()
+def test_codes_of_faces_of_their_mirror_images_and_of_drawn_faces(tmp_path, zoo_folder):
+    generator, encoder = smoke_generator(), Encoder(SMOKE).eval()
     weights.save_tensors(zoo_folder / "generator.safetensors", generator.state_dict(), dtype=torch.float32)
-    weights.save_tensors(tmp_path / "encoder.safetensors", Encoder(SMOKE).state_dict(), dtype=torch.float32)
+    weights.save_tensors(tmp_path / "encoder.safetensors", encoder.state_dict(), dtype=torch.float32)
     drawn = prepare.drawn_faces("smoke", 7)
     assert drawn.shape == (7, 32, 32, 3) and drawn.dtype == np.uint8
     assert np.abs(drawn[-1].astype(int) - to_bytes(generator(generator.sample(2, 0.7, seed=13)))[-1]).max() <= 1
-    x = np.zeros((2, 32, 32, 3), np.uint8)
+    x = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     np.save(tmp_path / "faces.npy", x)
     files = ["--faces", str(tmp_path / "faces.npy"), "--encoder", str(tmp_path / "encoder.safetensors")]
     prepare.main(["codes", "--preset", "smoke", *files, "--drawn", "7", "--out", str(tmp_path / "codes.npy")])
-    made = np.load(tmp_path / "codes.npy")
-    assert len(made) == 2 + 2 + 7  # the faces, their mirror images, the drawn ones
-    assert np.array_equal(made[4:], prepare.codes("smoke", drawn, files[-1], mirror=False))
-
-
-def test_codes_of_a_face_and_of_its_mirror_image(tmp_path, zoo_folder):
-    weights.save_tensors(zoo_folder / "generator.safetensors", smoke_generator().state_dict())
-    encoder = Encoder(SMOKE).eval()
-    weights.save_tensors(tmp_path / "encoder.safetensors", encoder.state_dict(), dtype=torch.float32)
-    x = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    codes = torch.from_numpy(prepare.codes("smoke", x, str(tmp_path / "encoder.safetensors"))).float()
+    made = torch.from_numpy(np.load(tmp_path / "codes.npy")).float()
+    pictures = np.concatenate([x, x[:, :, ::-1], drawn])
     with torch.no_grad():
-        wanted = encoder(torch.from_numpy(x[:, :, ::-1].copy()).permute(0, 3, 1, 2) / 127.5 - 1)
-    assert codes.shape == (6, SMOKE.n_latent, SMOKE.style_dim)
-    assert torch.allclose(codes[3:], wanted, atol=5e-3)
+        wanted = encoder(torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2) / 127.5 - 1)
+    assert made.shape == (3 + 3 + 7, SMOKE.n_latent, SMOKE.style_dim) and torch.allclose(made, wanted, atol=5e-3)
+
+
+def test_faces_of_the_sets_are_joined_and_counted(home, picture, monkeypatch, capsys):
+    monkeypatch.setenv("RIDDLE_DATA", str(home / "sets"))
+    with pytest.raises(DatasetMissingError, match="(?s)ffhq.*celebamask_hq"):
+        prepare.faces("smoke", "val")
+    for i in range(3):
+        picture(home / "sets" / "ffhq" / f"{i:05d}.png", seed=i, size=(32, 32))
+    listing = {"ffhq": {"train": ["00002.png"], "val": ["00000.png", "00001.png"], "test": []}}
+    (home / "sets" / "splits.json").write_text(json.dumps(listing))
+    prepare.main(["faces", "--preset", "smoke", "--split", "val", "--out", str(home / "runs" / "faces_val.npy")])
+    made = np.load(home / "runs" / "faces_val.npy")
+    first = np.asarray(Image.open(home / "sets" / "ffhq" / "00000.png"))
+    assert made.shape == (2, 32, 32, 3) and np.array_equal(made[0], first)
+    assert json.loads((home / "runs" / "faces_val_sets.json").read_text()) == {"ffhq": 2}
+    assert "celebamask_hq (val): left out" in capsys.readouterr().out
