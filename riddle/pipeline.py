@@ -111,7 +111,7 @@ class Riddle:
 
     @cached_property
     def weights_hash(self) -> str:
-        """sha256 of all that a code's meaning depends on: generator and encryptor. 64 hex digits."""
+        """sha256 of generator and encryptor, on which the meaning of a code depends: 64 hex digits."""
         digest = hashlib.sha256()
         for network in (self.generator, self.encryptor):
             for name, value in sorted(network.state_dict().items()):
@@ -119,12 +119,9 @@ class Riddle:
                 digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, self.dtype) if self.dtype is not None else nullcontext()
-
     @torch.no_grad()
     def _batched(self, network: Callable, x: torch.Tensor, batch: int) -> torch.Tensor:
-        with self._autocast():
+        with torch.autocast(self.device.type, self.dtype) if self.dtype is not None else nullcontext():
             parts = [network(part.to(self.device, torch.float32)).float() for part in x.split(batch)]
         return torch.cat(parts)
 
@@ -133,30 +130,29 @@ class Riddle:
     def detect(self, photo: Photo, pick: str = "all") -> list[Face]:
         """Faces of a photo, largest first; pick: "all", "largest", or "center", the one nearest to the middle.
 
-        "auto" asks both detectors; where there are surer ones, a doubtful find is left out with a warning. Raises
+        "auto" asks both detectors; where there are surer ones, a doubtful face is left out with a warning. Raises
         FaceNotFoundError, with the file's name, when there is none; ValueError for another pick.
         """
         if pick not in PICKS:
             raise ValueError(f"unknown pick {pick!r}; choose one of {', '.join(PICKS)}")
-        picture = open_picture(photo)
+        picture, both = open_picture(photo), isinstance(self.detector, AutoDetector)
         image, name = picture.rgb, picture.name
-        both = isinstance(self.detector, AutoDetector)
         found = find_all(image, self.detector) if both else self.detector.detect(image)
         if not found:
             remedy = "try detector='mtcnn', or crop the photo closer to the face"
             raise FaceNotFoundError(f"no face found in {name}; {remedy}")
-        unsure = [face for face in found if both and doubtful(face)]
-        if 0 < len(unsure) < len(found):
-            places = "; ".join(",".join(f"{v:.0f}" for v in face.box) for face in unsure)
+        sure = [face for face in found if not (both and doubtful(face))]
+        if 0 < len(sure) < len(found):
+            places = "; ".join(",".join(f"{v:.0f}" for v in face.box) for face in found if doubtful(face))
             cause = f"{name}: doubtful whether a face is at {places}; left as it is"
             warnings.warn(f"{cause}; look, and pass faces= to replace it too", stacklevel=2)
-            found = [face for face in found if not doubtful(face)]
+            found = sure
         if pick == "largest":
             return found[:1]
         if pick == "center":
             middle = np.array(image.size) / 2
-            return [min(found, key=lambda f: np.hypot(*((np.asarray(f.box)[:2] + np.asarray(f.box)[2:]) / 2 - middle)))]
-        return list(found)
+            return [min(found, key=lambda f: np.hypot(*(np.reshape(f.box, (2, 2)).mean(0) - middle)))]
+        return found
 
     def _crops(self, image: Image.Image, matrices: np.ndarray) -> torch.Tensor:
         """The faces (k, 3, R, R) that framing matrices (k, 2, 3) frame."""
@@ -172,19 +168,18 @@ class Riddle:
     def invert(self, faces: torch.Tensor, batch: int = 32, refine: int | None = None) -> torch.Tensor:
         """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D). Raises ValueError for another shape.
 
-        refine: gradient steps from the encoder's code, of which each takes some 0.04 s a face on two cores and shows
-        the person better. None: as many as the encoder's weights say; 0: the encoder alone. Only the encoder of
-        "mobile" knows how; ValueError where it is asked of another.
+        refine: gradient steps that go on from the encoder's code and show the person better; each takes some 0.04 s a
+        face on two cores. None: as many as the encoder's weights say; 0: the encoder alone. Only the encoder of
+        "mobile" has them; ValueError for another preset.
         """
         side = self.preset.resolution
         if faces.ndim != 4 or faces.shape[1:] != (3, side, side):
             raise ValueError(f"faces must be (N, 3, {side}, {side}) in [-1, 1], got {tuple(faces.shape)}; use align()")
-        lite = isinstance(self.encoder, LiteEncoder)
-        if refine is None or (refine == 0 and not lite):
-            return self._batched(self.encoder, faces, batch)
-        if not lite:
+        if isinstance(self.encoder, LiteEncoder):
+            return self._batched(lambda part: self.encoder(part, refine), faces, batch)
+        if refine:
             raise ValueError(f"the encoder of preset {self.preset.name!r} cannot refine; leave `refine` out")
-        return self._batched(lambda part: self.encoder(part, refine), faces, batch)
+        return self._batched(self.encoder, faces, batch)
 
     def password(self, passphrase: str, salt: bytes | None = None) -> torch.Tensor:
         """The key of a passphrase, (1, L, D); salt: 16 bytes, None: the preset's public one. See riddle.passwords."""
@@ -207,10 +202,8 @@ class Riddle:
         return self.encryptor(w.to(self.device, torch.float32), self._key(key))
 
     def decrypt(self, w: torch.Tensor, key: str | torch.Tensor) -> torch.Tensor:
-        """The inverse of `encrypt` with the same key; another face's code with any other.
-
-        The same network does both (paper, section 3.1).
-        """
+        """The inverse of `encrypt` with the same key, another face's code with any other key. The same network does
+        both (paper, section 3.1)."""
         return self.encrypt(w, key)
 
     def synthesize(self, w: torch.Tensor, side: int | None = None, batch: int = 32) -> torch.Tensor:
@@ -226,8 +219,8 @@ class Riddle:
     def draw(self, w: torch.Tensor, matrices: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The faces of codes (k, L, D): (k, 3, R, R), and each as large as its place in a photo needs, (3, S, S).
 
-        matrices: (k, 2, 3), as for `paste`. S: the smallest side of the generator that is at least the side of the
-        place, in pixels; its largest one where none is. All in [-1, 1].
+        matrices: (k, 2, 3), as for `paste`. S: the generator's smallest side of at least that of the place in pixels,
+        else its largest. All in [-1, 1].
         """
         sides = SIDES if self.preset.generator == "mobilestylegan" else (self.preset.resolution,)
         faces, large = self.synthesize(w), []
@@ -248,8 +241,8 @@ class Riddle:
 
         image: RGB; under: the crops (k, 3, R, R) of those places, in [-1, 1]; faces: k of (3, S, S) in [-1, 1], S a
         multiple of R, the one in front first; matrices: (k, 2, 3), framing matrices, crop's unit square -> photo
-        pixels; shown: k of (3, S, S), the faces pasted there before, first taken out of the rim (riddle.faces.
-        blending). With the parser, which sees R px, hair stays in front; colours match from skin to skin.
+        pixels; shown: k of (3, S, S), the faces pasted there before, which are first taken out of the rim (see
+        riddle.faces.blending). With the parser, which sees R px, hair stays in front; colours match from skin to skin.
         """
         count, side = len(faces), under.shape[-1]
         outlines, skins = [None] * count, [blending.core(side)] * count
@@ -341,12 +334,11 @@ def load(
 ) -> Riddle:
     """A ready model.
 
-    preset: see riddle.presets; weights: a folder with generator.safetensors, encoder.safetensors and so on,
-    default: the bundled ones; encryptor: "encryptor" (the paper's transformer), "encryptor_datafree", "encryptor_mlp",
-    "encryptor_nodiv", "encryptor_coupling", or the controls "untrained" and "reflection"; default: the preset's choice,
-    which is the coupling for "mobile", because it recovers exactly; the rest as for `Riddle`. "smoke" without weights:
-    untrained networks from a fixed seed, for tests. Raises ValueError for an unknown preset, WeightsMissingError for
-    weights that are not there.
+    preset: see riddle.presets; weights: a folder with generator.safetensors, encoder.safetensors and so on, default:
+    the bundled ones; encryptor: a file of riddle.presets.VARIANTS, "encryptor" is the paper's transformer; default: the
+    preset's choice, which is the coupling for "mobile", because it recovers exactly; the rest as for `Riddle`. "smoke"
+    without weights: untrained networks from a fixed seed, for tests. Raises ValueError for an unknown preset,
+    WeightsMissingError for weights that are not there.
     """
     p = get(preset)
     untrained, name = p.name == "smoke" and weights is None, encryptor or p.encryptor

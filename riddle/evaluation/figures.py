@@ -25,7 +25,8 @@ from riddle.evaluation.runs import Run, cause_of, key_of, need, part_hash, read,
 from riddle.evaluation.tables import Measured, tidy, write
 from riddle.faces.detection import detect_in_crop
 from riddle.images import to_bytes, to_tensor
-from riddle.metrics.identity import Estimate, bootstrap_interval, pairwise_angles
+from riddle.metrics.diversity import kffa
+from riddle.metrics.identity import Estimate, bootstrap_interval
 from riddle.pipeline import Riddle
 from riddle.progress import track
 from riddle.weights import WeightsMissingError
@@ -231,7 +232,7 @@ def spread(e: np.ndarray, labels: np.ndarray, euclidean: bool = False) -> dict[s
     if euclidean:
         angle = "this recogniser compares by distance, not by angle"
     elif groups:
-        angle = interval(np.array([pairwise_angles(g[None]).mean() for g in groups]))
+        angle = interval(np.array([kffa(g[None])[0] for g in groups]))
     if len(groups) > 1:
         silhouette = interval(silhouette_samples(e, labels, metric="euclidean" if euclidean else "cosine"), labels)
     return dict(zip(SPREAD, (angle, silhouette), strict=True))

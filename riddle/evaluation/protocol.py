@@ -19,8 +19,7 @@ import numpy as np
 
 from riddle.evaluation.rows import OTHER_PHOTO, PASSWORDS, SAME_PHOTO, Row
 from riddle.evaluation.tables import Number
-from riddle.metrics import fidelity
-from riddle.metrics.diversity import distinct_pairs, password_pairs
+from riddle.metrics import diversity, fidelity
 from riddle.metrics.identity import (
     Estimate,
     accepted,
@@ -162,10 +161,9 @@ def _diversity(empty: Number, e: np.ndarray, by: Embedded, limit: np.ndarray) ->
 
     e: (people, PASSWORDS, E); limit: (people,). A pair with an undetected face does not count as distinct.
     """
-    i, j = password_pairs(e.shape[1])
-    scores = by.similarity(e[:, i].reshape(-1, e.shape[2]), e[:, j].reshape(-1, e.shape[2])).reshape(len(e), -1)
-    distinct = distinct_pairs(scores, limit[:, None]).ravel()
-    interval = bootstrap_interval(distinct, np.repeat(np.arange(len(e)), len(i)))
+    scores = diversity.pairs(e, by.similarity)
+    distinct = diversity.distinct(scores, limit[:, None]).ravel()
+    interval = bootstrap_interval(distinct, np.repeat(np.arange(len(e)), scores.shape[1]))
     return _filled(empty, interval, distinct, np.isnan(scores).ravel(), limit.mean())
 
 

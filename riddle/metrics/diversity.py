@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from riddle.metrics.identity import accepted
+from riddle.metrics.identity import accepted, cosine
 
 
-def password_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (i, j), i < j, of the pairs among n passwords: each (n (n - 1) / 2,)."""
-    return np.triu_indices(n, 1)
+def pairs(embeddings: np.ndarray, similarity: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Similarities of all pairs among the K faces of each original: (N, K, E) -> (N, K (K - 1) / 2).
+
+    similarity: a recogniser's, of (M, E) and (M, E) -> (M,). A pair with a face that was not found (NaN) is NaN.
+    """
+    i, j = np.triu_indices(embeddings.shape[1], 1)
+    return np.stack([similarity(e[i], e[j]) for e in embeddings])
 
 
-def distinct_pairs(scores: np.ndarray, thresholds: np.ndarray | float) -> np.ndarray:
-    """Which pairs of protected faces a judge takes for two people, as booleans of the shape of `scores` (N, P).
+def distinct(scores: np.ndarray, thresholds: np.ndarray | float) -> np.ndarray:
+    """Which pairs of faces a recogniser takes for two people, as booleans of the shape of their similarities (N, P).
 
-    thresholds: a number, or (N, 1). A pair in which a face was not found (NaN) does not count as distinct: a face
+    thresholds: a number, or (N, 1). A pair with a face that was not found (NaN) does not count as distinct: a face
     too broken to be found is no new identity.
     """
-    scores = np.asarray(scores, np.float64)
     return ~accepted(scores, thresholds) & ~np.isnan(scores)
+
+
+def kffa(embeddings: np.ndarray) -> np.ndarray:
+    """Known Factor Feature Angle of each original, in degrees: (N, K, E) -> (N,); its mean is the metric.
+
+    The mean angle between all pairs of the K faces made from one original with K passwords (section 4.4; Li et al.,
+    2022). A face that was not found (NaN) is left out; an original with fewer than two found is NaN.
+    """
+    angles = np.degrees(np.arccos(np.clip(pairs(np.asarray(embeddings, np.float64), cosine), -1, 1)))
+    found = np.isfinite(angles)
+    total = np.where(found, angles, 0).sum(1)
+    return np.divide(total, found.sum(1), out=np.full(len(angles), np.nan), where=found.any(1))

@@ -1,4 +1,4 @@
-"""Who is still recognised: verification rates, their thresholds and intervals, and identity angles.
+"""Who is still recognised: verification rates, their thresholds and intervals.
 
 Scores are similarities: larger means more alike. A score of NaN says that no face was found in one of the two
 pictures; such a pair is never accepted, and never dropped from the count.
@@ -44,12 +44,6 @@ def threshold_at_far(negatives: np.ndarray, far: float = 1e-3) -> float:
     allowed = int(np.floor(far * negatives.size + 1e-9))
     descending = np.sort(np.nan_to_num(negatives, nan=-np.inf))[::-1]
     return float(descending[allowed])
-
-
-def tar_at_far(positives: np.ndarray, negatives: np.ndarray, far: float = 1e-3) -> tuple[float, float]:
-    """(true accept rate, threshold) of positive (P,) and negative (Q,) scores at a false accept rate."""
-    threshold = threshold_at_far(negatives, far)
-    return float(accepted(positives, threshold).mean()), threshold
 
 
 def fold_thresholds(scores: np.ndarray, same: np.ndarray, folds: np.ndarray, far: float = 1e-3) -> dict[int, float]:
@@ -128,24 +122,3 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of the rows of a and b (..., E): (...); NaN where either has NaN."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
-
-
-def pairwise_angles(embeddings: np.ndarray) -> np.ndarray:
-    """Angles in degrees between all pairs among K embeddings: (N, K, E) -> (N, K (K - 1) / 2)."""
-    e = np.asarray(embeddings, np.float64)
-    e = e / np.linalg.norm(e, axis=-1, keepdims=True)
-    i, j = np.triu_indices(e.shape[1], 1)
-    cosines = (e @ e.swapaxes(1, 2))[:, i, j]  # K x K numbers a set, not K (K - 1) / 2 pairs of embeddings
-    return np.degrees(np.arccos(np.clip(cosines, -1, 1)))
-
-
-def kffa(embeddings: np.ndarray) -> np.ndarray:
-    """Known Factor Feature Angle of each original, in degrees: (N, K, E) -> (N,); its mean is the metric.
-
-    The mean pairwise angle between the K faces made from one original with K passwords (section 4.4; Li et al.,
-    2022). A face not found (NaN) is left out of its own pairs only; an original with fewer than two found is NaN.
-    """
-    angles = pairwise_angles(embeddings)
-    found = np.isfinite(angles)
-    total = np.where(found, angles, 0).sum(1)
-    return np.divide(total, found.sum(1), out=np.full(len(angles), np.nan), where=found.any(1))

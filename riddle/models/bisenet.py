@@ -55,7 +55,7 @@ class ContextPath(nn.Module):
 
     def __init__(self):
         super().__init__()
-        from torchvision.models import resnet18  # here, because protecting a photo does without torchvision
+        from torchvision.models import resnet18  # here, so that `import riddle.pipeline` stays light
 
         self.resnet = resnet18()
         del self.resnet.fc
