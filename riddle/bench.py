@@ -25,16 +25,16 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 
 from riddle import config, demo
-from riddle.allocator import keep_memory
 from riddle.app.controller import Controller
 from riddle.files import replace_file, write_text
+from riddle.machine import bfloat16_is_faster, keep_memory
 from riddle.models import mobilestylegan as mobile
 from riddle.networks import Synthesis
 from riddle.pipeline import Riddle, load
 from riddle.presets import get
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask
 from riddle.training.frozen import frozen_networks
-from riddle.training.loop import bfloat16_is_faster, make_accelerator
+from riddle.training.loop import make_accelerator
 from riddle.weights import WeightsMissingError
 
 

@@ -22,6 +22,7 @@ from riddle.data import sample_codes, sample_faces
 from riddle.faces import blending, recognizers
 from riddle.faces.detection import Face, load_detector
 from riddle.images import to_bytes, to_image
+from riddle.machine import bfloat16_is_faster
 from riddle.models.encryptor import build_encryptor
 from riddle.models.inversion import build_encoder
 from riddle.models.mobilestylegan import SIDES, MobileStyleGAN
@@ -32,7 +33,7 @@ from riddle.training.encryptor import EncryptorConfig, EncryptorTask
 from riddle.training.frozen import LossNetworks, draw_codes
 from riddle.training.generator import CutConfig, CutTask
 from riddle.training.inversion import InversionConfig, InversionTask
-from riddle.training.loop import bfloat16_is_faster, make_accelerator, run
+from riddle.training.loop import make_accelerator, run
 from riddle.training.parsing import ParsingConfig, ParsingTask
 from riddle.weights import WeightsMissingError, bundled, load_lpips, locate
 

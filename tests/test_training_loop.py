@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import nn
 
-from riddle.allocator import keep_memory
+from riddle.machine import keep_memory
 from riddle.training.loop import (
     LoopConfig,
     Task,

@@ -23,9 +23,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from riddle import losses
-from riddle.allocator import keep_memory
 from riddle.files import sha256
 from riddle.losses import LossWeights
+from riddle.machine import keep_memory
 from riddle.models.curvature import Curvature
 from riddle.models.encryptor import build_encryptor
 from riddle.networks import Synthesis
@@ -87,26 +87,16 @@ class EncryptorConfig(LoopConfig):
         return weights if VARIANTS[self.variant].diversity else replace(weights, diversity=0.0)
 
 
-@dataclass
-class Codes:
-    """What one step makes of B originals."""
+def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Both passes of section 3.2.
 
-    encrypted: torch.Tensor  # (B, m, L, D)
-    recovered: torch.Tensor  # (B, m, L, D), each by its own password
-    wrong: torch.Tensor  # (B, m n, L, D), each by a wrong one
-
-    def joined(self) -> torch.Tensor:
-        """(B, m (n + 2), L, D), in the order of the fields."""
-        return torch.cat([self.encrypted, self.recovered, self.wrong], 1)
-
-
-def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tensor) -> Codes:
-    """Both passes of section 3.2. w: (B, L, D); keys: (B, m, n + 1, L, D) as `draw_keys` gives them."""
+    w: (B, L, D); keys: (B, m, n + 1, L, D) as `draw_keys` gives them. Returns what becomes of each original: encrypted
+    codes (B, m, L, D), each recovered by its own password (B, m, L, D), and by wrong ones (B, m n, L, D).
+    """
     b, m, k = keys.shape[:3]
     encrypted = encryptor(w.repeat_interleave(m, 0), keys[:, :, 0].flatten(0, 1))
-    decrypted = encryptor(encrypted.repeat_interleave(k, 0), keys.flatten(0, 2))
-    decrypted = decrypted.reshape(keys.shape)
-    return Codes(encrypted.reshape(b, m, *w.shape[1:]), decrypted[:, :, 0], decrypted[:, :, 1:].flatten(1, 2))
+    opened = encryptor(encrypted.repeat_interleave(k, 0), keys.flatten(0, 2)).reshape(keys.shape)
+    return encrypted.reshape(b, m, *w.shape[1:]), opened[:, :, 0], opened[:, :, 1:].flatten(1, 2)
 
 
 @torch.no_grad()
@@ -124,7 +114,7 @@ def evaluate(
     m, n = keys.shape[1], keys.shape[2] - 1
     first, second = torch.triu_indices(m, m, 1)
     for w, key in zip(codes.split(batch), keys.split(batch), strict=True):
-        made = torch.cat([w[:, None], encrypt_and_decrypt(encryptor, w, key).joined()], 1)
+        made = torch.cat([w[:, None], *encrypt_and_decrypt(encryptor, w, key)], 1)
         e = embed(generator(made.flatten(0, 1))).float().unflatten(0, made.shape[:2])
         similar = (e[:, 1:] @ e[:, 0, :, None])[..., 0].split([m, m, m * n], 1)
         among = e[:, 1 : m + 1] @ e[:, 1 : m + 1].transpose(1, 2)
@@ -141,16 +131,10 @@ class EncryptorTask(Task):
     """The encryptor; the frozen generator and loss networks."""
 
     def __init__(
-        self,
-        config: EncryptorConfig,
-        accelerator: Accelerator,
-        generator: Synthesis,
-        frozen: LossNetworks,
-        held_out: torch.Tensor,
-        code_judge: CodeJudge | None = None,
-        curvature: Curvature | None = None,
+        self, config: EncryptorConfig, accelerator: Accelerator, generator: Synthesis, frozen: LossNetworks,
+        held_out: torch.Tensor, code_judge: CodeJudge | None = None, curvature: Curvature | None = None,
         inverted: torch.Tensor | None = None,
-    ):
+    ):  # fmt: skip
         """held_out: codes (N, L, D) for `evaluate`, none of them trained on; code_judge: for the helper; curvature: of
         the distance between faces; inverted: codes (M, L, D) of training faces, for `blend` and for the helper."""
         device = accelerator.device
@@ -195,7 +179,7 @@ class EncryptorTask(Task):
     def losses(self, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Eq. 10 for originals w (B, L, D) under keys (B, m, n + 1, L, D), and every term unweighted."""
         weights, m = self.weights, keys.shape[1]
-        codes = encrypt_and_decrypt(self.network, w, keys).joined()
+        codes = torch.cat(encrypt_and_decrypt(self.network, w, keys), 1)
         if self.curvature is not None:
             space = self.generator.codes
             z = self.curvature.equalise(space.to_gaussian(codes.flatten(0, 1)), self.config.damping)
@@ -274,8 +258,8 @@ class EncryptorTask(Task):
     def samples(self) -> torch.Tensor:
         """Rows: originals, two encryptions, the first one decrypted, and decrypted by a wrong password."""
         w, keys = self.held_out[:8], self.held_out_keys[:8]
-        made = encrypt_and_decrypt(self.average, w, keys)
-        rows = [w, made.encrypted[:, 0], made.encrypted[:, 1], made.recovered[:, 0], made.wrong[:, 0]]
+        encrypted, recovered, wrong = encrypt_and_decrypt(self.average, w, keys)
+        rows = [w, encrypted[:, 0], encrypted[:, 1], recovered[:, 0], wrong[:, 0]]
         with self.accelerator.autocast():
             return self.generator(torch.cat(rows))
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from riddle.allocator import keep_memory
 from riddle.files import replace_file
 from riddle.images import to_bytes
+from riddle.machine import keep_memory
 from riddle.models.mobilestylegan import Cut, MobileStyleGAN
 from riddle.networks import published_generator
 from riddle.progress import track

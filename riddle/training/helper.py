@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from riddle import losses
-from riddle.allocator import keep_memory
+from riddle.machine import keep_memory
 from riddle.models.codes import GaussianCodes
 from riddle.models.encryptor import KEPT, build_encryptor
 from riddle.networks import Synthesis
@@ -84,14 +84,10 @@ def linked(made: torch.Tensor) -> torch.Tensor:
 
 
 def code_loss(
-    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    z: torch.Tensor,
-    keys: torch.Tensor,
-    scale: torch.Tensor,
-    judge: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None,
-    diverse: bool,
+    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], z: torch.Tensor, keys: torch.Tensor,
+    scale: torch.Tensor, judge: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None, diverse: bool,
     centre: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:  # fmt: skip
     """The loss, its terms by name, and the codes made (B, m (n + 2), L, D): recovered ones, then the others.
 
     change: z, password -> z; z: (B, L, D); keys: (B, m, n + 1, D), passwords in z, the first of the n + 1 encrypts;
@@ -158,12 +154,9 @@ class Coach:
     """
 
     def __init__(
-        self,
-        judge: CodeJudge,
-        see: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-        fresh: int = 8,
+        self, judge: CodeJudge, see: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], fresh: int = 8,
         kept: int = 16_384,
-    ):
+    ):  # fmt: skip
         """see: z (N, L, D) -> F_e's embeddings of the faces (N, E), and the faces, `small`; fresh: faces drawn a step;
         kept: of the latest."""
         self.judge, self.see, self.fresh, self.kept = judge, see, fresh, kept

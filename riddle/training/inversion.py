@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from riddle.allocator import keep_memory
+from riddle.machine import keep_memory
 from riddle.models.inversion import LiteEncoder, build_encoder
 from riddle.models.mobilefacenet import load_mobilefacenet
 from riddle.networks import Synthesis

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from PIL import Image
@@ -28,6 +27,7 @@ from torch import nn
 
 from riddle.files import replace_file, write_text
 from riddle.images import to_bytes
+from riddle.machine import bfloat16_is_faster
 from riddle.presets import get
 from riddle.progress import track
 
@@ -173,29 +173,6 @@ def save_grid(faces: torch.Tensor, path: Path, columns: int = 8) -> None:
     rows = np.split(pictures, -(-len(pictures) // columns))
     with replace_file(path) as temporary:
         Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows])).save(temporary)
-
-
-def bfloat16_is_faster(device: str | torch.device = "cpu") -> bool:
-    """Whether a convolution of the generator's kind runs faster in bfloat16 than in float32: measured, a few ms.
-
-    A GPU with bfloat16 and a CPU with AMX gain severalfold; of CPUs with the AVX512-bf16 instructions alone one took
-    twice as long in them, another half as long (measured: 168 against 291, and 602 against 325 GFLOP/s on two cores).
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    seconds = {}
-    with torch.no_grad():
-        for dtype in (torch.float32, torch.bfloat16):
-            x = torch.ones(4, 128, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
-            weight = torch.ones(128, 128, 3, 3, dtype=dtype)
-            runs = []
-            for _ in range(4):  # the first one compiles
-                began = time.perf_counter()
-                F.conv2d(x, weight, padding=1)
-                runs.append(time.perf_counter() - began)
-            seconds[dtype] = min(runs[1:])
-    return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 
 import riddle
-from riddle.allocator import keep_memory
 from riddle.faces import recognizers
 from riddle.images import to_tensor
+from riddle.machine import keep_memory
 from riddle.training.encryptor import encrypt_and_decrypt
 from riddle.training.frozen import draw_keys
 from riddle.weights import load_lpips, locate
@@ -73,7 +73,7 @@ def measure_encryptor(model: riddle.Riddle, w: torch.Tensor, compare: Comparison
         torch.manual_seed(3)
         keys = draw_keys(model.generator, len(w), PASSWORDS, 1)
     parts = zip(w.split(8), keys.split(8), strict=True)
-    joined = torch.cat([encrypt_and_decrypt(model.encryptor, a, b).joined() for a, b in parts])
+    joined = torch.cat([torch.cat(encrypt_and_decrypt(model.encryptor, a, b), 1) for a, b in parts])
     faces, original = model.synthesize(joined.flatten(0, 1)).unflatten(0, joined.shape[:2]), model.synthesize(w)
     together = model.synthesize(torch.cat([model.encryptor(part, keys[0, :1, 0]) for part in w.split(8)]))
     repeated = original.repeat_interleave(PASSWORDS, 0)

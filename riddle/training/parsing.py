@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from PIL import Image
 
 from riddle.aligned import aligned
-from riddle.allocator import keep_memory
 from riddle.data import load
 from riddle.files import write_text
+from riddle.machine import keep_memory
 from riddle.models.parsing import CLASSES, MIRRORED, PARTS, ParsingNet, confusion, intersection_over_union, labels
 from riddle.presets import Preset, get
 from riddle.training import recipe
@@ -124,11 +124,7 @@ class ParsingTask(Task):
     """The parser and the class weights."""
 
     def __init__(
-        self,
-        config: ParsingConfig,
-        accelerator: Accelerator,
-        masks: torch.Tensor,
-        validation: dict[str, torch.Tensor] | None = None,
+        self, config: ParsingConfig, accelerator: Accelerator, masks: torch.Tensor, validation: dict[str, torch.Tensor]
     ):
         """masks: those of the training split, for the class weights; validation: faces and masks to measure on."""
         self.validation = validation
@@ -146,8 +142,6 @@ class ParsingTask(Task):
 
     def validate(self) -> dict[str, float]:
         """Mean IoU over all classes, and over those of eq. 8."""
-        if self.validation is None:
-            return {}
         iou = evaluate(self.average, self.validation)
         return {"miou": iou.nanmean().item(), "parts_iou": iou[list(PARTS)].nanmean().item()}
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from riddle.allocator import keep_memory
 from riddle.losses import PerceptualFeatures, blank_perception
+from riddle.machine import keep_memory
 from riddle.networks import Synthesis
 from riddle.presets import get
 from riddle.training import recipe
