@@ -190,13 +190,6 @@ def test_a_photo_that_was_protected_before_gets_a_note(model, source, tmp_path, 
     assert any("had been protected before" in note for note in again.notes)
 
 
-def test_passphrases_that_are_none(model, source, tmp_path):
-    for bad, message in (("", "empty"), ("  ", "empty"), ("half \ud83d", "broken text")):
-        with pytest.raises(ValueError, match=message):
-            protect_file(model, source, tmp_path / "out.png", bad)
-    assert only(tmp_path, "party.png")
-
-
 # Kinds of picture
 
 

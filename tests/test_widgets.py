@@ -63,19 +63,15 @@ def test_a_view_is_the_pipeline_step_by_step(model, controller):
     assert contact_sheet(view.faces[:1], 128) == controller.thumbnails()[1]
 
 
-def test_the_ends_are_the_passphrases_themselves(controller):
+def test_the_ends_of_the_slider_are_the_passphrases_and_a_right_guess_opens_the_face(controller):
     first, second, guess = WORDS
     start, end = controller.view(*WORDS, 0.0), controller.view(*WORDS, 1.0)
     assert torch.equal(start.faces, controller.view(first, "whatever", guess, 0.0).faces)
     torch.testing.assert_close(end.faces, controller.view("whatever", second, guess, 1.0).faces, atol=1e-3, rtol=0)
     assert not torch.allclose(start.faces[1], end.faces[1], atol=1e-2)
-
-
-def test_a_right_guess_opens_the_face(controller):
-    right, wrong = controller.view(*WORDS[:2], WORDS[0], 0.0), controller.view(*WORDS, 0.0)
+    right = controller.view(first, second, first, 0.0)
     torch.testing.assert_close(right.faces[3], right.faces[2], atol=1e-4, rtol=0)
-    assert right.bars[2].distance == pytest.approx(right.bars[1].distance, abs=1e-3)
-    assert not torch.allclose(wrong.faces[3], wrong.faces[2], atol=1e-2)
+    assert not torch.allclose(start.faces[3], start.faces[2], atol=1e-2)
 
 
 def test_distances_are_those_of_dlibs_network(controller):
@@ -134,13 +130,6 @@ def test_the_wall(model, controller):
     torch.testing.assert_close(wall.faces[2:3], third, atol=2e-4, rtol=0)
     assert wall.strangers == sum(bar.distance >= 0.6 for bar in wall.bars)
     assert pixels(wall.picture(100)).shape == (4 * 100 + 3 * GAP, 4 * 100 + 3 * GAP, 3)
-
-
-def test_dragging_between_two_passwords_changes_the_picture_of_the_trained_networks():
-    c = Controller(riddle.load("mobile"))
-    c.samples(1)
-    shown = [pixels(c.view(*WORDS, position=t).picture()) for t in (0.0, 0.5, 1.0)]
-    assert all(np.abs(a - b).mean() > 1 for a, b in zip(shown, shown[1:], strict=False))
 
 
 # What is kept
