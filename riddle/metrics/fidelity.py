@@ -54,41 +54,11 @@ def _mmd(x: np.ndarray, y: np.ndarray) -> float:
     return float(within - 2 * xy.mean())
 
 
-def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3, chunk: int = 1024) -> tuple[float, float]:
-    """Improved precision and recall of features made (M, D) against real (N, D), each in [0, 1].
-
-    Precision: the share of made points within some real point's distance to its k-th nearest other real point;
-    recall: the same with the roles exchanged. Kynkaanniemi et al., 2019.
-    """
-    _check(real, made, least=k + 1)
-    # About a centre of its own a distance loses no digits to the features' size, so that float32 is enough.
-    centre = np.mean(real, axis=0, dtype=np.float64)
-    real, made = ((np.asarray(x, np.float64) - centre).astype(np.float32) for x in (real, made))
-    return _covered(real, made, k, chunk), _covered(made, real, k, chunk)
-
-
-def _covered(support: np.ndarray, points: np.ndarray, k: int, chunk: int) -> float:
-    """The share of points (M, D) within the k-th neighbour's distance of some point of the support (N, D)."""
-    lengths = (support**2).sum(1)
-
-    def distances(some: np.ndarray) -> np.ndarray:
-        return np.clip((some**2).sum(1)[:, None] + lengths - 2 * some @ support.T, 0, None)
-
-    # A point's nearest is itself.
-    radii = np.concatenate([np.partition(distances(s), k, axis=1)[:, k] for s in _chunks(support, chunk)])
-    inside = [(distances(p) <= radii).any(1) for p in _chunks(points, chunk)]
-    return float(np.concatenate(inside).mean())
-
-
-def _chunks(x: np.ndarray, size: int) -> list[np.ndarray]:
-    return [x[i : i + size] for i in range(0, len(x), size)]
-
-
-def _check(a: np.ndarray, b: np.ndarray, least: int = 2) -> None:
+def _check(a: np.ndarray, b: np.ndarray) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"features must be (N, D) and (M, D) with one D, not {a.shape} and {b.shape}")
-    if min(len(a), len(b)) < least:
-        raise ValueError(f"at least {least} pictures a set are needed, not {len(a)} and {len(b)}")
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"at least 2 pictures a set are needed, not {len(a)} and {len(b)}")
     for features in (a, b):
         if not np.isfinite(features).all():
             raise ValueError("features hold NaN or infinity: leave out faces that were not found, and count them")
