@@ -6,9 +6,9 @@ Gaussian space of codes (riddle.models.codes), the same for every slot of the co
     NFKC -> UTF-8 -> Argon2id (3 passes, 64 MiB, 4 lanes, 32 bytes)
          -> SHAKE-256 stream -> 52-bit uniforms -> inverse normal distribution -> z
 
-Every arrow is a published function, so another program, in another language, finds the same z. The salt is public,
-one for each preset, so that a bare picture opens with the passphrase alone; or random, one for each file, and kept in
-its metadata: then no table made beforehand helps to guess, and a file that lost its metadata is lost.
+Every arrow is a published function, so another program, in another language, finds the same z. The salt is either
+public, one for each preset: then a bare picture opens with the passphrase alone. Or it is random, one for each file,
+and kept in its metadata: then no table made beforehand helps to guess, and a file that lost its metadata is lost.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
+from argon2.low_level import Type, hash_secret_raw
 
 from riddle.models.codes import GaussianCodes
 
@@ -58,8 +59,6 @@ def derive_key(passphrase: str, preset: str, salt: bytes | None = None) -> bytes
         ) from None
     if salt is not None and len(salt) != SALT_BYTES:
         raise ValueError(f"a salt has {SALT_BYTES} bytes, got {len(salt)}")
-    from argon2.low_level import Type, hash_secret_raw
-
     return hash_secret_raw(
         secret, public_salt(preset) if salt is None else salt,
         time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES, hash_len=KEY_BYTES, type=Type.ID,

@@ -51,9 +51,8 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.concatenate([scale * r, (target.mean(0) - scale * r @ source.mean(0))[:, None]], axis=1)
 
 
-def crop(image: Image.Image, matrix: np.ndarray, size: int, pad: str = "reflect") -> Image.Image:
-    """The `size` px square crop of an RGB photo under a framing matrix, antialiased; outside, the photo is
-    continued by `pad` (numpy's modes: reflect, edge)."""
+def crop(image: Image.Image, matrix: np.ndarray, size: int) -> Image.Image:
+    """The `size` px square crop of an RGB photo under a framing matrix, antialiased; outside, the photo is mirrored."""
     corners = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]]) @ matrix.T
     low = np.floor(corners.min(0)).astype(int) - 2
     high = np.ceil(corners.max(0)).astype(int) + 3
@@ -64,7 +63,7 @@ def crop(image: Image.Image, matrix: np.ndarray, size: int, pad: str = "reflect"
     before, after = keep_low - low, high - keep_high
     if (before > 0).any() or (after > 0).any():
         widths = ((max(before[1], 0), max(after[1], 0)), (max(before[0], 0), max(after[0], 0)), (0, 0))
-        patch = Image.fromarray(np.pad(np.asarray(patch), widths, mode=pad))
+        patch = Image.fromarray(np.pad(np.asarray(patch), widths, mode="reflect"))
         keep_low = np.minimum(keep_low, low)
     side, shrink = np.hypot(*matrix[:, 0]), 1
     if side > 4 * size:  # far larger than the crop: shrink first, so that supersampling stays small

@@ -92,7 +92,7 @@ class DlibDetector:
 
     @cached_property
     def _models(self) -> tuple[Any, Any]:
-        import dlib
+        import dlib  # here, as the other detector's package below: one detector is enough for many programs
 
         predictor = dlib_models() / "shape_predictor_68_face_landmarks.dat"
         return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(predictor))
@@ -100,14 +100,13 @@ class DlibDetector:
     def __reduce__(self):  # dlib's objects stay in their process
         return type(self), ()
 
-    def detect(self, image: Image.Image, upsample: Sequence[int] = (0, 1)) -> list[Face]:
-        """Faces of an RGB picture, largest first; `upsample`: doublings to try until one finds a face."""
+    def detect(self, image: Image.Image) -> list[Face]:
+        """Faces of an RGB picture, largest first; where none is found, those of the picture enlarged twice."""
         find, predict = self._models
         pixels = np.ascontiguousarray(np.asarray(image.convert("RGB")))
-        for doublings in upsample:
-            boxes, scores, _ = find.run(pixels, doublings, 0.0)
-            if boxes:
-                break
+        boxes, scores, _ = find.run(pixels, 0, 0.0)
+        if not boxes:
+            boxes, scores, _ = find.run(pixels, 1, 0.0)
         faces = []
         for box, score in zip(boxes, scores, strict=True):
             shape = predict(pixels, box)
@@ -122,17 +121,14 @@ class MTCNNDetector:
 
     name = "mtcnn"
 
-    def __init__(self, min_face: int = 20, device: str = "cpu"):
-        self.min_face, self.device = min_face, device
-
     @cached_property
     def _model(self) -> Any:
         from facenet_pytorch import MTCNN
 
-        return MTCNN(keep_all=True, min_face_size=self.min_face, device=self.device, post_process=False)
+        return MTCNN(keep_all=True, min_face_size=SMALLEST, post_process=False)
 
     def __reduce__(self):
-        return type(self), (self.min_face, self.device)
+        return type(self), ()
 
     def detect(self, image: Image.Image) -> list[Face]:
         """Faces of an RGB picture, largest first."""
