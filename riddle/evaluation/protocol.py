@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from riddle.evaluation.rows import OTHER_PHOTO, PASSWORDS, SAME_PHOTO, Row
-from riddle.evaluation.tables import Number
+from riddle.evaluation.tables import Measured
 from riddle.metrics import diversity, fidelity
 from riddle.metrics.identity import (
     Estimate,
@@ -130,14 +130,14 @@ def thresholds(pairs: Pairs, by: Embedded) -> dict[int, float]:
     return fold_thresholds(by.similarity(photo[pairs.a], photo[pairs.b]), pairs.same, pairs.fold, FAR)
 
 
-def rate(row: Row, pairs: Pairs, by: Embedded, at: dict[int, float], people: np.ndarray) -> Number:
+def rate(row: Row, pairs: Pairs, by: Embedded, at: dict[int, float], people: np.ndarray) -> Measured:
     """One row of Table 1 or 5 by one recogniser, at the thresholds `at` by fold.
 
     people: (M,) indices of the pictures behind many passwords and behind a row of few.
     """
     itself = row.itself or pairs.of_themselves
     against = SAME_PHOTO if itself and row.against == OTHER_PHOTO else row.against
-    empty = Number(row.task, row.method, row.metric, against, by.name)
+    empty = Measured(row.task, row.method, row.metric, against, by.name)
     if missing := [by.reasons[s] for s in (row.reference, row.faces) if s in by.reasons]:
         return empty.absent(missing[0])
     if row.task == "diversity":
@@ -156,7 +156,7 @@ def rate(row: Row, pairs: Pairs, by: Embedded, at: dict[int, float], people: np.
     return _filled(empty, interval, accepts, np.isnan(scores[same]), limit[same].mean())
 
 
-def _diversity(empty: Number, e: np.ndarray, by: Embedded, limit: np.ndarray) -> Number:
+def _diversity(empty: Measured, e: np.ndarray, by: Embedded, limit: np.ndarray) -> Measured:
     """The share of pairs among the faces that many passwords make of one photo taken for two people.
 
     e: (people, PASSWORDS, E); limit: (people,). A pair with an undetected face does not count as distinct.
@@ -167,7 +167,7 @@ def _diversity(empty: Number, e: np.ndarray, by: Embedded, limit: np.ndarray) ->
     return _filled(empty, interval, distinct, np.isnan(scores).ravel(), limit.mean())
 
 
-def _filled(empty: Number, interval: Estimate, values: np.ndarray, lost: np.ndarray, threshold: float) -> Number:
+def _filled(empty: Measured, interval: Estimate, values: np.ndarray, lost: np.ndarray, threshold: float) -> Measured:
     number = empty.of(interval, int(lost.sum()))
     number.rate_found = float(values[~lost].mean()) if (~lost).any() else np.nan
     number.threshold = float(threshold)

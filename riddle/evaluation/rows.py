@@ -15,14 +15,8 @@ from typing import Any
 import pandas as pd
 
 from riddle.evaluation.baselines import BASELINES, UNAVAILABLE
-from riddle.networks import CONTROLS
+from riddle.presets import CONTROLS, VARIANTS
 
-# First word of a face set -> the encryptor behind it, as `riddle.load` names it: the method, the ablations of section
-# 4.6, ours, and the controls without training.
-VARIANTS = {
-    "riddle": "encryptor", "datafree": "encryptor_datafree", "mlp": "encryptor_mlp", "nodiv": "encryptor_nodiv",
-    "coupling": "encryptor_coupling", **{name: name for name in CONTROLS},
-}  # fmt: skip
 # Data sets as the tables name them.
 LABELS = {
     "lfw": "LFW", "celebamask_hq": "CelebA-HQ test", "ffhq": "FFHQ test", "samples": "bundled synthetic faces",
@@ -43,7 +37,7 @@ PASSWORDS = 10  # a face, for diversity
 PEOPLE = 150
 
 # Encryptors with rows of their own in Tables 1 to 4. Ours never bears the paper's name.
-OURS = "RotationCoupling (ours)"
+OURS = VARIANTS["coupling"].label
 ENCRYPTORS = {"riddle": "RiDDLE", "datafree": "RiDDLE data-free", "coupling": OURS}
 # What a face is restored from when its code was not kept: action of riddle.evaluation.facesets -> label.
 PIXELS = {"png": "from PNG pixels", "jpeg75": "from JPEG 75", "pasted": "from the pasted photo"}
@@ -68,7 +62,7 @@ ACCEPTED, APART, COSINE, KFFA = "share accepted", "share of pairs apart", "ident
 class Row:
     """A rate: how often a recogniser takes `faces` for `reference`; diversity: how often for two people.
 
-    The `faces` are made of the second picture of a pair; the `reference` is of the first, or of the same one (`itself`).
+    `faces` are made of the second picture of a pair; `reference` is of the first, or of the same one (`itself`).
     """
 
     task: str
@@ -109,15 +103,7 @@ def _table1() -> Iterator[Row]:
 
 
 # Table 5 in the paper's order, then ours, then the controls: variant -> label.
-ABLATIONS = {
-    "datafree": "without data",
-    "mlp": "without transformer",
-    "nodiv": "without identity diversity loss",
-    "riddle": "full",
-    "coupling": OURS,
-    "untrained": "untrained transformer (control)",
-    "reflection": "keyed reflection (control)",
-}
+ABLATIONS = {name: VARIANTS[name].label for name in ("datafree", "mlp", "nodiv", "riddle", "coupling", *CONTROLS)}
 
 
 def _table5() -> Iterator[Row]:
@@ -199,8 +185,10 @@ def published(table: str, line: Mapping[str, Any]) -> dict[str, float | None]:
 
 def absent_systems(table: str) -> Iterator[tuple[dict[str, str], str]]:
     """(columns that name a row, reason) of what the paper's table has and nothing here can measure."""
-    keys = ["task", "metric", "against", "judge", "place"]
-    for row in paper()[paper().table == table][keys].drop_duplicates().to_dict("records"):
+    known = paper()[paper().table == table]
+    if not known.method.isin(UNAVAILABLE).any():
+        return
+    for row in known[["task", "metric", "against", "judge", "place"]].drop_duplicates().to_dict("records"):
         for system, reason in UNAVAILABLE.items():
             lasting = row["task"] == "recovery" and system in ("CIAGAN", "DeepPrivacy")
             yield row | {"method": system}, "it keeps nothing to restore from" if lasting else reason

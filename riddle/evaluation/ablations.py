@@ -1,0 +1,57 @@
+"""What training was behind the variants of Table 5 (section 4.6)."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from riddle.evaluation.rows import ABLATIONS
+from riddle.presets import CONTROLS, VARIANTS
+from riddle.weights import WeightsMissingError, bundled, load_metadata
+
+
+def trained(preset: str, variant: str) -> dict[str, str]:
+    """What a variant's weights say of their training: {} for weights that are absent or say nothing.
+
+    Numbers of riddle.training.encryptor's metadata, and those that an ablation adds; a control: 0 steps.
+    """
+    if variant in CONTROLS:
+        return {"steps done": "0"}
+    try:
+        about = load_metadata(bundled(preset, VARIANTS[variant].file))
+    except WeightsMissingError:
+        return {}
+    record, weights = (json.loads(about.get(k, "{}")) for k in ("ablation", "weights"))
+    weights.pop("diversity", None)  # what a variant may change
+    known = {k: about[k] for k in ("m", "n", "seed") if k in about} | {f"weight {k}": v for k, v in weights.items()}
+    asked = {k: v for k, v in record.get("shared", {}).items() if k not in ("weight", "m", "n", "seed")}
+    files = {k: v for k, v in record.get("files", {}).items() if k in ("generator", "parser")}
+    done = {"steps done": about["steps"]} if "steps" in about else {}
+    return {k: str(v) for k, v in (known | asked | files | done).items()}
+
+
+def differences(preset: str) -> dict[str, str]:
+    """{variant: how its training differs from the full method's beyond what it ablates}; '' where it does not.
+
+    Variants without weights and controls are left out. Steps done are no difference: a budget of minutes buys each its
+    own.
+    """
+    full, found = trained(preset, "riddle"), {}
+    for variant in ABLATIONS:
+        own = trained(preset, variant)
+        if variant in ("riddle", *CONTROLS) or not own:
+            continue
+        keys = sorted((set(full) | set(own)) - {"steps done"})
+        pairs = [(k, own.get(k, "unknown"), full.get(k, "unknown")) for k in keys]
+        found[variant] = "; ".join(f"{k} {mine} (full: {its})" for k, mine, its in pairs if mine != its)
+    return found
+
+
+def with_training(table: pd.DataFrame, preset: str) -> pd.DataFrame:
+    """Table 5 with columns on the weights behind each row: variant, steps, trained otherwise."""
+    variants = {label: variant for variant, label in ABLATIONS.items()}
+    steps = {label: trained(preset, variant).get("steps done", "") for label, variant in variants.items()}
+    differing = {ABLATIONS[variant]: how for variant, how in differences(preset).items()}
+    columns = {"variant": variants, "steps": steps, "trained otherwise": differing}
+    return table.assign(**{name: table.method.map(known).fillna("") for name, known in columns.items()})

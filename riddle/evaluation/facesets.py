@@ -1,0 +1,345 @@
+"""The sets of faces that the tables compare, by name: `photo`, `inverted`, `blur`, `mosaic`, or variant and action.
+
+    riddle                    encrypted, each picture by its own random password
+    riddle-wrong              decrypted with a wrong password
+    riddle-restored           decrypted with the right one, from the code that was kept
+    riddle-png                restored from the encrypted picture: 8 bits a channel, inverted again, decrypted
+    riddle-jpeg75             the same after JPEG compression of that quality
+    riddle-pasted             the same from the photo: pasted back, detected and cropped again
+                              (these three of `Run.people` only: an inversion takes a second a face)
+    riddle-passwords          ten passwords for each of `Run.people`
+    riddle-wrong-passwords    encrypted by their own password, decrypted with ten wrong ones
+
+Variants are those of `riddle.presets.VARIANTS`: datafree-restored, mlp-png and so on. Each function below is a stage:
+it returns the stage's file, made where it is not there (riddle.evaluation.runs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import riddle
+from riddle.aligned import align
+from riddle.evaluation import recognition
+from riddle.evaluation.baselines import BASELINES
+from riddle.evaluation.protocol import Embedded
+from riddle.evaluation.rows import PASSWORDS, PEOPLE, PIXELS, RECOGNISERS
+from riddle.evaluation.runs import (
+    NotMade,
+    Run,
+    digest,
+    is_current,
+    key_of,
+    log_time,
+    need,
+    part_hash,
+    read,
+    save,
+    stage,
+)
+from riddle.faces import alignment, detection, recognizers
+from riddle.images import jpeg, to_bytes, to_tensor
+from riddle.presets import VARIANTS, get
+from riddle.progress import track
+
+BATCH = 64  # faces at a time through a network
+NEAR = 0.35  # of the crop's side: a face found farther from its place in the photo is another one
+PLAIN = ("photo", "inverted", *BASELINES)
+ACTIONS = ("", "wrong", "restored", *PIXELS, "passwords", "wrong-passwords")
+
+
+@dataclass(frozen=True)
+class FaceSet:
+    """A face set's name, taken apart."""
+
+    name: str
+    variant: str  # key of VARIANTS, '' for a plain set
+    action: str  # one of ACTIONS, '' for a plain set
+
+    @property
+    def encryptor(self) -> str:
+        """The weights behind it; '' for a plain set."""
+        return VARIANTS[self.variant].file if self.variant else ""
+
+    def model(self, run: Run) -> riddle.Riddle:
+        """The model behind it, with its encryptor; a plain set asks for none. Raises WeightsMissingError."""
+        return riddle.load(run.preset, device=run.device, encryptor=self.encryptor or "untrained")
+
+
+def parse(item: str) -> FaceSet:
+    """A face set by its name. Raises ValueError with the names that there are."""
+    if item in PLAIN:
+        return FaceSet(item, "", "")
+    variant, _, action = item.partition("-")
+    if variant not in VARIANTS or action not in ACTIONS or item.endswith("-"):
+        raise ValueError(
+            f"unknown set of faces {item!r}; choose {', '.join(PLAIN)}, a variant ({', '.join(VARIANTS)}), or one with "
+            f"an action ({', '.join(filter(None, ACTIONS))}), as in riddle-restored"
+        )
+    return FaceSet(item, variant, action)
+
+
+# ---- photos and their codes
+
+
+def aligned(run: Run, _: str = "") -> Path:
+    """Faces (N, R, R, 3) uint8, in the order of the pairs' names; `present` (N,) bool.
+
+    Also `matrices` (N, 2, 3): each crop's place in its photo, as `alignment.framing_matrix` has it.
+    """
+    wanted = run.photos.only(run.pairs.names)  # a limited run aligns only what it compares
+
+    def make() -> dict[str, np.ndarray]:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=run.folder) as folder:  # the stage's own file is the cache
+            file = align(wanted, run.preset, run.detector, run.workers, Path(folder) / "aligned.npz")
+            arrays = {name: read(file, name) for name in ("faces", "matrices", "present")}
+        return {**arrays, "version": np.array(run.version)}
+
+    side = get(run.preset).resolution
+    made_from = ("aligned", side, run.split_hash, run.photos.fingerprint, run.detector, "matrices")
+    return stage(run, run.folder / "aligned.npz", made_from, make)
+
+
+def _targets(run: Run, photos: Path) -> np.ndarray:
+    """Indices (T,) of the pictures that get protected, without those in which no face was found."""
+    return run.pairs.targets[read(photos, "present")[run.pairs.targets]]
+
+
+def codes(run: Run, _: str = "") -> Path:
+    """Codes (T, L, D) of the pictures that get protected; `targets` (T,) are their indices."""
+    photos = aligned(run)
+
+    def make() -> dict[str, np.ndarray]:
+        targets = _targets(run, photos)
+        model = parse("inverted").model(run)
+        parts = track(to_tensor(read(photos, "faces")[targets]).split(BATCH), "invert")
+        return {"codes": torch.cat([model.invert(part).cpu() for part in parts]).numpy(), "targets": targets}
+
+    weights = part_hash(run.preset, "generator"), part_hash(run.preset, "encoder")
+    return stage(run, run.folder / "codes.npz", ("codes", key_of(photos), *weights), make)
+
+
+# ---- sets of faces
+
+
+def faces(run: Run, item: str) -> Path:
+    """A set of faces (M, R, R, 3) uint8 by its name; `targets` (M,) are the pictures behind them.
+
+    Every picture has its own random password, and its own wrong one, by the run's seed. Raises ValueError for an
+    unknown name.
+    """
+    of, photos = parse(item), aligned(run)
+    weights = part_hash(run.preset, of.encryptor) if of.encryptor else ""
+    if item == "photo" or item in BASELINES:
+        source, make, setup = photos, _plain, BASELINES[item].label if item in BASELINES else ""
+    elif of.action in PIXELS:
+        source, make, setup = faces(run, of.variant), _from_pixels, run.seed
+        if of.action == "pasted":  # the mask of the paste comes from the parser, the crop from the detector
+            setup = (run.seed, part_hash(run.preset, "parser"), run.detector)
+    else:
+        source, make, setup = codes(run), _from_codes, (run.seed, PASSWORDS, PEOPLE)
+    made_from = ("faces", item, key_of(source), weights, setup)
+    return stage(run, run.folder / "faces" / f"{item}.npz", made_from, lambda: make(run, of, source))
+
+
+def _plain(run: Run, of: FaceSet, photos: Path) -> dict[str, np.ndarray]:
+    """The photos, or what a baseline makes of those that get protected."""
+    pictures = read(photos, "faces")
+    if of.name == "photo":
+        targets = np.flatnonzero(read(photos, "present"))
+        return {"faces": pictures[targets], "targets": targets}
+    targets = _targets(run, photos)
+    return {"faces": to_bytes(BASELINES[of.name].protect(to_tensor(pictures[targets]))), "targets": targets}
+
+
+def _from_codes(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
+    inverted, model = need(source, "codes"), of.model(run)
+    w, targets = codes_of(run, of, model, inverted, read(source, "targets"))
+    drawn = [to_bytes(model.synthesize(part)) for part in track(w.split(BATCH), of.name)]
+    return {"faces": np.concatenate(drawn), "targets": targets}
+
+
+def passwords(run: Run, model: riddle.Riddle) -> tuple[torch.Tensor, torch.Tensor]:
+    """The right and the wrong password of every picture of the run, each (N, L, D).
+
+    Drawn for all pictures, so that one keeps its password when another is missing.
+    """
+    right, wrong = (model.random_password(len(run.pairs.names), seed=3 * run.seed + k) for k in (0, 1))
+    return right, wrong
+
+
+def codes_of(
+    run: Run, of: FaceSet, model: riddle.Riddle, inverted: np.ndarray, targets: np.ndarray
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Codes (M, L, D) of a set and the pictures behind them (M,), from inverted codes (T, L, D) of targets (T,)."""
+    w = torch.from_numpy(inverted)
+    if of.name == "inverted":
+        return w, targets
+    right, wrong = passwords(run, model)
+    if of.action.endswith("passwords"):
+        rows = np.flatnonzero(np.isin(targets, run.people)).repeat(PASSWORDS)
+        w, targets = w[rows], targets[rows]
+        many = model.random_password(len(rows), seed=3 * run.seed + 2)
+        first, second = (many, None) if of.action == "passwords" else (right[targets], many)
+    else:
+        first = right[targets]
+        second = {"wrong": wrong[targets], "restored": first}.get(of.action)
+    out = []
+    for start in range(0, len(w), BATCH):
+        part = slice(start, start + BATCH)
+        code = model.encrypt(w[part], first[part])
+        out.append((code if second is None else model.decrypt(code, second[part])).cpu())
+    return torch.cat(out), targets
+
+
+def _from_pixels(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
+    """Restored faces of few people from encrypted pictures alone."""
+    pictures, targets = need(source, "faces"), read(source, "targets")
+    few = np.isin(targets, run.people)
+    pictures, targets = pictures[few], targets[few]
+    if of.action == "pasted":
+        pictures, targets = recropped(run, of.variant, pictures, targets)
+    elif of.action.startswith("jpeg"):
+        pictures = jpeg(pictures, int(of.action.removeprefix("jpeg")))
+    model = of.model(run)
+    right, out = passwords(run, model)[0][targets], []
+    for start in track(range(0, len(pictures), BATCH), of.name):
+        part = slice(start, start + BATCH)
+        code = model.decrypt(model.invert(to_tensor(pictures[part])), right[part])
+        out.append(to_bytes(model.synthesize(code)))
+    return {"faces": np.concatenate(out), "targets": targets}
+
+
+# ---- back in the photos
+
+
+def pasted(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) -> Iterator[tuple[Image.Image, np.ndarray]]:
+    """Each target's photo with its picture pasted back as `protect` does, and the picture's matrix (2, 3).
+
+    pictures: (M, R, R, 3) uint8 of the set `item`, in the order of the targets (M,). A set with codes is drawn from
+    them as large as its places need; the set "photo" leaves the photos as they are. Raises DatasetMissingError; NotMade
+    for the samples.
+    """
+    if run.data == "samples":
+        raise NotMade("the bundled faces have no photo around them")
+    of, source = parse(item), aligned(run)
+    matrices, under, w = read(source, "matrices")[targets], read(source, "faces")[targets], None
+    model = None if item == "photo" else of.model(run)
+    if model is not None and item not in BASELINES:
+        w, rows = codes_of(run, of, model, read(codes(run), "codes"), read(codes(run), "targets"))
+        w = w[np.searchsorted(rows, targets)]
+    for i, target in enumerate(track(targets, f"{item} in photos")):
+        photo, matrix = run.photos.image(run.pairs.names[target]), matrices[i]
+        if model is not None:
+            before, shown = (to_tensor(p[i : i + 1]).to(model.device) for p in (under, pictures))
+            if w is not None:
+                shown = model.draw(w[i : i + 1], matrix[None])[1]
+            photo = model.paste(photo, before, shown, matrix[None])
+        yield photo, matrix
+
+
+def find_again(photo: Image.Image, matrix: np.ndarray, detector: Any) -> detection.Face | None:
+    """The face at the place that `matrix` frames, in the photo's pixels; None when the detector finds none there."""
+    place = matrix @ [0.5, 0.5, 1.0]
+    found = detector.detect(photo)
+    distances = [float(np.hypot(*(f.points.mean(0) - place))) for f in found]
+    if not found or min(distances) > NEAR * np.hypot(*matrix[:, 0]):
+        return None
+    return found[int(np.argmin(distances))]
+
+
+def recropped(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (M, R, R, 3) uint8 pasted into their photos, detected and cropped anew, and their targets (M,).
+
+    A picture whose face is not found again is left out. Raises NotMade where none is found.
+    """
+    side, detector, crops, kept = get(run.preset).resolution, detection.load_detector(run.detector), [], []
+    for target, (photo, matrix) in zip(targets, pasted(run, item, pictures, targets), strict=True):
+        face = find_again(photo, matrix, detector)
+        if face is not None:
+            crops.append(np.asarray(alignment.crop(photo, alignment.framing_matrix(face.points), side)))
+            kept.append(target)
+    if not crops:
+        raise NotMade("no face was found again in the photos")
+    return np.stack(crops), np.array(kept, targets.dtype)
+
+
+# ---- what is seen in them
+
+
+def found(run: Run, item: str) -> Path:
+    """Detections in each face of a set, as `recognition.to_arrays` has them."""
+    source = faces(run, item)
+
+    def make() -> dict[str, np.ndarray]:
+        pictures, detector = to_tensor(need(source, "faces")), detection.load_detector(run.detector)
+        return recognition.to_arrays(detection.detect_in_crop(pictures, detector, workers=run.workers))
+
+    return stage(run, run.folder / "found" / f"{item}.npz", ("found", key_of(source), run.detector), make)
+
+
+def embeddings(
+    run: Run, item: str, names: Sequence[str] = RECOGNISERS, loaded: dict[str, Any] | None = None
+) -> list[Path]:
+    """One set of faces by each recogniser, files embeddings/<recogniser>/<item>.npz: `embeddings` (M, E), aligned by
+    the points found in each face itself, and `targets` (M,).
+
+    loaded: recognisers that the caller keeps between calls. Returns the file of detections, then a file a recogniser.
+    """
+    loaded = {} if loaded is None else loaded
+    source = found(run, item)
+    paths = {name: run.folder / "embeddings" / name / f"{item}.npz" for name in names}
+    absent = {name: read(_recogniser(run, name, loaded), "reason") or read(source, "reason") for name in names}
+    keys = {name: digest("embeddings", name, key_of(source), absent[name]) for name in names}
+    lacking = [name for name in names if not is_current(paths[name], keys[name])]
+    arrays = {name: {"reason": np.array(absent[name])} for name in lacking if absent[name]}
+    spent: dict[str, float] = {}
+    if able := [name for name in lacking if not absent[name]]:
+        made = faces(run, item)
+        loaded |= {name: recognizers.load(name, device=run.device) for name in able if name not in loaded}
+        chosen = {name: loaded[name] for name in able}
+        e = recognition.embed(chosen, read(made, "faces"), recognition.from_arrays(source), spent)
+        arrays |= {name: {"embeddings": e[name], "targets": read(made, "targets")} for name in able}
+        log_time(run, f"crops/{item}", spent.pop("crops", 0.0))
+    for name in lacking:
+        save(run, paths[name], keys[name], arrays[name], spent.get(name, 0.0))
+    return [source, *paths.values()]
+
+
+def _recogniser(run: Run, name: str, loaded: dict[str, Any]) -> Path:
+    """A recogniser's own threshold `published`, or the `reason` why it is not available."""
+
+    def make() -> dict[str, np.ndarray]:
+        loaded[name] = recognizers.load(name, device=run.device)
+        return {"published": np.array(float(loaded[name].threshold))}
+
+    here = recognizers.available([name])[name]  # when the weights arrive, the stage is made again
+    return stage(run, run.folder / "embeddings" / f"{name}.npz", ("judge", name, here), make)
+
+
+def embedded(run: Run, name: str, sets: Sequence[str], loaded: dict[str, Any] | None = None) -> Embedded:
+    """A recogniser's embeddings of face sets, spread over all names of the pairs; of many passwords (people, PASSWORDS,
+    E)."""
+    loaded, out, reasons = {} if loaded is None else loaded, {}, {}
+    for item in track(sets, name):
+        path = embeddings(run, item, [name], loaded)[1]
+        if reason := read(path, "reason"):
+            reasons[item] = reason
+            continue
+        e = read(path, "embeddings")
+        if item.endswith("passwords"):
+            out[item] = e.reshape(-1, PASSWORDS, e.shape[1])
+        else:
+            out[item] = np.full((len(run.pairs.names), e.shape[1]), np.nan, np.float32)
+            out[item][read(path, "targets")] = e
+    published = read(_recogniser(run, name, loaded), "published")
+    return Embedded(name, out, recognizers.similarity_of(name), np.nan if published is None else published, reasons)

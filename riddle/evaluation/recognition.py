@@ -1,0 +1,113 @@
+"""What detectors and recognisers see in a set of faces: detections as arrays, embeddings by several recognisers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from riddle import data
+from riddle.aligned import aligned
+from riddle.evaluation.rows import RECOGNISERS
+from riddle.evaluation.runs import read
+from riddle.faces import detection, recognizers
+from riddle.faces.recognizers import Recognizer
+from riddle.images import to_tensor
+from riddle.presets import get
+
+BATCH = 256  # faces whose crops are in memory at a time
+_FIELDS = {"box": (4,), "score": (), "points": (5, 2), "landmarks": (68, 2)}
+
+
+def to_arrays(found: Sequence[detection.Face | None]) -> dict[str, np.ndarray]:
+    """M detections -> arrays of M rows, NaN for None and for landmarks that a detector does not give."""
+    arrays = {k: np.full((len(found), *shape), np.nan) for k, shape in _FIELDS.items()}
+    for i, face in enumerate(found):
+        for k in _FIELDS:
+            if face is not None and getattr(face, k) is not None:
+                arrays[k][i] = getattr(face, k)
+    return {**arrays, "detector": np.array(["" if f is None else f.detector for f in found], dtype="U16")}
+
+
+def from_arrays(path: Path) -> list[detection.Face | None]:
+    """Inverse of `to_arrays`, from a stage's file."""
+    a = {k: read(path, k) for k in (*_FIELDS, "detector")}
+    found = []
+    for i, detector in enumerate(a["detector"]):
+        landmarks = None if np.isnan(a["landmarks"][i]).any() else a["landmarks"][i]
+        face = detection.Face(a["box"][i], float(a["score"][i]), a["points"][i], landmarks, str(detector))
+        found.append(face if detector else None)
+    return found
+
+
+def load_all(preset: str, device: str = "cpu") -> tuple[dict[str, Recognizer], dict[str, str]]:
+    """({name: recogniser}, {name: why it is not here}) of the tables' recognisers, those unseen in training first."""
+    state = recognizers.available(RECOGNISERS)
+    order = sorted(RECOGNISERS, key=lambda name: name == get(preset).identity)
+    here = {name: recognizers.load(name, device=device) for name in order if state[name] is None}
+    return here, {name: state[name] for name in order if state[name] is not None}
+
+
+@torch.no_grad()
+def embed(
+    loaded: Mapping[str, Recognizer],
+    pictures: np.ndarray,
+    found: Sequence[detection.Face | None],
+    spent: dict[str, float] | None = None,
+) -> dict[str, np.ndarray]:
+    """{recogniser: embeddings (M, E) float32} of pictures (M, R, R, 3) uint8, each aligned by the points found in it.
+
+    found: as `detection.detect_in_crop` gives them, in the pictures' own pixels; rows of NaN where none was found. A
+    face is cropped once for all recognisers of one alignment. spent: seconds are added under each name, those of the
+    crops under "crops". Raises ValueError when the numbers of pictures and detections differ.
+    """
+    if len(pictures) != len(found):
+        raise ValueError(f"{len(pictures)} pictures but {len(found)} detections")
+    rows = np.array([i for i, f in enumerate(found) if f is not None], int)
+    out = {name: np.full((len(pictures), r.dim), np.nan, np.float32) for name, r in loaded.items()}
+    alike: dict[tuple, list[str]] = {}
+    for name, recogniser in loaded.items():
+        spec = recogniser.spec  # what decides a crop; dlib's own follows 68 points where there are any
+        alike.setdefault((spec.size, spec.stretch, spec.targets.tobytes(), name == "dlib"), []).append(name)
+    spent = {} if spent is None else spent
+    for part in np.split(rows, range(BATCH, len(rows), BATCH)):
+        for names in alike.values() if len(part) else ():
+            began = time.monotonic()
+            align = loaded[names[0]].align
+            crops = [np.asarray(align(Image.fromarray(pictures[i]), found[i].points, found[i].landmarks)) for i in part]
+            x = to_tensor(np.stack(crops))
+            spent["crops"] = spent.get("crops", 0.0) + time.monotonic() - began
+            for name in names:
+                began = time.monotonic()
+                out[name][part] = loaded[name].embed(x).float().cpu().numpy()
+                spent[name] = spent.get(name, 0.0) + time.monotonic() - began
+    return out
+
+
+def stranger_threshold(
+    recogniser: Recognizer, embeddings: np.ndarray, pairs: int = 60_000, share: float = 0.001, seed: int = 0
+) -> float:
+    """The similarity that `share` of so many random pairs of different rows of embeddings (N, E) exceed.
+
+    Rows are faces of different people; those of NaN, where no face was found, are left out.
+    """
+    e = embeddings[np.isfinite(embeddings).all(1)]
+    rng = np.random.default_rng(seed)
+    a = rng.integers(len(e), size=pairs)
+    b = (a + rng.integers(1, len(e), size=pairs)) % len(e)
+    return float(np.quantile(recogniser.similarity(e[a], e[b]), 1 - share))
+
+
+def measure_thresholds(names: Sequence[str], preset: str, workers: int = 2) -> dict[str, float]:
+    """`stranger_threshold` of recognisers on FFHQ's training and validation splits, the origin of the thresholds in
+    faces/recognizers.py that say FFHQ. Raises DatasetMissingError."""
+    sets = [aligned(data.load("ffhq", split), preset) for split in ("train", "val")]
+    pictures = np.concatenate([s.faces[s.present] for s in sets])
+    found = detection.detect_in_crop(to_tensor(pictures), "auto", workers)
+    loaded = {name: recognizers.load(name) for name in names}
+    embedded = embed(loaded, pictures, found)
+    return {name: round(stranger_threshold(r, embedded[name]), 3) for name, r in loaded.items()}

@@ -1,0 +1,206 @@
+"""All tables and figures of a preset on one page, paper beside ours, as markdown and HTML; notebooks fit to publish.
+
+    python -m riddle.evaluation.report --preset mobile    # results/mobile/report.md, report.html and verdicts.csv
+    python -m riddle.evaluation.report --slim results/runs/mobile/notebooks/05_table1.ipynb results/mobile/notebooks
+
+The report reads the CSV files under results/<preset>/tables and recomputes nothing. A table that is not there becomes
+'n/a: run notebook NN'. The HTML file holds its pictures and needs nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from nbconvert import NotebookExporter
+from nbconvert.filters import markdown2html
+from nbconvert.preprocessors import Preprocessor
+from PIL import Image
+
+from riddle import config
+from riddle.evaluation import tables
+from riddle.evaluation.claims import FAILS, HOLDS, UNDECIDED, Verdict, verdicts
+from riddle.files import replace_file
+
+# Stem of a table's CSV -> (title, number of the notebook that makes it, section of the paper).
+SOURCES = {
+    "table1": ("Table 1: identification rates", "05", "4.2, 4.3"),
+    "table2": ("Table 2: quality of restored faces", "06", "4.3"),
+    "table3": ("Table 3: fidelity and utility", "07", "4.5"),
+    "table4": ("Table 4: identity similarity and KFFA", "08", "4.4"),
+    "figure7": ("Figure 7: diversity of identities", "09", "4.4"),
+    "figure8": ("Figure 8: interpolation of passwords", "10", "4.5"),
+    "table5": ("Table 5: ablations", "11", "4.6"),
+}
+LONGEST = 40  # rows of a table on the page; the CSV has them all
+WIDTH = 640  # px of a figure inside the HTML file
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 13px } img { max-width: 100% }
+th, td { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; vertical-align: top }
+tr:hover td { background: #f6f6f6 } ul { color: #555; font-size: 13px }
+.holds { color: #14691f; font-weight: 600 } .fails { color: #a01414; font-weight: 600 } .undecided { color: #8a5a00 }
+@media (prefers-color-scheme: dark) {
+  body { background: #16181c; color: #ddd } th, td { border-color: #444 } tr:hover td { background: #22252b }
+  ul { color: #aaa } .holds { color: #6fce7c } .fails { color: #ff8d84 } .undecided { color: #f0b95a }
+}
+"""
+_CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
+
+
+def results(preset: str) -> Path:
+    """Where the results that the repository keeps lie."""
+    return config.home() / "results" / preset
+
+
+def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """{stem: table} of the CSV files in `folder` that the report knows. Raises ValueError for one that is no table."""
+    return {name: tables.read(folder / f"{name}.csv") for name in SOURCES if (folder / f"{name}.csv").is_file()}
+
+
+def page(preset: str, made: dict[str, pd.DataFrame], figures: Sequence[Path] = ()) -> str:
+    """The page as markdown: verdicts, then every table, then the figures, by their place beside it."""
+    answers = verdicts(made)
+    counts = {v: sum(a.verdict == v for a in answers) for v in (HOLDS, FAILS, UNDECIDED)}
+    counts["without an answer"] = sum(not a.answered for a in answers)
+    weights = {name: table.weights.iloc[0] for name, table in made.items() if "weights" in table and len(table)}
+    parts = [
+        f"# RiDDLE, preset {preset}: the paper's results and ours",
+        "## What holds and what does not",
+        f"{len(answers)} claims: {', '.join(f'{n} {v}' for v, n in counts.items() if n)}. A claim is judged by the "
+        "worst of the recognisers that took no part in training; 'undecided' says that they disagree, or that an "
+        "interval reaches the limit or is missing.",
+    ]
+    if len(set(weights.values())) > 1:
+        listed = ", ".join(f"{name}: {value}" for name, value in weights.items())
+        parts.append(f"The tables were made with different weights ({listed}): `make reproduce` makes them alike.")
+    parts.append(tables.grid(pd.DataFrame([asdict(a) for a in answers])))
+    for name, (title, notebook, section) in SOURCES.items():
+        parts += [f"## {title}", f"Section {section} of the paper; notebook {notebook}."]
+        table = made.get(name, pd.DataFrame())
+        if not len(table):
+            parts.append(f"n/a: {'the table is empty; ' if name in made else ''}run notebook {notebook}")
+            continue
+        wide = tables.wide(table)
+        cut = f"- the first {LONGEST} of {len(wide)} rows\n" if len(wide) > LONGEST else ""
+        notes = f"- all numbers: tables/{name}.csv\n{cut}{tables.notes(table)}"
+        parts += [tables.grid(wide.head(LONGEST)), notes]
+    for path in figures:
+        title = path.stem.replace("_", " ").capitalize()
+        parts.append(f"## {title}\n\n![{title}](figures/{path.name})")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def to_html(markdown: str, folder: Path) -> str:
+    """The page as one HTML file, pictures inside; folder: where the pictures' places start."""
+
+    def inside(match: re.Match) -> str:
+        with Image.open(folder / match[2]) as image:
+            return f"![{match[1]}](data:image/jpeg;base64,{jpeg(image, WIDTH)})"
+
+    body = markdown2html(re.sub(r"!\[(.*?)\]\((.*?)\)", inside, markdown))
+    for text, name in _CLASSES.items():
+        body = body.replace(f"<td>{text}</td>", f'<td class="{name}">{text}</td>')
+    title = markdown.splitlines()[0].removeprefix("# ")
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def write(preset: str, folder: Path | None = None) -> list[Verdict]:
+    """Write report.md, report.html and verdicts.csv into `folder` (default: results/<preset>), from results/<preset>.
+
+    Returns the verdicts. Raises ValueError for a table that cannot be read.
+    """
+    source = results(preset)
+    folder, made = folder or source, read_tables(source / "tables")
+    markdown = page(preset, made, sorted((source / "figures").glob("figure*.png")))
+    for name, text in {"report.md": markdown, "report.html": to_html(markdown, source)}.items():
+        with replace_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    answers = verdicts(made)
+    tables.write(pd.DataFrame([asdict(a) for a in answers]), folder / "verdicts.csv")
+    return answers
+
+
+# ---- executed notebooks
+
+
+class Published(Preprocessor):
+    """An executed notebook that is small and fit to publish: pictures as JPEG, those of cells tagged 'real-faces' left
+    out, no progress bars, widgets and paths of this machine."""
+
+    width = 900  # px of a picture
+
+    def preprocess_cell(self, cell, resources, index):
+        """nbconvert's hook: one cell."""
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            for kind in [k for k in data if k.startswith("image/") and k != "image/svg+xml"]:
+                picture = Image.open(io.BytesIO(base64.b64decode(data.pop(kind))))
+                if "real-faces" in tags:
+                    data["text/plain"] = "(a picture of real people, left out; run the notebook to see it)"
+                else:
+                    data["image/jpeg"] = jpeg(picture, self.width)
+        cell.update({"outputs": [o for o in cell.outputs if not _noise(o)]} if "outputs" in cell else {})
+        return cell, resources
+
+
+def _noise(output: dict) -> bool:
+    return output.get("name") == "stderr" or any("widget-view" in kind for kind in output.get("data", {}))
+
+
+def slim(notebook: nbformat.NotebookNode, limit: int = 250_000) -> str:
+    """An executed notebook as `Published` makes it, its pictures smaller until the whole is under `limit` bytes.
+
+    Raises ValueError when text alone is over the limit.
+    """
+    for Published.width in (900, 700, 500, 350, 250):
+        text, _ = NotebookExporter(preprocessors=[Published]).from_notebook_node(notebook)
+        made = nbformat.reads(text, as_version=4)
+        made.metadata = {k: v for k, v in made.metadata.items() if k in ("kernelspec", "language_info")}
+        text = nbformat.writes(made)
+        for local in (config.home(), Path.home()):
+            text = text.replace(str(local), ".")
+        if len(text) < limit:
+            return text + "\n"
+    raise ValueError(f"the notebook holds over {limit} bytes of text; let it print less")
+
+
+def jpeg(image: Image.Image, width: int) -> str:
+    """A picture as base64 of a JPEG at most `width` px wide, on white where it is transparent."""
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.width > width:
+        image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=75, optimize=True)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="mobile")
+    parser.add_argument("--out", type=Path, help="folder; default: results/<preset>")
+    parser.add_argument("--slim", type=Path, nargs=2, metavar=("NOTEBOOK", "FOLDER"), help="a copy fit to publish")
+    options = parser.parse_args(argv)
+    if options.slim:
+        source, folder = options.slim
+        with replace_file(folder / source.name) as temporary:
+            temporary.write_text(slim(nbformat.read(source, as_version=4)), encoding="utf-8")
+        return
+    for answer in write(options.preset, options.out):
+        print(f"{answer.verdict:14.60}  {answer.claim}  {answer.ours}")
+
+
+if __name__ == "__main__":
+    main()

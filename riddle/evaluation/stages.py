@@ -1,0 +1,210 @@
+"""The tables' stages: aligned faces -> codes -> faces of each row -> detections -> embeddings -> tables.
+
+Each stage is one file under results/runs/<preset>/<dataset>/ and one command; Snakemake runs them side by side:
+
+    python -m riddle.evaluation.stages aligned --preset mobile --dataset ffhq
+    python -m riddle.evaluation.stages faces --preset mobile --item riddle-wrong
+    python -m riddle.evaluation.stages embeddings --preset mobile --item riddle-wrong riddle-png
+    python -m riddle.evaluation.stages table1 --preset mobile        # with whatever it still lacks
+    python -m riddle.evaluation.stages times --preset mobile         # seconds of each stage
+    python -m riddle.evaluation.stages thresholds --recognisers edgeface-xs   # as faces/recognizers.py has them
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from riddle import config
+from riddle.evaluation import ablations, facesets, figures, measures, protocol, recognition, rows, tables
+from riddle.evaluation.runs import Run, log_time, logged, runs_of, seconds
+from riddle.evaluation.tables import Measured
+
+# ---- the tables
+
+
+@dataclass(frozen=True)
+class Part:
+    """Numbers of one kind in a table."""
+
+    datasets: tuple[str, ...]  # each that is found; where none is, the bundled samples
+    measure: Callable[[Run], Iterator[Measured]]
+    sets: Collection[str]  # of faces behind it
+    recognisers: tuple[str, ...] = ()  # that see them
+    about: Mapping[str, str] = field(default_factory=dict)  # of how the numbers were made
+
+
+_PAIRED, _PICTURES = ("lfw",), ("celebamask_hq", "ffhq")
+_OVER_FACES = "95 %, bootstrap over faces"
+_RATES = {
+    "threshold_rule": f"the other nine folds' unprotected negatives at FAR {protocol.FAR:g}; the recogniser's "
+                      "published one where the data has no strangers' pairs",
+    "undetected_rule": "a pair without a detected face counts as not accepted (diversity: as not distinct)",
+    "interval": "95 %, over folds; over people where there is one fold, and for diversity",
+}  # fmt: skip
+_ABLATED = {rows.INVERTED: "inverted", **{label: variant for variant, label in rows.ABLATIONS.items()}}
+TABLES: dict[str, tuple[Part, ...]] = {
+    "table1": (
+        Part(_PAIRED, partial(measures.rates, wanted=rows.TABLE1), rows.sets_of(rows.TABLE1), rows.RECOGNISERS, _RATES),
+    ),
+    "table2": (
+        Part(
+            _PICTURES, measures.restorations, dict.fromkeys((*rows.REFERENCES, *rows.TABLE2.values())),
+            about={"interval": _OVER_FACES, "undetected_rule": "left out, and counted",
+                   "protocol": "8-bit pictures at the preset's size, intensities in [0, 1]"},
+        ),
+    ),
+    "table3": (
+        Part(
+            _PICTURES, measures.fidelity_and_utility, ("photo", *rows.TABLE3.values()), ("dlib",),
+            about={"interval": _OVER_FACES, "undetected_rule": "left out, and counted",
+                   "protocol": f"lengths: mean over coordinates, in pixels of the crop at {rows.SIDE} px; utility on "
+                               f"at most {rows.PEOPLE} faces"},
+        ),
+    ),
+    "table4": (
+        Part(
+            _PAIRED + _PICTURES, measures.similarities, rows.SIMILARITY_SETS, rows.ANGULAR,
+            about={"interval": "95 %, bootstrap over people", "undetected_rule": "left out, and counted",
+                   "protocol": f"{rows.PASSWORDS} passwords, at most {rows.PEOPLE} people"},
+        ),
+    ),
+    "table5": (
+        Part(_PAIRED, partial(measures.rates, wanted=rows.TABLE5), rows.sets_of(rows.TABLE5), rows.RECOGNISERS, _RATES),
+        Part(
+            _PICTURES, partial(measures.distances, sets=_ABLATED, halves=False), ("photo", *_ABLATED.values()),
+            ("dlib",), about={"interval": _OVER_FACES, "undetected_rule": "left out, and counted"},
+        ),
+    ),
+}  # fmt: skip
+
+
+def runs_behind(run: Run, name: str) -> dict[Run, list[Part]]:
+    """The runs behind a table, each with the parts that it measures."""
+    out: dict[Run, list[Part]] = {}
+    for part in TABLES[name]:
+        for one in runs_of(run, part.datasets):
+            out.setdefault(one, []).append(part)
+    return out
+
+
+def place(run: Run, name: str) -> Path:
+    """Where a table is written, beside the runs' folders; one of fewer data sets than it wants bears their name."""
+    runs, wanted = list(runs_behind(run, name)), {d for part in TABLES[name] for d in part.datasets}
+    whole = any(r.data != "samples" for r in runs) and (run.dataset == "auto" or wanted == {run.dataset})
+    file = f"{name}.csv" if whole else f"{name}_{runs[0].data}.csv"
+    limited = "" if run.limit is None else f"-limit{run.limit}"
+    return config.home() / "results" / "runs" / run.preset / f"tables{limited}" / file
+
+
+def table(run: Run, name: str) -> Path:
+    """Measure a table and write it, a complete run's also among the results that the repository keeps."""
+    lines: list[dict[str, Any]] = []
+    behind = runs_behind(run, name)
+    for one, parts in behind.items():
+        began, before = time.monotonic(), len(logged(one))
+        for part in parts:
+            lines += tables.tidy(part.measure(one), one, name, **part.about)
+        of_stages = sum(line["seconds"] for line in logged(one)[before:])
+        log_time(one, name, max(0.0, time.monotonic() - began - of_stages))
+    systems = (Measured(**row).absent(reason) for row, reason in rows.absent_systems(name))
+    made = pd.DataFrame([*lines, *tables.tidy(systems, next(iter(behind)), name)])
+    made = ablations.with_training(made, run.preset) if name == "table5" else made
+    path = place(run, name)
+    for written in filter(None, (path, run.kept(path.name))):
+        tables.write(made, written)
+    return path
+
+
+# ---- jobs
+
+
+@dataclass(frozen=True)
+class Job:
+    """Sets of faces that one process makes: it spends seconds on its imports, so it makes all sets of a kind."""
+
+    name: str
+    items: tuple[str, ...]
+    recognisers: tuple[str, ...]  # none: only the faces are asked for
+    sources: tuple[str, ...]  # files of the run's folder that it starts from, without suffix
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The files it leaves in the run's folder, without suffix."""
+        kinds = ("faces", *(("found",) if self.recognisers else ()), *(f"embeddings/{r}" for r in self.recognisers))
+        return tuple(f"{kind}/{item}" for item in self.items for kind in kinds)
+
+
+def _kind(item: str) -> str:
+    of = facesets.parse(item)
+    if of.action in rows.PIXELS:
+        return f"{of.variant}-pixels"
+    return f"{of.variant}-passwords" if of.action.endswith("passwords") else of.variant or "plain"
+
+
+def jobs(parts: Collection[Part]) -> list[Job]:
+    """The jobs behind parts of tables on one run's data, in an order in which they can run."""
+    seen_by: dict[str, set[str]] = {}
+    for part in parts:
+        for item in part.sets:
+            seen_by.setdefault(item, set()).update(part.recognisers)
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for item, seen in seen_by.items():
+        groups.setdefault((_kind(item), tuple(r for r in rows.RECOGNISERS if r in seen)), []).append(item)
+    made = []
+    for (kind, seen), items in groups.items():
+        sources = ["aligned"] + ["codes"] * any(i not in facesets.PLAIN or i == "inverted" for i in items)
+        sources += [f"faces/{facesets.parse(items[0]).variant}"] * kind.endswith("-pixels")
+        name = f"{kind}-{'embeddings' if seen else 'faces'}{len(made)}"
+        made.append(Job(name, tuple(items), seen, tuple(sources)))
+    return sorted(made, key=lambda job: "-pixels" in job.name)
+
+
+# ---- the command line
+
+STAGES: dict[str, Callable[[Run, str], Path]] = {
+    "aligned": facesets.aligned, "codes": facesets.codes, "faces": facesets.faces, "found": facesets.found,
+    "restored": measures.restored, "detected": measures.detected, "figure7": figures.figure7,
+    **{name: lambda run, _, name=name: table(run, name) for name in TABLES},
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=[*STAGES, "embeddings", "times", "thresholds"])
+    parser.add_argument("--item", nargs="+", default=[""], help="sets of faces (riddle.evaluation.facesets)")
+    parser.add_argument("--recognisers", nargs="+", default=rows.RECOGNISERS, help="of the stage embeddings")
+    for name in ("preset", "dataset", "detector", "device"):
+        parser.add_argument(f"--{name}", default=getattr(Run, name))
+    parser.add_argument("--seed", type=int, default=Run.seed)
+    parser.add_argument("--limit", type=int, default=None, help="pairs of each kind a fold, or pictures")
+    parser.add_argument("--workers", type=int, default=Run.workers, help="processes for detection")
+    options = vars(parser.parse_args(argv))
+    stage, items, names = (options.pop(k) for k in ("stage", "item", "recognisers"))
+    run = Run(**options)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    if stage == "times":
+        print(tables.grid(seconds([run])), end="")
+    elif stage == "thresholds":
+        print(recognition.measure_thresholds(names, run.preset, run.workers))
+    else:
+        make = STAGES.get(stage) or partial(facesets.embeddings, names=names, loaded={})
+        for item in items:
+            made = make(run, item)
+            for path in made if isinstance(made, list) else [made]:
+                path.touch()  # Snakemake goes by times: found up to date counts as made now
+                print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""One record of a number, and how numbers are laid out: tidy with provenance, wide for readers; one writer, one reader.
+
+A tidy line is a metric of one method by one judge: a recogniser, a detector or a network of features; '' where pixels
+are compared. `tidy` makes lines, `write` and `read` keep them as CSV, `wide`, `notes` and `grid` show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from riddle.evaluation.rows import published
+from riddle.files import replace_file
+from riddle.metrics.identity import Estimate
+from riddle.presets import get
+
+if TYPE_CHECKING:
+    from riddle.evaluation.runs import Run
+
+SEEN = ("squeezenet",)  # judges that took part in training beside the preset's F_e: LPIPS on SqueezeNet is F_p (eq. 7)
+
+
+@dataclass
+class Measured:
+    """One metric of one method; numbers are NaN when `value` is 'n/a: reason'."""
+
+    task: str
+    method: str
+    metric: str
+    against: str  # what the faces are compared with
+    judge: str = ""  # who measured it
+    value: str = ""  # mean ± std, or 'n/a: reason'
+    mean: float = np.nan
+    std: float = np.nan
+    low: float = np.nan  # 95 % interval
+    high: float = np.nan
+    n: int = 0  # faces, or pairs of them, behind the mean
+    undetected: int = 0  # those of them in which no detector found a face
+    rate_found: float = np.nan  # a rate without the undetected
+    accuracy: float = np.nan  # LFW's verification accuracy, unprotected photos only
+    threshold: float = np.nan  # of a rate, mean over folds, a similarity
+    place: str = ""  # where the face was looked at: aligned, or pasted back into its photo
+    resize: str = ""  # the filter that took pictures to a network's size
+    reference_hash: str = ""  # of the set that a distance between sets refers to
+
+    def of(self, e: Estimate, undetected: int = 0, digits: int = 3) -> Measured:
+        """With an estimate's numbers."""
+        spread = e.std if np.isfinite(e.std) else 0.0
+        largest = max(abs(e.mean), spread, 1.0)
+        digits = max(0, min(digits, 3 - int(np.log10(largest))))  # of a distance of thousands no decimals are read
+        text = f"{e.mean:.{digits}f}" + (f" ± {e.std:.{digits}f}" if np.isfinite(e.std) else "")
+        numbers = {"mean": e.mean, "std": e.std, "low": e.low, "high": e.high, "n": e.n}
+        return replace(self, value=text, undetected=undetected, **numbers)
+
+    def absent(self, reason: str) -> Measured:
+        """Without numbers, for a reason."""
+        return replace(self, value=f"n/a: {reason.removeprefix('n/a: ')}")
+
+
+def tidy(records: Iterable[Measured], run: Run, table: str = "", **about: Any) -> Iterator[dict[str, Any]]:
+    """Records as lines with the paper's numbers and their provenance; about: further columns, the same in each line."""
+    seen = (get(run.preset).identity, *SEEN)
+    made = {
+        "dataset": run.label if run.data != "samples" else f"{run.label}, no photographs",
+        "version": run.version, "split_hash": run.split_hash, "seed": run.seed, "preset": run.preset,
+        "weights": run.weights_hash, "detector": run.detector,
+    }  # fmt: skip
+    for record in records:
+        line = asdict(record) | {"judge_seen": record.judge in seen}
+        yield line | published(table, line) | made | about
+
+
+# ---- files
+
+TEXTS = ("version", "split_hash", "weights", "reference_hash")  # that may look like numbers
+NUMBERS = ("mean", "std", "low", "high", "rate_found", "accuracy", "threshold")  # that may all be empty
+
+
+def write(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table as CSV, four decimals, atomically."""
+    with replace_file(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.4f")
+    return path
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A table that `write` wrote: texts stay texts, an empty number is NaN. Raises ValueError for another file."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is no table ({e}); remove it and make it again") from e
+    for name in table.columns.difference(TEXTS):
+        filled = table[name] != ""
+        numbers = pd.to_numeric(table[name].where(filled), errors="coerce")
+        if name in NUMBERS or name.startswith("paper") or (filled.any() and numbers[filled].notna().all()):
+            table[name] = numbers
+        elif filled.any() and set(table[name]) <= {"True", "False"}:
+            table[name] = table[name] == "True"
+    return table
+
+
+# ---- for readers
+
+# Columns that say how a table was made; `notes` prints them.
+PROVENANCE = (
+    "dataset", "version", "split_hash", "seed", "preset", "weights", "detector", "threshold_rule", "undetected_rule",
+    "interval", "protocol", "resize", "reference_hash", "perplexity", "passwords", "people",
+)  # fmt: skip
+# Columns that were measured: they name no row.
+MEASURED = (
+    *(f.name for f in fields(Measured) if f.name not in ("task", "method", "metric", "against", "place")),
+    "judge_seen", "accepted", "accepted_low", "accepted_high", "step", "ends", "variant", "steps", "trained otherwise",
+)  # fmt: skip
+
+
+def is_absent(values: pd.Series) -> pd.Series:
+    """Where a table's values are 'n/a: reason'."""
+    return values.str.startswith("n/a")
+
+
+def wide(table: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
+    """A line for each combination of `rows`, a column for each judge (and metric, where `rows` lack it), cells as text.
+
+    rows: default: every column that names a row and differs. Judges unseen in training come first, the others are
+    marked; one without any number has no column. The paper's columns come last, unless a line holds several metrics.
+    """
+    if "value" not in table:
+        return table.drop(columns=[c for c in PROVENANCE if c in table])
+    beside = [c for c in table if c.startswith("paper") and table[c].notna().any()]
+    names = [c for c in table if c not in (*MEASURED, *PROVENANCE[1:]) and not c.startswith("paper")]
+    rows = list(rows) or [c for c in names if c == "method" or table[c].nunique(dropna=False) > 1]
+    several = "metric" not in rows and table.metric.nunique() > 1
+    table = table.assign(column=table.metric if several else "")
+    numbered = table[~is_absent(table.value)].sort_values("judge_seen", kind="stable")
+    titles = {
+        (metric, judge): _title(metric, judge) + (" (seen in training)" if seen else "")
+        for metric, judge, seen in zip(numbered.column, numbered.judge, numbered.judge_seen, strict=True)
+    } or {("", ""): "value"}
+    lines = []
+    for values, part in table.groupby(rows, sort=False, dropna=False):
+        known = {(metric, judge): v for metric, judge, v in zip(part.column, part.judge, part.value, strict=True)}
+        cells = [known.get(key, known.get((key[0], ""), "")) for key in titles]
+        cells = ["n/a" if c in cells[:i] and is_reason(c) else c for i, c in enumerate(cells)]  # a reason is said once
+        line = dict(zip(rows, values, strict=True)) | dict(zip(titles.values(), cells, strict=True))
+        line |= {c: int(part[c].max()) for c in ("n", "undetected")}
+        lines.append(line if several else line | dict(part[beside].max()))
+    return pd.DataFrame(lines)
+
+
+def _title(metric: str, judge: str) -> str:
+    return ", ".join(t for t in (metric, judge if judge.lower() not in metric.lower() else "") if t) or "value"
+
+
+def is_reason(cell: str) -> bool:
+    """Whether a cell says why there is no number."""
+    return cell.startswith("n/a: ")
+
+
+def grid(frame: pd.DataFrame) -> str:
+    """A data frame as a markdown table, whole; what looks like HTML or a column's end is escaped."""
+    cells = [[_cell(v) for v in row] for row in frame.itertuples(index=False, name=None)]
+    rows = [[_cell(c) for c in frame], ["---"] * frame.shape[1], *cells]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.4g}"
+    return escape(str(value), quote=False).replace("|", "/").replace("\n", " ")
+
+
+def notes(table: pd.DataFrame) -> str:
+    """What a reader needs beside the numbers, as a markdown list: provenance, and judges without any number."""
+    values = {c: [v for v in table[c].dropna().unique() if v != ""] for c in PROVENANCE if c in table}
+    lines = [f"{c.replace('_', ' ')}: {'; '.join(map(str, listed))}" for c, listed in values.items() if listed]
+    if "value" in table:
+        absent = is_absent(table.value)
+        missing = table[absent & (table.judge != "") & ~table.judge.isin(table.judge[~absent])]
+        first = missing.drop_duplicates("judge")
+        lines += [f"{judge}: {reason}" for judge, reason in zip(first.judge, first.value, strict=True)]
+    return "".join(f"- {_cell(line)}\n" for line in lines)
+
+
+def apart(table: pd.DataFrame, method: str, than: str) -> pd.DataFrame:
+    """A line a number that two methods share by a judge unseen in training, and whether their intervals are apart.
+
+    `verdict`: 'higher' or 'lower' where the 95 % intervals do not touch, else 'not told apart'.
+    """
+    numbers = table[table["mean"].notna() & ~table.judge_seen]
+    keys = ["dataset", "task", "metric", "judge", "place"]
+    first, second = (numbers[numbers.method == name] for name in (method, than))
+    if (first.against.isin(second.against)).any():
+        keys.append("against")
+    pairs = first.merge(second, on=keys, suffixes=("", " of the other"))
+    higher, lower = pairs.low > pairs["high of the other"], pairs.high < pairs["low of the other"]
+    verdict = np.select([higher, lower], ["higher", "lower"], "not told apart")
+    return pairs.assign(than=than, verdict=verdict)[[*keys, "method", "value", "than", "value of the other", "verdict"]]

@@ -1,0 +1,92 @@
+"""Features of faces for distances between sets: SqueezeNet's pool, and the Inception network of the FID.
+
+    extract = features.load("squeezenet")
+    f = extract(faces)                      # (N, 3, R, R) in [-1, 1] -> (N, 512)
+
+The FID is the Frechet distance on the Inception features of pytorch-fid, and bears that name only there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from pytorch_fid.inception import InceptionV3
+from torch import nn
+from torchvision.models import squeezenet1_1
+
+from riddle.progress import track
+from riddle.weights import find
+
+# name -> how pictures reach it: a distance depends on the filter (Parmar et al., CVPR 2022).
+RESIZE = {
+    "squeezenet": "none",
+    "inception": "bilinear to 299 px, no antialiasing (pytorch-fid)",
+    "dlib": "aligned by its landmarks to 150 px, bicubic",
+}
+Extractor = Callable[[torch.Tensor], np.ndarray]
+
+
+class SqueezeNetPool(nn.Module):
+    """SqueezeNet 1.1's last feature map, averaged over its places, at the faces' own size. Iandola et al., 2016."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = squeezenet1_1(weights=None).features
+        # ImageNet's mean and deviation, for intensities in [-1, 1].
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 2 - 1)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 2)
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        """Faces (N, 3, R, R) in [-1, 1] -> (N, 512)."""
+        return self.trunk((faces - self.mean) / self.std).mean((2, 3))
+
+
+def _squeezenet() -> nn.Module:
+    state = torch.load(find("squeezenet1_1"), map_location="cpu", weights_only=True)
+    network = SqueezeNetPool()
+    network.trunk.load_state_dict({k.removeprefix("features."): v for k, v in state.items() if k.startswith("feat")})
+    return network
+
+
+class InceptionPool(nn.Module):
+    """pytorch-fid's Inception, its 2048 pool features. Raises WeightsMissingError."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        before = torch.hub.get_dir()
+        torch.hub.set_dir(str(find("inception").parent.parent))  # where pytorch-fid looks for its weights
+        try:
+            self.network = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
+        finally:
+            torch.hub.set_dir(before)
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        """Faces (N, 3, R, R) in [-1, 1] -> (N, 2048)."""
+        return self.network((faces + 1) / 2)[0].flatten(1)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"squeezenet": _squeezenet, "inception": InceptionPool}
+
+
+def load(name: str, device: torch.device | str = "cpu", batch: int = 64) -> Extractor:
+    """A function from faces (N, 3, R, R) in [-1, 1] to features (N, D) float32.
+
+    Raises ValueError for an unknown name, WeightsMissingError when the weights cannot be had.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown features {name!r}; choose one of {', '.join(NETWORKS)}")
+    network = NETWORKS[name]().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def extract(faces: torch.Tensor) -> np.ndarray:
+        parts = [network(x.to(device, torch.float32)).float().cpu() for x in faces.split(batch)]
+        return torch.cat(parts).numpy()
+
+    return extract
+
+
+def extract_all(extract: Extractor, parts: Iterable[torch.Tensor], label: str = "features") -> np.ndarray:
+    """Features (N, D) of faces that come in parts, so that they need not be in memory at once."""
+    return np.concatenate([extract(part) for part in track(parts, label)])
