@@ -107,20 +107,18 @@ def test_the_loss_is_eq_10_over_all_images_and_reaches_only_the_encryptor(frozen
 
 
 def test_curvature_changes_the_gradient_and_no_loss(frozen, tmp_path):
-    """Directions that bend much get a smaller gradient; the loss is the same. Without curvature nothing changes."""
+    """Directions that bend much get a smaller gradient; the loss is the same."""
     task = make_task(tmp_path, frozen)
     w, keys = draw_codes(frozen[0], 2), draw_keys(frozen[0], 2, 2, 2)
-    norms, totals = [], []
-    for size in (None, 0.0, 1e6):
-        task.curvature = None if size is None else Curvature(8, 64, rank=512)
-        if size is not None:
-            task.curvature.size.fill_(size)
+    gradients, totals = [], []
+    for bends in (False, True):
+        if bends:
+            task.curvature = Curvature(8, 64, rank=512)
+            task.curvature.size.fill_(1e6)
         total, _ = task.losses(w, keys)
-        gradients = torch.autograd.grad(total, list(task.network.parameters()), allow_unused=True)
-        norms.append(sum(g.square().sum() for g in gradients if g is not None).sqrt().item())
+        gradients.append(torch.autograd.grad(total, task.network.output.weight)[0].norm().item())
         totals.append(total.item())
-    assert totals[1:] == pytest.approx([totals[0]] * 2, rel=1e-3)
-    assert norms[1] == pytest.approx(norms[0], rel=1e-2) and norms[2] < 1e-3 * norms[0]
+    assert totals[1] == pytest.approx(totals[0], rel=1e-3) and gradients[1] < 1e-3 * gradients[0]
 
 
 def test_evaluation_of_the_identity_map_says_that_nothing_is_protected(frozen):
@@ -177,6 +175,7 @@ def test_codes_of_nobody_are_of_three_kinds(frozen):
 def test_a_helper_in_code_space_comes_first_alone_and_then_stands_beside(frozen, tmp_path):
     task = make_task(tmp_path, frozen, helper=0.3, helper_only=0.4, lr=0.0)
     batch = {"w": draw_codes(frozen[0], 2)}
+    assert [task.part(x) for x in (0.0, 0.2, 0.4, 0.7, 1.0)] == pytest.approx([0, 0.5, 0, 0.5, 1])  # two warm-ups
     for progress, alone in ((0.0, True), (0.39, True), (0.4, False), (1.0, False)):
         task.centre.zero_()
         torch.manual_seed(3)
@@ -187,15 +186,6 @@ def test_a_helper_in_code_space_comes_first_alone_and_then_stands_beside(frozen,
         expected = 0.0 if alone else task.losses(batch["w"], draw_keys(frozen[0], 2, 2, 2))[0]
         expected = expected + (1.0 if alone else 0.3) * task.helper(alone)[0]
         assert numbers["loss"].item() == pytest.approx(expected.item(), rel=1e-3) and numbers["gradient"] > 0
-
-
-def test_both_parts_of_a_training_have_a_warm_up_and_end_at_no_rate(frozen, tmp_path):
-    task, rates = make_task(tmp_path, frozen, helper=0.3, helper_only=0.4, lr=1e-3, warmup=0.1), {}
-    for progress in (0.001, 0.04, 0.3999, 0.401, 0.46, 1.0):
-        task.step({"w": draw_codes(frozen[0], 2)}, progress)
-        rates[progress] = task.optimiser.param_groups[0]["lr"]
-    assert rates[0.04] == pytest.approx(1e-3, rel=0.01) and rates[0.46] == pytest.approx(1e-3, rel=0.01)
-    assert all(rates[x] < 1e-4 for x in (0.001, 0.3999, 0.401, 1.0))
 
 
 def test_the_helper_sees_inverted_faces_beside_the_losses_alone(frozen, tmp_path, monkeypatch):

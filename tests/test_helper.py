@@ -43,20 +43,16 @@ def forget(z, key):
     return torch.cat([z[..., :KEPT], torch.randn_like(z[..., KEPT:])], -1)
 
 
-def test_importance_is_one_on_average(codes):
-    assert importance(codes).mean() == pytest.approx(1, abs=1e-5) and importance(codes)[0] > importance(codes)[-1]
-
-
 def test_the_loss_is_small_for_what_the_losses_ask_for(codes, drawn):
     """Nothing is wrong with a code that is turned away, comes back, and is opened to another: a coupling's."""
+    assert importance(codes).mean() == pytest.approx(1, abs=1e-5) and importance(codes)[0] > importance(codes)[-1]
     coupling = RotationCoupling(SMOKE.n_latent, SMOKE.hidden, codes, kept=KEPT)
     good, same, lost = (code_loss(f, *drawn, EVEN, judge, True)[0].item() for f in (coupling.change, copy, forget))
     assert good < 0.5 * min(same, lost)
     with torch.no_grad():
         _, terms, made = code_loss(coupling.change, *drawn, EVEN, judge, True)
-    assert made.shape == (64, 8, 8, 64) and torch.allclose(
-        made[:, :2], drawn[0][:, None].expand(-1, 2, -1, -1), atol=1e-3
-    )
+    recovered, wanted = made[:, :2], drawn[0][:, None].expand(-1, 2, -1, -1)
+    assert made.shape == (64, 8, 8, 64) and torch.allclose(recovered, wanted, atol=1e-3)
     assert terms["code_recovery"] < 1e-5 and terms["guessed_recovery"] < 1e-5 and terms["code_kept"] < 0.05
 
 
@@ -121,13 +117,6 @@ def test_a_coach_teaches_the_judge_what_an_encryptor_makes():
     assert sum(cosines[-10:]) / 10 > 0.8 > 0.3 > cosines[0]
 
 
-def test_slots_that_come_apart_cost(drawn):
-    """Without it a wrong password gives codes that no photo has: each slot its own."""
-    together = drawn[0][:, :1].expand(-1, 8, -1)
-    _, terms, _ = code_loss(lambda z, key: z + torch.randn_like(z), together, drawn[1], EVEN, None, True)
-    assert terms["code_spread"].item() > 0.5
-
-
 def test_two_originals_that_become_one_person_cost(drawn):
     assert linked(torch.cat([drawn[0], drawn[0]])).item() == pytest.approx(1, abs=1e-5)
     assert linked(torch.cat([drawn[0], -drawn[0]])) == 0
@@ -161,9 +150,12 @@ def test_running_means_of_codes_draw_them_to_the_middle(drawn):
     assert terms["code_centre"].item() == pytest.approx(2 * (2 * 0 - 0.49**2 - 0.245**2) / 2, abs=0.02)
 
 
-def test_length_counts_where_it_shows(drawn):
-    """Codes as long as any, whose leading components are too long for a face."""
+def test_codes_that_no_face_has_cost(drawn):
+    """Each slot its own; as long as any, but with leading components that are too long."""
     z, keys = drawn
+    together = z[:, :1].expand(-1, 8, -1)
+    _, terms, _ = code_loss(lambda z, key: z + torch.randn_like(z), together, keys, EVEN, None, True)
+    assert terms["code_spread"].item() > 0.5
 
     def uneven(z, key):
         return torch.cat([z[..., :KEPT], 2**0.5 * torch.randn_like(z[..., KEPT:40]), 0 * z[..., 40:]], -1)

@@ -172,15 +172,11 @@ def test_grid_places_faces_row_by_row(tmp_path):
     assert [pixels[1, 1, 0], pixels[1, 6, 0], pixels[6, 1, 0], pixels[6, 6, 0]] == [0, 128, 255, 0]
 
 
-def test_average_is_exponential_and_shares_what_is_frozen(tmp_path):
+def test_average_is_exponential():
     a, b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     nn.init.constant_(a.weight, 1.0), nn.init.constant_(b.weight, 3.0)
     update_average(a, b, 0.75)
     assert a.weight.item() == pytest.approx(1.5)
-    a.frozen = [b]
-    optimiser, config = torch.optim.SGD(a.parameters(), 1.0), config_of(tmp_path)
-    task = Task(config, make_accelerator(config), "network", a, optimiser, shared=[b])
-    assert task.average.frozen[0] is b and task.average.weight is not a.weight
 
 
 def test_memory_is_kept_where_glibc_allows_it():
