@@ -1,244 +1,220 @@
-"""The work folder of a clip: what is known of its frames and faces, and the parts that are done, on disk.
-
-It lies beside the target as `.NAME.riddle-work`, for its owner only, and goes when the target is there. While it is
-there it holds codes and looks of the faces as they were: delete it to give a clip up. One SQLite file, written part by
-part in transactions, so that after an interruption at any moment what is in it is whole.
-"""
+"""Clips written by PyAV: in segments, which wait in a folder until they are joined, with the sound, to a clip."""
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
-import sqlite3
+import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from heapq import merge
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import argon2
+import av
 import numpy as np
+from PIL import Image
 
-from riddle.app.tracking import Track
-from riddle.pictures import PhotoError
+from riddle import passwords
+from riddle.app.clip import TAG, Clip, Frame, open_clip
+from riddle.files import replace_file
+from riddle.images import PhotoError
 
-TABLES = """
-CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE frames (n INTEGER PRIMARY KEY, pts INTEGER, duration INTEGER, scene INTEGER);
-CREATE TABLE tracks (id INTEGER PRIMARY KEY, first INTEGER, last INTEGER, begin INTEGER, end INTEGER, scene INTEGER,
-    seen INTEGER, doubted INTEGER, reason TEXT, box TEXT);
-CREATE TABLE finds (n INTEGER, track INTEGER, place BLOB, points BLOB, PRIMARY KEY (track, n)) WITHOUT ROWID;
-CREATE INDEX by_frame ON finds (n);
-CREATE INDEX by_scene ON frames (scene);
-CREATE TABLE codes (track INTEGER, k INTEGER, weight REAL, code BLOB, PRIMARY KEY (track, k)) WITHOUT ROWID;
-CREATE TABLE looks (track INTEGER, n INTEGER, before BLOB, after BLOB, points BLOB, side REAL, PRIMARY KEY (track, n))
-    WITHOUT ROWID;
-CREATE TABLE packets (n INTEGER PRIMARY KEY, key INTEGER, data BLOB);
-CREATE TABLE parts (number INTEGER PRIMARY KEY, block BLOB);
-"""
+ENDINGS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # what is written
+# No B-frames (bf=0, lag-in-frames=0): one packet a frame, in their order. CRF 18: differences are hard to see.
+ENCODERS = {
+    "libx264": {"crf": "18", "preset": "medium", "bf": "0"},
+    "libvpx-vp9": {
+        "crf": "24", "b": "0", "lag-in-frames": "0", "auto-alt-ref": "0", "deadline": "good", "cpu-used": "5",
+        "row-mt": "1",
+    },
+}  # fmt: skip
 
 
-def blob(values: np.ndarray | None, kind: str = "<f4") -> bytes | None:
-    """Numbers as bytes."""
-    return None if values is None else np.ascontiguousarray(values, dtype=kind).tobytes()
+@contextmanager
+def work_folder(target: Path, settings: dict[str, Any], key: bytes, resume: bool) -> Iterator[Path]:
+    """The folder in which a clip is worked off, `.NAME.riddle-work` beside the target, for its owner only.
 
+    settings.json   all that its content depends on; of the passphrase only an Argon2id hash (of the derived key)
+    faces.json      what the first reading found; record.npz, the places and codes that are painted
+    00000.mp4, ...  the finished segments
 
-class Work:
-    """The work folder of a target.
-
-    key: names everything that the result depends on; with another key, or without `resume`, what is there is thrown
-    away. As a context manager it keeps the folder when it is left by an interruption, and removes it when the work is
-    done or cannot be done.
+    With other settings, another passphrase or without `resume` it begins empty. An interruption leaves it; it goes
+    when the clip is done, or refused for what it is. Raises PhotoError when it cannot be made.
     """
+    folder = target.with_name(f".{target.name}.riddle-work")
+    file = folder / "settings.json"
+    hasher = argon2.PasswordHasher(passwords.PASSES, passwords.MEMORY_KIB, passwords.LANES)
 
-    def __init__(self, target: Path, key: str, resume: bool = False):
-        """Raises PhotoError when the folder cannot be made."""
-        self.target, self.folder = target, target.with_name(f".{target.name}.riddle-work")
+    def fits() -> bool:
         try:
-            if self.folder.exists() and not (resume and self._fits(key)):
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(mode=0o700, exist_ok=True)
-            self.db = self._open()
-        except (OSError, sqlite3.Error) as e:
-            raise PhotoError(target, f"no work folder can be made beside it ({e})", "name another place") from e
-        if not self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'notes'").fetchone():
-            with self.db:
-                self.db.executescript(TABLES)
-                self.note("key", key)
-
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.folder / "work.sqlite", isolation_level="DEFERRED")
-        db.execute("PRAGMA cache_size = -8192")  # KB, whatever the length of the clip
-        db.execute("PRAGMA synchronous = NORMAL")
-        return db
-
-    def _fits(self, key: str) -> bool:
-        db = None
-        try:
-            db = self._open()
-            return db.execute("SELECT value FROM notes WHERE name = 'key'").fetchone() == (key,)
-        except sqlite3.Error:
+            kept = json.loads(file.read_text())
+            return hasher.verify(kept.pop("passphrase"), key) and kept == settings
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, argon2.exceptions.Argon2Error):
             return False
-        finally:
-            if db is not None:
-                db.close()
 
-    def __enter__(self) -> Work:
-        return self
+    try:
+        if not (resume and fits()):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            with replace_file(file) as temporary:
+                temporary.write_text(json.dumps(settings | {"passphrase": hasher.hash(key)}, indent=1))
+    except OSError as e:
+        raise PhotoError(target, f"no work folder can be made beside it ({e})", "name another place") from e
+    try:
+        yield folder
+    except ValueError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
-    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        self.db.close()
-        if kind is None or issubclass(kind, ValueError):  # done, or refused for what the clip is
-            shutil.rmtree(self.folder, ignore_errors=True)
 
-    def note(self, name: str, value: str) -> None:
-        """Keep a text."""
-        self.db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+def encoder_for(target: Path) -> str:
+    """Which encoder makes a clip of the target's ending. Raises PhotoError when there is none."""
+    ending = target.suffix.lower()
+    if ending not in ENDINGS:
+        named = ending or "a name without ending"
+        raise PhotoError(target, f"no clip is written as {named}", f"use {', '.join(ENDINGS)}")
+    name = "libvpx-vp9" if ending == ".webm" else "libx264"
+    if name not in av.codecs_available:
+        raise PhotoError(target, f"this build of PyAV has no encoder {name}", "install PyAV's own: pip install av")
+    return name
 
-    def noted(self, name: str) -> str | None:
-        """A text that was kept."""
-        found = self.db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
-        return found and found[0]
 
-    def path(self, name: str) -> Path:
-        """A file of its own in the folder."""
-        return self.folder / name
+def _create(path: Path, clip: Clip) -> Any:
+    """An av.OutputContainer of the path's ending."""
+    kind, options = ENDINGS[path.suffix.lower()], {}
+    if kind in ("mp4", "mov"):  # movie_timescale: the first time is rounded to it, and 1/1000 s is not exact
+        options = {"movflags": "use_metadata_tags", "movie_timescale": str(max(1000, clip.time_base.denominator))}
+    return av.open(str(path), "w", format=kind, options=options)
 
-    def publish(self, name: str, target: Path) -> None:
-        """Move a finished file of the folder to its place, in one step."""
-        path = self.path(name)
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(path, 0o666 & ~umask)
-        os.replace(path, target)
 
-    # What the search found
+def write_segment(path: Path, clip: Clip, codec: str, piece: Iterable[Frame]) -> None:
+    """Write consecutive frames of a clip, at their own times, as a clip without sound.
 
-    def restart_search(self) -> None:
-        """Forget a search that was not finished."""
-        with self.db:
-            for table in ("frames", "tracks", "finds", "codes"):
-                self.db.execute(f"DELETE FROM {table}")
+    Each segment has an encoder of its own and no frame that refers to a later one, so that `join` can put the packets
+    of all segments one behind the other.
+    """
+    with _create(path, clip) as out:
+        rate = min(max(clip.rate, Fraction(1)), Fraction(240)).limit_denominator(1001)
+        stream, times = out.add_stream(codec, rate=rate), deque()
+        stream.time_base, context = clip.time_base, stream.codec_context
+        context.width, context.height, context.pix_fmt = *clip.size, clip.pixels
+        context.time_base, context.options = 1 / rate, dict(ENCODERS[codec])  # a tick a frame
+        if clip.aspect:
+            context.sample_aspect_ratio = clip.aspect
+        for name, value in clip.colours.items():
+            setattr(context, name, value)
 
-    def add_frame(self, n: int, pts: int, duration: int, scene: int) -> None:
-        """A frame; scene: number of the first frame of its scene."""
-        self.db.execute("INSERT INTO frames VALUES (?, ?, ?, ?)", (n, pts, duration, scene))
+        def mux(packets: Iterable[Any]) -> None:
+            for packet in packets:
+                packet.time_base, (packet.pts, duration) = clip.time_base, times.popleft()
+                packet.dts = packet.pts
+                packet.duration = duration or packet.duration
+                out.mux(packet)
 
-    def add_find(self, n: int, track: int, place: np.ndarray, points: np.ndarray) -> None:
-        """A face that was found in a frame."""
-        self.db.execute("INSERT INTO finds VALUES (?, ?, ?, ?)", (n, track, blob(place, "<f8"), blob(points)))
+        for i, frame in enumerate(piece):
+            image = av.VideoFrame.from_ndarray(frame.planes, format=clip.pixels)
+            image.pts, image.time_base = i, context.time_base
+            times.append((frame.pts, frame.duration))
+            mux(stream.encode(image))
+        mux(stream.encode(None))
 
-    def add_code(self, track: int, k: int, weight: float, total: np.ndarray) -> None:
-        """The weighted sum of a track's codes around frame k * every."""
-        self.db.execute("INSERT INTO codes VALUES (?, ?, ?, ?)", (track, k, weight, blob(total / weight)))
 
-    def add_track(self, track: Track, scene: int) -> None:
-        """A track that ended; where it is covered is filled in by `cover`."""
-        box = ",".join(map(str, track.box))
-        self.db.execute(
-            "INSERT INTO tracks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (track.id, track.first, track.last, track.first, track.last, scene, track.seen,
-             track.seen - track.good, track.reason, box),
-        )  # fmt: skip
+def join(target: Path, clip: Clip, segments: list[Path], tag: str = "") -> list[str]:
+    """Write the clip of these segments with the sound of `clip`, and a text into its metadata; returns notes.
 
-    def cover(self, track: int, begin: int, end: int) -> None:
-        """The first and last frame in which a track is replaced."""
-        self.db.execute("UPDATE tracks SET begin = ?, end = ? WHERE id = ?", (begin, end, track))
+    Nothing is encoded again but sound of a codec that the target's container does not take; then the notes say so.
+    Raises PhotoError when the sound cannot be read.
+    """
+    notes: list[str] = []
+    with open_clip(clip.path) as source, av.open(f"file:{segments[0]}") as first, _create(target, clip) as out:
+        video = out.add_stream_from_template(first.streams.video[0])
+        video.time_base = clip.time_base
+        if clip.matrix is not None:
+            video.set_display_matrix(clip.matrix)
+        if tag:
+            out.metadata[TAG] = tag
+        copied, encoded = {}, {}
+        for heard in source.streams.audio:
+            try:
+                copied[heard.index] = out.add_stream_from_template(heard)
+            except ValueError:
+                codec, kind = out.default_audio_codec, ENDINGS[target.suffix.lower()]
+                encoded[heard.index] = out.add_stream(codec, rate=48_000 if "opus" in codec else heard.rate)
+                notes.append(f"{kind} takes no {heard.codec_context.name}: sound encoded as {codec}")
+            if language := heard.metadata.get("language"):
+                (copied | encoded)[heard.index].metadata["language"] = language
+        out.start_encoding()
+        pictures, sounds = _pictures(segments, video), _sounds(source, clip, copied, encoded)
+        for _, _, packet in merge(pictures, sounds, key=lambda item: item[:2]):
+            out.mux(packet)
+    return notes
 
-    def tracks(self) -> Iterator[dict[str, Any]]:
-        """The tracks, in the order they began."""
-        names = ("id", "first", "last", "begin", "end", "scene", "seen", "doubted", "reason", "box")
-        for row in self.db.execute("SELECT * FROM tracks ORDER BY id").fetchall():
-            values = dict(zip(names, row, strict=True))
-            yield values | {"box": tuple(map(int, values["box"].split(",")))}
 
-    def covering(self, first: int, last: int) -> list[tuple[int, int, int]]:
-        """Tracks that are replaced somewhere in the frames first to last: (id, begin, end)."""
-        asked = "SELECT id, begin, end FROM tracks WHERE reason = '' AND begin <= ? AND end >= ? ORDER BY id"
-        return self.db.execute(asked, (last, first)).fetchall()
+def _pictures(segments: list[Path], video: Any) -> Iterator[tuple[float, int, Any]]:
+    """Packets of pictures: time, 0, packet."""
+    for path in segments:
+        with av.open(f"file:{path}") as segment:
+            for packet in segment.demux(video=0):
+                if packet.pts is not None:  # Matroska keeps no dts
+                    packet.dts, packet.stream = packet.pts, video
+                    yield float(packet.pts * packet.time_base), 0, packet
 
-    def places(self, track: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frames (N,) and places (N, 4) of a track in the frames first to last, and its nearest finds outside."""
-        low = self.db.execute("SELECT MAX(n) FROM finds WHERE track = ? AND n <= ?", (track, first)).fetchone()[0]
-        high = self.db.execute("SELECT MIN(n) FROM finds WHERE track = ? AND n >= ?", (track, last)).fetchone()[0]
-        asked = "SELECT n, place FROM finds WHERE track = ? AND n BETWEEN ? AND ? ORDER BY n"
-        bounds = first if low is None else low, last if high is None else high
-        rows = self.db.execute(asked, (track, *bounds)).fetchall()
-        return np.array([n for n, _ in rows]), np.stack([np.frombuffer(p, "<f8") for _, p in rows])
 
-    def others(self, n: int, track: int) -> list[np.ndarray]:
-        """Places of other tracks that are replaced and were found in frame n."""
-        asked = (
-            "SELECT place FROM finds JOIN tracks ON track = id WHERE finds.n = ? AND track <> ? AND reason = ''"
-        )  # fmt: skip
-        return [np.frombuffer(p, "<f8") for (p,) in self.db.execute(asked, (n, track))]
+def _sounds(source: Any, clip: Clip, copied: dict[int, Any], encoded: dict[int, Any]) -> Iterator[tuple]:
+    """Packets of sound by time, the source's own or encoded again: time, 1, packet."""
+    if not (copied or encoded):
+        return
+    late = float("-inf")
+    try:
+        for packet in source.demux([source.streams[i] for i in copied | encoded]):
+            index = packet.stream.index
+            if index in encoded:
+                made = [new for sound in packet.decode() for new in encoded[index].encode(sound)]
+            else:
+                made = [packet] if packet.dts is not None else []
+                packet.stream = copied[index]
+            for new in made:
+                late = max(late, float((new.dts or 0) * new.time_base))
+                yield late, 1, new
+        for stream in encoded.values():
+            for new in stream.encode(None):
+                yield late, 1, new
+    except (av.error.FFmpegError, ValueError) as e:
+        raise PhotoError(clip.path, f"its sound cannot be read ({e})", "convert it to AAC or Opus") from e
 
-    def points(self, track: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Frames and five points of a track's finds."""
-        for n, data in self.db.execute("SELECT n, points FROM finds WHERE track = ? ORDER BY n", (track,)):
-            yield n, np.frombuffer(data, "<f4").reshape(-1, 2)
 
-    def codes(self, track: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers k (N,) and codes (N, ...) of a track from low to high, and the nearest outside."""
-        below = self.db.execute("SELECT MAX(k) FROM codes WHERE track = ? AND k <= ?", (track, low)).fetchone()[0]
-        above = self.db.execute("SELECT MIN(k) FROM codes WHERE track = ? AND k >= ?", (track, high)).fetchone()[0]
-        asked = "SELECT k, code FROM codes WHERE track = ? AND k BETWEEN ? AND ? ORDER BY k"
-        bounds = low if below is None else below, high if above is None else above
-        rows = self.db.execute(asked, (track, *bounds)).fetchall()
-        return np.array([k for k, _ in rows]), np.stack([np.frombuffer(c, "<f4") for _, c in rows])
+def write(
+    path: str | Path,
+    pictures: Iterable[Image.Image | np.ndarray],
+    rate: int = 25,
+    sound: np.ndarray | None = None,
+    sampling: int = 44_100,
+) -> Path:
+    """Write RGB pictures of one size as a clip; sound: (samples,) in [-1, 1], mono, `sampling` Hz."""
+    path, pictures = Path(path), map(np.asarray, pictures)
+    first = next(pictures)
+    clip = Clip(path, first.shape[1::-1], Fraction(rate), Fraction(1, rate), 0, None, None, {})
 
-    def mean_code(self, track: int) -> np.ndarray:
-        """The weighted mean of all codes of a track."""
-        total, weights = 0.0, 0.0
-        for weight, code in self.db.execute("SELECT weight, code FROM codes WHERE track = ?", (track,)):
-            total, weights = total + weight * np.frombuffer(code, "<f4").astype(np.float64), weights + weight
-        return total / weights
+    def framed(n: int, pixels: np.ndarray) -> Frame:
+        return Frame(n, n, 1, clip, av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=clip.pixels))
 
-    def times(self, first: int, last: int) -> np.ndarray:
-        """pts of the frames first to last."""
-        asked = "SELECT pts FROM frames WHERE n BETWEEN ? AND ? ORDER BY n"
-        return np.array([pts for (pts,) in self.db.execute(asked, (first, last))], np.int64)
-
-    def scene_end(self, scene: int) -> int:
-        """The last frame of a scene, which is named by its first."""
-        return self.db.execute("SELECT MAX(n) FROM frames WHERE scene = ?", (scene,)).fetchone()[0]
-
-    # What is done
-
-    def frame_count(self) -> int:
-        """How many frames the search has seen."""
-        return self.db.execute("SELECT COUNT(*) FROM frames").fetchone()[0]
-
-    def done(self) -> int:
-        """How many frames are encoded; they are the first ones."""
-        return self.db.execute("SELECT COUNT(*) FROM packets").fetchone()[0]
-
-    def add_part(
-        self, number: int, first: int, stamps: list[tuple[int, int]], packets: list[tuple[bool, bytes]],
-        block: bytes, looks: Iterable[tuple],
-    ) -> None:  # fmt: skip
-        """Keep a finished part, all of it or nothing; stamps: pts and duration of its frames."""
-        with self.db:
-            rows = [(first + i, int(key), data) for i, (key, data) in enumerate(packets)]
-            self.db.executemany("INSERT INTO packets VALUES (?, ?, ?)", rows)
-            frames = [(first + i, pts, duration, 0) for i, (pts, duration) in enumerate(stamps)]
-            self.db.executemany("INSERT OR IGNORE INTO frames VALUES (?, ?, ?, ?)", frames)
-            self.db.executemany("INSERT INTO looks VALUES (?, ?, ?, ?, ?, ?)", looks)
-            self.db.execute("INSERT INTO parts VALUES (?, ?)", (number, block))
-
-    def packets(self) -> Iterator[tuple[int, int, bool, bytes]]:
-        """All packets: pts, duration, whether it is a key frame, bytes."""
-        asked = "SELECT pts, duration, key, data FROM packets JOIN frames USING (n) ORDER BY n"
-        for pts, duration, key, data in self.db.execute(asked):
-            yield pts, duration, bool(key), data
-
-    def blocks(self) -> Iterator[bytes]:
-        """The record's blocks."""
-        for (data,) in self.db.execute("SELECT block FROM parts ORDER BY number"):
-            yield data
-
-    def looked(self, track: int) -> Iterator[tuple[int, Any, Any, Any, float]]:
-        """Frame, look before and after, points after, side, of a track's frames."""
-        asked = "SELECT n, before, after, points, side FROM looks WHERE track = ? ORDER BY n"
-        for n, before, after, points, side in self.db.execute(asked, (track,)):
-            read = [None if b is None else np.frombuffer(b, "<f4") for b in (before, after, points)]
-            yield n, read[0], read[1], None if read[2] is None else read[2].reshape(-1, 2), side
+    with tempfile.TemporaryDirectory() as folder:
+        silent, heard = Path(folder, f"pictures{path.suffix}"), Path(folder, "sound.mp4")
+        codec = encoder_for(path)
+        write_segment(silent, clip, codec, (framed(n, p) for n, p in enumerate(chain([first], pictures))))
+        if sound is not None:
+            with av.open(str(heard), "w") as out:
+                stream = out.add_stream("aac", rate=sampling)
+                samples = av.AudioFrame.from_ndarray(sound.astype(np.float32)[None], format="fltp", layout="mono")
+                samples.sample_rate, samples.pts = sampling, 0
+                out.mux(stream.encode(samples))
+                out.mux(stream.encode(None))
+        join(path, replace(clip, path=silent if sound is None else heard), [silent])
+    return path

@@ -1,4 +1,4 @@
-"""Faces through a clip: which find belongs to whom, where a face is between its finds, by which code it is drawn.
+"""Faces followed through a clip: what is found in a frame, and which find belongs to whom.
 
 A place is a face's square as four numbers: centre x and y, and the vector of its upper side, in pixels. An embedding
 is a unit vector that tells faces apart: a recogniser's or, where none is on this machine, the face's pixels.
@@ -6,11 +6,9 @@ is a unit vector that tells faces apart: a recogniser's or, where none is on thi
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import numpy as np
 import torch
@@ -18,10 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from riddle.app import photos
-from riddle.app.clip import Clip, frames
-from riddle.app.cliprecord import ClipRecord, bounded, code_count, matrix, place
-from riddle.faces import alignment, blending, recognizers
+from riddle.app.cliprecord import matrix, place
+from riddle.faces import alignment, recognizers
 from riddle.faces.detection import AutoDetector, Face
+from riddle.images import to_tensor
 from riddle.pipeline import Riddle
 
 RECOGNISER = "arcface-mobilefacenet"
@@ -31,32 +29,6 @@ REACH = 1.0  # sides that a face may have moved while it was not seen
 CUT = 28.0  # mean change of grey levels (of 255) from frame to frame that is another scene, where a usual one is small
 AROUND = 1.6  # sides of the region in which a known face is looked for
 SEEN_AS = 160  # px of a face's square in that region
-SEARCH = 0.15  # s from one search of the whole frame to the next; known faces are followed in every frame
-PATIENCE = 1.0  # s for which a face may be out of sight and is still covered throughout
-HOLD = 0.3  # s for which a face is covered before it is first and after it is last seen
-STEP = 0.2  # s from one code to the next
-SEGMENT = 4.0  # s of a segment, about
-SIGMA = 0.12  # s, of the weights that smooth places
-STEADY = 0.5  # how far a code is drawn to the mean of its face's codes: 0 keeps all expression, 1 is one picture
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The times above in frames."""
-
-    search: int
-    patience: int
-    hold: int
-    step: int
-    segment: int
-
-    @classmethod
-    def of(cls, rate: Fraction) -> Pace:
-        """For frames a second, taken as 5 to 240."""
-        rate = float(min(max(rate, 5), 240))
-        search, step = max(1, round(SEARCH * rate)), max(1, round(STEP * rate))
-        hold = max(search, round(HOLD * rate))
-        return cls(search, max(hold, round(PATIENCE * rate)), hold, step, step * max(1, round(SEGMENT * rate / step)))
 
 
 class Embedder:
@@ -134,7 +106,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def crops(model: Riddle, image: Image.Image, places: Sequence[np.ndarray]) -> torch.Tensor:
     """The faces (k, 3, R, R) in [-1, 1] at places."""
     side = model.preset.resolution
-    return torch.stack([blending.to_tensor(alignment.crop(image, matrix(p), side)) for p in places])
+    return torch.stack([to_tensor(alignment.crop(image, matrix(p), side)) for p in places])
 
 
 class Scenes:
@@ -223,12 +195,15 @@ class Tracker:
         self.all: list[Track] = []
         self.live: list[Track] = []
 
+    def forget(self, n: int) -> None:
+        """End the tracks that were not seen for `patience` frames before n."""
+        self.live = [track for track in self.live if n - track.frames[-1] <= self.patience]
+
     def take(self, n: int, finds: Sequence[Find], embeddings: np.ndarray, size: tuple[int, int]) -> list[Track]:
         """The track of each find of frame n; a find that continues none begins one.
 
         The pairs that fit best, by overlap and likeness together, go first: so two people who cross keep their own.
         """
-        self.live = [track for track in self.live if n - track.frames[-1] <= self.patience]
         chosen: list[Track | None] = [None] * len(finds)
         pairs = [(self._fit(t, n, f, embeddings[i]), i, t) for t in self.live for i, f in enumerate(finds)]
         for fit, i, track in sorted(pairs, key=lambda p: -p[0]):
@@ -250,166 +225,3 @@ class Tracker:
         near = float(np.hypot(*(where[:2] - find.place[:2]))) < REACH * max(sides) and max(sides) < 2 * min(sides)
         fits = (shared >= THERE and alike >= self.loose) or (near and alike >= self.same)
         return shared + alike + 1 if fits else 0.0
-
-
-# The first reading
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What the first reading of a clip found."""
-
-    times: np.ndarray  # (N,) s, of each frame, since the first
-    tracks: list[Track]
-
-
-def survey(model: Riddle, clip: Clip, embedder: Embedder, tick: Callable[[], None]) -> Survey:
-    """Read a clip, find and follow every face, and invert it frame by frame; tick: called for each frame.
-
-    It holds one frame at a time; of each face it keeps a code every STEP seconds.
-    """
-    pace, scenes = Pace.of(clip.rate), Scenes()
-    tracker = Tracker(pace.patience, embedder.same, embedder.loose)
-    pts, starts, searched = [], [], 0
-    for frame in frames(clip):
-        n, image = frame.n, Image.fromarray(frame.rgb())
-        if cut := scenes.cut(image):
-            tracker.live = []
-            starts.append(n)
-        finds: list[Find] = []
-        if cut or n - searched >= pace.search:
-            finds, searched = [find_of(face, image.size) for face in photos.find_faces(model, image)], n
-        for track in tracker.live:
-            if all(overlap(track.expected(n), find.place) < THERE for find in finds):
-                finds += follow(model, image, track.expected(n))
-        if finds := distinct(finds):
-            _take(model, image, n, finds, tracker, embedder, pace.step)
-        pts.append(frame.pts)
-        tick()
-    for track in tracker.all:
-        scene = bisect(starts, track.frames[0])
-        track.scene = starts[scene - 1], [*starts, len(pts)][scene] - 1
-    _cover([track for track in tracker.all if track.good], pace.hold)
-    return Survey((np.array(pts) - pts[0]) * float(clip.time_base), tracker.all)
-
-
-def _take(
-    model: Riddle, image: Image.Image, n: int, finds: list[Find], tracker: Tracker, embedder: Embedder, step: int
-) -> None:
-    """Give the finds of a frame their tracks, and the tracks their codes."""
-    faces = crops(model, image, [find.place for find in finds])
-    tracks = tracker.take(n, finds, embedder.embed(faces), image.size)
-    clear = [i for i, find in enumerate(finds) if not find.doubt]
-    # without gradient steps: they end elsewhere in each frame, and the stranger would change
-    for i, code in zip(clear, model.invert(faces[clear], refine=0).cpu().numpy() if clear else (), strict=True):
-        tracks[i].add_code(n, code, step)
-
-
-def _cover(tracks: list[Track], hold: int) -> None:
-    """Set the frames in which each track is covered: while it is seen, between, and `hold` frames before and after, as
-    far as its scene reaches and no other face is found in its place."""
-    found = {track.id: dict(zip(track.frames, track.places, strict=True)) for track in tracks}
-    for track in tracks:
-        first, last = track.frames[0], track.frames[-1]
-        seen, places = np.array(track.frames), np.stack(track.places)
-
-        def free(n: int) -> bool:
-            there = filled(seen, places, np.array([n]))[0]  # noqa: B023
-            others = [at[n] for i, at in found.items() if i != track.id and n in at]  # noqa: B023
-            return all(overlap(there, other) < THERE for other in others)
-
-        before = range(first - 1, max(track.scene[0], first - hold) - 1, -1)
-        after = range(last + 1, min(track.scene[1], last + hold) + 1)
-        track.begin = next((n + 1 for n in before if not free(n)), before.stop + 1)
-        track.end = next((n - 1 for n in after if not free(n)), after.stop - 1)
-
-
-def record(survey: Survey, clip: Clip, model: Riddle, change: Callable[[torch.Tensor], torch.Tensor]) -> ClipRecord:
-    """The record of a survey: each face's places and codes, smoothed over time; change: encrypts codes (N, L, D).
-
-    Places are of float32 and codes as float16 keeps them, so that what is drawn is what the record holds.
-    """
-    step, sigma = Pace.of(clip.rate).step, max(SIGMA, 1 / float(clip.rate))
-    shape, tracks, places, codes = (model.preset.n_latent, model.preset.style_dim), [], [], []
-    for track in survey.tracks:
-        if track.good:
-            covered = np.arange(track.begin, track.end + 1)
-            way = filled(np.array(track.frames), np.stack(track.places), covered)
-            tracks.append((track.id, track.begin, len(covered)))
-            places.append(bounded(smoothed(survey.times[covered], way, sigma), *clip.upright_size))
-            k = track.begin // step + np.arange(code_count(track.begin, len(covered), step))
-            w = torch.from_numpy(_steadied(track, k)).view(-1, *shape)
-            codes += [change(part).cpu().half().float() for part in w.split(128)]
-    return ClipRecord(
-        model.preset.name, model.weights_hash, clip.upright_size, step, survey.times, np.array(tracks),
-        np.concatenate(places), torch.cat(codes),
-    )  # fmt: skip
-
-
-def _steadied(track: Track, wanted: np.ndarray) -> np.ndarray:
-    """The codes k `wanted` of a track, between those that there are on the line, drawn to their mean; float32."""
-    known = np.array(sorted(track.codes))
-    weights = np.array([track.codes[k][0] for k in known])
-    sums = np.stack([track.codes[k][1] for k in known]).reshape(len(known), -1)
-    codes, mean = sums / weights[:, None], sums.sum(0) / weights.sum()
-    left = np.clip(np.searchsorted(known, wanted, side="right") - 1, 0, len(known) - 1)
-    right = np.minimum(left + 1, len(known) - 1)
-    share = np.clip((wanted - known[left]) / np.maximum(known[right] - known[left], 1), 0, 1)[:, None]
-    between = codes[left] + share * (codes[right] - codes[left])
-    return (mean + (1 - STEADY) * (between - mean)).astype(np.float32)
-
-
-# Between the finds
-
-
-def filled(seen: np.ndarray, places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Places (M, 4) in the frames `wanted` (M,), of a face seen in the frames `seen` (N,) at `places` (N, 4).
-
-    Between two finds on the straight line; before the first and after the last one on the way it was going, at most
-    half a side of it.
-    """
-    out = np.stack([np.interp(wanted, seen, column) for column in places.T], 1)
-    for end, direction in ((0, -1), (-1, 1)):
-        beyond = (wanted - seen[end]) * direction
-        near = np.abs(seen - seen[end]) <= 4
-        if (beyond > 0).any() and near.sum() > 1:
-            speed = np.polyfit(seen[near] - seen[end], places[near, :2], 1)[0] * direction
-            moved = np.clip(beyond, 0, 5)[:, None] * speed
-            most = 0.5 * float(np.hypot(*places[end, 2:]))
-            out[:, :2] += moved * np.minimum(1, most / np.maximum(np.hypot(*moved.T), 1e-9))[:, None]
-    return out
-
-
-def smoothed(times: np.ndarray, places: np.ndarray, sigma: float) -> np.ndarray:
-    """Places (N, 4) at times (N,), each replaced by the value of a parabola through those around it.
-
-    Weights fall with the distance in time as a Gaussian of `sigma` does. A mean would lag where a face speeds up.
-    """
-    out = np.empty_like(places)
-    reach = 3 * sigma + 1e-9
-    for i, t in enumerate(times):
-        near = slice(np.searchsorted(times, t - reach), np.searchsorted(times, t + reach, side="right"))
-        x = (times[near] - t) / sigma
-        root = np.exp(-0.25 * x**2)[:, None]  # the square root of the weight
-        powers = np.stack([np.ones_like(x), x, x**2][: min(3, len(x))], 1)
-        out[i] = np.linalg.lstsq(powers * root, places[near] * root, rcond=None)[0][0]
-    return out
-
-
-# Steadiness
-
-
-def steadiness(frames: np.ndarray, embeddings: np.ndarray, points: np.ndarray, sides: np.ndarray) -> dict:
-    """How steady one face is over its frames (N,); None where nothing can be measured.
-
-    embeddings: (N, E), E = 0 without a recogniser; points: (N, 5, 2) px, NaN where they were not found; sides: (N,) px.
-    Returns identity, the mean cosine of consecutive frames' embeddings; person, the mean cosine of all embeddings with
-    their mean; jitter, the mean length of the points' second difference, in sides of the face.
-    """
-    together = np.diff(frames) == 1
-    cosines = (embeddings[1:] * embeddings[:-1]).sum(1)[together] if embeddings.size else np.empty(0)
-    person = np.linalg.norm(embeddings.mean(0, keepdims=True), axis=1) if embeddings.size else np.empty(0)
-    bends = np.hypot(*np.moveaxis(points[2:] - 2 * points[1:-1] + points[:-2], -1, 0)).mean(1) / sides[2:]
-    bends = bends[together[1:] & together[:-1] & np.isfinite(bends)]
-    values = {"identity": cosines, "person": person, "jitter": bends}
-    return {name: round(float(v.mean()), 5) if v.size else None for name, v in values.items()}

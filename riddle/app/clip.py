@@ -1,14 +1,11 @@
 """Clips of unknown origin, opened safely by PyAV: frames in order and upright, one at a time.
 
-clip = probe("party.mp4")
-for frame in frames(clip):                           # however long the clip is
-    picture = frame.rgb()                            # (H, W, 3) uint8
+`frames(probe("party.mp4"))` gives frames in the order they are shown; `frame.rgb()` is upright, (H, W, 3) uint8.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,11 +16,11 @@ from typing import Any
 import av
 import numpy as np
 
-from riddle.pictures import MAX_PIXELS, PhotoError
+from riddle.images import MAX_PIXELS, PhotoError
 
-READ = "mov,matroska,avi"  # demuxers; nothing that names further files, as playlists do
-USE = "use .mp4, .mov, .mkv, .webm or .avi"
-TAG = "riddle"  # the key of what a clip's own metadata carry
+READ = "mov,matroska,avi"  # demuxers; none that opens further files, as playlists do
+COLOURS = ("color_range", "color_primaries", "color_trc", "colorspace")
+TAG = "riddle"  # key of our text in a clip's metadata
 TECHNICAL = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "handler_name", "vendor_id",
              "language", TAG}  # fmt: skip
 SHORT = 0.1  # share of its declared length that a clip may lack
@@ -40,13 +37,13 @@ class Clip:
     estimate: int  # frames, as far as its header tells; 0: unknown
     matrix: tuple[int, ...] | None  # display matrix, 9 numbers; None: stored upright
     aspect: Fraction | None  # of a pixel
-    colours: dict[str, int]  # range, primaries, transfer, matrix
+    colours: dict[str, int]  # those of COLOURS
     notes: tuple[str, ...] = ()
 
     @property
     def upright_size(self) -> tuple[int, int]:
         """Width and height as it is shown, px."""
-        return self.size[::-1] if _turned(self.matrix) else self.size
+        return self.size[::-1] if _turn(self.matrix)[0] else self.size
 
     @property
     def pixels(self) -> str:
@@ -75,120 +72,77 @@ class Frame:
 
     @cached_property
     def planes(self) -> np.ndarray:
-        """Its luma and chroma as `av` lays them out, a copy that may be changed."""
+        """Its luma and chroma as PyAV lays them out, a copy."""
         return np.array(self.image.to_ndarray())
 
-    def replace(self, rgb: np.ndarray, box: tuple[int, int, int, int]) -> None:
-        """Take the pixels in `box` (x1, y1, x2, y2) of an upright picture; all others stay to the bit."""
-        height, width = self.image.height, self.image.width
-        x1, y1, x2, y2 = stored_box(box, self.clip)
-        x1, y1, x2, y2 = x1 // 2 * 2, y1 // 2 * 2, min(width, -(-x2 // 2) * 2), min(height, -(-y2 // 2) * 2)
-        if x1 >= x2 or y1 >= y2:
-            return
-        part = np.ascontiguousarray(stored(rgb, self.clip.matrix)[y1:y2, x1:x2])
-        patch = av.VideoFrame.from_ndarray(part, format="rgb24").reformat(
+    def replace(self, before: np.ndarray, after: np.ndarray) -> None:
+        """Take from `after` the pixels that differ from `before`, both upright (H, W, 3); others stay to the bit."""
+        differs = stored((before != after).any(-1), self.clip.matrix)
+        picture = av.VideoFrame.from_ndarray(stored(after, self.clip.matrix), format="rgb24").reformat(
             format=self.clip.pixels, dst_colorspace=self.image.colorspace, dst_color_range=self.image.color_range
         )
-        new = patch.to_ndarray()
+        new, (h, w) = picture.to_ndarray(), differs.shape
         if self.clip.pixels == "yuv444p":
-            self.planes[:, y1:y2, x1:x2] = new
+            np.copyto(self.planes, new, where=differs)
             return
-        h, w = y2 - y1, x2 - x1
-        self.planes[y1:y2, x1:x2] = new[:h]
-        for i in range(2):  # the packed array holds each quarter plane row behind row
-            whole = self.planes[height:].reshape(2, height // 2, width // 2)[i]
-            whole[y1 // 2 : y2 // 2, x1 // 2 : x2 // 2] = new[h:].reshape(2, h // 2, w // 2)[i]
-
-    def changed(self) -> Any:
-        """The av.VideoFrame with the replaced pixels."""
-        return av.VideoFrame.from_ndarray(self.planes, format=self.clip.pixels)
+        quarter = differs.reshape(h // 2, 2, w // 2, 2).any((1, 3))  # a chroma sample belongs to 2 x 2 pixels
+        np.copyto(self.planes[:h], new[:h], where=quarter.repeat(2, 0).repeat(2, 1))
+        np.copyto(self.planes[h:].reshape(2, h // 2, w // 2), new[h:].reshape(2, h // 2, w // 2), where=quarter)
 
 
-# Orientation
-
-
-def _turned(matrix: tuple[int, ...] | None) -> bool:
-    return matrix is not None and matrix[0] == 0 and matrix[4] == 0
+def _turn(matrix: tuple[int, ...] | None) -> tuple[bool, int, int]:
+    """Whether a display matrix swaps rows and columns, and the step (1 or -1) along each after that."""
+    if matrix is None:
+        return False, 1, 1
+    swapped = matrix[0] == 0
+    x, y = (matrix[3], matrix[1]) if swapped else (matrix[0], matrix[4])
+    return swapped, -1 if y < 0 else 1, -1 if x < 0 else 1
 
 
 def upright(pixels: np.ndarray, matrix: tuple[int, ...] | None) -> np.ndarray:
     """Stored pixels (H, W, ...) as they are shown: turned by quarters and mirrored as the display matrix says."""
-    if matrix is None:
-        return pixels
-    if _turned(matrix):
-        pixels, x, y = pixels.swapaxes(0, 1), matrix[3], matrix[1]
-    else:
-        x, y = matrix[0], matrix[4]
-    return np.ascontiguousarray(pixels[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1])
+    swapped, rows, columns = _turn(matrix)
+    return np.ascontiguousarray((pixels.swapaxes(0, 1) if swapped else pixels)[::rows, ::columns])
 
 
 def stored(pixels: np.ndarray, matrix: tuple[int, ...] | None) -> np.ndarray:
-    """The inverse of `upright`, a view."""
-    if matrix is None:
-        return pixels
-    x, y = (matrix[3], matrix[1]) if _turned(matrix) else (matrix[0], matrix[4])
-    pixels = pixels[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1]
-    return pixels.swapaxes(0, 1) if _turned(matrix) else pixels
+    """The inverse of `upright`."""
+    swapped, rows, columns = _turn(matrix)
+    pixels = pixels[::rows, ::columns]
+    return np.ascontiguousarray(pixels.swapaxes(0, 1) if swapped else pixels)
 
 
-def stored_box(box: tuple[int, int, int, int], clip: Clip) -> tuple[int, int, int, int]:
-    """Where a box of the upright picture lies in the stored one."""
-    x1, y1, x2, y2 = box
-    if clip.matrix is None:
-        return box
-    turned = _turned(clip.matrix)
-    x, y = (clip.matrix[3], clip.matrix[1]) if turned else (clip.matrix[0], clip.matrix[4])
-    width, height = clip.upright_size
-    if x < 0:
-        x1, x2 = width - x2, width - x1
-    if y < 0:
-        y1, y2 = height - y2, height - y1
-    return (y1, x1, y2, x2) if turned else (x1, y1, x2, y2)
-
-
-# In
-
-
-def _regular(path: Path) -> None:
-    """Raises PhotoError for what is no file with something in it."""
-    try:
-        state = os.stat(path)
-    except (OSError, ValueError) as e:
-        missing = isinstance(e, FileNotFoundError | ValueError)
-        raise PhotoError(path, "there is no such file" if missing else f"it cannot be read ({e})", "check it") from None
-    if stat.S_ISDIR(state.st_mode):
-        raise PhotoError(path, "it is a folder", "name a clip")
-    if not stat.S_ISREG(state.st_mode):
-        raise PhotoError(path, "it is no regular file", "name a clip")
-    if not state.st_size:
-        raise PhotoError(path, "it is empty", "fetch it again")
+# Reading
 
 
 def open_clip(path: str | Path) -> Any:
     """An av.InputContainer. Raises PhotoError for what is no clip of a known kind, or is cut off at its end."""
     path = Path(path)
-    _regular(path)
+    if not os.path.isfile(path):  # False, too, for a name that no file can have
+        folder, there = os.path.isdir(path), os.path.exists(path)
+        cause = "it is a folder" if folder else "it is no regular file" if there else "there is no such file"
+        raise PhotoError(path, cause, "check the name")
+    if not os.path.getsize(path):
+        raise PhotoError(path, "it is empty", "fetch it again")
     options = {"format_whitelist": READ, "protocol_whitelist": "file"}
     lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}  # 19 always is
     try:
         return av.open(f"file:{path}", container_options=options, **lenient)
     except (av.error.FFmpegError, ValueError) as e:
         cause = f"it is no clip that can be read, or is cut off ({getattr(e, 'strerror', None) or e})"
-        raise PhotoError(path, cause, f"fetch it again, or {USE}") from e
+        raise PhotoError(path, cause, "fetch it again, or use .mp4, .mov, .mkv, .webm or .avi") from e
 
 
-def _pictures(container: Any) -> list[Any]:
-    """The video streams that move; a cover picture is none."""
-    still = av.stream.Disposition.attached_pic
-    return [s for s in container.streams.video if not s.disposition & still]
+def _moving(container: Any) -> list[Any]:
+    """The video streams; a cover picture is none."""
+    return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
 
 
 def probe(path: str | Path) -> Clip:
     """What a clip is. Raises PhotoError when it cannot be read, has no picture or no frame, or one too large."""
     path = Path(path)
     with open_clip(path) as container:
-        streams = _pictures(container)
-        if not streams:
+        if not (streams := _moving(container)):
             what = "sound only" if container.streams.audio else "no picture"
             raise PhotoError(path, f"it has {what}", "name a clip with a video stream")
         video, notes = streams[0], []
@@ -200,19 +154,17 @@ def probe(path: str | Path) -> Clip:
             raise PhotoError(path, "it has no frame", "record or fetch it again")
         if first.width * first.height > MAX_PIXELS:
             raise PhotoError(path, f"its frames have {first.width} x {first.height} px", "reduce it first")
-        extra = len(container.streams) - len(container.streams.audio) - 1
-        if extra:
+        if extra := len(container.streams) - len(container.streams.audio) - 1:
             notes.append(f"{extra} further streams (subtitles, data, a cover, a second picture) left out")
         if max((c.bits for c in first.format.components), default=8) > 8:
             notes.append(f"{first.format.name}: more than 8 bits a channel reduced to 8")
         if {k.lower() for k in container.metadata} | {k.lower() for k in video.metadata} - {"rotate"} > TECHNICAL:
             notes.append("the file's metadata (such as place, date and names) left out")
         rate = _fraction(video.average_rate) or _fraction(video.guessed_rate) or Fraction(25)
-        estimate = video.frames or round((_declared(container, video) or 0) * rate)
         return Clip(
-            path, (first.width, first.height), rate, _fraction(video.time_base), estimate,
-            _matrix(first), _fraction(video.codec_context.sample_aspect_ratio),
-            {name: getattr(first, name) for name in ("color_range", "color_primaries", "color_trc", "colorspace")},
+            path, (first.width, first.height), rate, _fraction(video.time_base),
+            video.frames or round((_declared(container, video) or 0) * rate), _matrix(first),
+            _fraction(video.codec_context.sample_aspect_ratio), {name: getattr(first, name) for name in COLOURS},
             tuple(notes),
         )  # fmt: skip
 
@@ -223,12 +175,11 @@ def _fraction(value: Any) -> Fraction | None:
 
 
 def _matrix(frame: Any) -> tuple[int, ...] | None:
+    """A frame's display matrix; None where it turns nothing, or by other angles than quarters."""
     data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return None
-    values = tuple(np.frombuffer(bytes(data), np.int32).tolist())
-    plain = len(values) == 9 and (values[0] == values[4] == 0) != (values[1] == values[3] == 0)
-    return values if plain and values[:5] != (1 << 16, 0, 0, 0, 1 << 16) else None
+    values = () if data is None else tuple(np.frombuffer(bytes(data), np.int32).tolist())
+    quarters = len(values) == 9 and (values[0] == values[4] == 0) != (values[1] == values[3] == 0)
+    return values if quarters and _turn(values) != (False, 1, 1) else None
 
 
 def _declared(container: Any, video: Any) -> float | None:
@@ -249,7 +200,7 @@ def frames(clip: Clip) -> Iterator[Frame]:
     Raises PhotoError, with the time, where it is damaged, and at the end when a good part of it is missing.
     """
     with open_clip(clip.path) as container:
-        video = _pictures(container)[0]
+        video = _moving(container)[0]
         begin = float((video.start_time or 0) * video.time_base)
         declared, last, n, end = _declared(container, video), None, 0, 0.0
         step = max(1, round(1 / (clip.rate * clip.time_base)))
@@ -277,7 +228,7 @@ def frames(clip: Clip) -> Iterator[Frame]:
             raise PhotoError(clip.path, cause, "fetch it again")
 
 
-def tag(path: str | Path) -> str | None:
-    """The text that `join` put into a clip's metadata. Raises PhotoError as `open_clip` does."""
+def read_tag(path: str | Path) -> str:
+    """The text that `join` put into a clip's metadata; "" without one. Raises PhotoError as `open_clip` does."""
     with open_clip(path) as container:
-        return next((value for key, value in container.metadata.items() if key.lower() == TAG), None)
+        return next((value for key, value in container.metadata.items() if key.lower() == TAG), "")

@@ -1,0 +1,205 @@
+"""What a protected clip carries: where each face is in each frame, and its encrypted codes.
+
+The record is a numpy .npz file: in base64 in the tag `riddle` of the clip's metadata or, with more than MAX_INSIDE
+bytes, as the file `clip.mp4.riddle` beside the clip. Its arrays:
+
+    header   JSON: version, 3; preset; weights, sha256 of generator and encryptor; size of the upright frames, [w, h];
+             every, the frames from one code to the next
+    times    (N,) float64, each frame's, in seconds since the first
+    tracks   (T, 3) int64: a face's number, its first frame, the count of its frames, which are consecutive
+    places   (M, 4) float32, face by face, a row a frame: centre x and y of the face's square, and the vector of its
+             upper side, in px of the upright frame
+    codes    (K, L, D) float16, face by face, those of the frames j * every, from the last one at or before a face's
+             first frame to the first one after its last; between them a code is the weighted mean of its neighbours
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from riddle.app.clip import read_tag
+from riddle.app.container import sidecar_path
+from riddle.faces import blending
+from riddle.record import Record, RecordError
+
+VERSION = 3  # 2 was a format of riddle 0.2's own
+MAX_INSIDE, MAX_RECORD = 4 << 20, 2 << 30  # bytes in the metadata; unpacked
+MAX_EVERY, MAX_SIDE = 1 << 10, 1 << 20
+APART = 0.002  # s by which a frame's time may differ from the record's: Matroska rounds to 0.001
+AGAIN = "restore from the file that protect saved"
+
+
+@dataclass(frozen=True)
+class FacePath:
+    """A face in consecutive frames."""
+
+    track: int
+    first: int  # its first frame
+    places: np.ndarray  # (c, 4) float32
+    codes: torch.Tensor  # (k, L, D) float32
+    every: int  # frames from one code to the next
+
+    def has(self, n: int) -> bool:
+        """Whether the face is in frame n."""
+        return self.first <= n < self.first + len(self.places)
+
+    def code(self, n: int) -> torch.Tensor:
+        """Its code (L, D) in frame n."""
+        at = n / self.every - self.first // self.every
+        low = min(int(at), len(self.codes) - 1)
+        high = min(low + 1, len(self.codes) - 1)
+        return self.codes[low] + (at - low) * (self.codes[high] - self.codes[low])
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """The record's content; see the module's description."""
+
+    preset: str
+    weights: str
+    size: tuple[int, int]
+    every: int
+    times: np.ndarray
+    tracks: np.ndarray
+    places: np.ndarray
+    codes: torch.Tensor  # float32, exact in float16
+
+    must_fit = Record.must_fit  # a photo's record has the same fields to compare
+
+    def paths(self) -> Iterator[FacePath]:
+        """The faces."""
+        place = code = 0
+        for track, first, count in self.tracks.tolist():
+            k = code_count(first, count, self.every)
+            places, codes = self.places[place : place + count], self.codes[code : code + k]
+            yield FacePath(track, first, places, codes, self.every)
+            place, code = place + count, code + k
+
+    def boxes(self) -> list[tuple[int, int, int, int]]:
+        """Where each face's square lies in its first frame: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
+        return [blending.box(matrix(path.places[0]), self.size) for path in self.paths()]
+
+    def index(self, seconds: float) -> int | None:
+        """The number of the frame that is shown at a time since the first one; None without one."""
+        i = int(np.abs(self.times - seconds).argmin())
+        return i if abs(self.times[i] - seconds) <= APART else None
+
+    def to_bytes(self) -> bytes:
+        """The .npz file."""
+        header = {"version": VERSION} | {name: getattr(self, name) for name in ("preset", "weights", "size", "every")}
+        out = io.BytesIO()
+        np.savez_compressed(
+            out, header=np.array(json.dumps(header)), times=self.times, tracks=self.tracks, places=self.places,
+            codes=self.codes.numpy().astype("<f2"),
+        )  # fmt: skip
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str | Path) -> ClipRecord:
+        """The content of a .npz file. Raises RecordError, with the clip's name, when it is damaged, too large, too old
+        or too new."""
+        if data.startswith(b"RIDCLP"):
+            raise RecordError(name, "it was protected by an older version, 0.2", "restore it with riddle 0.2")
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                if sum(member.file_size for member in file.infolist()) > MAX_RECORD:
+                    raise ValueError(f"it is larger than {MAX_RECORD >> 20} MB")
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+                header = json.loads(str(stored["header"]))
+                if header["version"] > VERSION:
+                    cause = f"its record is of version {header['version']}, this program reads version {VERSION}"
+                    raise RecordError(name, cause, "update riddle")
+                arrays = {k: stored[k].astype(t, casting="safe") for k, t in
+                          (("times", "f8"), ("tracks", "i8"), ("places", "f4"), ("codes", "f4"))}  # fmt: skip
+            arrays["codes"] = torch.from_numpy(arrays["codes"])
+            record = cls(header["preset"], header["weights"], tuple(header["size"]), header["every"], **arrays)
+            record._check()
+            return record
+        except RecordError:
+            raise
+        except Exception as e:  # numpy, zipfile and json raise whatever they stumble upon in damaged bytes
+            raise RecordError(name, f"its record is damaged ({e})", AGAIN) from e
+
+    @np.errstate(all="ignore")
+    def _check(self) -> None:
+        """Raises ValueError or TypeError for what no clip has: a face of any other size would ask for huge pictures."""
+        if not (isinstance(self.preset, str) and len(self.preset) <= 64 and len(self.weights) == 64):
+            raise ValueError("preset or weights are no names")
+        numbers = [(v, MAX_SIDE) for v in self.size] + [(self.every, MAX_EVERY)]
+        if len(numbers) != 3 or not all(type(v) is int and 0 < v <= most for v, most in numbers):
+            raise ValueError("size or steps are no numbers of a clip")
+        if not (self.times.ndim == 1 and len(self.times) and np.isfinite(self.times).all()):
+            raise ValueError("times that are none")
+        if self.times[0] != 0 or (np.diff(self.times) <= 0).any():
+            raise ValueError("times that do not increase")
+        _, first, count = self.tracks.reshape(-1, 3).T
+        if (first < 0).any() or (count < 1).any() or (first > len(self.times) - count).any():
+            raise ValueError("a face in frames outside the clip")
+        if self.places.shape != (count.sum(), 4):
+            raise ValueError(f"places of shape {self.places.shape}")
+        if not np.array_equal(self.places, bounded(self.places, *self.size)):  # nor is a place that is not finite
+            raise ValueError("a face's place is no square in the frame")
+        if self.codes.ndim != 3 or len(self.codes) != code_count(first, count, self.every).sum():
+            raise ValueError(f"codes of shape {tuple(self.codes.shape)}")
+        if not self.codes.isfinite().all():
+            raise ValueError("codes that are not finite")
+
+
+def code_count(first: int | np.ndarray, count: int | np.ndarray, every: int) -> int | np.ndarray:
+    """How many codes a face in `count` frames has."""
+    return (first + count - 1) // every - first // every + 2
+
+
+def matrix(place: np.ndarray) -> np.ndarray:
+    """The framing matrix (2, 3) of a place (4,): the crop's unit square -> pixels."""
+    x, y, a, b = np.asarray(place, np.float64)
+    return np.array([[a, -b, x - (a - b) / 2], [b, a, y - (a + b) / 2]])
+
+
+def place(framing: np.ndarray) -> np.ndarray:
+    """The inverse of `matrix`."""
+    return np.array([*(framing[:, 2] + framing[:, :2].sum(1) / 2), *framing[:, 0]])
+
+
+def bounded(places: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Places (c, 4) float32 that a record takes: a side of 1 px to twice the frame, the centre at most a side outside
+    the frame. Places that are so already stay to the bit."""
+    places = np.array(places, np.float32)
+    side = np.hypot(places[:, 2], places[:, 3])
+    most = 2 * float(np.sqrt(width * height))
+    for wrong, goal in ((side > most, 0.99 * most), (side < 1, 1.01)):
+        places[wrong, 2:] *= (goal / np.maximum(side[wrong], 1e-6))[:, None]
+        places[wrong & (side < 1e-6), 2:] = (1.01, 0.0)
+    side = np.hypot(places[:, 2], places[:, 3])[:, None]
+    places[:, :2] = np.clip(places[:, :2], -side, np.float32([width, height]) + side)
+    return places
+
+
+def find(clip: str | Path) -> tuple[bytes, str]:
+    """The bytes of a record and where they are: "metadata", "sidecar" or, without one, "". clip: or its sidecar.
+
+    Raises PhotoError when the clip cannot be read, RecordError when what it carries is no record.
+    """
+    path = Path(clip)
+    if path.suffix != ".riddle":
+        if text := read_tag(path):
+            try:
+                return base64.b64decode(text, validate=True), "metadata"
+            except ValueError as e:
+                raise RecordError(path, f"its record is damaged ({e})", AGAIN) from e
+        path = sidecar_path(path)
+        if not path.is_file():
+            return b"", ""
+    try:
+        return path.read_bytes(), "sidecar"
+    except OSError as e:
+        raise RecordError(path, f"it cannot be read ({e.strerror})", "check it") from e
