@@ -1,185 +1,161 @@
-"""Aligned sets: the main face of each photo, cropped for a preset; cached under everything that made them."""
+"""Aligned faces of a data set: the main face of each photo, cropped for a preset; cached under what made them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from . import config, presets
+from .data import ImageSet
 from .faces.alignment import crop, framing_matrix
+from .faces.detection import Face, load_detector
+from .files import digest, replace_file
+from .processes import end_with_parent
 from .progress import track
 
-if TYPE_CHECKING:
-    from PIL import Image
+VERSION = 3  # raise it when a change here, in faces/alignment.py or in faces/detection.py moves a crop
+SAVE_EVERY = 500  # photos between two saves of the matrices
+PROCESSES_FROM = 200  # photos; fewer are done before a second process has started
+PACKAGES = {"dlib": ("dlib-bin",), "mtcnn": ("facenet-pytorch",), "auto": ("dlib-bin", "facenet-pytorch")}
 
-    from .faces.detection import Face
-    from .photos import Images
-
-_VERSION = 2  # raise it when a change here, in faces/alignment.py or in faces/detection.py moves a crop
-_SAVE_EVERY = 500  # photos between two saves of the matrices
-_PROCESSES_FROM = 200  # photos; fewer are done before a second process has started
+Item = tuple[str, np.ndarray | None]  # a photo's name, and its matrix (2, 3) where that is known; NaN without a face
+Found = tuple[np.ndarray | None, np.ndarray | None]  # matrix (2, 3) and crop (R, R, 3) uint8; None without a face
 
 
 @dataclass(frozen=True)
 class AlignedSet:
     """The faces of a data set in one size; row i of each array is names[i]."""
 
-    faces: np.ndarray  # uint8 (N, R, R, 3)
-    matrices: np.ndarray  # float64 (N, 2, 3): a crop's unit square -> pixels of its photo, see `framing_matrix`
     names: list[str]
-    missing: list[str]  # photos in which the detector found no face
-    key: str  # of everything that made them
+    faces: np.ndarray  # uint8 (N, R, R, 3); black where no face was found
+    matrices: np.ndarray  # float64 (N, 2, 3): a crop's unit square -> pixels of its photo, see `framing_matrix`; or NaN
+    key: str  # hash of everything that made them
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def tensor(self, rows: slice | list[int] | np.ndarray = slice(None)) -> torch.Tensor:
-        """Faces as (n, 3, R, R) in [-1, 1]."""
-        return torch.from_numpy(self.faces[rows].copy()).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    @property
+    def present(self) -> np.ndarray:
+        """(N,) bool: whether the detector found a face."""
+        return np.isfinite(self.matrices[:, 0, 0])
 
 
-def aligned(
-    dataset: Images,
-    preset: str | presets.Preset,
-    detector: str = "auto",
-    workers: int = 2,
-    cache: Path | str | None = None,
-) -> AlignedSet:
-    """Detect and crop the main face of every photo of `dataset`; a picture that is framed already is only resized.
+def aligned(images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2) -> AlignedSet:
+    """The main face of every photo in a preset's size, detected and cropped by `align` where no file has them yet."""
+    with np.load(align(images, preset, detector, workers)) as kept:
+        return AlignedSet(images.names, kept["faces"], kept["matrices"], kept["key"].item())
 
-    detector: "auto", "dlib" or "mtcnn". workers: processes. cache: folder; default results/cache. An interrupted
-    call resumes. Of several faces the main one is large and central: area minus twice the squared distance to the
-    photo's centre. Raises ValueError, naming the file, for a photo that cannot be read.
+
+def align(
+    images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2, file: Path | None = None
+) -> Path:
+    """The file of a set's aligned faces, made unless it was made from the same things.
+
+    Of several faces the main one is large and central: area minus twice the squared distance to the photo's centre. A
+    picture that is framed already is only resized. An interrupted call resumes.
+
+    detector: "auto", "dlib" or "mtcnn". workers: processes. file: an .npz, with arrays named as in `AlignedSet` and
+    `present`; default: in results/cache. Raises ValueError, naming the photo, for one that cannot be read.
     """
-    preset = presets.get(preset)
-    folder = Path(cache) if cache is not None else config.results_cache()
-    folder.mkdir(parents=True, exist_ok=True)
-    made_from = {
-        "dataset": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "detector": "none" if dataset.framed else _detector_version(detector),
-        "version": _VERSION,
-    }
-    key = _key({**made_from, "resolution": preset.resolution})
-    label = f"{dataset.name.lower().replace(' ', '-')}-{dataset.split}"
-    places_file = folder / f"places-{label}-{_key(made_from)}.npy"
-    faces_file = folder / f"faces-{label}-{preset.name}-{key}.npy"
-    if not (faces_file.exists() and places_file.exists()):
-        _make(dataset, preset, detector, workers, places_file, faces_file)
-    matrices, faces = np.load(places_file), np.load(faces_file)
-    found = ~np.isnan(matrices[:, 0, 0])
-    names = np.array(dataset.names, dtype=object)
-    return AlignedSet(faces, matrices[found], list(names[found]), list(names[~found]), key)
+    side, label = presets.get(preset).resolution, f"{images.title.lower().replace(' ', '-')}-{images.split}"
+    by = "none" if images.framed else f"{detector} ({', '.join(_version(p) for p in PACKAGES[detector])})"
+    places = digest(images.title, images.fingerprint, by, VERSION)
+    key, cache = digest(places, side), config.home() / "results" / "cache"
+    file = file or cache / f"faces-{label}-{side}-{key}.npz"
+    if file.exists():
+        with np.load(file) as kept:
+            if kept["key"].item() == key:
+                return file
+    matrices, faces = _align(images, side, detector, workers, cache / f"places-{label}-{places}.npy")
+    made = AlignedSet(images.names, faces, matrices, key)
+    with replace_file(file) as temporary:
+        np.savez(temporary, key=key, names=made.names, faces=faces, matrices=matrices, present=made.present)
+    return file
 
 
-def _make(
-    dataset: Images, preset: presets.Preset, detector: str, workers: int, places_file: Path, faces_file: Path
-) -> None:
-    """Matrices (N, 2, 3), NaN where there is no face, then the crops of those found. Matrices, which cost most, are
-    saved as they come and serve every preset."""
-    n, part = len(dataset), places_file.with_suffix(".part.npy")
-    matrices, done = np.full((n, 2, 3), np.nan), 0
-    if places_file.exists():
-        matrices, done = np.load(places_file), n
-    elif part.exists():
-        done = min(len(known := np.load(part)), n)
-        matrices[:done] = known[:done]
-    job = _Job(dataset, preset.resolution, detector)
-    faces = []
-    with _mapper(job, workers if n >= _PROCESSES_FROM and not dataset.framed else 1) as run:
-        known = [(name, matrices[i] if i < done else None) for i, name in enumerate(dataset.names)]
-        bar = track(run(known), f"align {dataset.name}", n, "photo")
-        for i, (matrix, face) in enumerate(bar):
-            matrices[i] = matrix
-            if face is not None:
-                faces.append(face)
-            if i >= done and (i + 1) % _SAVE_EVERY == 0:
-                save_array(part, matrices[: i + 1])
-    save_array(places_file, matrices)
-    part.unlink(missing_ok=True)
-    empty = np.empty((0, preset.resolution, preset.resolution, 3), np.uint8)
-    save_array(faces_file, np.stack(faces) if faces else empty)
+def _version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"{package} absent"
+
+
+def _align(images: ImageSet, side: int, detector: str, workers: int, places: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices (N, 2, 3) and crops (N, R, R, 3). Matrices that a detector found, which cost most, serve every preset:
+    the file `places` keeps those of the photos done so far."""
+    n = len(images)
+    known = np.load(places)[:n] if places.exists() else np.empty((0, 2, 3))
+    matrices, faces = np.full((n, 2, 3), np.nan), np.zeros((n, side, side, 3), np.uint8)
+    items = ((name, known[i] if i < len(known) else None) for i, name in enumerate(images.names))
+    job = Job(images, side, detector)
+    with _mapper(job, workers if n >= PROCESSES_FROM and not images.framed else 1) as mapped:
+        for i, (matrix, face) in enumerate(track(mapped(items), f"align {images.title}", n, "photo")):
+            if matrix is not None:
+                matrices[i], faces[i] = matrix, face
+            if not images.framed and i >= len(known) and ((i + 1) % SAVE_EVERY == 0 or i + 1 == n):
+                with replace_file(places) as temporary:
+                    np.save(temporary, matrices[: i + 1])
+    return matrices, faces
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What a worker process needs."""
+class Job:
+    """What a process needs to align photos."""
 
-    dataset: Images
+    images: ImageSet
     side: int  # px of the crops
     detector: str
 
-    def __call__(self, item: tuple[str, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
-        """(name, matrix if known) -> (matrix, crop); NaN and None without a face."""
+    def __call__(self, item: Item) -> Found:
         name, matrix = item
         if matrix is not None and np.isnan(matrix).any():
-            return matrix, None
-        photo = self.dataset.image(name)
+            return None, None
+        photo = self.images.image(name)
+        if self.images.framed:
+            width, height = photo.size
+            whole = np.array([[width, 0, -0.5], [0, height, -0.5]])
+            return whole, np.asarray(photo.resize((self.side, self.side), Image.Resampling.LANCZOS))
         if matrix is None:
-            matrix = whole(photo) if self.dataset.framed else main_face(photo, _detector(self.detector))
-        if matrix is None:
-            return np.full((2, 3), np.nan), None
-        return matrix, np.asarray(crop(photo, matrix, self.side))
-
-
-def whole(picture: Image.Image) -> np.ndarray:
-    """The matrix (2, 3) of a crop that is the whole picture: copied at its own size, an average where it shrinks by
-    an integer."""
-    width, height = picture.size
-    return np.array([[width, 0, -0.5], [0, height, -0.5]], np.float64)
+            matrix = main_face(photo, load_detector(self.detector))
+        return matrix, None if matrix is None else np.asarray(crop(photo, matrix, self.side))
 
 
 def main_face(photo: Image.Image, detector: Any) -> np.ndarray | None:
     """The matrix (2, 3) that frames a photo's main face; None without a face."""
-    found = detector.detect(photo)
-    if not found:
-        return None
     centre = np.array(photo.size) / 2
 
     def weight(face: Face) -> float:
         x1, y1, x2, y2 = face.box
         return (x2 - x1) * (y2 - y1) - 2 * float(((np.array([x1 + x2, y1 + y2]) / 2 - centre) ** 2).sum())
 
-    return framing_matrix(np.asarray(max(found, key=weight).points, np.float64))
+    found = detector.detect(photo)
+    return framing_matrix(np.asarray(max(found, key=weight).points, np.float64)) if found else None
 
 
-_detectors: dict[str, object] = {}  # one of each kind a process: loading costs a second
-_job: _Job | None = None
+_job: Job | None = None  # of a worker process
 
 
-def _detector(name: str):
-    if name not in _detectors:
-        from .faces.detection import load_detector
-
-        _detectors[name] = load_detector(name)
-    return _detectors[name]
-
-
-def _start(job: _Job) -> None:
+def _start(job: Job) -> None:
     """A worker process keeps its job, and one thread: the processes share the cores."""
     global _job
+    end_with_parent()
     torch.set_num_threads(1)
     _job = job
 
 
-def _work(item: tuple[str, np.ndarray | None]):
+def _work(item: Item) -> Found:
     return _job(item)
 
 
 @contextmanager
-def _mapper(job: _Job, workers: int) -> Iterator:
+def _mapper(job: Job, workers: int) -> Iterator[Callable[[Iterable[Item]], Iterator[Found]]]:
     """An ordered map over items, in `workers` processes."""
     if workers <= 1:
         yield lambda items: map(job, items)
@@ -188,27 +164,3 @@ def _mapper(job: _Job, workers: int) -> Iterator:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(job,)) as pool:
         yield lambda items: pool.map(_work, items, chunksize=16)
-
-
-def _detector_version(name: str) -> str:
-    """The detector and the versions of the packages behind it."""
-    packages = {"dlib": ["dlib-bin"], "mtcnn": ["facenet-pytorch"]}.get(name, ["dlib-bin", "facenet-pytorch"])
-    versions = []
-    for package in packages:
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            versions.append(f"{package} absent")
-    return f"{name} ({', '.join(versions)})"
-
-
-def _key(made_from: dict) -> str:
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """np.save by a temporary name: a stopped run leaves no half file."""
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(tmp, "wb") as f:
-        np.save(f, array)
-    os.replace(tmp, path)

@@ -24,10 +24,14 @@ from pathlib import Path
 import platformdirs
 
 
+def _named(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value).expanduser() if value else None
+
+
 def config_file() -> Path:
     """The configuration file, which need not exist."""
-    named = os.environ.get("RIDDLE_CONFIG")
-    return Path(named).expanduser() if named else platformdirs.user_config_path("riddle") / "config.toml"
+    return _named("RIDDLE_CONFIG") or platformdirs.user_config_path("riddle") / "config.toml"
 
 
 def settings() -> dict:
@@ -44,17 +48,14 @@ def settings() -> dict:
 def named_path(section: str, name: str) -> Path | None:
     """`name` under [section] of the configuration file, as a path. Raises ValueError where it has another form."""
     table = settings().get(section, {})
-    if not isinstance(table, dict):
-        raise ValueError(f'{config_file()}: {section} is no table; write [{section}] and below it {name} = "/a/path"')
-    value = table.get(name)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f'{config_file()}: {name} under [{section}] is no text; write {name} = "/a/path"')
+    value = table.get(name) if isinstance(table, dict) else table
+    if value is not None and not (isinstance(table, dict) and isinstance(value, str)):
+        raise ValueError(f'{config_file()}: write [{section}] and below it {name} = "/a/path"')
     return Path(value).expanduser() if value else None
 
 
 def _folders(variable: str, key: str) -> list[Path]:
-    value = os.environ.get(variable)
-    if value:
+    if value := os.environ.get(variable):
         listed = value.split(os.pathsep)
     else:
         entry = settings().get(key, [])
@@ -82,38 +83,20 @@ def checkout() -> Path | None:
 
 def home() -> Path:
     """The folder that holds data/ and results/."""
-    named = os.environ.get("RIDDLE_HOME")
-    return Path(named).expanduser() if named else checkout() or Path.cwd()
+    return _named("RIDDLE_HOME") or checkout() or Path.cwd()
 
 
 def bundled_folder(kind: str) -> Path:
     """data/zoo or data/samples (`kind`), which travel with the program."""
-    for folder in (home() / "data" / kind, Path(__file__).resolve().parent / "data" / kind):
-        if folder.is_dir():
-            return folder
-    return home() / "data" / kind
+    folder, installed = home() / "data" / kind, Path(__file__).resolve().parent / "bundled" / kind
+    return installed if installed.is_dir() and not folder.is_dir() else folder
 
 
 def cache_folder() -> Path:
     """Downloads of this user."""
-    named = os.environ.get("RIDDLE_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("riddle")
-
-
-def results_cache() -> Path:
-    """Intermediate results (aligned faces), safe to delete."""
-    return home() / "results" / "cache"
+    return _named("RIDDLE_CACHE") or platformdirs.user_cache_path("riddle")
 
 
 def offline() -> bool:
     """True when RIDDLE_OFFLINE forbids downloads."""
     return os.environ.get("RIDDLE_OFFLINE", "0") not in ("", "0")
-
-
-def sample_files() -> list[Path]:
-    """The bundled synthetic faces. Raises FileNotFoundError when the checkout lacks them."""
-    folder = bundled_folder("samples")
-    files = sorted(folder.glob("*.jpg"))
-    if not files:
-        raise FileNotFoundError(f"no pictures in {folder}; restore data/samples from the repository, or give LFW")
-    return files

@@ -96,9 +96,9 @@ def photos():
 
     if not os.environ.get("RIDDLE_DATA"):
         pytest.skip("needs real photographs: set RIDDLE_DATA")
-    from riddle.datasets import CelebAMaskHQ
+    from riddle.data import load
 
-    data = CelebAMaskHQ("val")
+    data = load("celebamask_hq", "val")
     return [data.image(n).reduce(2) for n in data.names[:40]]
 
 

