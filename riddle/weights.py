@@ -73,7 +73,7 @@ def locate(name: str) -> Path | None:
         return configured
     places = [config.bundled_folder("zoo") / asset.path]
     for folder in config.weight_folders():
-        places += [folder / asset.path, folder / asset.filename]
+        places += [folder / asset.path, folder / Path(asset.path).name]
     return next((p for p in (*places, _cached(asset)) if p.is_file()), None)
 
 

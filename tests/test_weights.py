@@ -61,7 +61,7 @@ def register(home, monkeypatch):
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
 
     def add(*urls, **fields):
-        asset = Asset("net", "nets/net.bin", urls, source="example", **fields)
+        asset = Asset("net", "nets/net.bin", "MIT", "example", urls, **fields)
         monkeypatch.setitem(ASSETS, "net", asset)
         return home / "cache" / "weights" / asset.path
 
