@@ -1,6 +1,5 @@
 """The Gaussian space of codes: there and back, what it makes of the mapping's codes, and its bounds."""
 
-import hashlib
 import math
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from scipy import stats
 
-from riddle import passwords
 from riddle.models.codes import BOUND, FLOOR, GaussianCodes, soft_bound
 from riddle.networks import published_generator
 
@@ -101,19 +99,3 @@ def test_the_soft_bound_is_the_identity_near_zero_and_a_bound_far_away():
     assert torch.equal(-soft_bound(-z), bounded) and soft_bound(z, 2.0).abs().max() <= 2
     bounded.sum().backward()
     assert z.grad[3].item() == 1 and 0 < z.grad[6] < 0.05  # still a way back from far away
-
-
-def test_a_password_written_out_from_its_key(generator):
-    """A second derivation, from the 32 bytes on: SHAKE-256, uniforms, quantiles, colours of the mapping's codes."""
-    key = bytes(range(32))
-    stream = hashlib.shake_256(key).digest(8 * 512)
-    upper = [int.from_bytes(stream[8 * i : 8 * i + 8], "little") >> 12 for i in range(512)]
-    z = stats.norm.ppf((np.array(upper) + 0.5) / 2**52)
-    codes = generator.codes
-    p = codes.basis.double().numpy() @ (z * codes.std.double().numpy()) + codes.mean.double().numpy()
-    w = np.where(p < 0, 0.2 * p, p)
-    got = passwords.from_key(key, codes, 10)
-    assert got.shape == (1, 10, 512) and got.dtype == torch.float32
-    for slot in got[0]:
-        np.testing.assert_allclose(slot.numpy(), w, atol=1e-4)
-    assert abs(z.mean()) < 0.2 and z[0] == pytest.approx(passwords.normal_from_key(key, 1)[0], abs=1e-6)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from riddle.data import load
 from riddle.faces.alignment import crop, crop_points, framing_matrix
 from riddle.faces.detection import Face, detect_in_crop, five_points, load_detector
+from riddle.images import to_tensor
 
 
 class SpotDetector:
@@ -49,8 +51,7 @@ def test_points_come_back_in_the_crops_own_pixels(side):
 
 
 def test_the_most_central_face_is_taken_and_none_is_none():
-    side = 64
-    off, central = (14.0, 12.0), (33.0, 30.0)
+    side, off, central = 64, (14.0, 12.0), (33.0, 30.0)
     found = detect_in_crop(torch.stack([spots(side, [off, central]), spots(side, [])]), SpotDetector())
     np.testing.assert_allclose(found[0].points[0], central, atol=0.2)
     assert found[1] is None
@@ -82,22 +83,14 @@ def test_unknown_detector_and_lazy_imports():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_picture_without_a_face_has_none():
-    grey = Image.fromarray(np.full((120, 160, 3), 128, np.uint8))
-    assert load_detector("dlib").detect(grey) == []
-    assert load_detector("mtcnn").detect(grey) == []
-    assert load_detector("auto").detect(grey) == []
+@pytest.mark.parametrize("name", ["dlib", "mtcnn", "auto"])
+def test_a_picture_without_a_face_has_none(name):
+    assert load_detector(name).detect(Image.new("RGB", (160, 120), (128, 128, 128))) == []
 
 
 @pytest.fixture(scope="module")
-def photos():
+def photos(real_data):
     """40 photos of CelebA-HQ's validation split, at 256 px."""
-    import os
-
-    if not os.environ.get("RIDDLE_DATA"):
-        pytest.skip("needs real photographs: set RIDDLE_DATA")
-    from riddle.data import load
-
     data = load("celebamask_hq", "val")
     return [data.image(n).reduce(2) for n in data.names[:40]]
 
@@ -108,8 +101,7 @@ def test_dlib_finds_faces_in_photos_and_again_in_their_128_px_crops(photos):
     assert len(found) >= 38
     matrices = [framing_matrix(f.points) for _, f in found]
     crops = np.stack([np.asarray(crop(p, m, 128)) for (p, _), m in zip(found, matrices, strict=True)])
-    faces = torch.from_numpy(crops).permute(0, 3, 1, 2) / 127.5 - 1
-    again = detect_in_crop(faces, detector)
+    again = detect_in_crop(to_tensor(crops), detector)
     errors = [
         np.abs(g.points - crop_points(f.points, m, 128)).mean()
         for (_, f), m, g in zip(found, matrices, again, strict=True)

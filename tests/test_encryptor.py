@@ -88,18 +88,8 @@ def test_decoder_block_equals_torchs_own_with_the_same_weights():
     assert torch.allclose(ours(code, password), ref(code, password), atol=1e-5)
 
 
-def test_a_password_slot_acts_on_its_own_level_only(codes):
-    net = build_encryptor(SMOKE, "transformer", codes)
-    z, key = random_z(1), random_z(1)
-    other = key.clone()
-    other[:, 0] += 1.0  # a coarse slot
-    moved = (net.change(z, other) - net.change(z, key)).abs().amax((0, 2))
-    coarse = SMOKE.levels[0]
-    assert (moved[:coarse] > 1e-6).all() and moved[coarse:].max() == 0
-
-
-def test_a_code_slot_acts_on_its_own_level_only(codes):
-    """Levels are independent; within one, every slot of code and password tells."""
+def test_a_slot_acts_on_its_own_level_only(codes):
+    """Levels are independent; within one, every slot of code and password counts."""
     net = build_encryptor(SMOKE, "transformer", codes)
     levels = torch.arange(3).repeat_interleave(torch.tensor(SMOKE.levels))
     z, key = random_z(1), random_z(1)
@@ -140,37 +130,21 @@ def test_gradients_reach_every_parameter_the_code_and_the_password(codes, arch):
     assert not silent and w.grad.abs().amax((0, 2)).gt(0).all() and key.grad.abs().amax((0, 2)).gt(0).all()
 
 
-def test_the_inverse_is_exact_to_single_precision(codes):
-    """At weights as they are before training, and for codes as long as the data's."""
-    for arch in ("coupling", "reflection"):
-        net = build_encryptor(SMOKE, arch, codes)
-        z, key = random_z(64), random_keys(64)
-        with torch.no_grad():
-            assert (net.change(net.change(z, key), key) - z).abs().max() < 1e-4
-            w, key = codes.to_w(z), codes.to_w(key[:1])
-            assert (net(net(w, key), key) - w).abs().max() < 1e-4
-
-
 def test_encryptors_work_between_gaussian_codes(codes):
     """From w to z, the change, and back to w; the same for every architecture."""
     z, key = 0.5 * random_z(), random_keys()
     for arch in ARCHITECTURES:
         net = build_encryptor(SMOKE, arch, codes)
         assert torch.allclose(net(codes.to_w(z), codes.to_w(key)), codes.to_w(net.change(z, key)), atol=1e-3), arch
-
-
-@pytest.mark.parametrize("arch", ["transformer", "mlp"])
-def test_what_a_network_makes_stays_within_the_bound(codes, arch):
-    net = build_encryptor(SMOKE, arch, codes)
-    out = net.change(100 * random_z(), 100 * random_z())
-    assert out.abs().max() <= BOUND
+        bounded = arch in ("transformer", "mlp")  # the exact ones keep lengths
+        assert not bounded or net.change(100 * z, 100 * key).abs().max() <= BOUND
 
 
 @pytest.mark.parametrize("arch", ["coupling", "reflection"])
 def test_exact_encryptors_undo_themselves_and_keep_the_distribution(codes, arch):
     """The right password brings the code back, whatever was learned; every other one gives a code as probable.
 
-    In double precision: the angles may turn wildly with the code.
+    Learned angles may turn wildly with the code: these are tried in double precision.
     """
     net = build_encryptor(SMOKE, arch, codes).double()
     for parameter in net.parameters():  # training may leave anything
@@ -183,6 +157,10 @@ def test_exact_encryptors_undo_themselves_and_keep_the_distribution(codes, arch)
             assert torch.allclose(changed.norm(dim=2), z.norm(dim=2), rtol=1e-4)
             assert torch.cosine_similarity(changed.flatten(1), z.flatten(1)).abs().mean() < 0.5
         assert not torch.allclose(locked, net.change(z, wrong), atol=0.1)
+        net, z, key = build_encryptor(SMOKE, arch, codes), z.float(), key.float()  # in single precision as they start
+        w, password = codes.to_w(z), codes.to_w(key)
+        assert (net.change(net.change(z, key), key) - z).abs().max() < 1e-4
+        assert (net(net(w, password), password) - w).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("arch", ["coupling", "reflection"])

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -108,22 +107,6 @@ def test_a_step_that_leads_away_is_taken_back():
         found = descend(cliff, z, Curvature(2, 3), steps)
         assert (cliff(found) <= cliff(z)).all()
     assert (cliff(found)[:2] < cliff(z)[:2]).all()
-
-
-def test_perception_is_lpips_where_weights_are_the_same():
-    """The same form, layers and weights as LPIPS (squeeze): its squared distance is what LPIPS says."""
-    import lpips
-
-    torch.manual_seed(4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        original = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval()
-    ours = blank_perception()
-    ours.trunk.load_state_dict(original.net.state_dict())
-    x, y = faces(), faces().flip(0)
-    with torch.no_grad():
-        apart = sum((a - b).square().sum((1, 2, 3)) for a, b in zip(ours(x), ours(y), strict=True))
-        assert torch.allclose(apart, original(x, y).flatten(), rtol=1e-3)
 
 
 def test_each_part_of_a_perception_learns_from_its_teacher_s_features(generator, monkeypatch):

@@ -193,11 +193,12 @@ def changed(draw, w) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("blocks", "slots"), [(0, [0]), (1, [0, 1, 2]), (3, [0, 1, 2, 3, 4, 5, 6])])
-def test_features_depend_on_the_slots_up_to_their_side(small, blocks, slots):
+@pytest.mark.parametrize("blocks", [0, 1, 4])
+def test_features_depend_on_the_slots_up_to_their_side(small, blocks):
+    """Of 64 px on slots 0 to 8; slot 9 is that of the picture layer there."""
     side = 4 * 2**blocks
     assert small.features(torch.randn(2, 18, 32), blocks).shape == (2, side, side, 8)
-    assert changed(lambda w: small.features(w, blocks), torch.randn(1, 18, 32)) == slots
+    assert changed(lambda w: small.features(w, blocks), torch.randn(1, 18, 32)) == list(range(2 * blocks + 1))
 
 
 @pytest.mark.parametrize(("side", "last"), [(128, 9), (1024, 15)])
@@ -205,14 +206,6 @@ def test_a_picture_depends_on_the_slots_of_its_layers(small, side, last):
     """The picture layer of block i reads 2i + 3, and only the last one is there, so all slots below are read."""
     assert changed(lambda w: small(w, side), torch.randn(1, 18, 32)) == list(range(last + 1))
     assert small(torch.randn(2, 18, 32), side).shape == (2, 3, side, side)
-
-
-def test_a_picture_layers_slot_changes_no_features(small):
-    w = torch.randn(1, 10, 32)
-    other = w.clone()
-    other[:, 9] += 1.0  # of block 3: its features, 64 px, have slots 7 and 8; its picture, slot 9
-    assert torch.equal(small.features(w, 4), small.features(other, 4))
-    assert not torch.equal(small(w), small(other))
 
 
 def test_an_untrained_cut_has_the_published_blocks(generator):

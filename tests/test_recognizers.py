@@ -1,24 +1,24 @@
 """Recognisers: each network against an independent reference, alignment, the fixed map of the losses, the rules."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from riddle import weights
+from riddle.assets import ASSETS
+from riddle.data import load as load_photos
 from riddle.faces import recognizers
-from riddle.faces.alignment import ARCFACE_POINTS, arcface_matrix, crop, crop_points, framing_matrix
+from riddle.faces.alignment import crop, crop_points, framing_matrix
 from riddle.faces.detection import Face, dlib_models, load_detector
-from riddle.models.fixed_map import FRAMED_POINTS, fixed_map
-from riddle.models.irse import ArcFaceIR, IRSEUnit, irse_body, load_published
+from riddle.images import to_tensor
+from riddle.models.fixed_map import ARCFACE_POINTS, FRAMED_POINTS, fixed_map
+from riddle.models.irse import ArcFaceIR, IRSEUnit, load_published
 from riddle.models.mobilefacenet import FrozenPReLU, FrozenStridedDepthwise, MobileFaceNet
 from riddle.models.sphereface import SphereFace20
-from riddle.weights import WeightsMissingError
+from riddle.weights import WeightsMissingError, find
 
-JUDGES = ("dlib", "arcface-mobilefacenet", "edgeface-xs", "mobilefacenet-casia", "mobileface-v2")
+MEASURES = ("dlib", "arcface-mobilefacenet", "edgeface-xs", "mobilefacenet-casia", "mobileface-v2")
 LOADED = {}
 
 
@@ -33,25 +33,23 @@ def need(name):
 
 
 def noise(n, size, seed=0):
-    """Pictures as 8-bit values (n, 3, size, size): smooth, so that embeddings differ."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.uniform(0, 255, (n, 3, 9, 9)))
-    return F.interpolate(coarse, size, mode="bicubic").clamp(0, 255).round()
+    """Pictures (n, size, size, 3) uint8: smooth, so that embeddings differ."""
+    coarse = torch.from_numpy(np.random.default_rng(seed).uniform(0, 255, (n, 3, 9, 9)))
+    smooth = F.interpolate(coarse, size, mode="bicubic").clamp(0, 255).round()
+    return smooth.permute(0, 2, 3, 1).numpy().astype(np.uint8)
 
 
-def to_image(pixels):
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8))
+# Networks
 
 
 def test_dlib_port_gives_dlibs_own_numbers():
     import dlib
 
-    judge = need("dlib")
+    recogniser = need("dlib")
     reference = dlib.face_recognition_model_v1(str(dlib_models() / "dlib_face_recognition_resnet_model_v1.dat"))
     chips = noise(3, 150)
-    expected = [reference.compute_face_descriptor(np.asarray(to_image(c))) for c in chips]
-    got = judge.embed(chips.float() / 127.5 - 1)
-    np.testing.assert_allclose(got.numpy(), np.array(expected), atol=1e-5)
+    got = recogniser.embed(to_tensor(chips))
+    np.testing.assert_allclose(got.numpy(), [reference.compute_face_descriptor(c) for c in chips], atol=1e-5)
     assert got.norm(dim=1).sub(1).abs().min() > 1e-3  # raw, not unit length
 
 
@@ -64,7 +62,7 @@ def test_dlib_chip_has_dlibs_geometry():
         v, u = np.mgrid[0:150, 0:150]
         return np.array([(weight * u).sum(), (weight * v).sum()]) / weight.sum()
 
-    judge, rng = need("dlib"), np.random.default_rng(0)
+    recogniser, rng = need("dlib"), np.random.default_rng(0)
     y, x = np.mgrid[0:512, 0:512]
     for degrees in (0, 25, -70, 180):
         a, scale = np.deg2rad(degrees), rng.uniform(0.9, 1.7)
@@ -78,20 +76,18 @@ def test_dlib_chip_has_dlibs_geometry():
             px, py = 256 + rng.uniform(-50, 50, 2) * scale
             spot = 255 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * (4 * scale) ** 2))
             photo = np.repeat(spot.round().astype(np.uint8)[:, :, None], 3, axis=2)
-            ours = judge.align(Image.fromarray(photo), landmarks[:5], landmarks)
+            ours = recogniser.align(Image.fromarray(photo), landmarks[:5], landmarks)
             theirs = dlib.get_face_chip(photo, shape, 150, 0.25)
             assert np.abs(centroid(ours) - centroid(theirs)).max() < 0.2
 
 
 def test_mobilefacenet_equals_the_onnx_file():
-    judge = need("arcface-mobilefacenet")
-    onnx = weights.find("arcface-mobilefacenet").with_suffix(".onnx")
+    recogniser, onnx = need("arcface-mobilefacenet"), find("arcface-mobilefacenet").with_suffix(".onnx")
     if not onnx.is_file():
         pytest.skip("no .onnx file of it beside the weights")
-    pixels = noise(4, 112).float()
-    other = recognizers.load(str(onnx))
+    faces = to_tensor(noise(4, 112))
     with torch.no_grad():
-        ours, theirs = judge.embed(pixels / 127.5 - 1), other.embed(pixels / 127.5 - 1)
+        ours, theirs = recogniser.embed(faces), recognizers.load(str(onnx)).embed(faces)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert (ours @ ours.T - torch.eye(4)).abs().max() > 0.05  # the four pictures do not coincide
 
@@ -111,7 +107,7 @@ def test_folded_mobilefacenet_is_the_same_function_with_the_same_gradient():
     direction = torch.randn(2, 128, dtype=torch.double)
     results = []
     for network in (net, folded):
-        x = (noise(2, 112) / 127.5 - 1).requires_grad_(True)
+        x = to_tensor(noise(2, 112)).double().requires_grad_(True)
         e = network(x)
         (e * direction).sum().backward()
         results.append((e.detach(), x.grad))
@@ -172,18 +168,15 @@ def test_names_and_shapes_of_the_published_networks():
     with torch.device("meta"):
         irse50 = ArcFaceIR((3, 4, 14, 3)).state_dict()
         ir101 = ArcFaceIR((3, 13, 30, 3), squeeze=False, affine=False).state_dict()
-        input_layer, body = irse_body(32, (2, 2, 3, 2))
     assert irse50["body.3.shortcut_layer.0.weight"].shape == (128, 64, 1, 1)
     assert "body.0.shortcut_layer.0.weight" not in irse50  # same width: a pooling without weights
     assert irse50["body.23.res_layer.5.fc1.weight"].shape == (32, 512, 1, 1)
     assert irse50["output_layer.3.weight"].shape == (512, 25088) and "output_layer.4.bias" in irse50
     stored = sum(v.numel() * v.element_size() for v in irse50.values())
-    assert stored < weights.ASSETS["irse50"].size < stored * 1.002  # the file adds only names and padding
+    assert stored < ASSETS["irse50"].size < stored * 1.002  # the file adds only names and padding
     assert "output_layer.4.weight" not in ir101 and "output_layer.4.running_var" in ir101
     assert max(int(k.split(".")[1]) for k in ir101 if k.startswith("body.")) == 48
     assert not any("res_layer.5" in k for k in ir101)
-    assert input_layer[0].weight.shape == (32, 3, 3, 3) and len(body) == 9
-    assert body[-1].res_layer[3].weight.shape == (256, 256, 3, 3)
 
 
 def test_published_weights_load_and_wrong_ones_are_named(tmp_path):
@@ -191,9 +184,9 @@ def test_published_weights_load_and_wrong_ones_are_named(tmp_path):
     net = SphereFace20().eval()
     state = {f"module.{k}": v for k, v in net.state_dict().items()} | {"module.fc6.weight": torch.zeros(512, 3)}
     torch.save(state, tmp_path / "sphere20a.pth")
-    judge = recognizers.load("sphereface20", weights=tmp_path / "sphere20a.pth")
-    x = noise(2, 112).float() / 127.5 - 1
-    torch.testing.assert_close(judge.embed(x), net(x).detach(), atol=1e-5, rtol=1e-4)
+    x = to_tensor(noise(2, 112))
+    got = recognizers.load("sphereface20", weights=tmp_path / "sphere20a.pth").embed(x)
+    torch.testing.assert_close(got, net(x).detach(), atol=1e-5, rtol=1e-4)
     del state["module.fc5.bias"]
     torch.save(state, tmp_path / "broken.pth")
     with pytest.raises(ValueError, match=r"(?s)broken\.pth does not hold the weights of SphereFace20.*fc5\.bias"):
@@ -206,12 +199,14 @@ def test_facenet_takes_the_scaling_it_was_trained_on(tmp_path):
     torch.manual_seed(0)
     net = InceptionResnetV1().eval()
     torch.save(net.state_dict() | {"logits.weight": torch.zeros(2, 512)}, tmp_path / "facenet.pt")
-    judge = recognizers.load("facenet-vggface2", weights=tmp_path / "facenet.pt")
-    pixels = noise(2, 160).float()
+    recogniser, pixels = recognizers.load("facenet-vggface2", weights=tmp_path / "facenet.pt"), noise(2, 160)
+    raw = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     with torch.no_grad():
-        torch.testing.assert_close(
-            judge.embed(pixels / 127.5 - 1), net(fixed_image_standardization(pixels)), atol=1e-5, rtol=1e-3
-        )
+        expected = net(fixed_image_standardization(raw))
+        torch.testing.assert_close(recogniser.embed(to_tensor(pixels)), expected, atol=1e-5, rtol=1e-3)
+
+
+# Alignment
 
 
 @pytest.mark.parametrize("name", ["dlib", "facenet-casia", "irse50"])
@@ -240,7 +235,7 @@ def test_the_average_face_fills_the_framing():
 
 def test_gradients_reach_the_face_and_onnx_says_that_it_has_none():
     identity = need("arcface-mobilefacenet")
-    x = (noise(2, 64).float() / 127.5 - 1).requires_grad_(True)
+    x = to_tensor(noise(2, 64)).requires_grad_(True)
     target = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
     (identity.from_crop(x) * target).sum().backward()
     step = 2e-2 * x.grad / x.grad.norm()
@@ -252,20 +247,20 @@ def test_gradients_reach_the_face_and_onnx_says_that_it_has_none():
 
 
 def test_embed_faces_aligns_each_by_its_points_and_keeps_the_rows():
-    judge = need("edgeface-xs")
-    faces = noise(3, 80).float() / 127.5 - 1
-    points = ARCFACE_POINTS * 0.7 + 3
-    found = [Face(np.zeros(4), 1.0, points, None, "test"), None, Face(np.zeros(4), 1.0, points + 4, None, "test")]
-    e = judge.embed_faces(faces, found)
+    """Points that are ArcFace's own, moved by whole pixels: the crop is a part of the picture."""
+    recogniser, pixels = need("edgeface-xs"), noise(3, 130)
+    found = [Face(np.zeros(4), 1.0, ARCFACE_POINTS + shift, None, "test") for shift in (3, 9)]
+    e = recogniser.embed_faces(to_tensor(pixels), [found[0], None, found[1]])
     assert e.shape == (3, 512) and e[1].isnan().all()
-    for i in (0, 2):
-        image = to_image(((faces[i] + 1) * 127.5).round())
-        aligned = np.asarray(crop(image, arcface_matrix(found[i].points), 112))
-        single = judge.embed(torch.from_numpy(aligned.copy()).permute(2, 0, 1)[None] / 127.5 - 1)
+    for i, shift in ((0, 3), (2, 9)):
+        single = recogniser.embed(to_tensor(pixels[i : i + 1, shift : shift + 112, shift : shift + 112]))
         torch.testing.assert_close(e[i], single[0], atol=1e-5, rtol=0)
         assert e[i].norm() == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="3 faces but 2 detections"):
-        judge.embed_faces(faces, found[:2])
+        recogniser.embed_faces(to_tensor(pixels), found)
+
+
+# Rules and errors
 
 
 def test_similarities_are_cosine_and_minus_distance_for_arrays_and_tensors():
@@ -295,44 +290,40 @@ def test_errors_name_the_cause(tmp_path):
         recognizers.load("vgg")
     with pytest.raises(FileNotFoundError, match=r"other\.onnx"):
         recognizers.load(str(tmp_path / "other.onnx"))
-    judge = need("dlib")
     with pytest.raises(ValueError, match="dlib takes"):
-        judge.embed(torch.zeros(1, 3, 112, 112))
+        need("dlib").embed(torch.zeros(1, 3, 112, 112))
+
+
+# Real faces
 
 
 @pytest.fixture(scope="module")
-def portraits():
+def portraits(real_data):
     """(photo, face) of 24 people of CelebA-HQ's validation split: photos with room around the face."""
-    if not os.environ.get("RIDDLE_DATA"):
-        pytest.skip("needs real photographs: set RIDDLE_DATA")
-    from riddle.data import load
-
-    data, detector = load("celebamask_hq", "val"), load_detector("dlib")
+    data, detector = load_photos("celebamask_hq", "val"), load_detector("dlib")
     photos = [data.image(n).convert("RGB").resize((256, 256), Image.Resampling.LANCZOS) for n in data.names[:24]]
     return [(p, f[0]) for p in photos if (f := detector.detect(p))]
 
 
-@pytest.mark.parametrize("name", JUDGES)
+@pytest.mark.parametrize("name", MEASURES)
 def test_a_128_px_crop_keeps_the_identity(portraits, name):
     """Photo and its framed crop are the same person, by own points and by the fixed map; others are not."""
-    judge = need(name)
-    aligned = [np.asarray(judge.align(p, f.points, f.landmarks)) for p, f in portraits]
-    photo = judge.embed(torch.from_numpy(np.stack(aligned)).permute(0, 3, 1, 2) / 127.5 - 1)
+    recogniser = need(name)
+    aligned = [np.asarray(recogniser.align(p, f.points, f.landmarks)) for p, f in portraits]
+    photo = recogniser.embed(to_tensor(np.stack(aligned)))
     matrices = [framing_matrix(f.points) for _, f in portraits]
-    crops = [np.asarray(crop(p, m, 128)) for (p, _), m in zip(portraits, matrices, strict=True)]
-    faces = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 127.5 - 1
+    faces = to_tensor(np.stack([np.asarray(crop(p, m, 128)) for (p, _), m in zip(portraits, matrices, strict=True)]))
     own = [
         Face(f.box, 1.0, crop_points(f.points, m, 128), crop_points(f.landmarks, m, 128), "dlib")
         for (_, f), m in zip(portraits, matrices, strict=True)
     ]
-    judged = judge.similarity(photo, judge.embed_faces(faces, own))
-    fixed = judge.similarity(photo, judge.from_crop(faces))
-    n = len(photo)
-    first, second = np.triu_indices(n, 1)
-    strangers = judge.similarity(photo[first], photo[second])
-    assert (judged > judge.threshold).float().mean() > 0.95
-    assert (fixed > judge.threshold).float().mean() > 0.9
-    assert (strangers > judge.threshold).float().mean() < (0.1 if name == "dlib" else 0.02)
-    if judge.distance == "cosine":
-        assert judged.mean() > 0.82 and fixed.mean() > 0.8
-        assert torch.isclose(photo.norm(dim=1), torch.ones(n), atol=1e-5).all()
+    measured = recogniser.similarity(photo, recogniser.embed_faces(faces, own))
+    fixed = recogniser.similarity(photo, recogniser.from_crop(faces))
+    first, second = np.triu_indices(len(photo), 1)
+    strangers = recogniser.similarity(photo[first], photo[second])
+    assert (measured > recogniser.threshold).float().mean() > 0.95
+    assert (fixed > recogniser.threshold).float().mean() > 0.9
+    assert (strangers > recogniser.threshold).float().mean() < (0.1 if name == "dlib" else 0.02)
+    if recogniser.distance == "cosine":
+        assert measured.mean() > 0.82 and fixed.mean() > 0.8
+        assert torch.isclose(photo.norm(dim=1), torch.ones(len(photo)), atol=1e-5).all()

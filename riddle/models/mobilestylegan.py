@@ -37,7 +37,7 @@ HAAR = ((1, 1, 1, 1), (1, 1, -1, -1), (1, -1, 1, -1), (1, -1, -1, 1))
 
 def haar_matrix(channels: int) -> torch.Tensor:
     """(4C, 4C): ll of all channels, then lh, hl, hh channel by channel -> the four pixels of all channels."""
-    coefficients = torch.tensor(HAAR).T / 2
+    coefficients = torch.tensor(HAAR).T.contiguous() / 2
     matrix = torch.kron(coefficients, torch.eye(channels)).reshape(4 * channels, 4, channels)  # pixel <- coefficient
     return torch.cat([matrix[:, 0], matrix[:, 1:].transpose(1, 2).flatten(1)], 1)
 

@@ -1,0 +1,127 @@
+"""Paste back: where a rendered face lands, what covers it, and how it is taken out again."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from riddle.faces import alignment, blending
+
+UPRIGHT = np.array([[70.0, 80], [110, 80], [90, 100], [74, 124], [106, 124]])
+TILTED = np.array([[201.0, 60], [219, 66], [208, 72], [199, 80], [213, 85]])
+
+
+def photo_points(points, matrix, size):
+    """Pixel indices (k, 2) of a `size` px crop -> photo pixels."""
+    return (points + 0.5) / size @ matrix[:, :2].T + matrix[:, 2]
+
+
+@pytest.mark.parametrize("size", [24, 64, 400])
+@pytest.mark.parametrize("points", [UPRIGHT, TILTED], ids=["upright", "tilted"])
+def test_paste_puts_a_crop_back_where_it_was(points, size):
+    """The rendering shows a ramp as the photo would: pasting it must reproduce the photo.
+
+    A shift moves rising and falling ramps apart; rounding moves both alike.
+    """
+    matrix = alignment.framing_matrix(points)
+    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).reshape(-1, 2)
+    seen = photo_points(grid, matrix, size).reshape(size, size, 2)
+    there = np.stack(np.meshgrid(np.arange(260), np.arange(190)), -1)
+    uv = alignment.crop_points(there.reshape(-1, 2), matrix, 1).reshape(190, 260, 2) + 0.5
+    means = []
+    for start, slope in ((np.array([5, 10]), 0.9), (np.array([245, 190]), -0.9)):
+        ramp, face = ((start + slope * xy)[..., [0, 1, 0]] for xy in (there, seen))
+        pasted = np.rint(ramp).astype(np.uint8)
+        blending.paste(pasted, Image.fromarray(np.rint(face).astype(np.uint8)), matrix)
+        difference = (pasted - ramp)[((uv >= 0) & (uv <= 1)).all(-1)]
+        assert np.abs(difference).max() < 2.5
+        means.append(difference.mean(0))
+    shift = (means[0] - means[1]) / 2 / 0.9  # px
+    assert np.abs(shift).max() < 0.1
+
+
+def test_paste_beyond_the_photo_is_cut():
+    photo, face = np.zeros((60, 50, 3), np.uint8), Image.new("RGB", (32, 32), (200, 10, 10))
+    blending.paste(photo, face, np.array([[60.0, 0, -30], [0, 60, -30]]))
+    assert tuple(photo[0, 0]) == (200, 10, 10) and not photo[40:, 40:].any()
+    before = photo.copy()
+    blending.paste(photo, face, np.array([[60.0, 0, 500], [0, 60, 500]]))
+    assert np.array_equal(before, photo)
+    with pytest.raises(ValueError, match="degenerate"):
+        blending.paste(photo, face, np.array([[1.0, 1, 0], [1, 1, 0]]))
+
+
+def test_a_pasted_face_is_taken_out_of_its_rim():
+    """P = (1 - a) O + a S, solved for O along the rim; where nothing of O is left, the new face lies over it."""
+    matrix = alignment.framing_matrix(UPRIGHT)
+    original = np.broadcast_to(np.linspace(40, 220, 260)[None, :, None], (190, 260, 3)).round().astype(np.uint8)
+    stranger, own = Image.new("RGB", (64, 64), (250, 20, 20)), Image.new("RGB", (64, 64), (20, 20, 250))
+    photo = original.copy()
+    blending.paste(photo, stranger, matrix)
+    protected = photo.copy()
+    there = np.stack(np.meshgrid(np.arange(260), np.arange(190)), -1).reshape(-1, 2)
+    uv = (alignment.crop_points(there, matrix, 1) + 0.5).reshape(190, 260, 2)
+    mask = blending.ellipse(uv[..., 0], uv[..., 1])
+    blending.unblend(photo, stranger, matrix)
+    rim = (mask > 0.02) & (mask < 0.8)
+    ghost, left = (np.abs(x[rim].astype(int) - original[rim]).mean() for x in (protected, photo))
+    assert ghost > 20 and left < 3
+    blending.paste_inside(photo, own, matrix)
+    assert np.array_equal(photo[mask == 0], original[mask == 0])
+    assert (photo[mask == 1] == (20, 20, 250)).all()
+    outer = (mask > 0.02) & (mask < blending.INNER - 0.02)
+    assert np.abs(photo[outer].astype(int) - original[outer]).mean() < 3  # the surroundings themselves
+
+
+def logits(side=64, face=(0.2, 0.8), hair_until=0.25, glasses=False, fringe=False):
+    """A parser's answer (19, S, S) for a drawn face: skin between `face` across, hair above, neck below 0.9."""
+    classes = torch.zeros(side, side, dtype=torch.long)
+    a, b = (round(x * side) for x in face)
+    classes[round(hair_until * side) : round(0.9 * side), a:b] = 1
+    classes[: round(hair_until * side), a:b] = 13
+    classes[round(0.9 * side) :, a:b] = 17
+    if fringe:
+        classes[: round(0.45 * side), a : (a + b) // 2] = 13
+    if glasses:
+        classes[round(0.5 * side), :] = 3  # arms reach beyond the face
+    return F.one_hot(classes, 19).permute(2, 0, 1).float()
+
+
+def test_the_outline_leaves_hair_in_front_and_takes_glasses_whole():
+    side = 64
+    same = blending.outline(logits(), logits())
+    assert same.shape == (side, side) and 0 <= same.min() and same.max() <= 1
+    assert same[40, 32] == 1 and same[5, 32] == 0 and same[40, 2] == 0
+    assert same[60, 32] < 0.5  # neck under neck stays
+    higher = blending.outline(logits(), logits(hair_until=0.4))  # the new face's hair over the old forehead
+    assert higher[20, 32] < 0.1 < same[20, 32] and higher[40, 32] == 1
+    covered = blending.outline(logits(fringe=True), logits())  # the old face's hair in front of the forehead
+    assert covered[20, 16] < 0.1 < same[20, 16] and covered[20, 48] > 0.3
+    worn = blending.outline(logits(glasses=True), logits())
+    assert worn[32, 4] > 0.5 and worn[32, 60] > 0.5 and same[32, 4] == 0
+    blind = torch.zeros(19, side, side)  # a parser that sees nothing but background
+    blind[0] = 1
+    assert np.allclose(blending.outline(blind, blind), blending.core(side).numpy())
+
+
+def test_ellipse_mask():
+    u, v = np.meshgrid(np.linspace(0, 1, 101), np.linspace(0, 1, 101))
+    m = blending.ellipse(u, v)
+    assert m[50, 50] == 1 and m[0].max() == 0 and m[:, 0].max() == 0 and m[5, 5] == 0
+    assert (np.diff(m[50, 50:]) <= 0).all()
+    assert np.allclose(m, m.T) and np.allclose(m, m[::-1])
+    eyes_and_mouth = [(0.376, 0.474), (0.624, 0.474), (0.5, 0.727)]
+    assert all(blending.ellipse(np.array(a), np.array(b)) == 1 for a, b in eyes_and_mouth)
+
+
+def test_colours_match_alike_at_every_side():
+    """A face enlarged before its colours are matched, and after: the same but for interpolation."""
+    draw = torch.Generator().manual_seed(0)
+    face, under = F.interpolate(torch.randn(2, 3, 4, 4, generator=draw), size=32, mode="bicubic").clamp(-0.8, 0.8)
+    large = F.interpolate(face[None], size=256, mode="bilinear", align_corners=False)[0]
+    small = blending.match_colours(face, under, blending.core(32))
+    matched = blending.match_colours(large, under, blending.core(32))
+    assert matched.shape == (3, 256, 256)
+    assert (F.adaptive_avg_pool2d(matched, 32) - small).abs().mean() < 0.02
+    assert (small - face).abs().mean() > 0.1
