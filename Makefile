@@ -22,8 +22,10 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 .PHONY: reproduce test test-browser lab lint bench lock clean
 .DEFAULT_GOAL := test
 
+# A process group of its own, so that stopping make stops every stage, not Snakemake alone, which would wait for them.
 reproduce: $(STAMP)
-	$(VENV)/bin/snakemake --cores $(CORES) --config preset=$(PRESET) --rerun-incomplete
+	@set -m; $(VENV)/bin/snakemake --cores $(CORES) --config preset=$(PRESET) --rerun-incomplete & group=$$!; \
+	trap 'kill -TERM -- -$$group' INT TERM HUP; wait $$group
 
 test: $(STAMP)
 	$(PY) -m pytest -q -rs --durations=8 $(TESTS)

@@ -1,6 +1,6 @@
 # Every table and notebook of a preset, stage by stage: snakemake --cores 2 --config preset=mobile
 #
-# A stage is a file and a command of riddle.stages, in a process and on a thread of its own, so stages run side by
+# A stage is a file and a command of riddle.evaluation.stages, in a process and on a thread of its own, so stages run side by
 # side, a stopped run goes on where it stopped, and Snakemake's executors take it to a cluster:
 #   snakemake --executor slurm --jobs 20 --config preset=ffhq256 device=cuda
 # Options of --config: preset, dataset (auto: each table on its own, those that are found; or one for all: lfw,
@@ -16,9 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from riddle import config as places
-from riddle import figures, plan, stages, table2, table3, table4, tables
-from riddle.methods import dataset_here
-from riddle.runs import VARIANTS, Run, summary
+from riddle.evaluation import rows, stages, tables
+from riddle.evaluation.runs import Run, seconds
 
 # Freed tensors stay on the heap: giving them back and faulting their pages in again costs a network a fifth of its time.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4294967296")
@@ -39,11 +38,12 @@ def place(path):
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-# {table: the runs behind it}, {folder of a run's stages: the run}, {folder: its jobs}
-BEHIND = {"table1": [RUN]} | {f"table{n}": tables.runs_of(RUN, t.DATASETS) for n, t in ((2, table2), (3, table3), (4, table4))}
-USEFUL = ["photo", *table3.METHODS.values()]  # sets of faces of Table 3
-PEOPLE = replace(RUN, dataset=dataset_here(OPTIONS["dataset"]))  # of figures 7 and 8
+# {table: {run behind it: its parts of the table}}, {folder of a run's stages: the run}, {folder: its jobs}
+BEHIND = {table: stages.runs_behind(RUN, table) for table in stages.TABLES}
+PEOPLE = replace(RUN, dataset="celebamask_hq" if RUN.dataset == "auto" else RUN.dataset)  # of figures 7 and 8
+PEOPLE = replace(PEOPLE, dataset=PEOPLE.data)  # the bundled faces, where that set is not found
 RUNS = {r.folder.name: r for runs in [*BEHIND.values(), [PEOPLE]] for r in runs}
+USEFUL = ["photo", *rows.TABLE3.values()]  # sets of faces of Table 3
 
 
 def folders(table):
@@ -51,8 +51,9 @@ def folders(table):
     return [run.folder.name for run in BEHIND[table]]
 
 
-JOBS = {folder: plan.jobs(run, [t for t in BEHIND if folder in folders(t)]) for folder, run in RUNS.items()}
-TABLES = {"table1": place(RUN.table)} | {t: place(tables.places(RUN, t, BEHIND[t])[0]) for t in list(BEHIND)[1:]}
+PARTS = {f: [p for runs in BEHIND.values() for r in runs if r.folder.name == f for p in runs[r]] for f in RUNS}
+JOBS = {folder: stages.jobs(parts) for folder, parts in PARTS.items()}
+TABLES = {table: place(stages.place(RUN, table)) for table in stages.TABLES}
 
 ROOT = place(RUN.folder.parent)
 COMPLETE = RUN.limit is None
@@ -73,7 +74,7 @@ NAMES = sorted(p.stem for p in (HERE / "notebooks").glob("[0-9]*.ipynb"))
 NAMES = [name for name in NAMES if COMPLETE or "limit" in parameters(name)]
 
 PYTHON = f"OMP_NUM_THREADS={{threads}} {shlex.quote(sys.executable)}"
-STAGE = f"{PYTHON} -m riddle.stages {{params.stage}}" + "".join(
+STAGE = f"{PYTHON} -m riddle.evaluation.stages {{params.stage}}" + "".join(
     f" --{k} {shlex.quote(str(v))}" for k, v in OPTIONS.items() if v is not None and k != "dataset"
 )
 OF_DATA = STAGE + " --dataset {params.dataset}"  # stages of one data set
@@ -90,9 +91,9 @@ def files(table, kind, items):
     return [path for folder in folders(table) for path in npz(folder, [f"{kind}/{item}" for item in items])]
 
 
-def judged(table):
+def seen(table):
     """Every embedding that the jobs behind a table leave."""
-    return [p for folder in folders(table) for job in JOBS[folder] if job.judges for p in npz(folder, job.results)]
+    return [p for folder in folders(table) for job in JOBS[folder] if job.recognisers for p in npz(folder, job.results)]
 
 
 rule all:
@@ -148,13 +149,13 @@ for folder, run in RUNS.items():
             output:
                 npz(folder, job.results),
             params:
-                stage="judged" if job.judges else "faces",
+                stage="embeddings" if job.recognisers else "faces",
                 dataset=run.data,
                 sets=" ".join(job.items),
-                judges=f"--judges {' '.join(job.judges)}" if job.judges else "",
+                recognisers=f"--recognisers {' '.join(job.recognisers)}" if job.recognisers else "",
             priority: 7 if folder == RUN.folder.name else 5  # the longest first
             shell:
-                OF_DATA + " --workers 1 --item {params.sets} {params.judges}"
+                OF_DATA + " --workers 1 --item {params.sets} {params.recognisers}"
 
     # Two processes a data set: the detectors of Table 3 need long to load.
     for number, items in enumerate((USEFUL[::2], USEFUL[1::2]) if folder in folders("table3") else ()):
@@ -175,17 +176,17 @@ for folder, run in RUNS.items():
                 OF_DATA + " --workers 1 --item {params.sets}"
 
 
-rule restoration:
+rule restored:
     input:
-        lambda w: npz(w.data, [f"faces/{item}" for item in (*table2.REFERENCES, *table2.ITEMS.values())]),
+        lambda w: npz(w.data, [f"faces/{item}" for item in (*rows.REFERENCES, *rows.TABLE2.values())]),
     output:
-        [f"{ROOT}/{{data}}/restoration/{item}.npz" for item in table2.ITEMS.values()],
+        [f"{ROOT}/{{data}}/restoration/{item}.npz" for item in rows.TABLE2.values()],
     wildcard_constraints:
         data="|".join(map(re.escape, RUNS)),
     params:
-        stage="restoration",
+        stage="restored",
         dataset=lambda w: RUNS[w.data].data,
-        sets=" ".join(table2.ITEMS.values()),
+        sets=" ".join(rows.TABLE2.values()),
     priority: 4
     shell:
         OF_DATA + " --item {params.sets}"
@@ -193,12 +194,12 @@ rule restoration:
 
 rule figure7:
     input:
-        npz(PEOPLE.folder.name, ["aligned"]),
+        npz(PEOPLE.folder.name, ["codes"]),
         WEIGHTS,
     output:
         f"{ROOT}/{PEOPLE.folder.name}/figure7/{{item}}.npz",
     wildcard_constraints:
-        item="|".join(figures.OURS),
+        item="|".join(rows.ENCRYPTORS),
     params:
         stage="figure7",
         dataset=PEOPLE.data,
@@ -207,61 +208,37 @@ rule figure7:
         OF_DATA + " --item {wildcards.item}"
 
 
-rule table1:
-    input:
-        judged("table1"),
-    output:
-        TABLES["table1"],
-    params:
-        stage="table1",
-    shell:
-        OF_TABLE
+BEFORE = {
+    "table1": seen("table1"),
+    "table2": files("table2", "restoration", rows.TABLE2.values()),
+    "table3": [*files("table3", "detected", USEFUL), *seen("table3")],
+    "table4": seen("table4"),
+    "table5": [*seen("table5"), TABLES["table3"]],  # it left the features of the photos and of three methods
+}
 
+for table, sources in BEFORE.items():
 
-rule table2:
-    input:
-        files("table2", "restoration", table2.ITEMS.values()),
-    output:
-        TABLES["table2"],
-    params:
-        stage="table2",
-    shell:
-        OF_TABLE
-
-
-rule table3:
-    input:
-        files("table3", "detected", USEFUL),
-        judged("table3"),
-    output:
-        TABLES["table3"],
-    params:
-        stage="table3",
-    shell:
-        OF_TABLE
-
-
-rule table4:
-    input:
-        judged("table4"),
-    output:
-        TABLES["table4"],
-    params:
-        stage="table4",
-    shell:
-        OF_TABLE
+    rule:
+        name:
+            table
+        input:
+            sources,
+        output:
+            TABLES[table],
+        params:
+            stage=table,
+        shell:
+            OF_TABLE
 
 
 def before_notebook(wildcards):
-    """What a notebook shows: tables, embeddings of Figure 7 and Table 5; the report comes after all others."""
+    """What a notebook shows: tables, embeddings of Figure 7; the report comes after all others."""
     name = wildcards.name
     shown = [path for table, path in TABLES.items() if name.endswith(table)]
     if name.endswith("table2"):
         shown += [TABLES["table1"]]  # recovery rates from pixels
-    if name.endswith("table5"):  # its rates are Table 1's, its distances Table 3's
-        shown += [*judged("table1"), *judged("table3"), TABLES["table3"]]
     if name.endswith("figure7"):
-        shown += npz(PEOPLE.folder.name, [f"figure7/{item}" for item in figures.OURS])
+        shown += npz(PEOPLE.folder.name, [f"figure7/{item}" for item in rows.ENCRYPTORS])
     others = [n for n in NAMES if n != name] if name.endswith("report") else []
     return shown + [f"{NOTEBOOKS}/{n}.ipynb" for n in others]
 
@@ -273,7 +250,7 @@ def given(wildcards):
 
 
 # The copy that the repository keeps is made in the same job: small, and without pictures of real people.
-SLIM = f" && {PYTHON} -m riddle.reporting slim {{output}} {KEPT}/{{wildcards.name}}.ipynb" if COMPLETE else ""
+SLIM = f" && {PYTHON} -m riddle.evaluation.report --slim {{output}} {KEPT}" if COMPLETE else ""
 
 
 rule notebook:
@@ -294,9 +271,8 @@ rule notebook:
 
 
 onsuccess:
-    print("\nTime per stage, of one core; stages ran side by side. Files made in an earlier run keep their time.")
-    lines = [line for line in summary(RUNS.values()) if line[0] >= 0.1]
-    for seconds, label, kind, count in lines:
-        print(f"{seconds:8.1f} s  {label:24} {kind}" + (f" ({count} files)" if count > 1 else ""))
-    print(f"{sum(seconds for seconds, *_ in lines):8.1f} s  in all stages")
+    print("\nSeconds of each stage, of one core; stages ran side by side. Files made in an earlier run keep their time.")
+    spent = seconds(RUNS.values())
+    print(tables.grid(spent[spent.seconds >= 0.1]))
+    print(f"{spent.seconds.sum():8.1f} s  in all stages")
     print(f"{time.monotonic() - BEGAN:8.1f} s  this run, on {workflow.cores} cores")

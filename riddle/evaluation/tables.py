@@ -6,7 +6,7 @@ are compared. `tidy` makes lines, `write` and `read` keep them as CSV, `wide`, `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from pathlib import Path
@@ -201,3 +201,15 @@ def apart(table: pd.DataFrame, method: str, than: str) -> pd.DataFrame:
     higher, lower = pairs.low > pairs["high of the other"], pairs.high < pairs["low of the other"]
     verdict = np.select([higher, lower], ["higher", "lower"], "not told apart")
     return pairs.assign(than=than, verdict=verdict)[[*keys, "method", "value", "than", "value of the other", "verdict"]]
+
+
+def sentences(pairs: pd.DataFrame, said: Mapping[str, str] | None = None) -> str:
+    """Lines of `apart` as a markdown list; said: what a verdict means, in words."""
+    lines = []
+    for line in pairs.to_dict("records"):
+        by = ", ".join(filter(None, (line["dataset"], line["metric"], line.get("against"), line["place"])))
+        by += f", by {line['judge']}" if line["judge"] else ""
+        verdict = (said or {}).get(line["verdict"], line["verdict"])
+        other = f"{line['than']} {line['value of the other']}"
+        lines.append(f"- {by}: {line['method']} {line['value']}, {other}: **{verdict}**\n")
+    return "".join(lines)
