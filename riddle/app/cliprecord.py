@@ -19,7 +19,6 @@ import base64
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,37 +26,15 @@ import numpy as np
 import torch
 
 from riddle.app.clip import read_tag
-from riddle.app.container import sidecar_path
+from riddle.app.container import SIDECAR, sidecar_path
 from riddle.faces import blending
-from riddle.record import Record, RecordError
+from riddle.images import read_file
+from riddle.record import AGAIN, Record, RecordError
 
 VERSION = 3  # 2 was a format of riddle 0.2's own
 MAX_INSIDE, MAX_RECORD = 4 << 20, 2 << 30  # bytes in the metadata; unpacked
 MAX_EVERY, MAX_SIDE = 1 << 10, 1 << 20
 APART = 0.002  # s by which a frame's time may differ from the record's: Matroska rounds to 0.001
-AGAIN = "restore from the file that protect saved"
-
-
-@dataclass(frozen=True)
-class FacePath:
-    """A face in consecutive frames."""
-
-    track: int
-    first: int  # its first frame
-    places: np.ndarray  # (c, 4) float32
-    codes: torch.Tensor  # (k, L, D) float32
-    every: int  # frames from one code to the next
-
-    def has(self, n: int) -> bool:
-        """Whether the face is in frame n."""
-        return self.first <= n < self.first + len(self.places)
-
-    def code(self, n: int) -> torch.Tensor:
-        """Its code (L, D) in frame n."""
-        at = n / self.every - self.first // self.every
-        low = min(int(at), len(self.codes) - 1)
-        high = min(low + 1, len(self.codes) - 1)
-        return self.codes[low] + (at - low) * (self.codes[high] - self.codes[low])
 
 
 @dataclass(frozen=True)
@@ -75,23 +52,26 @@ class ClipRecord:
 
     must_fit = Record.must_fit  # a photo's record has the same fields to compare
 
-    def paths(self) -> Iterator[FacePath]:
-        """The faces."""
-        place = code = 0
-        for track, first, count in self.tracks.tolist():
-            k = code_count(first, count, self.every)
-            places, codes = self.places[place : place + count], self.codes[code : code + k]
-            yield FacePath(track, first, places, codes, self.every)
-            place, code = place + count, code + k
-
-    def boxes(self) -> list[tuple[int, int, int, int]]:
+    def boxes(self) -> list[list[int]]:
         """Where each face's square lies in its first frame: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
-        return [blending.box(matrix(path.places[0]), self.size) for path in self.paths()]
+        count = self.tracks[:, 2]
+        return [list(blending.box(matrix(p), self.size)) for p in self.places[np.cumsum(count) - count]]
 
-    def index(self, seconds: float) -> int | None:
+    def frame(self, seconds: float) -> int | None:
         """The number of the frame that is shown at a time since the first one; None without one."""
         i = int(np.abs(self.times - seconds).argmin())
         return i if abs(self.times[i] - seconds) <= APART else None
+
+    def faces(self, n: int) -> list[tuple[int, np.ndarray, torch.Tensor]]:
+        """The faces in frame n, the largest first: track, place (4,), code (L, D)."""
+        found, row, code = [], 0, 0
+        for track, first, count in self.tracks.tolist():
+            if first <= n < first + count:
+                k, share = code + n // self.every - first // self.every, n % self.every / self.every
+                between = self.codes[k] + share * (self.codes[k + 1] - self.codes[k])
+                found.append((track, self.places[row + n - first], between))
+            row, code = row + count, code + code_count(first, count, self.every)
+        return sorted(found, key=lambda face: -float(np.hypot(*face[1][2:])))
 
     def to_bytes(self) -> bytes:
         """The .npz file."""
@@ -141,7 +121,9 @@ class ClipRecord:
             raise ValueError("times that are none")
         if self.times[0] != 0 or (np.diff(self.times) <= 0).any():
             raise ValueError("times that do not increase")
-        _, first, count = self.tracks.reshape(-1, 3).T
+        if self.tracks.shape != (len(self.tracks), 3):
+            raise ValueError(f"faces of shape {self.tracks.shape}")
+        _, first, count = self.tracks.T
         if (first < 0).any() or (count < 1).any() or (first > len(self.times) - count).any():
             raise ValueError("a face in frames outside the clip")
         if self.places.shape != (count.sum(), 4):
@@ -184,13 +166,13 @@ def bounded(places: np.ndarray, width: int, height: int) -> np.ndarray:
     return places
 
 
-def find(clip: str | Path) -> tuple[bytes, str]:
-    """The bytes of a record and where they are: "metadata", "sidecar" or, without one, "". clip: or its sidecar.
+def find(path: str | Path) -> tuple[bytes, str]:
+    """The bytes of a record and where they are: "metadata", "sidecar" or, without one, "". path: a clip, or a sidecar.
 
     Raises PhotoError when the clip cannot be read, RecordError when what it carries is no record.
     """
-    path = Path(clip)
-    if path.suffix != ".riddle":
+    path = Path(path)
+    if path.suffix != SIDECAR:
         if text := read_tag(path):
             try:
                 return base64.b64decode(text, validate=True), "metadata"
@@ -199,7 +181,4 @@ def find(clip: str | Path) -> tuple[bytes, str]:
         path = sidecar_path(path)
         if not path.is_file():
             return b"", ""
-    try:
-        return path.read_bytes(), "sidecar"
-    except OSError as e:
-        raise RecordError(path, f"it cannot be read ({e.strerror})", "check it") from e
+    return read_file(path, MAX_RECORD), "sidecar"

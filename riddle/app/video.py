@@ -115,7 +115,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     record = ClipRecord.from_bytes(data, path)
     return {
         "file": str(path), "protected": True, "where": where, "version": cliprecord.VERSION, "preset": record.preset,
-        "weights": record.weights, "size": list(record.size), "faces": [list(box) for box in record.boxes()],
+        "weights": record.weights, "size": list(record.size), "faces": record.boxes(),
         "salt": "public", "originals": False, "record_bytes": len(data), "frames": len(record.times),
     }  # fmt: skip
 
@@ -280,24 +280,22 @@ class _Painter:
 
     def __init__(self, model: Riddle, record: ClipRecord):
         self.model, self.record = model, record
-        self.paths = list(record.paths())
         self.begin, self.seconds, self.count, self.missed = None, 0.0, 0, 0
         self.shown: dict[int, list] = {}  # track -> box, first and last time, count of frames
 
     def faces_in(self, frame: Frame) -> list[tuple[int, np.ndarray, torch.Tensor]]:
-        """Track, place and code (L, D) of the faces in the next frame, the largest first."""
+        """The faces in the next frame: track, place and code."""
         self.begin = frame.pts if self.begin is None else self.begin
         self.seconds = float((frame.pts - self.begin) * frame.clip.time_base)
         self.count += 1
-        if (i := self.record.index(self.seconds)) is None:
-            self.missed += 1
-            return []
-        found = [(path.track, path.places[i - path.first], path.code(i)) for path in self.paths if path.has(i)]
+        n = self.record.frame(self.seconds)
+        self.missed += n is None
+        found = [] if n is None else self.record.faces(n)
         for track, place, _ in found:
             box = blending.box(matrix(place), self.record.size)
             known = self.shown.setdefault(track, [box, self.seconds, 0.0, 0])
             known[2:] = self.seconds, known[3] + 1
-        return sorted(found, key=lambda face: -float(np.hypot(*face[1][2:])))
+        return found
 
     def paint(self, frame: Frame) -> None:
         """Replace the faces of the next frame."""
