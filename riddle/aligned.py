@@ -26,7 +26,7 @@ from .progress import track
 VERSION = 3  # raise it when a change here, in faces/alignment.py or in faces/detection.py moves a crop
 SAVE_EVERY = 500  # photos between two saves of the matrices
 PROCESSES_FROM = 200  # photos; fewer are done before a second process has started
-PACKAGES = {"dlib": ("dlib-bin",), "mtcnn": ("facenet-pytorch",), "auto": ("dlib-bin", "facenet-pytorch")}
+PACKAGES = ("dlib-bin", "facenet-pytorch")  # of the detectors; another version may frame another way
 
 Item = tuple[str, np.ndarray | None]  # a photo's name, and its matrix (2, 3) where that is known; NaN without a face
 Found = tuple[np.ndarray | None, np.ndarray | None]  # matrix (2, 3) and crop (R, R, 3) uint8; None without a face
@@ -65,7 +65,7 @@ def align(
     `present`; default: in results/cache. Raises ValueError, naming the photo, for one that cannot be read.
     """
     side, label = presets.get(preset).resolution, f"{images.title.lower().replace(' ', '-')}-{images.split}"
-    by = "none" if images.framed else f"{detector} ({', '.join(_version(p) for p in PACKAGES[detector])})"
+    by = "none" if images.framed else f"{detector} ({', '.join(_version(p) for p in PACKAGES)})"
     places = digest(images.title, images.fingerprint, by, VERSION)
     key, cache = digest(places, side), config.home() / "results" / "cache"
     file = file or cache / f"faces-{label}-{side}-{key}.npz"
