@@ -63,9 +63,13 @@ def small(faces: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(faces.float().clamp(-1, 1), SMALL)
 
 
-def wrong_by(guess: tuple[torch.Tensor, torch.Tensor], seen: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """What a judge learns by: 1 - cosine of the embeddings, and the squared error of the pictures."""
-    return (1 - F.cosine_similarity(guess[0], seen[0])).mean() + F.mse_loss(guess[1], seen[1])
+def teach(judge: CodeJudge, optimiser: torch.optim.Optimizer, z: torch.Tensor, seen: list[torch.Tensor]) -> None:
+    """One step of the judge: 1 - cosine of the embeddings that were seen, and the squared error of the pictures."""
+    with torch.autocast(z.device.type, torch.bfloat16):
+        embedded, pictures = judge(z)
+    optimiser.zero_grad(set_to_none=True)
+    ((1 - F.cosine_similarity(embedded, seen[0])).mean() + F.mse_loss(pictures, seen[1])).backward()
+    optimiser.step()
 
 
 def load_code_judge(path: str | Path) -> CodeJudge:
@@ -174,11 +178,7 @@ class Coach:
         old = zip(*(self.examples[i] for i in rows), strict=True)
         z, *seen = (torch.cat([new, torch.stack(part)]) for new, part in zip((z, *seen), old, strict=True))
         self.judge.train().requires_grad_(True)
-        with torch.autocast(z.device.type, torch.bfloat16):
-            guess = self.judge(z)
-        self.optimiser.zero_grad(set_to_none=True)
-        wrong_by(guess, seen).backward()
-        self.optimiser.step()
+        teach(self.judge, self.optimiser, z, seen)
         self.judge.eval().requires_grad_(False)  # the encryptor's loss goes through it, not to it
         return cosine
 
@@ -215,12 +215,7 @@ def train(examples: tuple[torch.Tensor, ...], scale: torch.Tensor, steps: int) -
             group["lr"] = RATE * rate_share(step / steps, 0.05)
         rows = torch.randint(held, len(z), (BATCH,))
         picked, *seen = (part[rows].float() for part in examples)
-        with torch.autocast(z.device.type, torch.bfloat16):
-            guess = judge(picked)
-        loss = wrong_by(guess, seen)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+        teach(judge, optimiser, picked, seen)
     judge.eval().requires_grad_(False)
     picked, wanted, _ = (part[:held].float() for part in examples)
     return judge, F.cosine_similarity(judge(picked)[0], wanted).mean().item()

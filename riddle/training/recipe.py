@@ -14,7 +14,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -65,16 +65,10 @@ def _parser(config: type, section: str, about: str) -> argparse.ArgumentParser:
     comments, kinds = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M)), get_type_hints(config)
     for field in fields(config):
         needed = field.default is MISSING and field.default_factory is MISSING
-        text = comments.get(field.name, "") + ("" if needed or field.default in ("", None) else _default(field))
-        reading = _reading(kinds[field.name])
-        p.add_argument(
-            f"--{field.name.replace('_', '-')}", required=needed, help=text.replace("%", "%%").strip(), **reading
-        )
+        text = comments.get(field.name, "").replace("%", "%%")
+        text += "" if field.default in ("", None, MISSING) else f" [{field.default}]"
+        p.add_argument(f"--{field.name.replace('_', '-')}", required=needed, help=text, **_reading(kinds[field.name]))
     return p
-
-
-def _default(field: Field) -> str:
-    return f" [{field.default}]" if field.default is not MISSING else ""
 
 
 def _reading(kind: Any) -> dict[str, Any]:
