@@ -1,0 +1,96 @@
+"""The workflow behind the tables: every set is made once, before it is needed; no worker outlives its stage."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from riddle.evaluation import rows, stages
+from riddle.evaluation.facesets import parse
+
+TABLES = tuple(stages.TABLES)
+
+
+def parts(*names):
+    return [part for name in names for part in stages.TABLES[name]]
+
+
+@pytest.mark.parametrize("names", [TABLES, ("table1", "table4"), ("table2", "table3", "table4"), ("table5",), ()])
+def test_every_file_is_made_once_and_from_what_is_there(names):
+    made = {"aligned", "codes"}
+    for job in stages.jobs(parts(*names)):
+        assert set(job.sources) <= made, f"{job.name} comes before what it needs"
+        assert not made & set(job.results), f"{job.name} makes a file again"
+        made |= set(job.results)
+    for part in parts(*names):
+        assert {f"faces/{item}" for item in part.sets} <= made
+        assert {f"embeddings/{r}/{item}" for r in part.recognisers for item in part.sets} <= made
+
+
+def test_a_set_that_no_recogniser_must_see_is_not_shown_to_one():
+    jobs = stages.jobs(parts("table2", "table3"))
+    seen = {item: job.recognisers for job in jobs for item in job.items}
+    assert seen["riddle-restored"] == () and seen["riddle"] == ("dlib",)
+
+
+def test_jobs_have_names_of_their_own_and_one_variant_each():
+    jobs = stages.jobs(parts(*TABLES))
+    assert len({job.name for job in jobs}) == len(jobs) < 20
+    assert all(len({parse(item).variant for item in job.items}) == 1 for job in jobs)
+    assert set(rows.sets_of(rows.TABLE5)) <= {item for job in jobs for item in job.items}
+
+
+@pytest.mark.parametrize("extra", [[], ["limit=3"]])
+def test_the_workflow_has_every_table_and_what_each_notebook_shows(root, tmp_path, extra):
+    """A dry run on the bundled faces: no rule lacks a source, no file has two makers."""
+    environment = {k: v for k, v in os.environ.items() if k != "RIDDLE_DATA"} | {"RIDDLE_OFFLINE": "1"}
+    options = ["-n", "--forceall", "--cores", "2", "-s", str(root / "Snakefile"), "--directory", str(tmp_path)]
+    command = [sys.executable, "-m", "snakemake", *options, "--config", "preset=mobile", "dataset=samples", *extra]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed[-2000:]
+    for table in TABLES:
+        assert f"rule {table}:" in printed
+    names = sorted(p.stem for p in (root / "notebooks").glob("[0-9]*.ipynb"))
+    made = {name for name in names if f"/{name}.ipynb -p" in printed or f"{name}.ipynb\n" in printed}
+    assert made == set(names) if not extra else {"05_table1", "11_table5"} <= made < set(names)
+
+
+WORKERS = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from os import getpid
+from riddle.processes import end_with_parent
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, get_context("spawn"), end_with_parent) as pool:
+        print(*pool.map(int, [pool.submit(getpid).result() for _ in range(4)]), flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_process_that_started_them(tmp_path, how):
+    script = tmp_path / "stage.py"
+    script.write_text(WORKERS)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as stage:
+        workers = {int(word) for word in stage.stdout.readline().split()}
+        assert workers and all(is_alive(pid) for pid in workers)
+        stage.send_signal(how)
+    for _ in range(300):
+        if not any(map(is_alive, workers)):
+            return
+        time.sleep(0.1)
+    pytest.fail("a worker outlived its stage")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
