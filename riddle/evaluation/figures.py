@@ -133,8 +133,8 @@ def grids(
         shown["figure4"][""].append(Block(label, ("encrypted", "restored"), pair))
         shown["figure5"][label] = [original, Block("password", numbers, protected[:, :count])]
         shown["figure6"][""].append(Block(f"{label}, password", numbers[:3], protected[:, :3]))
-    for name, baseline in BASELINES.items():
-        protected = baseline.protect(who.faces)[:, None]
+    for baseline in BASELINES.values():
+        name, protected = baseline.label.partition(" (")[0], baseline.protect(who.faces)[:, None]
         shown["figure3"][""].append(Block("", (name,), protected))
         shown["figure6"][""].append(Block(name, ("any",), protected))
     return shown
