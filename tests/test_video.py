@@ -183,13 +183,10 @@ def test_what_was_not_painted_is_the_same_to_the_bit(film):
     assert np.array_equal(frame.planes, before)
 
 
-ONE, FULL = 1 << 16, 1 << 30
+TURNS = {"quarter": (0, 1, -1, 0), "half": (-1, 0, 0, -1), "three": (0, -1, 1, 0), "mirrored": (-1, 0, 0, 1)}
 MATRICES = {
-    "quarter": (0, ONE, 0, -ONE, 0, 0, 0, 0, FULL),
-    "half": (-ONE, 0, 0, 0, -ONE, 0, 0, 0, FULL),
-    "three": (0, -ONE, 0, ONE, 0, 0, 0, 0, FULL),
-    "mirrored": (-ONE, 0, 0, 0, ONE, 0, 0, 0, FULL),
-    "transposed": (0, ONE, 0, ONE, 0, 0, 0, 0, FULL),
+    name: (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    for name, (a, b, c, d) in (TURNS | {"transposed": (0, 1, 1, 0)}).items()
 }
 
 
@@ -286,25 +283,18 @@ def find(x):
     return Find(Face(np.array([x, 50, x, 50]), 1.0, np.zeros((5, 2)), None, "x"), place, "")
 
 
-def test_embeddings_decide_who_is_who_where_paths_cross():
+def test_embeddings_decide_who_is_who():
     tracker, ann, bob = Tracker(10, 0.4, 0.1), np.array([1.0, 0.0]), np.array([0.0, 1.0])
-    for n in range(21):
+    for n in range(21):  # their paths cross
         at = {0: 20.0 + 10 * n, 1: 220.0 - 10 * n}
         finds = [find(at[0]), find(at[1])] if abs(n - 10) > 1 else [find(at[0])]  # bob is behind ann for a while
         order = [1, 0] if n % 2 and len(finds) == 2 else list(range(len(finds)))
         tracks = tracker.take(n, [finds[k] for k in order], np.stack([ann, bob])[order], (300, 100))
         assert [t.id for t in tracks] == order
-    assert len(tracker.all) == 2
-
-
-def test_a_stranger_in_the_same_place_is_another_track():
-    tracker, size = Tracker(10, 0.4, 0.1), (300, 100)
-    tracker.take(0, [find(50)], np.array([[1.0, 0.0]]), size)
-    tracker.take(1, [find(52)], np.array([[0.0, 1.0]]), size)
-    tracker.take(2, [find(120)], np.array([[1.0, 0.0]]), size)  # too far to be the first
-    assert [t.frames for t in tracker.all] == [[0], [1], [2]]
-    tracker.forget(11)
-    assert [t.id for t in tracker.live] == [1, 2]
+    for n, x, who in ((21, 228, bob), (22, 120, ann)):  # a stranger in ann's place; ann too far from where she was
+        assert tracker.take(n, [find(x)], who[None], (300, 100))[0].frames == [n]
+    tracker.forget(31)
+    assert [t.id for t in tracker.live] == [2, 3]
 
 
 def test_a_cut_begins_another_track(model, tmp_path, film):

@@ -115,7 +115,7 @@ def write_segment(path: Path, clip: Clip, codec: str, piece: Iterable[Frame]) ->
             for packet in packets:
                 packet.time_base, (packet.pts, duration) = clip.time_base, times.popleft()
                 packet.dts = packet.pts
-                packet.duration = duration or packet.duration
+                packet.duration = duration
                 out.mux(packet)
 
         for i, frame in enumerate(piece):

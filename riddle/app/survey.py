@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 from PIL import Image
+from scipy.interpolate import make_interp_spline
 
 from riddle.app.clip import Clip, frames
 from riddle.app.cliprecord import ClipRecord, bounded, code_count
@@ -138,10 +139,8 @@ def _steadied(track: Track, wanted: np.ndarray) -> np.ndarray:
     weights = np.array([track.codes[k][0] for k in known])
     sums = np.stack([track.codes[k][1] for k in known]).reshape(len(known), -1)
     codes, mean = sums / weights[:, None], sums.sum(0) / weights.sum()
-    left = np.clip(np.searchsorted(known, wanted, side="right") - 1, 0, len(known) - 1)
-    right = np.minimum(left + 1, len(known) - 1)
-    share = np.clip((wanted - known[left]) / np.maximum(known[right] - known[left], 1), 0, 1)[:, None]
-    between = codes[left] + share * (codes[right] - codes[left])
+    known, codes = np.append(known, known[-1] + 1), np.append(codes, codes[-1:], 0)  # a line needs two ends
+    between = make_interp_spline(known, codes, k=1)(np.clip(wanted, known[0], known[-1]))
     return (mean + (1 - STEADY) * (between - mean)).astype(np.float32)
 
 
@@ -173,7 +172,5 @@ def smoothed(times: np.ndarray, places: np.ndarray, sigma: float) -> np.ndarray:
     for i, t in enumerate(times):
         near = slice(np.searchsorted(times, t - reach), np.searchsorted(times, t + reach, side="right"))
         x = (times[near] - t) / sigma
-        root = np.exp(-0.25 * x**2)[:, None]  # the square root of the weight
-        powers = np.stack([np.ones_like(x), x, x**2][: min(3, len(x))], 1)
-        out[i] = np.linalg.lstsq(powers * root, places[near] * root, rcond=None)[0][0]
+        out[i] = np.polyfit(x, places[near], min(2, len(x) - 1), w=np.exp(-0.25 * x**2))[-1]  # w: roots of weights
     return out

@@ -13,6 +13,7 @@ target until they are joined. After an interruption `resume` goes on with them.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -144,7 +145,7 @@ class _Job:
         data = cliprecord.find(self.source)[0] if self.verb == "restore" else b""
         record = ClipRecord.from_bytes(data, self.source) if data else None
         how = "protected" if self.verb == "protect" else "codes" if record else "inversion"
-        with work_folder(self.target, self._settings(), self.key, resume) as work:
+        with work_folder(self.target, self._settings(data), self.key, resume) as work:
             if record is None:
                 record, faces = self._surveyed(work, strict)
                 painting = record
@@ -174,12 +175,14 @@ class _Job:
         if self.progress is not None:
             self.progress(self.read, max(self.all, self.read) if self.all else None)
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, record: bytes) -> dict[str, Any]:
         """All that the work folder's content depends on, but the passphrase."""
+        model = self.model
         return {
-            "verb": self.verb, "source": sha256(self.source), "preset": self.model.preset.name,
-            "weights": self.model.weights_hash, "pace": asdict(self.pace), "encoder": self.codec,
-            "options": ENCODERS[self.codec], "av": av.__version__, "record": cliprecord.VERSION,
+            "verb": self.verb, "source": sha256(self.source), "record": hashlib.sha256(record).hexdigest(),
+            "preset": model.preset.name, "weights": model.weights_hash, "mask": model.mask,
+            "detector": getattr(model.detector, "name", type(model.detector).__name__), "pace": asdict(self.pace),
+            "encoder": self.codec, "options": ENCODERS[self.codec], "av": av.__version__, "version": cliprecord.VERSION,
         }  # fmt: skip
 
     # The first reading
@@ -190,11 +193,12 @@ class _Job:
         self.all = 2 * self.clip.estimate
         if not kept.exists():
             times, tracks = survey(self.model, self.clip, Embedder(), self._tick)
-            faces = list(self._faces(times, tracks))
+            seconds = times.round(3).tolist()
+            faces = list(self._faces(seconds, tracks))
             self._refuse(faces, strict)
             with replace_file(data) as temporary:
                 temporary.write_bytes(record_of(times, tracks, self.clip, self.model, self._change).to_bytes())
-            told = {"faces": [asdict(face) for face in faces], "notes": self._watch(times, tracks)}
+            told = {"faces": [asdict(face) for face in faces], "notes": self._watch(seconds, tracks)}
             with replace_file(kept) as temporary:
                 temporary.write_text(json.dumps(told))
         told, record = json.loads(kept.read_text()), ClipRecord.from_bytes(data.read_bytes(), data)
@@ -214,17 +218,17 @@ class _Job:
             cause = "no face of it can be replaced" if len(left) == len(faces) else "strict, and a face cannot be"
             raise PhotoError(self.source, f"{cause}: {listed}", "nothing was written")
 
-    def _faces(self, times: np.ndarray, tracks: list[Track]) -> Iterator[ClipFace]:
+    def _faces(self, seconds: list[float], tracks: list[Track]) -> Iterator[ClipFace]:
         done = "protected" if self.verb == "protect" else "restored"
         for t in tracks:
             begin, end = (t.begin, t.end) if t.good else (t.frames[0], t.frames[-1])
             covered = end - begin + 1 if t.good else 0
             yield ClipFace(
-                t.box, done if t.good else "skipped", t.reason, t.id, _seconds(times, begin), _seconds(times, end),
-                covered, len(t.frames), len(t.frames) - t.good,
+                t.box, done if t.good else "skipped", t.reason, t.id, seconds[begin], seconds[end], covered,
+                 len(t.frames), len(t.frames) - t.good,
             )  # fmt: skip
 
-    def _watch(self, times: np.ndarray, tracks: list[Track]) -> list[str]:
+    def _watch(self, seconds: list[float], tracks: list[Track]) -> list[str]:
         """Notes where a face was lost, or first found, within a scene and not at the border of the frame."""
         notes, size = [], np.array(self.clip.upright_size)
         for t in (t for t in tracks if t.good):
@@ -233,8 +237,8 @@ class _Job:
                 inside = (place[:2] > 0.6 * side).all() and (place[:2] < size - 0.6 * side).all()
                 if covered != t.scene[end] and inside:
                     notes.append(
-                        f"face {t.id} was {what} at {_seconds(times, t.frames[end])} s and is covered {until}"
-                        f" {_seconds(times, covered)} s: look whether it shows beyond that"
+                        f"face {t.id} was {what} at {seconds[t.frames[end]]} s and is covered {until}"
+                        f" {seconds[covered]} s: look whether it shows beyond that"
                     )
         return [*notes, f"searched in full every {self.pace.search} frames and at cuts, followed in between: a face"
                 f" that shows for less than {self.pace.search} frames may not be found"]  # fmt: skip
@@ -324,7 +328,3 @@ class _Painter:
             ClipFace(box, "restored", "", track, round(begins, 3), round(ends, 3), count, count)
             for track, (box, begins, ends, count) in sorted(self.shown.items())
         ]
-
-
-def _seconds(times: np.ndarray, n: int) -> float:
-    return round(float(times[n]), 3)
