@@ -39,7 +39,6 @@ class AlignedSet:
     names: list[str]
     faces: np.ndarray  # uint8 (N, R, R, 3); black where no face was found
     matrices: np.ndarray  # float64 (N, 2, 3): a crop's unit square -> pixels of its photo, see `framing_matrix`; or NaN
-    key: str  # hash of everything that made them
 
     @property
     def present(self) -> np.ndarray:
@@ -48,49 +47,27 @@ class AlignedSet:
 
 
 def aligned(images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2) -> AlignedSet:
-    """The main face of every photo in a preset's size, detected and cropped by `align` where no file has them yet."""
-    with np.load(align(images, preset, detector, workers)) as kept:
-        return AlignedSet(images.names, kept["faces"], kept["matrices"], kept["key"].item())
+    """What `align` gives, kept in results/cache under everything that made it."""
+    side = presets.get(preset).resolution
+    file = _cached(images, detector, "faces", f"-{side}.npz")
+    if not file.exists():
+        made = align(images, preset, detector, workers)
+        with replace_file(file) as temporary:
+            np.savez(temporary, faces=made.faces, matrices=made.matrices)
+    with np.load(file) as kept:
+        return AlignedSet(images.names, kept["faces"], kept["matrices"])
 
 
-def align(
-    images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2, file: Path | None = None
-) -> Path:
-    """The file of a set's aligned faces, made unless it was made from the same things.
+def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2) -> AlignedSet:
+    """Detect and crop the main face of every photo; a picture that is framed already is only resized.
 
-    Of several faces the main one is large and central: area minus twice the squared distance to the photo's centre. A
-    picture that is framed already is only resized. An interrupted call resumes.
+    Of several faces the main one is large and central: area minus twice the squared distance to the photo's centre. An
+    interrupted call resumes: the matrices, which cost most and serve every preset, are kept in results/cache.
 
-    detector: "auto", "dlib" or "mtcnn". workers: processes. file: an .npz, with arrays named as in `AlignedSet` and
-    `present`; default: in results/cache. Raises ValueError, naming the photo, for one that cannot be read.
+    detector: "auto", "dlib" or "mtcnn". workers: processes. Raises ValueError, naming the file, for a photo that cannot
+    be read.
     """
-    side, label = presets.get(preset).resolution, f"{images.title.lower().replace(' ', '-')}-{images.split}"
-    by = "none" if images.framed else f"{detector} ({', '.join(_version(p) for p in PACKAGES)})"
-    places = digest(images.title, images.fingerprint, by, VERSION)
-    key, cache = digest(places, side), config.home() / "results" / "cache"
-    file = file or cache / f"faces-{label}-{side}-{key}.npz"
-    if file.exists():
-        with np.load(file) as kept:
-            if kept["key"].item() == key:
-                return file
-    matrices, faces = _align(images, side, detector, workers, cache / f"places-{label}-{places}.npy")
-    made = AlignedSet(images.names, faces, matrices, key)
-    with replace_file(file) as temporary:
-        np.savez(temporary, key=key, names=made.names, faces=faces, matrices=matrices, present=made.present)
-    return file
-
-
-def _version(package: str) -> str:
-    try:
-        return f"{package} {metadata.version(package)}"
-    except metadata.PackageNotFoundError:
-        return f"{package} absent"
-
-
-def _align(images: ImageSet, side: int, detector: str, workers: int, places: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices (N, 2, 3) and crops (N, R, R, 3). Matrices that a detector found, which cost most, serve every preset:
-    the file `places` keeps those of the photos done so far."""
-    n = len(images)
+    n, side, places = len(images), presets.get(preset).resolution, _cached(images, detector, "places", ".npy")
     known = np.load(places)[:n] if places.exists() else np.empty((0, 2, 3))
     matrices, faces = np.full((n, 2, 3), np.nan), np.zeros((n, side, side, 3), np.uint8)
     items = ((name, known[i] if i < len(known) else None) for i, name in enumerate(images.names))
@@ -102,7 +79,21 @@ def _align(images: ImageSet, side: int, detector: str, workers: int, places: Pat
             if not images.framed and i >= len(known) and ((i + 1) % SAVE_EVERY == 0 or i + 1 == n):
                 with replace_file(places) as temporary:
                     np.save(temporary, matrices[: i + 1])
-    return matrices, faces
+    return AlignedSet(images.names, faces, matrices)
+
+
+def _cached(images: ImageSet, detector: str, what: str, ending: str) -> Path:
+    by = ("none",) if images.framed else (detector, *map(_version, PACKAGES))
+    key = digest(images.title, images.fingerprint, by, VERSION)
+    label = f"{images.title.lower().replace(' ', '-')}-{images.split}"
+    return config.home() / "results" / "cache" / f"{what}-{label}-{key}{ending}"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 @dataclass(frozen=True)

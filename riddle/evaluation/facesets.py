@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -98,10 +97,8 @@ def aligned(run: Run, _: str = "") -> Path:
     wanted = run.photos.only(run.pairs.names)  # a limited run aligns only what it compares
 
     def make() -> dict[str, np.ndarray]:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=run.folder) as folder:  # the stage's own file is the cache
-            file = align(wanted, run.preset, run.detector, run.workers, Path(folder) / "aligned.npz")
-            arrays = {name: read(file, name) for name in ("faces", "matrices", "present")}
+        found = align(wanted, run.preset, run.detector, run.workers)
+        arrays = {"faces": found.faces, "matrices": found.matrices, "present": found.present}
         return {**arrays, "version": np.array(run.version)}
 
     side = get(run.preset).resolution
