@@ -26,7 +26,7 @@ from riddle.machine import bfloat16_is_faster
 from riddle.models.encryptor import build_encryptor
 from riddle.models.inversion import build_encoder
 from riddle.models.mobilestylegan import SIDES, MobileStyleGAN
-from riddle.networks import Synthesis, control, load_encryptor, published_generator
+from riddle.networks import Synthesis, load_encryptor, published_generator
 from riddle.pipeline import Riddle
 from riddle.presets import CONTROLS, VARIANTS, Preset, get
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask
@@ -35,7 +35,7 @@ from riddle.training.generator import CutConfig, CutTask
 from riddle.training.inversion import InversionConfig, InversionTask
 from riddle.training.loop import make_accelerator, run
 from riddle.training.parsing import ParsingConfig, ParsingTask
-from riddle.weights import WeightsMissingError, bundled, load_lpips, locate
+from riddle.weights import WeightsMissingError, load_lpips, locate
 
 STEP = 7 / 8  # of a face's side, from one person of `group_photo` to the next
 TINY = {4: 32, 8: 32, 16: 32, 32: 16}  # channels of `tiny_generator`
@@ -272,10 +272,8 @@ def encryptors(model: Riddle) -> dict[str, nn.Module]:
     """
     p, generator, found = model.preset, model.generator, {}
     for name, variant in VARIANTS.items():
-        if name in CONTROLS:
-            found[name] = control(p, name, generator)
-        elif p.name != "smoke":
-            found[name] = load_encryptor(p, bundled(p.name, variant.file), generator)
+        if name in CONTROLS or p.name != "smoke":
+            found[name] = load_encryptor(p, variant.file, generator)
         elif name in ("riddle", "coupling"):
             found[name] = build_encryptor(p, variant.arch, generator.codes)
     return {name: network.to(model.device).eval().requires_grad_(False) for name, network in found.items()}

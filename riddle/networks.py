@@ -67,26 +67,11 @@ def untrained(preset: Preset, part: str = "encryptor") -> dict[str, nn.Module]:
     torch.manual_seed(0)
     generator = build_generator(preset)
     generator.codes.measure(generator.map)
-    encoder = build_encoder(preset, generator)
-    kind = _ARCHITECTURES.get(part, "transformer")
     return {
         "generator": generator,
-        "encoder": encoder,
-        "encryptor": build_encryptor(preset, kind, generator.codes),
+        "encoder": build_encoder(preset, generator),
+        "encryptor": build_encryptor(preset, _ARCHITECTURES.get(part, "transformer"), generator.codes),
     }
-
-
-def control(preset: Preset, name: str, generator: Synthesis) -> CodeModel:
-    """An encryptor of `CONTROLS`, the same at every call."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build_encryptor(preset, _ARCHITECTURES[name], generator.codes)
-
-
-def load_encryptor(preset: Preset, path: Path, generator: Synthesis) -> CodeModel:
-    """An encryptor from its file, whose metadata name its kind. Raises ValueError for weights of another shape."""
-    kind = load_metadata(path).get("kind", "transformer")
-    return _filled(build_encryptor(preset, kind, generator.codes), path, preset)
 
 
 def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, nn.Module | None]:
@@ -95,44 +80,55 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
     part: which encryptor: a file's name without its suffix, or one of `CONTROLS`, which no file holds. Raises
     WeightsMissingError for what is not there, ValueError for weights of another shape; both name the file.
     """
-
-    def path(name: str) -> Path:
-        if folder is None:
-            return bundled(preset.name, name)
-        file = Path(folder) / f"{name}.safetensors"
-        if not file.is_file():
-            remedy = f"put that file of preset {preset.name} there, or leave `weights` out"
-            raise WeightsMissingError(name, f"{file} does not exist", remedy)
-        return file
-
-    encryptor_file = None if part in CONTROLS else path(part)  # first, so that a wrong name is reported at once
-    generator = build_generator(preset)
-    with _named(path("generator"), preset):
-        fill_generator(generator, load_tensors(path("generator")))
+    if part not in CONTROLS:
+        _file(preset, folder, part)  # a wrong name is reported before the others load
+    generator, file = build_generator(preset), _file(preset, folder, "generator")
+    with _named(file, preset):
+        fill_generator(generator, load_tensors(file))
+    parser = BiSeNet() if preset.name.startswith("ffhq") else ParsingNet()
     try:
-        parser = _filled(BiSeNet() if preset.name.startswith("ffhq") else ParsingNet(), path("parser"), preset)
+        _fill(parser, _file(preset, folder, "parser"), preset)
     except WeightsMissingError:
         parser = None  # only mask="parser" needs it, and says so
     return {
         "generator": generator,
-        "encoder": _filled(build_encoder(preset, generator), path("encoder"), preset),
-        "encryptor": load_encryptor(preset, encryptor_file, generator)
-        if encryptor_file
-        else control(preset, part, generator),
+        "encoder": _fill(build_encoder(preset, generator), _file(preset, folder, "encoder"), preset),
+        "encryptor": load_encryptor(preset, part, generator, folder),
         "parser": parser,
     }
 
 
-def _filled(network: nn.Module, path: Path, preset: Preset) -> nn.Module:
-    with _named(path, preset):
-        network.load_state_dict(load_tensors(path))
+def load_encryptor(preset: Preset, part: str, generator: Synthesis, folder: str | Path | None = None) -> CodeModel:
+    """An encryptor of a preset, as `trained` has it; its file's metadata name its kind. Raises the same."""
+    if part in CONTROLS:
+        with torch.random.fork_rng(devices=[]):  # the same at every call
+            torch.manual_seed(0)
+            return build_encryptor(preset, _ARCHITECTURES[part], generator.codes)
+    file = _file(preset, folder, part)
+    kind = load_metadata(file).get("kind", "transformer")
+    return _fill(build_encryptor(preset, kind, generator.codes), file, preset)
+
+
+def _file(preset: Preset, folder: str | Path | None, part: str) -> Path:
+    if folder is None:
+        return bundled(preset.name, part)
+    file = Path(folder) / f"{part}.safetensors"
+    if not file.is_file():
+        remedy = f"put that file of preset {preset.name} there, or leave `weights` out"
+        raise WeightsMissingError(part, f"{file} does not exist", remedy)
+    return file
+
+
+def _fill(network: nn.Module, file: Path, preset: Preset) -> nn.Module:
+    with _named(file, preset):
+        network.load_state_dict(load_tensors(file))
     return network
 
 
 @contextmanager
-def _named(path: Path, preset: Preset) -> Iterator[None]:
+def _named(file: Path, preset: Preset) -> Iterator[None]:
     """Turn torch's error about weights of another shape into one that names the file."""
     try:
         yield
     except RuntimeError as e:
-        raise ValueError(f"the weights {path} do not fit preset {preset.name!r}: {str(e)[:300]}") from e
+        raise ValueError(f"the weights {file} do not fit preset {preset.name!r}: {str(e)[:300]}") from e
