@@ -71,11 +71,10 @@ def locate(key: str) -> Path:
     """The folder or tar file of a data set. Raises DatasetMissingError."""
     source, configured = SOURCES[key], config.named_path("datasets", key)
     if configured is not None:
-        if not configured.exists():
-            raise DatasetMissingError(
-                f"{key}: {configured}, named in {config.config_file()}, does not exist; get {source.origin}"
-            )
-        return configured
+        if configured.exists():
+            return configured
+        named = f"{configured}, named in {config.config_file()}, does not exist"
+        raise DatasetMissingError(f"{key}: {named}; get {source.origin}")
     folders = [*config.data_folders(), Path(os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")).expanduser()]
     for path in (folder / name for folder in folders for name in source.names):
         if path.exists():
@@ -115,16 +114,14 @@ class TarFiles:
             raise ValueError(f"{path} is no uncompressed tar file ({e}); unpack it and give the folder") from e
         self.sizes = {m.name.removeprefix("./"): m.size for m in entries}
         self._offsets = {m.name.removeprefix("./"): m.offset_data for m in entries}
-        self._file, self._pid = None, None
+        self._file = open(path, "rb")  # noqa: SIM115 (kept open)
 
     def read(self, member: str) -> bytes:
         """The bytes of one file. Raises KeyError for an unknown member."""
-        if self._pid != os.getpid():  # a forked process opens its own
-            self._file, self._pid = open(self.root, "rb"), os.getpid()  # noqa: SIM115 (kept open)
-        return os.pread(self._file.fileno(), self.sizes[member], self._offsets[member])  # no shared position
+        return os.pread(self._file.fileno(), self.sizes[member], self._offsets[member])  # no position to share
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None, "_pid": None}
+    def __reduce__(self):  # so that worker processes open their own
+        return TarFiles, (self.root,)
 
 
 class ImageSet:
