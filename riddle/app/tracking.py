@@ -137,7 +137,6 @@ class Track:
     box: tuple[int, int, int, int] = (0, 0, 0, 0)  # where it is first seen well
     frames: list[int] = field(default_factory=list)  # in which it was found
     places: list[np.ndarray] = field(default_factory=list)
-    points: list[np.ndarray] = field(default_factory=list)  # (5, 2)
     doubts: Counter = field(default_factory=Counter)
     codes: dict[int, tuple[float, np.ndarray]] = field(default_factory=dict)  # weights and sums around frames k * step
     begin: int = 0  # first and last frame in which it is covered
@@ -160,7 +159,6 @@ class Track:
             self.box = tuple(np.rint(np.clip(find.face.box, 0, np.tile(size, 2))).astype(int).tolist())
         self.frames.append(n)
         self.places.append(find.place)
-        self.points.append(find.face.points)
         if find.doubt:
             self.doubts[find.doubt.split(":")[0].split("(")[0].strip()] += 1
 

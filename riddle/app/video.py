@@ -40,7 +40,7 @@ from riddle.faces import blending
 from riddle.files import replace_file, sha256
 from riddle.images import PhotoError
 from riddle.pipeline import Riddle
-from riddle.record import RecordError
+from riddle.record import AGAIN, RecordError
 
 Progress = Callable[[int, int | None], None]
 NO_RECORD = (
@@ -317,7 +317,7 @@ class _Painter:
         if exact and self.missed:  # the record is of this very clip
             raise PhotoError(source, "it changed while it was read", "wait until it is complete")
         if self.missed == self.count:
-            raise RecordError(source, "its frames are not those that its record tells of", cliprecord.AGAIN)
+            raise RecordError(source, "its frames are not those that its record tells of", AGAIN)
         if not self.missed:
             return []
         return [f"{self.missed} of {self.count} frames are not in its record: left as they were"]
