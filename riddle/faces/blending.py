@@ -138,30 +138,56 @@ def paste(photo: np.ndarray, face: Image.Image, matrix: np.ndarray, outline: np.
     photo: uint8 (H, W, 3); face: square RGB crop; matrix: (2, 3), its framing matrix, crop's unit square -> photo
     pixels; outline: (S, S) in [0, 1], a further mask in crop coordinates. Raises ValueError for a degenerate matrix.
     """
+    for part, mask, shown in _layers(photo, face, matrix, outline):
+        _set(part, mask > 0, part + mask * (shown - part))
+
+
+def unblend(photo: np.ndarray, shown: Image.Image, matrix: np.ndarray, outline: np.ndarray | None = None) -> None:
+    """Take a face out of `photo` in place, as far as something of the original is left under it.
+
+    shown: the face as it was pasted, its colours matched; the rest as for `paste`. Inside, where nothing is left of the
+    original, what remains has no meaning.
+    """
+    for part, mask, face in _layers(photo, shown, matrix, outline):
+        a = np.minimum(mask, MOST)
+        _set(part, mask > 0, (part - a * face) / (1 - a))
+
+
+def paste_inside(photo: np.ndarray, face: Image.Image, matrix: np.ndarray, outline: np.ndarray | None = None) -> None:
+    """`paste` with a narrower rim, which leaves more of the surroundings: the mask from INNER on."""
+    for part, mask, shown in _layers(photo, face, matrix, outline):
+        inner = np.clip((mask - INNER) / (1 - INNER), 0, 1)
+        _set(part, inner > 0, part + inner * (shown - part))
+
+
+def _set(part: np.ndarray, where: np.ndarray, values: np.ndarray) -> None:
+    part[:] = np.where(where, np.rint(np.clip(values, 0, 255)), part).astype(np.uint8)
+
+
+def _layers(
+    photo: np.ndarray, face: Image.Image, matrix: np.ndarray, outline: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Parts of `photo` that cover the face's square, views of (h, w, 3), each with the mask (h, w, 1) in [0, 1] and the
+    face there (h, w, 3), 0 to 255. They are strips: a face of 20 megapixels would take gigabytes at once."""
     linear, offset = matrix[:, :2], matrix[:, 2]
     if abs(np.linalg.det(linear)) < 1e-9:
         raise ValueError("the framing matrix is degenerate: the face has no area in the photo")
-    x0, y0, x1, y1 = box(matrix, (photo.shape[1], photo.shape[0]))
-    if x0 >= x1:
-        return
     inverse = np.linalg.inv(linear)
     # A face smaller in the photo than its rendering is shrunk first: sampling alone would alias.
-    side = float(np.hypot(*linear[:, 0]))
-    size = min(face.width, max(1, round(side)))
+    size = min(face.width, max(1, round(float(np.hypot(*linear[:, 0])))))
     if size < face.width:
         face = face.resize((size, size), Image.Resampling.LANCZOS)
-    layers = np.moveaxis(np.asarray(face, dtype=np.float32), 2, 0)
-    for top in range(y0, y1, STRIP):  # in strips: a face of 20 megapixels would take gigabytes at once
+    channels = np.moveaxis(np.asarray(face, dtype=np.float32), 2, 0)
+    x0, y0, x1, y1 = box(matrix, (photo.shape[1], photo.shape[0]))
+    for top in range(y0, y1, STRIP) if x0 < x1 else ():
         strip = (x0, top, x1, min(top + STRIP, y1))
         ys, xs = np.mgrid[strip[1] : strip[3], x0:x1]
         uv = np.stack([xs, ys], -1) @ inverse.T - inverse @ offset
         mask = ellipse(uv[..., 0], uv[..., 1])
         if outline is not None:
             mask = mask * np.clip(_resample(outline, inverse, offset, strip), 0, 1)
-        patch = np.stack([_resample(layer, inverse, offset, strip) for layer in layers], -1)
-        under = photo[strip[1] : strip[3], x0:x1]
-        blended = np.rint(under + mask[..., None] * (patch - under))
-        under[:] = np.where(mask[..., None] > 0, np.clip(blended, 0, 255), under).astype(np.uint8)
+        shown = np.stack([_resample(channel, inverse, offset, strip) for channel in channels], -1)
+        yield photo[strip[1] : strip[3], x0:x1], mask[..., None], shown
 
 
 def _resample(layer: np.ndarray, inverse: np.ndarray, offset: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -174,44 +200,3 @@ def _resample(layer: np.ndarray, inverse: np.ndarray, offset: np.ndarray, box: t
     b = a @ (np.array([x0, y0]) - 0.5 - offset) + rim
     data = (a[0, 0], a[0, 1], b[0], a[1, 0], a[1, 1], b[1])
     return np.asarray(source.transform((x1 - x0, y1 - y0), Image.Transform.AFFINE, data, Image.Resampling.BICUBIC))
-
-
-def _strips(photo: np.ndarray, matrix: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Parts of `photo` (views) that cover the face's square, each with the framing matrix in its own pixels."""
-    x1, y1, x2, y2 = box(matrix, (photo.shape[1], photo.shape[0]))
-    for top in range(y1, y2, STRIP):
-        yield photo[top : min(top + STRIP, y2), x1:x2], matrix - [[0, 0, x1], [0, 0, top]]
-
-
-def _layers(
-    shape: tuple[int, ...], face: Image.Image, matrix: np.ndarray, outline: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The mask a (H, W, 1) in [0, 1] and a * face (H, W, 3), 0 to 255, as `paste` blends them."""
-    layers = []
-    for picture in (Image.new("RGB", face.size, (255, 255, 255)), face):
-        canvas = np.zeros(shape, np.uint8)  # over black nothing but the share of the face remains
-        paste(canvas, picture, matrix, outline)
-        layers.append(canvas.astype(np.float32))
-    return layers[0][..., :1] / 255, layers[1]
-
-
-def unblend(photo: np.ndarray, shown: Image.Image, matrix: np.ndarray, outline: np.ndarray | None = None) -> None:
-    """Take a face out of `photo` in place, as far as something of the original is left under it.
-
-    photo: uint8 (H, W, 3); shown: the face as it was pasted, its colours matched; matrix, outline: as for
-    `paste`. Inside, where nothing is left of the original, what remains has no meaning.
-    """
-    for part, there in _strips(photo, matrix):
-        a, share = _layers(part.shape, shown, there, outline)
-        less = np.minimum(1, MOST / np.maximum(a, MOST))
-        original = (part - share * less) / (1 - a * less)
-        part[:] = np.where(a > 0, np.rint(np.clip(original, 0, 255)), part).astype(np.uint8)
-
-
-def paste_inside(photo: np.ndarray, face: Image.Image, matrix: np.ndarray, outline: np.ndarray | None = None) -> None:
-    """`paste` with a narrower rim, which leaves more of the surroundings: the mask from INNER on."""
-    for part, there in _strips(photo, matrix):
-        a, share = _layers(part.shape, face, there, outline)
-        inner = np.clip((a - INNER) / (1 - INNER), 0, 1)
-        blended = part + inner * (share / np.maximum(a, INNER) - part)
-        part[:] = np.where(inner > 0, np.rint(np.clip(blended, 0, 255)), part).astype(np.uint8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit  # Student's quantile
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,6 @@ def fold_rates(accepts: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 def fold_interval(rates: np.ndarray, n: int, level: float = 0.95) -> Estimate:
     """Mean and standard deviation over folds (F,), with Student's interval for the mean, clipped to [0, 1]."""
-    from scipy.special import stdtrit  # Student's quantile; here, because each stage's process would wait for it
-
     rates = np.asarray(rates, np.float64)
     if len(rates) < 2:
         raise ValueError(f"an interval over folds needs two folds or more, not {len(rates)}")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 ROUNDING = 1 / (12 * 255**2)  # mean square error that rounding to 8 bits makes; below it PSNR says nothing
 
@@ -26,8 +27,6 @@ def mse(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     """Peak signal-to-noise ratio in dB, (N,); an error below 8-bit rounding counts as that, 58.9 dB."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
     _check(a, b)
     ratio = peak_signal_noise_ratio(_unit(a), _unit(b), data_range=1.0, reduction="none", dim=(1, 2, 3))
     return ratio.clamp(max=float(-10 * np.log10(ROUNDING))).numpy()
@@ -38,11 +37,10 @@ def ssim(a: torch.Tensor, b: torch.Tensor, batch: int = 64) -> np.ndarray:
 
     In float32 and in batches: a thousand faces at once in float64 take 23 GB. Wang et al., 2004.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure as similarity
-
     _check(a, b)
     pairs = zip(a.split(batch), b.split(batch), strict=True)
-    parts = [similarity(_unit(x).float(), _unit(y).float(), data_range=1.0, reduction="none") for x, y in pairs]
+    ssim_of, options = structural_similarity_index_measure, {"data_range": 1.0, "reduction": "none"}
+    parts = [ssim_of(_unit(x).float(), _unit(y).float(), **options) for x, y in pairs]
     return torch.cat(parts).double().numpy()
 
 
