@@ -160,11 +160,11 @@ def test_the_worst_faces_are_picked_by_the_numbers(run, monkeypatch):
     assert pixels.to_dict() == pytest.approx({"protected": 50, "restored": 1, "wrong password": 0}, abs=1e-4)
     rows = figures.failures(faces, table, "toy")
     assert list(rows) == [
-        "protected, most like the original: 0.87", "protected, found by no detector",
-        "restored, least like the inverted face: 0.50",
-        "wrong password, most like the original: 0.00", "wrong password, found by no detector",
+        "the protected face most like its original\n0.87", "protected: found by no detector",
+        "the restored face least like the inverted one\n0.50",
+        "the wrong password's face most like the original\n0.00", "wrong password: found by no detector",
     ]  # fmt: skip
-    (block,) = rows["protected, most like the original: 0.87"]
+    (block,) = rows["the protected face most like its original\n0.87"]
     assert block.columns == ("original", "inverted", "protected", "restored", "wrong password")
     assert torch.equal(block.faces[0, 2], faces["protected"][1])
 

@@ -36,9 +36,9 @@ SPREAD = ("mean pairwise angle", "silhouette")  # metrics of figure 7
 PATHS = {"slerp": "spherical", "linear": "linear"}  # of figure 8, as `passwords.interpolate` names them
 # Picture -> (what it is compared with, 1: the most alike fails, -1: the least alike, the failure in words).
 COMPARED = {
-    "protected": ("original", 1, "protected, most like the original"),
-    "restored": ("inverted", -1, "restored, least like the inverted face"),
-    "wrong password": ("original", 1, "wrong password, most like the original"),
+    "protected": ("original", 1, "the protected face most like its original"),
+    "restored": ("inverted", -1, "the restored face least like the inverted one"),
+    "wrong password": ("original", 1, "the wrong password's face most like the original"),
 }
 
 
@@ -179,14 +179,14 @@ def outcomes(run: Run, variant: str, recognisers: Sequence[str]) -> tuple[dict[s
 
 def failures(faces: Mapping[str, torch.Tensor], table: pd.DataFrame, recogniser: str) -> dict[str, list[Block]]:
     """The worst faces of `outcomes` by one recogniser, as rows of `drawing.faces_grid`."""
-    shown = {}
-    for line in table[table.judge == recogniser].itertuples():
+    rows, shown = table[table.judge == recogniser], {}
+    for line in rows.itertuples():
         if line.n:
-            shown[f"{COMPARED[line.place][2]}: {line.similarity:.2f}"] = line.worst
+            shown[f"{COMPARED[line.place][2]}\n{line.similarity:.2f}"] = line.worst
         if line.unfound >= 0:
-            shown[f"{line.place}, found by no detector"] = line.unfound
+            shown[f"{line.place}: found by no detector"] = line.unfound
     chosen = {label: torch.stack([drawn[i] for drawn in faces.values()]) for label, i in shown.items()}
-    return {label: [Block("", tuple(faces), row[None])] for label, row in chosen.items()}
+    return {label: [Block(rows.method.iloc[0], tuple(faces), row[None])] for label, row in chosen.items()}
 
 
 # ---- figure 7: many passwords make many people
