@@ -43,7 +43,7 @@ def test_table1_on_the_samples(run):  # noqa: F811
     for method in ("RiDDLE", "RiDDLE, wrongly decrypted"):
         assert line(here, task="de-identification", method=method)["mean"] == 0
     assert line(here, task="de-identification", method="RiDDLE data-free")["value"] == DATAFREE
-    assert (table[table.judge == "facenet-casia"].value == "n/a: no file").all()
+    assert (table[table.judge == "facenet-casia"].value == "n/a: weights missing (no file)").all()
     assert table[table.judge == "arcface-mobilefacenet"].judge_seen.all() and not here.judge_seen.any()
     published = line(here, task="de-identification", method="RiDDLE").items()
     assert [v for k, v in published if k.startswith("paper")] == [0.016, 0.032, 0.025]
@@ -213,7 +213,10 @@ def test_table4_on_the_samples(run):  # noqa: F811
     assert (row["paper LFW"], row["paper CelebA-HQ"], row["paper FFHQ"]) == (75.83, 77.39, 74.88)
     assert table[table.judge == "arcface-mobilefacenet"].judge_seen.all() and "dlib" not in set(table.judge)
     assert np.isnan(line(table, method=rows.OURS, metric=rows.KFFA, judge="edgeface-xs")["paper LFW"])
-    assert line(table, method="RiDDLE", metric=rows.COSINE, judge="facenet-casia")["value"] == "n/a: no file"
+    assert (
+        line(table, method="RiDDLE", metric=rows.COSINE, judge="facenet-casia")["value"]
+        == "n/a: weights missing (no file)"
+    )
     assert line(table, method="Personal", metric=rows.COSINE)["paper LFW"] == 0.205
     assert (table.interval[table.judge != ""] == "95 %, bootstrap over people").all()
     spent = seconds([run]).set_index("stage")
@@ -228,12 +231,12 @@ def test_table5_on_the_samples(run):  # noqa: F811
     assert set(table.variant) - {""} == set(rows.ABLATIONS)
     here = table[table.judge == "edgeface-xs"]
     first = line(here, task="de-identification", method="without transformer")
-    assert first["paper"] == 0.018 and first["steps"] == ""
+    assert first["paper"] == 0.018 and np.isnan(first["steps"])
     recovered = here[(here.task == "recovery") & (here.method == "full")]
     assert set(recovered.against) == {rows.SAME_INVERTED, rows.SAME_PHOTO} and (recovered.paper == 0.996).all()
     assert line(here, task="diversity", method="full")["n"] == SAMPLES * 45
     assert line(here, task="de-identification", method="without data")["value"] == DATAFREE
-    assert (table[table.variant.isin(CONTROLS)].steps.astype(str) == "0").all()
+    assert (table[table.variant.isin(CONTROLS)].steps == 0).all()
     sets = table[table.task == "fidelity"]
     assert set(sets.against) == {rows.SAME_PHOTOS} and (sets.interval == "95 %, bootstrap over faces").all()
     frechet = line(sets, method="full", metric="Frechet distance (dlib)")

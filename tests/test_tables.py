@@ -85,7 +85,7 @@ def test_wide_has_a_column_a_metric_where_a_line_holds_several(run):
     records.append(number("alexnet", 0.3, metric="LPIPS alexnet", method="m1"))
     table = pd.DataFrame(tables.tidy(records, run))
     assert list(tables.wide(table, ("method",))) == ["method", "MSE", "PSNR", "LPIPS alexnet", "n", "undetected"]
-    assert list(tables.wide(table)) == ["metric", "method", "value", "alexnet", "n", "undetected"]
+    assert list(tables.wide(table)) == ["method", "metric", "value", "alexnet", "n", "undetected"]
 
 
 def test_wide_keeps_columns_that_name_a_row_and_data_sets_apart(table):

