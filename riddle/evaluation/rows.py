@@ -21,7 +21,6 @@ from riddle.presets import CONTROLS, VARIANTS
 LABELS = {
     "lfw": "LFW", "celebamask_hq": "CelebA-HQ test", "ffhq": "FFHQ test", "samples": "bundled synthetic faces",
 }  # fmt: skip
-SYSTEMS = ("RiDDLE", "RiDDLE data-free", *UNAVAILABLE)  # in the paper's order
 
 # The last five are the paper's: three of Table 1, that of Table 4, and F_e, which it trains against.
 RECOGNISERS = (
