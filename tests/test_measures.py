@@ -139,12 +139,12 @@ def test_dlib_measures_pose_and_openness_too(looked_at):
 
 
 def test_distances_between_sets_and_between_halves_of_the_real_one(run, monkeypatch):  # noqa: F811
-    pooled = lambda x: x.mean((2, 3)).double().numpy()  # noqa: E731
-    monkeypatch.setattr(features, "load", lambda name, device: pooled)
+    pooled = lambda pictures: pictures.mean((1, 2))  # noqa: E731
+    monkeypatch.setattr(features, "extract", lambda name, pictures, device, label: pooled(pictures))
     made = measures.distances(run, {rows.PHOTO: "photo", **rows.TABLE3})
     found = {(r.method, r.metric, r.against): r for r in made}
     metric = "Frechet distance (SqueezeNet pool)"
-    a, b = (pooled(to_tensor(read(facesets.faces(run, s), "faces"))) for s in ("photo", "mosaic"))
+    a, b = (pooled(read(facesets.faces(run, s), "faces")) for s in ("photo", "mosaic"))
     number = found["mosaicing (8 x 8 blocks)", metric, rows.SAME_PHOTOS]
     assert number.mean == pytest.approx(frechet_distance(a, b)) and number.low <= number.mean <= number.high
     halves = found[rows.PHOTO, metric, rows.OTHER_PHOTOS]
@@ -166,6 +166,16 @@ def test_table3_is_written_where_no_network_of_features_is_here(looked_at):
     assert "inception: n/a: weights missing" in tables.notes(table)
     gaze = table[table.metric == "gaze"].set_index("method").value
     assert set(gaze.index) == set(rows.TABLE3) and gaze.eq("n/a: no network for it is at hand").all()
+
+
+def test_pixels_reach_the_pool_as_its_training_had_them():
+    network, face = features.SqueezeNetPool().eval(), torch.rand(2, 3, 64, 64) * 2 - 1
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    with torch.no_grad():
+        expected = network.trunk(((face + 1) / 2 - mean) / std).mean((2, 3))
+        assert torch.allclose(network(face), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="squeezenet, inception"):
+        features.extract("vgg", np.zeros((1, 8, 8, 3), np.uint8))
 
 
 def test_the_papers_fid_is_not_beside_one_of_few_faces():

@@ -85,7 +85,9 @@ def test_wide_has_a_column_a_metric_where_a_line_holds_several(run):
     records.append(number("alexnet", 0.3, metric="LPIPS alexnet", method="m1"))
     table = pd.DataFrame(tables.tidy(records, run))
     assert list(tables.wide(table, ("method",))) == ["method", "MSE", "PSNR", "LPIPS alexnet", "n", "undetected"]
-    assert list(tables.wide(table)) == ["method", "metric", "value", "alexnet", "n", "undetected"]
+    beside = tables.wide(table)
+    assert list(beside) == ["method", "metric", "value", "alexnet", "n", "undetected"]
+    assert beside.set_index(["method", "metric"]).loc[("m1", "MSE")].tolist()[:2] == ["0.100 ± 0.010", ""]
 
 
 def test_wide_keeps_columns_that_name_a_row_and_data_sets_apart(table):

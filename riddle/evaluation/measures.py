@@ -100,10 +100,8 @@ def feature_set(run: Run, network: str, item: str) -> Path:
     def make() -> dict[str, np.ndarray]:
         if network == "dlib":
             return {"features": need(source, "embeddings"), "targets": read(source, "targets")}
-        pictures, targets = need(source, "faces"), read(source, "targets")
-        parts = (to_tensor(pictures[i : i + facesets.BATCH]) for i in range(0, len(pictures), facesets.BATCH))
-        extract = features.load(network, run.device)
-        return {"features": features.extract_all(extract, parts, f"{network} {item}"), "targets": targets}
+        made = features.extract(network, need(source, "faces"), run.device, f"{network} {item}")
+        return {"features": made, "targets": read(source, "targets")}
 
     weights = network == "dlib" or locate({"squeezenet": "squeezenet1_1"}.get(network, network)) is not None
     made_from = ("features", network, features.RESIZE[network], key_of(source), weights)

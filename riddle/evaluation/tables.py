@@ -145,7 +145,10 @@ def wide(table: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
     lines = []
     for values, part in table.groupby(rows, sort=False, dropna=False):
         known = {(metric, judge): v for metric, judge, v in zip(part.column, part.judge, part.value, strict=True)}
-        cells = [known.get(key, known.get((key[0], ""), "")) for key in titles]
+        for_all = {metric: v for (metric, judge), v in known.items() if not judge and is_reason(v)}
+        cells = [known.get(key, for_all.get(key[0], "")) for key in titles]
+        if not any(cells):  # no judge of this line has a number anywhere
+            cells[0] = part.value.iloc[0]
         cells = ["n/a" if c in cells[:i] and is_reason(c) else c for i, c in enumerate(cells)]  # a reason is said once
         line = dict(zip(rows, values, strict=True)) | dict(zip(titles.values(), cells, strict=True))
         line |= {c: int(part[c].max()) for c in ("n", "undetected")}

@@ -1,14 +1,13 @@
 """Features of faces for distances between sets: SqueezeNet's pool, and the Inception network of the FID.
 
-    extract = features.load("squeezenet")
-    f = extract(faces)                      # (N, 3, R, R) in [-1, 1] -> (N, 512)
+    f = features.extract("squeezenet", pictures)       # (N, R, R, 3) uint8 -> (N, 512)
 
 The FID is the Frechet distance on the Inception features of pytorch-fid, and bears that name only there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from pytorch_fid.inception import InceptionV3
 from torch import nn
 from torchvision.models import squeezenet1_1
 
+from riddle.images import to_tensor
 from riddle.progress import track
 from riddle.weights import find
 
@@ -25,7 +25,7 @@ RESIZE = {
     "inception": "bilinear to 299 px, no antialiasing (pytorch-fid)",
     "dlib": "aligned by its landmarks to 150 px, bicubic",
 }
-Extractor = Callable[[torch.Tensor], np.ndarray]
+BATCH = 64  # pictures at a time
 
 
 class SqueezeNetPool(nn.Module):
@@ -70,23 +70,14 @@ class InceptionPool(nn.Module):
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"squeezenet": _squeezenet, "inception": InceptionPool}
 
 
-def load(name: str, device: torch.device | str = "cpu", batch: int = 64) -> Extractor:
-    """A function from faces (N, 3, R, R) in [-1, 1] to features (N, D) float32.
+@torch.no_grad()
+def extract(name: str, pictures: np.ndarray, device: torch.device | str = "cpu", label: str = "features") -> np.ndarray:
+    """Features (N, D) float32 of pictures (N, R, R, 3) uint8 by a network of `NETWORKS`; label: of the progress bar.
 
     Raises ValueError for an unknown name, WeightsMissingError when the weights cannot be had.
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown features {name!r}; choose one of {', '.join(NETWORKS)}")
-    network = NETWORKS[name]().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def extract(faces: torch.Tensor) -> np.ndarray:
-        parts = [network(x.to(device, torch.float32)).float().cpu() for x in faces.split(batch)]
-        return torch.cat(parts).numpy()
-
-    return extract
-
-
-def extract_all(extract: Extractor, parts: Iterable[torch.Tensor], label: str = "features") -> np.ndarray:
-    """Features (N, D) of faces that come in parts, so that they need not be in memory at once."""
-    return np.concatenate([extract(part) for part in track(parts, label)])
+    network = NETWORKS[name]().eval().to(device, memory_format=torch.channels_last)
+    parts = track([pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)], label)
+    return torch.cat([network(to_tensor(part).to(device)).float().cpu() for part in parts]).numpy()
