@@ -9,7 +9,7 @@ from PIL import Image
 from riddle.assets import ASSETS
 from riddle.data import load as load_photos
 from riddle.faces import recognizers
-from riddle.faces.alignment import crop, crop_points, framing_matrix
+from riddle.faces.alignment import crop, crop_points, framing_matrix, similarity
 from riddle.faces.detection import Face, dlib_models, load_detector
 from riddle.images import to_tensor
 from riddle.models.fixed_map import ARCFACE_POINTS, FRAMED_POINTS, fixed_map
@@ -247,17 +247,19 @@ def test_gradients_reach_the_face_and_onnx_says_that_it_has_none():
 
 
 def test_embed_faces_aligns_each_by_its_points_and_keeps_the_rows():
-    """Points that are ArcFace's own, moved by whole pixels: the crop is a part of the picture."""
-    recogniser, pixels = need("edgeface-xs"), noise(3, 130)
-    found = [Face(np.zeros(4), 1.0, ARCFACE_POINTS + shift, None, "test") for shift in (3, 9)]
-    e = recogniser.embed_faces(to_tensor(pixels), [found[0], None, found[1]])
+    recogniser, pixels = need("edgeface-xs"), noise(3, 80)
+    points = [ARCFACE_POINTS * 0.7 + 3, None, ARCFACE_POINTS * 0.7 + 7]
+    found = [p if p is None else Face(np.zeros(4), 1.0, p, None, "test") for p in points]
+    e = recogniser.embed_faces(to_tensor(pixels), found)
     assert e.shape == (3, 512) and e[1].isnan().all()
-    for i, shift in ((0, 3), (2, 9)):
-        single = recogniser.embed(to_tensor(pixels[i : i + 1, shift : shift + 112, shift : shift + 112]))
+    for i in (0, 2):
+        m = similarity(ARCFACE_POINTS, points[i])  # the crop's pixels -> the picture's
+        matrix = np.c_[m[:, :2] * 112, m[:, :2] @ [-0.5, -0.5] + m[:, 2]]
+        single = recogniser.embed(to_tensor(crop(Image.fromarray(pixels[i]), matrix, 112))[None])
         torch.testing.assert_close(e[i], single[0], atol=1e-5, rtol=0)
         assert e[i].norm() == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="3 faces but 2 detections"):
-        recogniser.embed_faces(to_tensor(pixels), found)
+        recogniser.embed_faces(to_tensor(pixels), found[:2])
 
 
 # Rules and errors
