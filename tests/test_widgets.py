@@ -235,7 +235,8 @@ def test_the_page_comes_up_drawn(page):
 
 
 def test_what_the_script_follows_are_values_of_the_page(page):
-    names = re.findall(r'(?:follow|text|model\.get)\("(\w+)"', page._esm) + re.findall(r'\["(\w+)", "\w+"\]', page._esm)
+    names = re.findall(r'\b(?:follow|text|model\.get)\("(\w+)"', page._esm)
+    names += re.findall(r'\["(\w+)", "(?:change|input)"\]', page._esm)
     assert len(names) > 12 and all(page.has_trait(name) for name in names)
 
 
