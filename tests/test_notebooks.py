@@ -49,7 +49,7 @@ SMALLER = {
 BOUNDS = {
     "00_quickstart": {"faces": (3, 3), "restored": (0, 5), "protected": (15, 120), "wrong password": (15, 120)},
     "01_generator": {"steps": (30, 30), "PSNR after": (23, 60), "PSNR at 32 px, dB": (15, 60)},
-    "02_inversion": {"steps": (20, 20), "inverted": (0, 127.5), "another face": (1, 127.5)},
+    "02_inversion": {"steps": (20, 20), "mse, after": (0, 0.45), "inverted": (0, 105), "another face": (106, 255)},
     "03_parsing": {"steps": (60, 60), "accuracy, new faces": (0.5, 1)},
     "04_encryptor": {"cos_recovered, RotationCoupling (ours)": (0.99, 1.001), "cos_*": (-1, 1.001)},
     "05_table1": {
@@ -183,10 +183,8 @@ def test_it_runs_and_its_numbers_lie_within_their_bounds(path, executed):
         found = {k: v for k, v in numbers.items() if fnmatch(k, pattern)}
         assert found, f"nothing recorded is called {pattern}: {', '.join(numbers)}"
         assert all(least <= v <= most for v in found.values()), f"not within {least} and {most}: {found}"
-    said = [
-        o["data"].get("text/markdown", "") for c in notebook.cells[-2:] for o in c.get("outputs", []) if "data" in o
-    ]
-    assert re.search(r"\d", "".join(said)), "it does not read its result"
+    (last,) = notebook.cells[-1].outputs
+    assert re.search(r"\d", last["data"]["text/markdown"]), "it does not read its result"
 
 
 def execute(path: Path, home: Path):
