@@ -124,6 +124,8 @@ def test_every_grid_shows_the_same_people_and_passwords(models, who):
     assert torch.equal(grids["figure4"][""][2].faces, torch.stack([encrypted[:, 0], decrypted[:, 0]], 1))
     assert torch.equal(grids["figure6"][""][2].faces, many.faces[:, :3])
     assert [b.columns for b in grids["figure6"][""]][3:] == [("any",), ("any",)]
+    with pytest.raises(ValueError, match="no figure without an encryptor"):
+        figures.grids({}, who)
 
 
 def test_figure_9_restores_the_second_password(models, who):

@@ -106,39 +106,33 @@ def grids(
 ) -> dict[str, dict[str, list[Block]]]:
     """Figures 1, 3, 4, 5 and 6: {figure: {label: blocks of a row}}, by the encryptors {label: model} and the baselines.
 
-    A row is a person, a column one password for all people; figures share them. count: passwords in figure 5.
+    A row is a person, a column one password for all people; figures share them. count: passwords in figure 5. Raises
+    ValueError without an encryptor.
     """
-    numbers, first = tuple(str(k + 1) for k in range(count)), next(iter(models.values()))
-    inverted = first.synthesize(who.codes).cpu()
+    if not models:
+        raise ValueError("no figure without an encryptor; choose a preset whose weights are here")
+    inverted = next(iter(models.values())).synthesize(who.codes).cpu()
     inputs = Block("", ("original", "inverted"), torch.stack([who.faces, inverted], 1))
-    original = Block("", ("original",), who.faces[:, None])
-    shown = {
-        "figure1": {},
-        "figure3": {"": [inputs]},
-        "figure4": {"": [inputs]},
-        "figure5": {},
-        "figure6": {"": [original]},
-    }
+    original, numbers = Block("", ("original",), who.faces[:, None]), tuple(str(k + 1) for k in range(max(count, 4)))
+    figure1, figure3, figure4, figure5, figure6 = {}, [inputs], [inputs], {}, [original]
     for label, model in models.items():
-        keys = model.random_password(max(count, 4), seed).split(1)
+        keys = model.random_password(len(numbers), seed).split(1)
         locked = [model.encrypt(who.codes, key) for key in keys]
         opened = [model.decrypt(locked[0], keys[k]) for k in (0, 2, 3)]  # by the right password, by two wrong ones
         protected, opened = (torch.stack([model.synthesize(w).cpu() for w in many], 1) for many in (locked, opened))
-        shown["figure1"][label] = [
-            inputs,
-            Block("encrypted", ("password 1", "password 2"), protected[:, :2]),
-            Block("decrypted", ("right password", "wrong 1", "wrong 2"), opened),
-        ]
-        shown["figure3"][""].append(Block("", (label,), protected[:, :1]))
+        encrypted = Block("encrypted", ("password 1", "password 2"), protected[:, :2])
+        figure1[label] = [inputs, encrypted, Block("decrypted", ("right password", "wrong 1", "wrong 2"), opened)]
+        figure3.append(Block("", (label,), protected[:, :1]))
         pair = torch.stack([protected[:, 0], opened[:, 0]], 1)
-        shown["figure4"][""].append(Block(label, ("encrypted", "restored"), pair))
-        shown["figure5"][label] = [original, Block("password", numbers, protected[:, :count])]
-        shown["figure6"][""].append(Block(f"{label}, password", numbers[:3], protected[:, :3]))
+        figure4.append(Block(label, ("encrypted", "restored"), pair))
+        figure5[label] = [original, Block("password", numbers[:count], protected[:, :count])]
+        figure6.append(Block(f"{label}, password", numbers[:3], protected[:, :3]))
     for baseline in BASELINES.values():
         name, protected = baseline.label.partition(" (")[0], baseline.protect(who.faces)[:, None]
-        shown["figure3"][""].append(Block("", (name,), protected))
-        shown["figure6"][""].append(Block(name, ("any",), protected))
-    return shown
+        figure3.append(Block("", (name,), protected))
+        figure6.append(Block(name, ("any",), protected))
+    in_rows = {"figure3": {"": figure3}, "figure4": {"": figure4}, "figure6": {"": figure6}}
+    return dict(sorted(({"figure1": figure1, "figure5": figure5} | in_rows).items()))
 
 
 def figure9(models: Mapping[str, Riddle], who: People, seed: int = 0) -> dict[str, torch.Tensor]:
