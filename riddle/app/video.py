@@ -289,8 +289,8 @@ class _Painter:
 
     def faces_in(self, frame: Frame) -> list[tuple[int, np.ndarray, torch.Tensor]]:
         """The faces in the next frame: track, place and code."""
-        self.begin = frame.pts if self.begin is None else self.begin
-        self.seconds = float((frame.pts - self.begin) * frame.clip.time_base)
+        self.begin = frame.seconds if self.begin is None else self.begin
+        self.seconds = frame.seconds - self.begin
         self.count += 1
         n = self.record.frame(self.seconds)
         self.missed += n is None
