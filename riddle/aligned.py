@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +71,13 @@ def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto"
     matrices, faces = np.full((n, 2, 3), np.nan), np.zeros((n, side, side, 3), np.uint8)
     items = ((name, known[i] if i < len(known) else None) for i, name in enumerate(images.names))
     job = Job(images, side, detector)
-    with _mapper(job, workers if n >= PROCESSES_FROM and not images.framed else 1) as mapped:
-        for i, (matrix, face) in enumerate(track(mapped(items), f"align {images.title}", n, "photo")):
+    with ExitStack() as stack:
+        found = map(job, items)
+        if workers > 1 and n >= PROCESSES_FROM and not images.framed:
+            # Spawned, not forked: a fork of a process whose torch has run in several threads can hang.
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(job,))
+            found = stack.enter_context(pool).map(_work, items, chunksize=16)
+        for i, (matrix, face) in enumerate(track(found, f"align {images.title}", n, "photo")):
             if matrix is not None:
                 matrices[i], faces[i] = matrix, face
             if not images.framed and i >= len(known) and ((i + 1) % SAVE_EVERY == 0 or i + 1 == n):
@@ -143,15 +147,3 @@ def _start(job: Job) -> None:
 
 def _work(item: Item) -> Found:
     return _job(item)
-
-
-@contextmanager
-def _mapper(job: Job, workers: int) -> Iterator[Callable[[Iterable[Item]], Iterator[Found]]]:
-    """An ordered map over items, in `workers` processes."""
-    if workers <= 1:
-        yield lambda items: map(job, items)
-        return
-    # Spawned, not forked: a fork of a process whose torch has run in several threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(job,)) as pool:
-        yield lambda items: pool.map(_work, items, chunksize=16)

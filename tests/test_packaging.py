@@ -178,7 +178,8 @@ def test_no_photo_or_download_is_committed(root):
         path = root / name
         if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".gif"}:
             assert name.startswith(("data/samples/", "data/zoo/", "results/", "docs/", "tests/golden/")), name
-        assert path.suffix not in {".tar", ".pth", ".pt", ".onnx", ".pkl", ".npz"}, name
+        golden = name.startswith("tests/golden/")  # few numbers that a network must give
+        assert golden or path.suffix not in {".tar", ".pth", ".pt", ".onnx", ".pkl", ".npz"}, name
         assert not path.exists() or path.stat().st_size < 40_000_000, name
 
 
