@@ -36,7 +36,7 @@ def noise(n, size, seed=0):
     """Pictures (n, size, size, 3) uint8: smooth, so that embeddings differ."""
     coarse = torch.from_numpy(np.random.default_rng(seed).uniform(0, 255, (n, 3, 9, 9)))
     smooth = F.interpolate(coarse, size, mode="bicubic").clamp(0, 255).round()
-    return smooth.permute(0, 2, 3, 1).numpy().astype(np.uint8)
+    return smooth.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
 
 
 # Networks
