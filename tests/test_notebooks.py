@@ -44,6 +44,7 @@ SMALLER = {
     "14_video": {"limit": "16", "people": "1"},
     "15_widgets": {"updates": "3"},
 }
+CHECKED = ("05_table1", "06_table2", "08_table4")  # what must hold of a complete run holds for so few faces, too
 # What each records: {a name, or a pattern of names: (least, most)}. Six faces say little, so the bounds are wide; a
 # network that does nothing, or forgets everything, lies outside.
 BOUNDS = {
@@ -194,8 +195,12 @@ def execute(path: Path, home: Path):
     environment |= {"RIDDLE_HOME": str(home), "RIDDLE_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     chosen = SMALLER[path.stem] | ({"out": str(home / path.stem)} if "out" in defaults_of(path) else {})
     extra = [word for name, value in chosen.items() for word in ("-p", name, value)]
-    out = home / path.name
-    command = [sys.executable, "-m", "papermill", str(path), str(out), "--no-progress-bar", *extra]
+    text, source, out = path.read_text(), home / f"source_{path.name}", home / path.name
+    if path.stem in CHECKED:
+        assert "not limit and preset" in text
+        text = text.replace("not limit and preset", "preset")
+    source.write_text(text)
+    command = [sys.executable, "-m", "papermill", str(source), str(out), "--no-progress-bar", *extra]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return nbformat.read(out, as_version=4)
