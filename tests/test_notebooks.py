@@ -72,6 +72,7 @@ BOUNDS = {
     "11_table5": {
         "de-identification, full": (0, 0.4), "recovery, full": (0.6, 1),
         "recovery, RotationCoupling (ours)": (0.99, 1), "recovery, untrained transformer (control)": (0, 0.5),
+        "diversity, full": (0.4, 1), "diversity, untrained transformer (control)": (0, 0.3),
     },
     "12_qualitative": {
         "restored, pixels, RotationCoupling (ours)": (0, 1), "restored, pixels, RiDDLE": (0, 15),
