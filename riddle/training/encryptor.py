@@ -6,7 +6,8 @@
     ... --arch coupling       # ours: its own inverse by construction
     ... --no-div              # Table 5, w/o identity diversity loss
     ... --weight recovery=3 --weight latent=0.1 --lr 3e-4
-    ... --linked 3            # ours: two people under one password stay two people
+    ... --linked 2            # ours: two people under one password stay two people
+    ... --apart 2             # ours: L_div once more, over the encrypted faces alone
     ... --pixels 3            # ours: recovery from published pixels too
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in
@@ -59,6 +60,7 @@ class EncryptorConfig:
     helper_only: float = 0.0  # share of the training, at its start, with no other loss; only `Coach` draws faces then
     damping: float = 0.003  # curvature above which the gradient in z is held down (`Curvature`); 0: not at all
     linked: float = 0.0  # weight of `linked` over faces of originals that share passwords; the paper: none
+    apart: float = 0.0  # weight of L_div over the encrypted faces alone, beside that over all; the paper: none
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels; the paper: none
     lr: float = 5e-4  # Adam, warm-up then cosine to zero, in both parts alike; the paper's is not given
     warmup: float = 0.02  # share of a part
@@ -176,6 +178,9 @@ class EncryptorTask:
         if self.config.linked:
             terms["linked"] = linked(changed)
             total = total + self.config.linked * terms["linked"]
+        if self.config.apart and weights.diversity:
+            terms["apart"] = losses.diversity_loss(embedded[:, :m])
+            total = total + self.config.apart * terms["apart"]
         if self.path is not None:
             terms["recovery_pixels"] = self.recovery_from_pixels(faces[:, 0], original, keys[:, 0, 0], wanted)
             total = total + self.config.pixels * terms["recovery_pixels"]
@@ -282,6 +287,7 @@ def command_line() -> argparse.ArgumentParser:
     p.add_argument("--blend", type=float, default=c.blend, help="share of originals between two training faces")
     p.add_argument("--code-judge", help="safetensors of riddle.training.helper, for the loss in codes")
     p.add_argument("--linked", type=float, default=c.linked, help="weight of two people under one password being alike")
+    p.add_argument("--apart", type=float, default=c.apart, help="weight of L_div over the encrypted faces alone")
     p.add_argument("--pixels", type=float, default=c.pixels, help="weight of recovery from published pixels")
     p.add_argument("--encoder", help="safetensors, for curvature and --pixels; default: the bundled one")
     p.add_argument("--weights-json", help='file of loss weights, e.g. {"recovery": 3}')
@@ -322,7 +328,7 @@ def main(argv: list[str] | None = None) -> dict:
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, arch=a.arch,
         helper=a.helper, helper_codes=a.helper_codes, helper_only=a.helper_only, blend=a.blend, linked=a.linked,
-        pixels=a.pixels, lr=a.lr, damping=a.damping, eval_every=a.eval_every,
+        apart=a.apart, pixels=a.pixels, lr=a.lr, damping=a.damping, eval_every=a.eval_every,
         minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else draw_codes(generator, 48, seed=1)
