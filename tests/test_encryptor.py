@@ -326,6 +326,40 @@ def make_task(tmp_path, frozen, steps, held_out=None, **changes):
     return EncryptorTask(SMOKE, EncryptorConfig(**changes), accelerator, *frozen, held_out), config, accelerator
 
 
+def test_two_terms_beside_the_paper_s_losses(frozen, tmp_path):
+    """`linked`: likeness of two originals under one password; `apart`: L_div over encrypted faces. Both are added."""
+    generator, judges = frozen
+    task, _, _ = make_task(tmp_path, frozen, 1, linked=2.0, apart=3.0)
+    plain, _, _ = make_task(tmp_path, frozen, 1)
+    w, keys = draw_codes(generator, 2), draw_keys(generator, 1, 2, 2).repeat(2, 1, 1, 1, 1)
+    with torch.no_grad():
+        (total, terms), (before, _) = task.losses(w, keys), plain.losses(w, keys)
+        made = encrypt_and_decrypt(task.encryptor, w, keys)
+        faces = [generator(torch.cat([a, b])) for a, b in zip(made.encrypted, made.wrong, strict=True)]
+        one, other = (F.normalize(judges.embed(f), dim=1) for f in faces)
+    alike = (one * other).sum(1).clamp_min(0).mean().item()
+    among = sum(max(0.0, (e[0] @ e[1]).item()) * 2 / 4 for e in (one, other)) / 2
+    assert terms["linked"].item() == pytest.approx(alike, abs=1e-4)
+    assert terms["apart"].item() == pytest.approx(among, abs=1e-4)
+    assert total.item() == pytest.approx(before.item() + 2 * alike + 3 * among, abs=1e-3)
+
+
+@pytest.mark.parametrize("linked", [0.0, 1.0])
+def test_linked_originals_share_their_passwords(frozen, tmp_path, monkeypatch, linked):
+    task, _, _ = make_task(tmp_path, frozen, 1, linked=linked)
+    seen = []
+    losses_of = task.losses
+    monkeypatch.setattr(task, "losses", lambda w, keys: seen.append(keys) or losses_of(w, keys))
+    task.step({"row": torch.arange(4)}, 0.0)
+    assert torch.equal(seen[0][:2], seen[0][2:]) == bool(linked)
+
+
+def test_linked_needs_an_even_batch(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--datafree", "--out", "x", "--linked", "1", "--batch", "3"])
+    assert "even --batch" in capsys.readouterr().err
+
+
 def test_curvature_changes_the_gradient_and_no_loss(frozen, tmp_path):
     """Directions that bend much get a smaller gradient; the loss is the same. Without curvature nothing changes."""
     task, _, _ = make_task(tmp_path, frozen, 1)

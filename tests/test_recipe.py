@@ -71,4 +71,4 @@ def test_every_table_of_every_recipe_fits_its_module(monkeypatch):
 def test_variants_take_the_recipe_too():
     variant, settings, words = ablations.parse_arguments(["--variant", "mlp", "--recipe", "mobile", "--out", "there"])
     assert (variant, settings.arch, settings.out, settings.blend) == ("mlp", "mlp", "there", 0.7)
-    assert encryptor.parse_arguments(words).steps == settings.steps == 18750
+    assert encryptor.parse_arguments(words).steps == settings.steps == 20300
