@@ -36,7 +36,7 @@ from riddle.networks import Synthesis
 from riddle.presets import Preset, get
 from riddle.training import recipe
 from riddle.training.codes import draw_codes, draw_keys, encrypt_and_decrypt, evaluate
-from riddle.training.helper import Coach, CodeCritic, CodeJudge, code_loss, importance, linked, load_code_judge, small
+from riddle.training.helper import Coach, CodeJudge, code_loss, importance, linked, load_code_judge, small
 from riddle.training.judges import Judges, frozen_networks
 from riddle.training.loop import LoopConfig, average_gradients, make_accelerator, run, update_average
 from riddle.training.pixelpath import PixelPath
@@ -56,7 +56,6 @@ class EncryptorConfig:
     arch: str = "transformer"
     helper: float = 0.0  # weight of `code_loss` beside the losses on faces; the paper: none
     helper_codes: int = 16  # codes a step that it sees
-    critic: float = 0.0  # weight of `CodeCritic` within the helper; the paper: none
     blend: float = 0.0  # share of the originals that lie between two training faces
     helper_only: float = 0.0  # share of the training, at its start, with no other loss; only `Coach` draws faces then
     damping: float = 0.003  # curvature above which the gradient in z is held down (`Curvature`); 0: not at all
@@ -102,11 +101,6 @@ class EncryptorTask:
         self.coach = None if code_judge is None else Coach(code_judge.to(device), self.see)
         if self.coach:
             self.networks["judge"], self.optimisers["judge"] = self.coach.judge, self.coach.optimiser
-        self.critic = None
-        if config.critic:
-            self.critic = CodeCritic(generator.n_latent, importance(generator.codes).float()).to(device)
-            self.networks["critic"] = self.critic
-            self.optimisers["critic"] = torch.optim.Adam(self.critic.parameters(), lr=2e-4, betas=(0.0, 0.99))
         self.curvature = curvature
         self.inverted = inverted
         self.centre = torch.zeros(2, 2, generator.n_latent, generator.style_dim, device=device)
@@ -126,13 +120,7 @@ class EncryptorTask:
         keys = torch.randn(len(z) // 2, c.m, c.n + 1, z.shape[2], device=z.device).repeat(2, 1, 1, 1)
         judge, diverse = self.coach.judge if self.coach and judged else None, bool(c.weights.diversity)
         with self.accelerator.autocast():
-            loss, terms, made = code_loss(
-                self.encryptor.change, z, keys, importance(codes), judge, diverse, self.centre, self.critic
-            )
-        if self.critic is not None:
-            loss = loss + c.critic * terms["code_real"]
-            terms |= self.critic.step(self.optimisers["critic"], z, made[:, c.m :].flatten(0, 1))
-        return loss, terms, made
+            return code_loss(self.encryptor.change, z, keys, importance(codes), judge, diverse, self.centre)
 
     def training_codes(self, count: int) -> torch.Tensor:
         """So many codes (count, L, D) of training faces, drawn anew."""
@@ -226,7 +214,7 @@ class EncryptorTask:
                 keys = keys[: len(w) // 2].repeat(2, 1, 1, 1, 1)
             loss, terms = self.losses(w, keys)
         if alone or c.helper:
-            helper, more, made = self.helper(judged=alone and self.coach is not None)
+            helper, more, made = self.helper(judged=alone)
             terms |= more
             loss = loss + (1.0 if alone else c.helper) * helper
         self.accelerator.backward(loss)
@@ -296,7 +284,6 @@ def command_line() -> argparse.ArgumentParser:
     p.add_argument("--helper", type=float, default=c.helper, help="weight of the loss in codes beside that on faces")
     p.add_argument("--helper-only", type=float, default=c.helper_only, help="share of the steps with no other loss")
     p.add_argument("--helper-codes", type=int, default=c.helper_codes, help="codes a step that it sees")
-    p.add_argument("--critic", type=float, default=c.critic, help="weight of a critic of codes within the helper")
     p.add_argument("--blend", type=float, default=c.blend, help="share of originals between two training faces")
     p.add_argument("--code-judge", help="safetensors of riddle.training.helper, for the loss in codes")
     p.add_argument("--linked", type=float, default=c.linked, help="weight of two people under one password being alike")
@@ -340,8 +327,8 @@ def main(argv: list[str] | None = None) -> dict:
     generator, judges, threshold = frozen_networks(preset, a.generator, accelerator.device, a.parser)
     config = EncryptorConfig(
         m=a.m, n=a.n, weights=read_weights(a.weights_json, a.weight, a.no_div), datafree=a.datafree, arch=a.arch,
-        helper=a.helper, helper_codes=a.helper_codes, helper_only=a.helper_only, critic=a.critic, blend=a.blend,
-        linked=a.linked, apart=a.apart, pixels=a.pixels, lr=a.lr, damping=a.damping, eval_every=a.eval_every,
+        helper=a.helper, helper_codes=a.helper_codes, helper_only=a.helper_only, blend=a.blend, linked=a.linked,
+        apart=a.apart, pixels=a.pixels, lr=a.lr, damping=a.damping, eval_every=a.eval_every,
         minutes=a.minutes, threshold=threshold if a.threshold is None else a.threshold,
     )  # fmt: skip
     codes = torch.from_numpy(np.load(a.codes)) if a.codes else draw_codes(generator, 48, seed=1)

@@ -32,7 +32,6 @@ from riddle.training.schedule import rate_share
 SMALL = 16  # px of the guessed picture
 BANDS = (KEPT, 40, 160)  # first components of the bands of z whose lengths count: what shows, and what hardly does
 MEMORY = 50  # steps over which running means are taken
-R1 = 1.0  # weight of the critic's squared gradient
 WIDTH, DROPOUT, DECAY, RATE, BATCH = 768, 0.2, 0.1, 1e-3, 256
 
 
@@ -68,36 +67,6 @@ def wrong_by(guess: tuple[torch.Tensor, torch.Tensor], seen: tuple[torch.Tensor,
     return (1 - F.cosine_similarity(guess[0], seen[0])).mean() + F.mse_loss(guess[1], seen[1])
 
 
-class CodeCritic(nn.Module):
-    """z (N, L, D) -> how much it looks like the code of a face, (N,) logits: what is above 0 does. It learns beside the
-    encryptor, from the originals and from what was made of them (e4e has such a discriminator, in w)."""
-
-    def __init__(self, n_latent: int, scale: torch.Tensor):
-        """scale: (D,), see `importance`: what hardly shows hardly counts."""
-        super().__init__()
-        self.register_buffer("scale", scale.sqrt())
-        layers = nn.Linear(n_latent * len(scale), 512), nn.Linear(512, 512), nn.Linear(512, 1)
-        self.body = nn.Sequential(layers[0], nn.LeakyReLU(0.2), layers[1], nn.LeakyReLU(0.2), layers[2])
-        self.requires_grad_(False)  # the encryptor's loss goes through it, not to it
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.body((z * self.scale).flatten(1)).squeeze(1)
-
-    def step(self, optimiser: torch.optim.Optimizer, real: torch.Tensor, made: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One step on codes of faces (N, L, D) and made ones (M, L, D): logistic loss, and the squared gradient at the
-        real ones (R1). Returns the mean logits of both."""
-        self.requires_grad_(True)
-        real = real.detach().requires_grad_(True)
-        told, told_made = self(real), self(made.detach())
-        (slope,) = torch.autograd.grad(told.sum(), real, create_graph=True)
-        loss = F.softplus(-told).mean() + F.softplus(told_made).mean() + R1 / 2 * slope.square().sum((1, 2)).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        self.requires_grad_(False)
-        return {"critic_real": told.mean().detach(), "critic_made": told_made.mean().detach()}
-
-
 def load_code_judge(path: str | Path) -> CodeJudge:
     """The frozen network of a file that this module wrote. Raises FileNotFoundError."""
     from riddle.zoo import load_tensors
@@ -123,7 +92,6 @@ def code_loss(
     judge: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None,
     diverse: bool,
     centre: torch.Tensor | None = None,
-    critic: CodeCritic | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
     """The loss, its terms by name, and the codes made (B, m (n + 2), L, D): recovered ones, then the others.
 
@@ -169,8 +137,6 @@ def code_loss(
         centre.lerp_(means.detach(), 1 / MEMORY)
         terms["code_centre"] = (centre * (2 * means - centre) * scale).mean()  # the gradient of the squared mean
         total = total + terms["code_centre"]
-    if critic is not None:
-        terms["code_real"] = F.softplus(-critic(changed.flatten(0, 1))).mean()
     terms["code_linked"] = linked((changed * scale.sqrt())[..., KEPT:])
     total = total + 0.5 * terms["code_linked"]
     made = torch.cat([back.unflatten(0, (b, m)), changed], 1)
