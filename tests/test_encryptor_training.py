@@ -90,6 +90,7 @@ def test_the_loss_is_eq_10_over_all_images_and_reaches_only_the_encryptor(frozen
         e = networks.embed(y)
         changed = torch.cat([e[:2], e[4:]])
         people.append(changed)
+        among = among + (changed[0] @ changed[1]).clamp_min(0) / 2 / 2  # eq. 2 of two faces, mean of two originals
         cos = (changed @ changed.T).clamp_min(0)
         expected += (cos.sum() - cos.diagonal().sum()) / 36
         expected += (changed @ e0).clamp_min(0).sum() + (1 - e[2:4] @ e0).sum()
@@ -104,6 +105,8 @@ def test_the_loss_is_eq_10_over_all_images_and_reaches_only_the_encryptor(frozen
     alike = (people[0] * people[1]).sum(1).clamp_min(0).mean()  # two people under one password
     with_linked, _ = make_task(tmp_path, frozen, linked=3.0).losses(w, keys)
     assert with_linked.item() == pytest.approx(total.item() + 3 * alike.item(), rel=1e-3)
+    with_apart, _ = make_task(tmp_path, frozen, apart=4.0).losses(w, keys)
+    assert with_apart.item() == pytest.approx(total.item() + 4 * among.item(), rel=1e-3)
 
 
 def test_curvature_changes_the_gradient_and_no_loss(frozen, tmp_path):
@@ -183,7 +186,8 @@ def test_a_helper_in_code_space_comes_first_alone_and_then_stands_beside(frozen,
         assert "code_apart" in numbers and ("recovery" in numbers) == (not alone)
         task.centre.zero_()
         torch.manual_seed(3)
-        expected = 0.0 if alone else task.losses(batch["w"], draw_keys(frozen[0], 2, 2, 2))[0]
+        among = 0
+    expected = 0.0 if alone else task.losses(batch["w"], draw_keys(frozen[0], 2, 2, 2))[0]
         expected = expected + (1.0 if alone else 0.3) * task.helper(alone)[0]
         assert numbers["loss"].item() == pytest.approx(expected.item(), rel=1e-3) and numbers["gradient"] > 0
 

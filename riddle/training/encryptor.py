@@ -4,7 +4,8 @@
     ... --variant datafree --out results/runs/datafree    # section 3.3: codes drawn from the mapping network, no data
     ... --variant nodiv --out results/runs/nodiv          # Table 5; also mlp, and coupling, which is ours
     ... --weights recovery=3 latent=0.1 --lr 3e-4
-    ... --linked 3                                        # ours: two people under one password stay two people
+    ... --linked 2                                        # ours: two people under one password stay two people
+    ... --apart 2                                         # ours: L_div once more, over the encrypted faces alone
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in one
 batch. The weights' running average is what is kept: encryptor.safetensors. Give all variants the same options: its
@@ -62,6 +63,7 @@ class EncryptorConfig(LoopConfig):
     helper_only: float = 0.0  # share of the training, at its start, with no other loss; only `Coach` draws faces then
     blend: float = 0.0  # share of the originals that lie between two training faces
     linked: float = 0.0  # weight of `linked` over faces of originals that share passwords; the paper: none
+    apart: float = 0.0  # weight of L_div over the encrypted faces alone, beside that over all; the paper: none
     damping: float = 0.003  # curvature above which the gradient in z is held down (`Curvature`); 0: not at all
     lr: float = 5e-4  # Adam, warm-up then cosine to zero, in both parts alike; the paper's is not given
     warmup: float = 0.02  # share of a part
@@ -208,6 +210,9 @@ class EncryptorTask(Task):
         if self.config.linked:
             terms["linked"] = linked(changed)
             total = total + self.config.linked * terms["linked"]
+        if self.config.apart and weights.diversity:
+            terms["apart"] = losses.diversity_loss(embedded[:, :m])
+            total = total + self.config.apart * terms["apart"]
         return total, terms
 
     def helper(self, judged: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
