@@ -83,14 +83,14 @@ def test_the_loss_is_eq_10_over_all_images_and_reaches_only_the_encryptor(frozen
     w, keys = draw_codes(g, 2), draw_keys(g, 2, 2, 2)
     total, terms = task.losses(w, keys)
     codes = torch.cat(encrypt_and_decrypt(task.network, w, keys), 1)
-    expected, people = 0.0, []
+    expected, people, among = 0.0, [], 0.0
     for b in range(2):
         x, e0 = g(w[b : b + 1])[0], networks.embed(g(w[b : b + 1]))[0]
         y = g(codes[b])
         e = networks.embed(y)
         changed = torch.cat([e[:2], e[4:]])
         people.append(changed)
-        among = among + (changed[0] @ changed[1]).clamp_min(0) / 2 / 2  # eq. 2 of two faces, mean of two originals
+        among += (changed[0] @ changed[1]).clamp_min(0) / 2 / 2  # eq. 2 of two faces, mean of two originals
         cos = (changed @ changed.T).clamp_min(0)
         expected += (cos.sum() - cos.diagonal().sum()) / 36
         expected += (changed @ e0).clamp_min(0).sum() + (1 - e[2:4] @ e0).sum()
@@ -186,8 +186,7 @@ def test_a_helper_in_code_space_comes_first_alone_and_then_stands_beside(frozen,
         assert "code_apart" in numbers and ("recovery" in numbers) == (not alone)
         task.centre.zero_()
         torch.manual_seed(3)
-        among = 0
-    expected = 0.0 if alone else task.losses(batch["w"], draw_keys(frozen[0], 2, 2, 2))[0]
+        expected = 0.0 if alone else task.losses(batch["w"], draw_keys(frozen[0], 2, 2, 2))[0]
         expected = expected + (1.0 if alone else 0.3) * task.helper(alone)[0]
         assert numbers["loss"].item() == pytest.approx(expected.item(), rel=1e-3) and numbers["gradient"] > 0
 
