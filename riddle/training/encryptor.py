@@ -351,6 +351,9 @@ def main(argv: list[str] | None = None) -> dict:
     if a.start:
         for network in (task.encryptor, task.average):
             network.load_state_dict(load_tensors(a.start))
+    elif config.arch == "coupling" and learned is not None:
+        for network in (task.encryptor, task.average):
+            network.measure(generator.codes.to_gaussian(learned.to(accelerator.device).float()))
     tensors = {"row": torch.arange(1 << 16)} if learned is None else {"w": learned}
     last = run(task, tensors, loop, accelerator)
     if accelerator.is_main_process:
