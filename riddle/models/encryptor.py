@@ -137,14 +137,14 @@ def rotate_pairs(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
 
 
 class RotationCoupling(CodeModel):
-    """Ours: enc = Q f^-1 R f Q^T, which is its own inverse, for every password and whatever its networks learn.
+    """Ours: enc = S Q f^-1 R f Q^T S^-1, which is its own inverse, for every password and whatever its networks learn.
 
-    The first `kept` components stay as they are. Q is a learned rotation of the others (Cayley form). f is a stack of
-    rounds: a small network reads one half of them, the kept components and the password, all averaged over the slots,
-    and computes angles by which pairs of the other half turn, in all slots alike; then the halves change roles. The
-    half that the network reads is first brought to the same length, which no turn changes. R flips the signs of half of
-    the components. Every step keeps the length of z, so that a right password, a wrong one and none at all give codes
-    of equally probable faces.
+    The first `kept` components stay as they are. S is the size that each of the others has in inverted faces, see
+    `measure`; Q is a learned rotation of them (Cayley form). f is a stack of rounds: a small network reads one half of
+    them, the kept components and the password, all averaged over the slots, and computes angles by which pairs of the
+    other half turn, in all slots alike; then the halves change roles. The half that the network reads is first brought
+    to the same length, which no turn changes. R flips the signs of half of the components. Every step keeps the length
+    of S^-1 z, so that a right password, a wrong one and none at all give codes of equally probable faces.
     """
 
     def __init__(
@@ -160,15 +160,22 @@ class RotationCoupling(CodeModel):
         sign = torch.ones(free)
         sign[torch.randperm(free, generator=draw)[: free // 2]] = -1
         self.register_buffer("sign", sign)
+        self.register_buffer("size", torch.ones(free))
         inputs = free - self.half + kept + dim
         self.nets = nn.ModuleList(
             nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, self.turned // 2))
             for _ in range(rounds)
         )
         self.skew = nn.Parameter(torch.zeros(free, free))
-        for net in self.nets:  # angles of every size from the start
+        for net in self.nets:  # another password, another angle, of every size
             nn.init.normal_(net[2].weight, std=3 / hidden**0.5)
             nn.init.uniform_(net[2].bias, -torch.pi, torch.pi)
+
+    @torch.no_grad()
+    def measure(self, z: torch.Tensor) -> RotationCoupling:
+        """Take S, the root mean square of each component, from z (N, L, D) of inverted faces; returns itself."""
+        self.size.copy_(z[..., self.kept :].square().mean((0, 1)).sqrt())
+        return self
 
     def basis(self) -> torch.Tensor:
         """Q, (F, F), orthogonal, for F = D - kept: the identity before training."""
@@ -190,8 +197,8 @@ class RotationCoupling(CodeModel):
     def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
         q, kept, x = self.basis(), z[..., : self.kept], z[..., self.kept :]
         told = torch.cat([kept.mean(1), password.mean(1)], -1)
-        x = self.turn(self.turn(x @ q, told) * self.sign, told, back=True)
-        return torch.cat([kept, x @ q.T], -1)
+        x = self.turn(self.turn(x / self.size @ q, told) * self.sign, told, back=True)
+        return torch.cat([kept, x @ q.T * self.size], -1)
 
 
 class KeyedReflection(CodeModel):

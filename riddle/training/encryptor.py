@@ -321,6 +321,9 @@ def main(argv: list[str] | None = None) -> dict:
     if config.start:
         for network in (task.network, task.average):
             network.load_state_dict(load_tensors(config.start))
+    elif record["arch"] == "coupling" and learned is not None:
+        for network in (task.network, task.average):
+            network.measure(generator.codes.to_gaussian(learned.to(accelerator.device).float()))
     last = run(task, {"row": torch.arange(1 << 16)} if learned is None else {"w": learned})
     if accelerator.is_main_process:
         last |= {f"val_{k}": round(v, 4) for k, v in task.validate().items()}
