@@ -8,6 +8,7 @@ from PIL import Image
 
 from riddle.assets import ASSETS
 from riddle.data import load as load_photos
+from riddle.evaluation.recognition import embed
 from riddle.faces import recognizers
 from riddle.faces.alignment import crop, crop_points, framing_matrix, similarity
 from riddle.faces.detection import Face, dlib_models, load_detector
@@ -246,20 +247,11 @@ def test_gradients_reach_the_face_and_onnx_says_that_it_has_none():
         need("edgeface-xs").from_crop(x)
 
 
-def test_embed_faces_aligns_each_by_its_points_and_keeps_the_rows():
-    recogniser, pixels = need("edgeface-xs"), noise(3, 80)
-    points = [ARCFACE_POINTS * 0.7 + 3, None, ARCFACE_POINTS * 0.7 + 7]
-    found = [p if p is None else Face(np.zeros(4), 1.0, p, None, "test") for p in points]
-    e = recogniser.embed_faces(to_tensor(pixels), found)
-    assert e.shape == (3, 512) and e[1].isnan().all()
-    for i in (0, 2):
-        m = similarity(ARCFACE_POINTS, points[i])  # the crop's pixels -> the picture's
-        matrix = np.c_[m[:, :2] * 112, m[:, :2] @ [-0.5, -0.5] + m[:, 2]]
-        single = recogniser.embed(to_tensor(crop(Image.fromarray(pixels[i]), matrix, 112))[None])
-        torch.testing.assert_close(e[i], single[0], atol=1e-5, rtol=0)
-        assert e[i].norm() == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ValueError, match="3 faces but 2 detections"):
-        recogniser.embed_faces(to_tensor(pixels), found[:2])
+def test_a_face_is_aligned_by_its_own_points():
+    photo, points = Image.fromarray(noise(1, 80)[0]), ARCFACE_POINTS * 0.7 + 3
+    m = similarity(ARCFACE_POINTS, points)  # the crop's pixels -> the picture's
+    matrix = np.c_[m[:, :2] * 112, m[:, :2] @ [-0.5, -0.5] + m[:, 2]]
+    assert need("edgeface-xs").align(photo, points) == crop(photo, matrix, 112)
 
 
 # Rules and errors
@@ -314,13 +306,13 @@ def test_a_128_px_crop_keeps_the_identity(portraits, name):
     aligned = [np.asarray(recogniser.align(p, f.points, f.landmarks)) for p, f in portraits]
     photo = recogniser.embed(to_tensor(np.stack(aligned)))
     matrices = [framing_matrix(f.points) for _, f in portraits]
-    faces = to_tensor(np.stack([np.asarray(crop(p, m, 128)) for (p, _), m in zip(portraits, matrices, strict=True)]))
+    pixels = np.stack([np.asarray(crop(p, m, 128)) for (p, _), m in zip(portraits, matrices, strict=True)])
     own = [
         Face(f.box, 1.0, crop_points(f.points, m, 128), crop_points(f.landmarks, m, 128), "dlib")
         for (_, f), m in zip(portraits, matrices, strict=True)
     ]
-    measured = recogniser.similarity(photo, recogniser.embed_faces(faces, own))
-    fixed = recogniser.similarity(photo, recogniser.from_crop(faces))
+    measured = recogniser.similarity(photo, torch.from_numpy(embed({name: recogniser}, pixels, own)[name]))
+    fixed = recogniser.similarity(photo, recogniser.from_crop(to_tensor(pixels)))
     first, second = np.triu_indices(len(photo), 1)
     strangers = recogniser.similarity(photo[first], photo[second])
     assert (measured > recogniser.threshold).float().mean() > 0.95

@@ -1,7 +1,8 @@
 """Face recognisers behind one interface: faces -> embeddings, and each one's own rule for "the same person".
 
     recogniser = recognizers.load("edgeface-xs")
-    e = recogniser.embed_faces(faces, detect_in_crop(faces))     # each face aligned by the points found in it
+    crops = [recogniser.align(photo, face.points, face.landmarks) for photo, face in found]
+    e = recogniser.embed(torch.stack([to_tensor(crop) for crop in crops]))
     same = recogniser.similarity(e[:5], e[5:]) > recogniser.threshold
 
     identity = recognizers.load("arcface-mobilefacenet")         # for a loss: differentiable, one map for all faces
@@ -25,8 +26,7 @@ from PIL import Image
 from torch import nn
 
 from riddle.faces.alignment import crop, similarity
-from riddle.faces.detection import Face, dlib_models
-from riddle.images import to_bytes, to_tensor
+from riddle.faces.detection import dlib_models
 from riddle.models.dlib_resnet import load_dlib_resnet
 from riddle.models.fixed_map import ARCFACE_POINTS, fixed_map
 from riddle.models.irse import ArcFaceIR, load_published
@@ -151,21 +151,6 @@ class Recognizer:
         linear, offset = m[:, :2] * narrow, m[:, 2]
         matrix = np.concatenate([linear * self.size, (linear @ [-0.5, -0.5] + offset)[:, None]], axis=1)
         return crop(image, matrix, self.size)
-
-    @torch.no_grad()
-    def embed_faces(self, faces: torch.Tensor, found: Sequence[Face | None]) -> torch.Tensor:
-        """Embeddings (N, E) of faces (N, 3, R, R) in [-1, 1], each aligned by the points found in it (in its own
-        pixels, as `detection.detect_in_crop` gives them); rows of NaN where none was found."""
-        if len(faces) != len(found):
-            raise ValueError(f"{len(faces)} faces but {len(found)} detections")
-        out = torch.full((len(faces), self.dim), torch.nan)
-        rows = [i for i, f in enumerate(found) if f is not None]
-        pixels = to_bytes(faces)
-        for start in range(0, len(rows), 256):
-            part = rows[start : start + 256]
-            crops = [self.align(Image.fromarray(pixels[i]), found[i].points, found[i].landmarks) for i in part]
-            out[part] = self.embed(to_tensor(np.stack([np.asarray(c) for c in crops]))).cpu()
-        return out
 
     def from_crop(self, faces: torch.Tensor) -> torch.Tensor:
         """Framed faces (N, 3, R, R) in [-1, 1] -> (N, E), all through one fixed, upright similarity.
