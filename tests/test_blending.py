@@ -67,6 +67,9 @@ def test_a_pasted_face_is_taken_out_of_its_rim():
     rim = (mask > 0.02) & (mask < 0.8)
     ghost, left = (np.abs(x[rim].astype(int) - original[rim]).mean() for x in (protected, photo))
     assert ghost > 20 and left < 3
+    clear = mask < blending.MOST
+    rounding = 0.5 / (1 - mask[clear]) + 0.5  # of the protected photo, enlarged; of the result
+    assert (np.abs(photo[clear].astype(int) - original[clear]).max(-1) < rounding + 0.01).all()
     blending.paste_inside(photo, own, matrix)
     assert np.array_equal(photo[mask == 0], original[mask == 0])
     assert (photo[mask == 1] == (20, 20, 250)).all()
