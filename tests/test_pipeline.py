@@ -1,7 +1,5 @@
 """The pipeline on small untrained networks: what must hold whatever the weights are."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -287,22 +285,12 @@ def test_records_that_do_not_fit_say_why(model, photo, tmp_path, change, message
     assert "changed.png" in str(error.value)
 
 
-def test_saving_says_what_it_cannot_do(model, photo, tmp_path, monkeypatch):
+def test_saving_says_what_it_cannot_do(model, photo, tmp_path):
     out = model.protect(photo, "pw")
     with pytest.raises(PhotoError, match="use .png"):
         out.save(tmp_path / "out.gif")
     with pytest.raises(PhotoError, match="create it"):
         out.save(tmp_path / "absent" / "out.png")
-    path = tmp_path / "out.png"
-    path.write_bytes(b"precious")
-
-    def fail(*_args, **_kwargs):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        out.save(path)
-    assert path.read_bytes() == b"precious" and [p.name for p in tmp_path.iterdir()] == ["out.png"]
 
 
 def test_no_face_is_an_error_with_the_files_name_and_no_passphrase_one_too(model, photo, tmp_path):
@@ -455,17 +443,6 @@ def test_load_from_a_folder(model, tmp_path):
     save_tensors(tmp_path / "encoder.safetensors", mlp.state_dict())
     with pytest.raises(ValueError, match="do not fit"):
         riddle.load("smoke", weights=tmp_path)
-
-
-def test_importing_is_light():
-    code = (
-        "import sys, riddle; riddle.__version__; assert 'torch' not in sys.modules;"
-        "import riddle.pipeline;"
-        "heavy = {'dlib', 'onnxruntime', 'ray', 'jupyter_core', 'IPython', 'matplotlib', 'facenet_pytorch'};"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_bundled_networks_hide_restore_and_deceive():
