@@ -13,7 +13,6 @@ encryptor, three rendered faces and their embeddings. `LatestWins` keeps a dragg
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,7 +42,6 @@ SIDE, GAP = 192, 8  # px of a face, and between two
 class Bar:
     """A face's identity distance from the original beside the recogniser's threshold."""
 
-    label: str
     distance: float
     threshold: float
 
@@ -64,7 +62,6 @@ class View:
 
     faces: torch.Tensor  # (N, 3, R, R) in [-1, 1]
     bars: tuple[Bar, ...]  # of all but the original
-    seconds: float  # that it took
 
     @property
     def strangers(self) -> int:
@@ -143,10 +140,9 @@ class Controller:
     def _embed(self, faces: torch.Tensor) -> torch.Tensor:
         return self.recogniser.from_crop(faces.to(self.model.device))
 
-    def _bars(self, labels: tuple[str, ...], faces: torch.Tensor, original: torch.Tensor) -> tuple[Bar, ...]:
+    def _bars(self, faces: torch.Tensor, original: torch.Tensor) -> tuple[Bar, ...]:
         similarity = self.recogniser.similarity(original.expand(len(faces), -1), self._embed(faces))
-        distances = (self._zero - similarity).tolist()
-        return tuple(Bar(label, d, self.threshold) for label, d in zip(labels, distances, strict=True))
+        return tuple(Bar(distance, self.threshold) for distance in (self._zero - similarity).tolist())
 
     def view(self, first: str, second: str, guess: str, position: float = 0.0, face: int = 0) -> View:
         """The faces of PANELS: one locked by a key between two passphrases, opened by that key, and by a guess.
@@ -154,7 +150,6 @@ class Controller:
         position: 0 is the first passphrase, 1 the second; face: which of those to choose from, the first where there
         are fewer. Raises ValueError for a passphrase without text, a position outside 0 to 1, or without a face.
         """
-        began = time.perf_counter()
         if not 0 <= position <= 1:
             raise ValueError(f"a position is between 0 and 1, got {position}")
         original, code, embedding = self._face(face)
@@ -162,16 +157,14 @@ class Controller:
         locked = self.model.encrypt(code, key)
         opened = self.model.decrypt(locked.expand(2, -1, -1), torch.cat([key, self._key(guess)]))
         drawn = self.model.synthesize(torch.cat([locked, opened]))
-        faces, bars = torch.cat([original.to(drawn.device), drawn]), self._bars(PANELS[1:], drawn, embedding)
-        return View(faces, bars, time.perf_counter() - began)
+        return View(torch.cat([original.to(drawn.device), drawn]), self._bars(drawn, embedding))
 
     def wall(self, face: int = 0, seed: int = 0) -> View:
         """A face under 16 random passwords, the same for the same seed. Raises ValueError without a face."""
-        began = time.perf_counter()
         _, code, embedding = self._face(face)
         keys = self.model.random_password(COLUMNS**2, seed)
         drawn = self.model.synthesize(self.model.encrypt(code.expand(len(keys), -1, -1), keys))
-        return View(drawn, self._bars(("",) * len(keys), drawn, embedding), time.perf_counter() - began)
+        return View(drawn, self._bars(drawn, embedding))
 
 
 class LatestWins:

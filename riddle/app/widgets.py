@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import anywidget
@@ -71,12 +72,14 @@ class Page(anywidget.AnyWidget):
         self._wall()
 
     def _view(self) -> None:
+        began = perf_counter()
         view = self.controller.view(self.first, self.second, self.guess, self.position, self.chosen)
+        took = perf_counter() - began
         note = f"Distance from the original; the mark is the threshold, {self.controller.threshold:.2g}"
         with self.hold_sync():
             self.faces = [contact_sheet(face, SIDE) for face in view.faces.split(1)]
             self.bars = [{"share": None, "same": False, "said": note, "verdict": ""}, *map(_bar, view.bars)]
-            self.pace = f"{self.position:.0%} of the way · {1000 * view.seconds:.0f} ms"
+            self.pace = f"{self.position:.0%} of the way · {1000 * took:.0f} ms"
             self.message = ""
 
     def _wall(self) -> None:
