@@ -1,7 +1,7 @@
 """Training the encryptor: the loss of equations 1 to 10, its helper, its variants, and a short training that works."""
 
 import json
-from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,14 +12,15 @@ from torch import nn
 
 from riddle.losses import PAPER_WEIGHTS
 from riddle.models.curvature import Curvature
-from riddle.models.encryptor import build_encryptor
+from riddle.models.encryptor import POSE, build_encryptor
+from riddle.models.inversion import build_encoder
 from riddle.models.stylegan2 import Generator
 from riddle.presets import VARIANTS, get
 from riddle.training import encryptor
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask, encrypt_and_decrypt, evaluate
 from riddle.training.frozen import LossNetworks, draw_codes, draw_keys
 from riddle.training.loop import make_accelerator, run
-from riddle.weights import load_metadata, load_tensors
+from riddle.weights import load_metadata, load_tensors, save_tensors
 
 TRAINED = [name for name, variant in VARIANTS.items() if variant.trained]
 
@@ -53,10 +54,11 @@ def random_codes(n=4):
 
 def make_task(out, frozen, held_out=None, **changes):
     settings = {"steps": 1, "batch": 4, "save_every": 10, "log_every": 10, "bfloat16": False}
+    parts = {k: changes.pop(k) for k in ("encoder", "inverted") if k in changes}
     config = EncryptorConfig(out=str(out), preset="smoke", **(settings | changes))
     accelerator = make_accelerator(config)
     torch.manual_seed(0)
-    return EncryptorTask(config, accelerator, *frozen, random_codes() if held_out is None else held_out)
+    return EncryptorTask(config, accelerator, *frozen, random_codes() if held_out is None else held_out, **parts)
 
 
 def test_both_passes_use_the_right_keys(frozen):
@@ -109,6 +111,46 @@ def test_the_loss_is_eq_10_over_all_images_and_reaches_only_the_encryptor(frozen
     assert with_apart.item() == pytest.approx(total.item() + 4 * among.item(), rel=1e-3)
 
 
+def test_originals_that_are_compared_share_their_passwords(frozen, tmp_path, monkeypatch):
+    """i and i + B / 2; only so many passwords are drawn. Every process needs whole pairs of its own."""
+    task, drawn = make_task(tmp_path, frozen, linked=1.0), []
+    monkeypatch.setattr(encryptor, "draw_keys", lambda *a: drawn.append(draw_keys(*a)) or drawn[-1])
+    monkeypatch.setattr(task, "losses", lambda w, keys: drawn.append(keys) or (w.sum(), {}))
+    task.loss({"w": random_codes(4)}, 0.5)
+    assert len(drawn[0]) == 2 and torch.equal(drawn[1], torch.cat([drawn[0], drawn[0]]))
+    for processes, batch, wanted in ((1, 3, 2), (2, 6, 4)):
+        accelerator = SimpleNamespace(num_processes=processes, device=torch.device("cpu"))
+        config = EncryptorConfig(out="", preset="smoke", linked=1.0, batch=batch)
+        with pytest.raises(ValueError, match=f"of a batch, here 3; give a --batch that is a multiple of {wanted}"):
+            EncryptorTask(config, accelerator, *frozen, random_codes())
+
+
+def test_recovery_from_published_pixels_is_by_the_right_password_and_teaches_both_passes(frozen, tmp_path, monkeypatch):
+    """An encoder that reads the very code of what is shown: then it is eq. 4 of the face that this code opens to."""
+    (g, networks), seen = frozen, []
+
+    class Reader(nn.Module):
+        def forward(self, faces):
+            assert faces is seen[-1][0]
+            return self.code.detach() + (faces.mean() - faces.mean().detach())
+
+    reader = Reader()
+    task = make_task(tmp_path, frozen, pixels=3.0, weights=dict.fromkeys(PAPER_WEIGHTS.as_dict(), 0.0), encoder=reader)
+    w, keys = draw_codes(g, 2), draw_keys(g, 2, 2, 2)
+    encrypted = encrypt_and_decrypt(task.network, w, keys)[0][:, 0]
+    reader.code = encrypted
+    monkeypatch.setattr(encryptor, "publish", lambda faces, under: seen.append((faces, under)) or faces)
+    total, terms = task.losses(w, keys)
+    assert torch.allclose(seen[0][0], g(encrypted), atol=1e-4) and torch.allclose(seen[0][1], g(w), atol=1e-4)
+    opened = networks.embed(g(task.network(encrypted, keys[:, 0, 0])))
+    expected = (1 - (opened * networks.embed(g(w))).sum(1)).mean()
+    assert terms["recovery_pixels"].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert total.item() == pytest.approx(3 * expected.item(), rel=1e-3)
+    through = torch.autograd.grad(total, seen[0][0])[0]
+    assert through.abs().amax((1, 2, 3)).gt(0).all()  # the picture's gradient reaches the first pass
+    assert "recovery_pixels" not in make_task(tmp_path, frozen).losses(w, keys)[1]
+
+
 def test_curvature_changes_the_gradient_and_no_loss(frozen, tmp_path):
     """Directions that bend much get a smaller gradient; the loss is the same."""
     task = make_task(tmp_path, frozen)
@@ -132,37 +174,18 @@ def test_evaluation_of_the_identity_map_says_that_nothing_is_protected(frozen):
     assert numbers["accepted_encrypted"] == numbers["accepted_recovered"] == 1.0 and numbers["pairs_apart"] == 0.0
 
 
-def train(out, frozen, data, held_out, stop=None):
-    """A short run, perhaps stopped at a step; the task and its evaluation before the first step."""
+def test_training_pushes_identities_away(frozen, tmp_path):
     torch.set_num_threads(1)
-    options = {"steps": 20, "batch": 2, "lr": 3e-3, "warmup": 0.1, "n": 1, "ema": 0.8}
-    task = make_task(out, frozen, held_out, **options, weights={"pixel": 0.0, "parsing": 0.0})
-    before, step = task.validate(), task.step
-
-    def stopped(batch, progress):
-        if task.counters["step"] == stop:
-            raise KeyboardInterrupt
-        return step(batch, progress)
-
-    task.step = stopped
-    with suppress(KeyboardInterrupt):
-        run(task, data)
-    return task, before
-
-
-def test_training_pushes_identities_away_and_resumes_to_the_same_weights(frozen, tmp_path):
     codes = frozen[0].broadcast(frozen[0].map(torch.randn(12, 64))).clone()
-    data, held_out = {"w": codes[:8]}, codes[8:]
-    whole, before = train(tmp_path / "a", frozen, data, held_out)
-    apart, apart_before = ((e["cos_encrypted"] + e["cos_wrong"]) / 2 for e in (whole.validate(), before))
+    options = {"steps": 20, "batch": 2, "lr": 3e-3, "warmup": 0.1, "n": 1, "ema": 0.8}
+    task = make_task(tmp_path, frozen, codes[8:], **options, weights={"pixel": 0.0, "parsing": 0.0})
+    before = task.validate()
+    run(task, {"w": codes[:8]})
+    apart, apart_before = ((e["cos_encrypted"] + e["cos_wrong"]) / 2 for e in (task.validate(), before))
     assert apart < apart_before - 0.005
-    log = (tmp_path / "a" / "log.jsonl").read_text()
+    log = (tmp_path / "log.jsonl").read_text()
     assert '"val_accepted_encrypted"' in log and '"recovery"' in log
-    assert whole.samples().shape == (20, 3, 32, 32)
-    train(tmp_path / "b", frozen, data, held_out, stop=10)
-    resumed, _ = train(tmp_path / "b", frozen, data, held_out)
-    for a, b in zip(whole.average.parameters(), resumed.average.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+    assert task.samples().shape == (20, 3, 32, 32)
 
 
 def test_codes_of_nobody_are_of_three_kinds(frozen):
@@ -228,7 +251,7 @@ def test_variants_differ_in_one_thing_and_weights_are_the_papers(tmp_path):
         expected = PAPER_WEIGHTS.as_dict() | {"recovery": 3.0} | ({"diversity": 0.0} if name == "nodiv" else {})
         assert weights == expected
     for wrong, said in (
-        ({"variant": "untrained"}, "unknown variant"), ({"linked": 1.0, "batch": 3}, "even --batch"),
+        ({"variant": "untrained"}, "unknown variant"),
         ({"helper_only": 1.2}, "--helper-only is a share"), ({"weights": {"speed": 1}}, "unknown loss weight speed"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
@@ -265,6 +288,26 @@ def test_a_run_leaves_its_configuration_with_the_weights(command, frozen, name):
     weights = json.loads(about["weights"])
     assert (weights["diversity"], weights["recovery"]) == (float(variant.diversity), 3.0)
     build_encryptor("smoke", variant.arch, frozen[0].codes).load_state_dict(load_tensors(file))
+
+
+def test_the_coupling_measures_the_training_codes_once_and_not_when_it_goes_on(command, frozen, tmp_path):
+    out, codes = command("coupling"), torch.from_numpy(np.load(tmp_path / "codes.npy"))
+    z = frozen[0].codes.to_gaussian(codes[:-48])[..., POSE:]
+    file = out / "encryptor.safetensors"
+    size = load_tensors(file)["size"]
+    assert torch.allclose(size, z.square().mean((0, 1)).sqrt(), rtol=2e-3) and (size - 1).abs().max() > 0.05
+    held = tmp_path / "codes.npy"  # all of them are training's now: S would be another
+    out = command("coupling", "--start", str(file), "--val-codes", str(held), "--out", str(tmp_path / "on"))
+    assert torch.equal(load_tensors(tmp_path / "on" / "encryptor.safetensors")["size"], size)
+
+
+def test_the_encoder_reads_published_pixels_by_its_weights(command, frozen, tmp_path):
+    file = tmp_path / "encoder.safetensors"
+    save_tensors(file, build_encoder(get("smoke"), frozen[0]).state_dict(), {})
+    out = command("riddle", "--pixels", "2", "--encoder", str(file), "--log-every", "1")
+    assert json.loads((out / "log.jsonl").read_text())["recovery_pixels"] > 0
+    record = json.loads(load_metadata(out / "encryptor.safetensors")["ablation"])
+    assert record["shared"]["pixels"] == 2 and len(record["files"]["encoder"]) == 12
 
 
 def test_files_that_are_not_there_are_named(command):

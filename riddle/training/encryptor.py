@@ -6,6 +6,7 @@
     ... --weights recovery=3 latent=0.1 --lr 3e-4
     ... --linked 2                                        # ours: two people under one password stay two people
     ... --apart 2                                         # ours: L_div once more, over the encrypted faces alone
+    ... --pixels 3                                        # ours: recovery from published pixels, too
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in one
 batch. The weights' running average is what is kept: encryptor.safetensors. Give all variants the same options: its
@@ -15,7 +16,9 @@ metadata let Table 5 say when they differ.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +30,15 @@ from riddle import losses
 from riddle.files import sha256
 from riddle.losses import LossWeights
 from riddle.machine import keep_memory
-from riddle.models.curvature import Curvature
 from riddle.models.encryptor import build_encryptor
+from riddle.models.inversion import Encoder, LiteEncoder
 from riddle.networks import Synthesis
 from riddle.presets import CONTROLS, VARIANTS, get
 from riddle.training import recipe
-from riddle.training.frozen import Features, LossNetworks, draw_codes, draw_keys, frozen_networks
+from riddle.training.frozen import Features, LossNetworks, draw_codes, draw_keys, frozen_encoder, frozen_networks
 from riddle.training.helper import Coach, CodeJudge, code_loss, importance, linked, load_code_judge, small
 from riddle.training.loop import LoopConfig, Numbers, Task, make_accelerator, run
+from riddle.training.pixelpath import publish
 from riddle.weights import WeightsMissingError, bundled, load_tensors, save_tensors
 
 COACHED = 4  # steps of the encryptor for one of its helper's judge
@@ -51,7 +55,7 @@ class EncryptorConfig(LoopConfig):
     code_judge: str = ""  # safetensors of riddle.training.helper, for the loss in codes
     generator: str = ""  # safetensors; without: the bundled weights; so for the next two
     parser: str = ""  # safetensors
-    encoder: str = ""  # safetensors, for the curvature
+    encoder: str = ""  # safetensors, for the curvature and for `pixels`
     start: str = ""  # encryptor.safetensors to go on from
     steps: int = 40_000  # the paper: 200,000
     batch: int = 2  # originals a step; the paper: 8
@@ -64,6 +68,7 @@ class EncryptorConfig(LoopConfig):
     blend: float = 0.0  # share of the originals that lie between two training faces
     linked: float = 0.0  # weight of `linked` over faces of originals that share passwords; the paper: none
     apart: float = 0.0  # weight of L_div over the encrypted faces alone, beside that over all; the paper: none
+    pixels: float = 0.0  # weight of L_rec over faces restored from published pixels (`publish`); the paper: none
     damping: float = 0.003  # curvature above which the gradient in z is held down (`Curvature`); 0: not at all
     lr: float = 5e-4  # Adam, warm-up then cosine to zero, in both parts alike; the paper's is not given
     warmup: float = 0.02  # share of a part
@@ -75,8 +80,6 @@ class EncryptorConfig(LoopConfig):
         if self.variant not in VARIANTS or self.variant in CONTROLS:
             known = ", ".join(name for name in VARIANTS if name not in CONTROLS)
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {known}")
-        if self.linked and self.batch % 2:
-            raise ValueError("--linked compares two halves of a batch; give an even --batch")
         for name in ("helper_only", "blend"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} is a share, from 0 to 1")
@@ -134,14 +137,22 @@ class EncryptorTask(Task):
 
     def __init__(
         self, config: EncryptorConfig, accelerator: Accelerator, generator: Synthesis, frozen: LossNetworks,
-        held_out: torch.Tensor, code_judge: CodeJudge | None = None, curvature: Curvature | None = None,
+        held_out: torch.Tensor, code_judge: CodeJudge | None = None, encoder: Encoder | LiteEncoder | None = None,
         inverted: torch.Tensor | None = None,
     ):  # fmt: skip
-        """held_out: codes (N, L, D) for `evaluate`, none of them trained on; code_judge: for the helper; curvature: of
-        the distance between faces; inverted: codes (M, L, D) of training faces, for `blend` and for the helper."""
-        device = accelerator.device
+        """held_out: codes (N, L, D) for `evaluate`, none of them trained on; code_judge: for the helper; encoder: for
+        `damping`, which needs its curvature, and `pixels`; inverted: codes (M, L, D) of training faces, for `blend` and
+        the helper. Raises ValueError where `linked` cannot halve what a process has of a batch."""
+        device, parts = accelerator.device, accelerator.num_processes
+        if config.linked and config.batch // parts % 2:
+            raise ValueError(
+                f"--linked compares two halves of what a process has of a batch, here {config.batch // parts}; "
+                f"give a --batch that is a multiple of {2 * parts}"
+            )
         self.generator, self.frozen = generator.eval().requires_grad_(False), frozen
-        self.weights, self.curvature, self.inverted = config.loss_weights, curvature, inverted
+        self.weights, self.inverted = config.loss_weights, inverted
+        self.curvature = getattr(encoder, "curvature", None) if config.damping else None
+        self.read = partial(encoder, steps=0) if isinstance(encoder, LiteEncoder) else encoder  # steps stop gradients
         encryptor = build_encryptor(config.preset, VARIANTS[config.variant].arch, generator.codes).to(device)
         optimiser = torch.optim.Adam(encryptor.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         super().__init__(config, accelerator, "encryptor", encryptor, optimiser, shared=[generator.codes])
@@ -168,9 +179,8 @@ class EncryptorTask(Task):
         loss, terms, self.made = torch.zeros((), device=self.accelerator.device), {}, None
         if not alone:
             w = self.blended(batch["w"].float()) if "w" in batch else draw_codes(self.generator, len(batch["row"]))
-            keys = draw_keys(self.generator, len(w), c.m, c.n)
-            if c.linked:
-                keys = keys[: len(w) // 2].repeat(2, 1, 1, 1, 1)
+            sharing = 2 if c.linked else 1  # originals a password
+            keys = draw_keys(self.generator, len(w) // sharing, c.m, c.n).repeat(sharing, 1, 1, 1, 1)
             loss, terms = self.losses(w, keys)
         if alone or c.helper:
             helper, more, made = self.helper(judged=alone)
@@ -213,7 +223,20 @@ class EncryptorTask(Task):
         if self.config.apart and weights.diversity:
             terms["apart"] = losses.diversity_loss(embedded[:, :m])
             total = total + self.config.apart * terms["apart"]
+        if self.config.pixels:
+            shown = publish(faces.unflatten(0, codes.shape[:2])[:, 0], original)
+            terms["recovery_pixels"] = self.recovery_from(shown, keys[:, 0, 0], wanted.float())
+            total = total + self.config.pixels * terms["recovery_pixels"]
         return total, terms
+
+    def recovery_from(self, pictures: torch.Tensor, keys: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """L_rec of faces restored from pictures (B, 3, R, R) by keys (B, L, D); wanted: (B, E), the originals'."""
+        with self.accelerator.autocast():
+            read = self.read(pictures).float()
+        back = self.network(read, keys)
+        with self.accelerator.autocast():
+            embedded = self.frozen.embed(self.generator(back)).float()
+        return losses.recovery_loss(wanted, embedded[:, None])
 
     def helper(self, judged: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """`code_loss` on codes under drawn passwords, each for two originals. judged: on drawn codes, by the judge of
@@ -279,26 +302,14 @@ def record_of(config: EncryptorConfig) -> dict:
         path = getattr(config, name)
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"--{name.replace('_', '-')}: {path} does not exist; give the file's path")
-        try:
-            path = path or (bundled(config.preset, name) if name in ("generator", "parser", "encoder") else None)
-        except WeightsMissingError:
-            path = None
+        if name in ("generator", "parser", "encoder"):
+            with suppress(WeightsMissingError):
+                path = path or bundled(config.preset, name)
         files[name] = sha256(path)[:12] if path else None
     left_out = ("out", "variant", "weights", "log_every", "save_every", *FILES)
     shared = {k: str(v) if v == float("inf") else v for k, v in asdict(config).items() if k not in left_out}
     changed = {k: getattr(variant, k) for k in ("label", "datafree", "arch", "diversity")}
     return {"variant": config.variant, **changed, "shared": shared, "files": files}
-
-
-def bundled_curvature(config: EncryptorConfig) -> Curvature | None:
-    """The encoder's, where the preset's has one and `damping` asks for it. Raises WeightsMissingError."""
-    preset = get(config.preset)
-    if not config.damping or preset.encoder != "lite":
-        return None
-    state = load_tensors(config.encoder or bundled(preset.name, "encoder"))
-    curvature = Curvature(preset.n_latent, preset.style_dim)
-    curvature.load_state_dict({k.removeprefix("curvature."): v for k, v in state.items() if "curvature." in k})
-    return curvature
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -315,9 +326,10 @@ def main(argv: list[str] | None = None) -> dict:
     codes = torch.from_numpy(np.load(config.codes)) if config.codes else draw_codes(generator, 48, seed=1)
     held_out = torch.from_numpy(np.load(config.val_codes)).float()[:48] if config.val_codes else codes[-48:].float()
     learned = None if datafree else codes if config.val_codes else codes[:-48]
-    judge, curvature = load_code_judge(config.code_judge) if config.code_judge else None, bundled_curvature(config)
-    curvature = curvature and curvature.to(accelerator.device)
-    task = EncryptorTask(config, accelerator, generator, frozen, held_out, judge, curvature, learned)
+    judge, encoder = load_code_judge(config.code_judge) if config.code_judge else None, None
+    if config.pixels or (config.damping and preset.encoder == "lite"):
+        encoder = frozen_encoder(preset, config.encoder, generator)
+    task = EncryptorTask(config, accelerator, generator, frozen, held_out, judge, encoder, learned)
     if config.start:
         for network in (task.network, task.average):
             network.load_state_dict(load_tensors(config.start))

@@ -11,6 +11,7 @@ import torch
 from riddle.faces import recognizers
 from riddle.losses import PerceptualFeatures
 from riddle.models.bisenet import BiSeNet
+from riddle.models.inversion import Encoder, LiteEncoder, build_encoder
 from riddle.models.parsing import ParsingNet, parts
 from riddle.networks import Synthesis, build_generator, fill_generator
 from riddle.passwords import to_password
@@ -49,6 +50,13 @@ def frozen_parser(preset: Preset, path: str | Path, device: torch.device) -> Fea
         net.load_state_dict(load_tensors(path or bundled(preset.name, "parser")))
     net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return lambda faces: parts(net(faces))
+
+
+def frozen_encoder(preset: Preset, path: str | Path, generator: Synthesis) -> Encoder | LiteEncoder:
+    """The inversion, with the weights of `path`, "" for the bundled ones. Raises WeightsMissingError."""
+    encoder = build_encoder(preset, generator)
+    encoder.load_state_dict(load_tensors(path or bundled(preset.name, "encoder")))
+    return encoder.to(generator.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def frozen_networks(

@@ -22,12 +22,9 @@ from riddle.aligned import aligned
 from riddle.data import DatasetMissingError, load
 from riddle.files import replace_file, write_text
 from riddle.images import to_bytes
-from riddle.models.inversion import build_encoder
-from riddle.networks import bundled_generator
 from riddle.presets import get
-from riddle.training.frozen import draw_codes
+from riddle.training.frozen import draw_codes, frozen_encoder, frozen_generator
 from riddle.training.loop import faces_to_float
-from riddle.weights import bundled, load_tensors
 
 SETS = ("ffhq", "celebamask_hq")
 
@@ -51,7 +48,7 @@ def faces(preset: str, split: str, workers: int = 2) -> dict[str, np.ndarray]:
 @torch.no_grad()
 def drawn_faces(preset: str, count: int) -> np.ndarray:
     """Faces of nobody, uint8 (count, R, R, 3): half of codes by `draw_codes`, the others of one code, psi 1 and 0.7."""
-    generator = bundled_generator(get(preset))
+    generator = frozen_generator(get(preset), "", "cpu")
     single = (count - count // 2) // 2
     w = [draw_codes(generator, count // 2, seed=11), generator.sample(count - count // 2 - single, 1.0, seed=12)]
     w = torch.cat([*w, generator.sample(single, 0.7, seed=13)])
@@ -64,10 +61,8 @@ def codes(preset: str, x: np.ndarray, encoder: str = "", mirror: bool = True) ->
 
     encoder: safetensors, "" for the preset's bundled weights.
     """
-    p, device = get(preset), "cuda" if torch.cuda.is_available() else "cpu"
-    network = build_encoder(p, bundled_generator(p))
-    network.load_state_dict(load_tensors(encoder or bundled(p.name, "encoder")))
-    network = network.eval().to(device, memory_format=torch.channels_last)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = frozen_encoder(get(preset), encoder, frozen_generator(get(preset), "", device))
     pictures = torch.from_numpy(np.concatenate([x, x[:, :, ::-1]]) if mirror else x)
     parts = [network(faces_to_float(part.to(device))).half().cpu() for part in pictures.split(64)]
     return torch.cat(parts).numpy()
