@@ -14,6 +14,7 @@ from riddle.training import recipe
 @dataclass(frozen=True, kw_only=True)
 class Config:
     out: str  # folder of the run
+    variant: str = "riddle"
     lr: float = 1.0  # of Adam, 10 % of it at first
     steps: int = 10
     weights: dict[str, float] = field(default_factory=dict)
@@ -34,6 +35,18 @@ def test_options_of_the_command_line_come_after_those_of_the_recipe(tmp_path):
     given = parse("--recipe", str(path), "--lr", "0.5", "--weights", "a=3")
     assert given == Config(out="here", lr=0.5, bfloat16=False, weights={"a": 3.0, "b": 2.0})
     assert parse("--out", "there", "--bfloat16") == Config(out="there", bfloat16=True)
+
+
+def test_a_variant_has_a_table_of_its_own_after_the_shared_one(tmp_path):
+    path = tmp_path / "mine.toml"
+    lines = ('[part]\nout = "here"\nlr = 3\nweights = { a = 1, b = 2 }', "[part.mlp]\nlr = 4\nweights = { a = 3 }\n")
+    path.write_text("\n".join(lines))
+    assert parse("--recipe", str(path)) == Config(out="here", lr=3.0, weights={"a": 1.0, "b": 2.0})
+    own = Config(out="here", variant="mlp", lr=4.0, weights={"a": 3.0, "b": 2.0})
+    assert parse("--recipe", str(path), "--variant", "mlp") == own
+    assert parse("--recipe", str(path), "--variant", "mlp", "--lr", "5").lr == 5
+    path.write_text(path.read_text().replace("[part]", '[part]\nvariant = "mlp"'))
+    assert parse("--recipe", str(path)) == own
 
 
 def test_what_stands_behind_a_field_is_the_help_of_its_option(capsys):
@@ -70,7 +83,7 @@ class Read(Exception):
 
 
 def test_every_table_of_every_recipe_fits_its_module(monkeypatch):
-    """Each module reads its table, and takes every variant; what follows the command line does not happen here."""
+    """Each module reads its table, and its variants' own; what follows the command line does not happen here."""
     parse = recipe.parse
 
     def stop(*words):
@@ -80,10 +93,22 @@ def test_every_table_of_every_recipe_fits_its_module(monkeypatch):
     for path in recipe.FOLDER.glob("*.toml"):
         for section, table in tomllib.loads(path.read_text()).items():
             module = importlib.import_module(f"riddle.training.{section}")
-            with pytest.raises(Read) as read:
-                module.main(["--recipe", path.stem])
-            for name, value in table.items():
-                assert getattr(read.value.args[0], name.replace("-", "_")) == value, (section, name)
-            for variant in (name for name, v in VARIANTS.items() if v.trained and section == "encryptor"):
-                with pytest.raises(Read):
-                    module.main(["--recipe", path.stem, "--variant", variant])
+            own = {name: table.pop(name, {}) for name in VARIANTS}
+            asked = [name for name, v in VARIANTS.items() if v.trained] if section == "encryptor" else ["riddle"]
+            for variant in asked:
+                words = ["--variant", variant] if section == "encryptor" else []
+                with pytest.raises(Read) as read:
+                    module.main(["--recipe", path.stem, *words])
+                wanted = table | own[variant]
+                if "weights" in table:
+                    wanted["weights"] = table["weights"] | own[variant].get("weights", {})
+                for name, value in wanted.items():
+                    assert getattr(read.value.args[0], name.replace("-", "_")) == value, (section, variant, name)
+
+
+def test_every_module_of_training_says_what_it_takes(capsys):
+    for path in sorted(recipe.FOLDER.parent.glob("*.py")):
+        if "def main(" in path.read_text():
+            with pytest.raises(SystemExit) as end:
+                importlib.import_module(f"riddle.training.{path.stem}").main(["--help"])
+            assert end.value.code == 0 and "--preset" in capsys.readouterr().out, path.stem

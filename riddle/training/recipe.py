@@ -2,8 +2,8 @@
 
     python -m riddle.training.encryptor --recipe mobile
 
-A recipe is a TOML file with a table for each training, so that one word stands for many options. What a configuration
-says behind a field is the help of its option.
+A recipe is a TOML file with a table for each training, so that one word stands for many options; [encryptor.coupling]
+has what is different for `--variant coupling`. What a configuration says behind a field is the help of its option.
 """
 
 from __future__ import annotations
@@ -18,26 +18,32 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from riddle.presets import VARIANTS
+
 FOLDER = Path(__file__).parent / "recipes"
 Config = TypeVar("Config")
 
 
 def parse(config: type[Config], section: str, about: str, argv: Sequence[str] | None = None) -> Config:
-    """A configuration by its defaults, then the [section] of `--recipe`, then the command line; the last one counts.
+    """A configuration by its defaults, the tables of `--recipe` and the command line; the last one counts.
 
-    Ends the program, with the file and the cause, where the recipe is not there or a value does not fit.
+    The tables are [section] and then [section.<variant>], where there is one for the variant asked for. Ends the
+    program, with the file and the cause, where the recipe is not there or a value does not fit.
     """
     p = _parser(config, section, about)
     given = sys.argv[1:] if argv is None else list(argv)
-    only = argparse.ArgumentParser(add_help=False)
-    only.add_argument("--recipe")
-    recipe = only.parse_known_args(given)[0].recipe
+    early = argparse.ArgumentParser(add_help=False)
+    early.add_argument("--recipe")
+    early.add_argument("--variant")
+    chosen = early.parse_known_args(given)[0]
     place, words = "", []
-    if recipe:
+    if recipe := chosen.recipe:
         path = Path(recipe) if recipe.endswith(".toml") else FOLDER / f"{recipe}.toml"
         place = f" or in [{section}] of {path}"
         try:
-            words = _words(tomllib.loads(path.read_text(encoding="utf-8"))[section])
+            table = tomllib.loads(path.read_text(encoding="utf-8"))[section]
+            variants = {name: table.pop(name, {}) for name in VARIANTS}
+            words = _words(table) + _words(variants.get(chosen.variant or table.get("variant"), {}))
         except FileNotFoundError:
             known = ", ".join(sorted(f.stem for f in FOLDER.glob("*.toml")))
             p.error(f"--recipe: {path} does not exist; give a TOML file, or one of {known}")
