@@ -165,6 +165,26 @@ def test_the_coupling_turns_short_codes_as_it_turns_long_ones(codes):
     assert torch.allclose(net.change(0.5 * z, key), 0.5 * net.change(z, key), atol=1e-3)
 
 
+def test_the_coupling_turns_codes_in_units_of_their_size_in_inverted_faces(codes):
+    """S is the rms of each component that it turns; S^-1 z keeps its length, and the code comes back."""
+    net, size = build_encryptor(SMOKE, "coupling", codes), torch.linspace(2, 0.2, 64)
+    seen = size * random_z(500)
+    assert net.measure(seen) is net
+    assert torch.allclose(net.size, seen[..., POSE:].square().mean((0, 1)).sqrt(), rtol=1e-5)
+    assert torch.allclose(net.size, size[POSE:], rtol=0.1)  # 4,000 numbers each
+    z, key, wrong = size * random_z(64), random_keys(64), random_keys(64)
+    with torch.no_grad():
+        locked = net.change(z, key)
+        assert (net.change(locked, key) - z).abs().max() < 1e-4
+        for changed in (locked, net.change(locked, wrong)):
+            own, others = ((x[..., POSE:] / net.size).norm(dim=2) for x in (z, changed))
+            assert torch.allclose(own, others, rtol=1e-4)
+            assert torch.allclose(changed[..., POSE:].square().mean((0, 1)).sqrt(), net.size, rtol=0.35)
+    again = build_encryptor(SMOKE, "coupling", codes)
+    again.load_state_dict(net.state_dict())  # S goes with the weights
+    assert torch.equal(again.change(z, key), net.change(z, key))
+
+
 def test_the_coupling_is_not_linear_and_the_reflection_is(codes):
     """A known original gives away the key of a linear map."""
     a, b, key = random_z(), random_z(), random_keys()
