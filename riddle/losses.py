@@ -158,14 +158,9 @@ def latent_loss(original: torch.Tensor, generated: torch.Tensor) -> torch.Tensor
 
 
 def total_loss(
-    identity: torch.Tensor,
-    pixel: torch.Tensor,
-    lpips: torch.Tensor,
-    parsing: torch.Tensor,
-    latent: torch.Tensor,
+    identity: torch.Tensor, pixel: torch.Tensor, lpips: torch.Tensor, parsing: torch.Tensor, latent: torch.Tensor,
     weights: LossWeights = PAPER_WEIGHTS,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """L_total, eq. 10, from the values of equations 5 to 9."""
-    return (
-        identity + weights.pixel * pixel + weights.lpips * lpips + weights.parsing * parsing + weights.latent * latent
-    )
+    w = weights
+    return identity + w.pixel * pixel + w.lpips * lpips + w.parsing * parsing + w.latent * latent
