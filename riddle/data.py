@@ -79,9 +79,10 @@ def locate(key: str) -> Path:
     for path in (folder / name for folder in folders for name in source.names):
         if path.exists():
             return path
+    tar, folder = (next(n for n in source.names if n.endswith(".tar") == packed) for packed in (True, False))
     raise DatasetMissingError(
         f"{key}: none of {', '.join(source.names)} in {', '.join(map(str, folders))}; get {source.origin}, "
-        f"put it there as {source.names[0]} or {source.names[1]}/, or set RIDDLE_DATA to the folder that holds it"
+        f"put it there as {tar} or {folder}/, or set RIDDLE_DATA to the folder that holds it"
     )
 
 

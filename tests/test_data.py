@@ -93,14 +93,21 @@ def test_splits_without_a_listing_are_disjoint_complete_and_near_90_5_5(home, pi
     assert 340 <= len(parts[0]) <= 378 and min(len(parts[1]), len(parts[2])) >= 8
 
 
-def test_a_missing_set_says_where_to_get_and_put_it(home, monkeypatch):
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("lfw", ("vis-www.cs.umass.edu/lfw", "as lfw.tar or lfw/")),
+        ("celebamask_hq", ("switchablenorms", "as celebamask_hq_1k.tar or celebamask_hq/")),
+        ("ffhq", ("NVlabs", "as ffhq.tar or ffhq/")),
+    ],
+)
+def test_a_missing_set_says_where_to_get_and_put_it(home, monkeypatch, key, said):
     monkeypatch.setenv("RIDDLE_DATA", str(home / "sets"))
     with pytest.raises(DatasetMissingError) as caught:
-        load("lfw")
-    for part in ("vis-www.cs.umass.edu/lfw", "lfw.tar", str(home / "sets"), "RIDDLE_DATA"):
-        assert part in str(caught.value)
+        load(key)
+    assert all(part in str(caught.value) for part in (*said, str(home / "sets"), "RIDDLE_DATA"))
     with pytest.raises(DatasetMissingError, match="not exist"):
-        load("celebamask_hq", root=home / "nowhere")
+        load(key, root=home / "nowhere")
 
 
 def test_the_configuration_file_names_a_set(celeba, home, monkeypatch):
