@@ -469,8 +469,8 @@ def test_targets_are_checked_before_any_work(model, source, tmp_path):
     for target, message in (
         ("out.tiff", "no picture is written as .tiff"),
         ("absent/out.png", "does not exist; create it"),
-        ("party.png", "it is the photo itself"),
-        ("same.png", "it is the photo itself"),
+        ("party.png", "it is the source itself"),
+        ("same.png", "it is the source itself"),
     ):
         for act in (protect_file, restore_file):
             with pytest.raises(PhotoError, match=message):

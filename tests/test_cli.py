@@ -27,6 +27,7 @@ from riddle.app.photos import FaceReport, FileReport, PhotoError
 from riddle.assets import Asset
 from riddle.faces.detection import Face
 from riddle.presets import PRESETS
+from riddle.weights import WeightsMissingError
 
 POINTS = np.array([[70.0, 80], [110, 80], [90, 100], [74, 124], [106, 124]])  # an upright face of 40 px eye to eye
 
@@ -111,7 +112,8 @@ def commands(command=None, words=()):
 
 def test_every_option_of_every_command_is_explained():
     seen = dict(commands())
-    verbs = {("protect",), ("restore",), ("video", "protect"), ("video", "restore"), ("info",), ("doctor",)}
+    names = ("protect", "restore", "video protect", "video restore", "info", "weights", "doctor")
+    verbs = {tuple(name.split()) for name in names}
     assert set(seen) == verbs | {(), ("video",)}
     for words, command in seen.items():
         assert command.help and all(p.help for p in command.params if p.name != "version"), words
@@ -335,6 +337,16 @@ def test_clips_are_done_resumed_and_done_again_by_force(stubs, tmp_path, capsys)
     assert report["command"] == "restore" and report["files"][0]["target"].endswith("clip.restored.mov")
 
 
+def test_missing_weights_have_their_own_exit_code(stubs, folder, monkeypatch, capsys):
+    def load(*_, **__):
+        raise WeightsMissingError("ffhq256/generator", "it does not exist", "train it")
+
+    monkeypatch.setattr(riddle, "load", load, raising=False)
+    assert run("protect", folder / "a.jpg", "--json") == Exit.MISSING
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["exit"] == 3 and "train it; python -m riddle doctor" in printed.err
+
+
 def test_clips_without_their_package(stubs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "riddle.app.video", None)  # importing it fails as without PyAV
     monkeypatch.delattr(riddle.app, "video")
@@ -457,14 +469,43 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
 # What is here
 
 
-def test_the_doctor_on_an_empty_machine_lists_what_is_missing(home, root, monkeypatch, capsys):
+@pytest.fixture
+def machine(home, monkeypatch):
+    """An empty machine with one network of two."""
     near = Asset("near", "nets/near.bin", licence="MIT", source="example.org/near")
-    gone = Asset("gone", "nets/gone.bin", licence="research only", source="example.org/gone")
+    gone = Asset("gone", "nets/gone.bin", licence="research only", source="example.org/gone", note="unpack it")
     for module in ("riddle.app.doctor", "riddle.weights"):
         monkeypatch.setattr(f"{module}.ASSETS", {a.name: a for a in (near, gone)})
     place = home / "cache" / "weights" / near.path
     place.parent.mkdir(parents=True)
     place.write_bytes(b"weights")
+    return home
+
+
+def test_weights_says_where_each_network_is_and_its_terms(machine, capsys):
+    assert run("weights") == Exit.DONE
+    text = capsys.readouterr().out
+    assert "cache/weights/nets/near.bin" in text and "terms: research only" in text
+    assert run("weights", "gone", "--json") == Exit.DONE
+    (gone,) = json.loads(capsys.readouterr().out)["networks"]
+    assert gone["licence"] == "research only" and not gone["here"]
+    assert gone["detail"] == "absent: by hand, from example.org/gone: unpack it"
+
+
+def test_weights_fetches_those_named_and_tells_their_terms_first(machine, monkeypatch, capsys):
+    assert run("weights", "--download") == Exit.USAGE  # never all at once
+    assert run("weights", "unheard-of") == Exit.USAGE and "known: gone, near" in capsys.readouterr().err
+    assert run("weights", "near", "gone", "--download", "--json") == Exit.MISSING
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert [n["here"] for n in report["networks"]] == [False, True] and "unpack it" in report["errors"][0]
+    assert "gone: terms: research only; from example.org/gone" in printed.err
+    fetched = []
+    monkeypatch.setattr("riddle.weights.find", fetched.append)
+    assert run("weights", "near", "--download") == Exit.DONE and fetched == ["near"]
+
+
+def test_the_doctor_on_an_empty_machine_lists_what_is_missing(machine, root, capsys):
     assert run("doctor", "--json") == Exit.MISSING
     report = json.loads(capsys.readouterr().out)
     assert not report["ready"] and report["exit"] == 3

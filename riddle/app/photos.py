@@ -11,6 +11,7 @@ A target is written whole, after everything else succeeded, or not at all.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def protect_file(
     Raises PhotoError for a photo that cannot be read, has no face, none that can be protected, or, with strict, one
     that cannot; for a target that cannot be written; ValueError for a bad passphrase or salt.
     """
-    source, target = _paths(source, target)
+    source, target = checked(source, target, picture_format)
     if salt not in SALTS:
         raise ValueError(f"unknown salt {salt!r}; choose {' or '.join(SALTS)}")
     own_salt = passwords.random_salt() if salt == "random" or keep_original else None
@@ -177,7 +178,7 @@ def restore_file(
     the faces found and inverted again, less exact, where the photo has no record. sidecar: default `source`.riddle
     where there is one. Raises PhotoError; RecordError, a PhotoError, for a record that is damaged or of another model.
     """
-    source, target = _paths(source, target)
+    source, target = checked(source, target, picture_format)
     picture, record = container.read(source, sidecar)
     key = passwords.derive_key(passphrase, model.preset.name, record and record.salt)
     notes, faces, originals = list(picture.notes), None, None
@@ -208,12 +209,12 @@ def restore_file(
     return FileReport(source, target, reports, how, notes)
 
 
-def _paths(source: str | Path, target: str | Path) -> tuple[Path, Path]:
-    """Both as paths. Raises PhotoError before any work when the target cannot be written."""
+def checked(source: str | Path, target: str | Path, writer_of: Callable[[Path], str]) -> tuple[Path, Path]:
+    """Both as paths. Raises PhotoError before any work when the target cannot be written; so does `writer_of`."""
     source, target = Path(source), Path(target)
-    picture_format(target)
+    writer_of(target)
     if not target.parent.is_dir():
         raise PhotoError(target, f"the folder {target.parent} does not exist", "create it")
     if target.exists() and source.exists() and os.path.samefile(source, target):
-        raise PhotoError(target, "it is the photo itself", "name another file for the result")
+        raise PhotoError(target, "it is the source itself", "name another file for the result")
     return source, target

@@ -5,9 +5,10 @@
     dataclasses.asdict(report)                 # for JSON: each face's box and times, and what was left
 
 A clip is read twice, frame by frame: first the faces are found, followed and inverted (riddle.app.survey), which
-gives the record (riddle.app.cliprecord); then they are painted by the record. A clip with a record is read once. Sound
-is copied; times, frame size and rotation are kept. The clip is written in segments, which wait in a folder beside the
-target until they are joined. After an interruption `resume` goes on with them.
+gives the record (riddle.app.cliprecord); then they are painted by the record. A clip with a record is not searched.
+Last, both clips are read side by side and it is measured how steady each face stays. Sound is copied; times, frame size
+and rotation are kept. The clip is written in segments, which wait in a folder beside the target until they are joined.
+After an interruption `resume` goes on with them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ from riddle.app import cliprecord
 from riddle.app.clip import Frame, frames, probe
 from riddle.app.cliprecord import ClipRecord, matrix
 from riddle.app.container import sidecar_path
-from riddle.app.photos import FaceReport, FileReport
+from riddle.app.photos import FaceReport, FileReport, checked
 from riddle.app.segments import ENCODERS, encoder_for, join, work_folder, write_segment
+from riddle.app.steadiness import Measures, measure
 from riddle.app.survey import Pace, record_of, survey
-from riddle.app.tracking import Embedder, Track, crops
+from riddle.app.tracking import RECOGNISER, Embedder, Track, crops
 from riddle.faces import blending
 from riddle.files import replace_file, sha256
 from riddle.images import PhotoError
@@ -58,6 +59,10 @@ class ClipFace(FaceReport):
     frames: int = 0  # in which it was replaced
     seen: int = 0  # in which it was found; between, before and after it was covered where it must have been
     doubted: int = 0  # of those, too small, in profile or cut off: covered, but not inverted
+    # Means over its frames, of "source", the clip as it was, and of "target", as it was written; None: not measured.
+    identity: dict[str, float | None] = field(default_factory=dict)  # cosine of consecutive frames' embeddings
+    person: dict[str, float | None] = field(default_factory=dict)  # cosine of the embeddings with their mean
+    jitter: dict[str, float | None] = field(default_factory=dict)  # landmarks' second difference, in sides of the face
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def protect_video(
     """Write a clip in which every face that can be is an encrypted one, the same stranger throughout.
 
     target: .mp4, .m4v, .mov, .mkv or .webm; strict: refuse a clip with a face that cannot be protected; resume: go on
-    with what an interrupted call left; on_progress: called with the frames done and all frames, over both readings.
+    with what an interrupted call left; on_progress: called with the frames done and all frames, over all readings.
     Raises PhotoError for a clip that cannot be read, has no face or none that can be protected (with strict: one that
     cannot), for a target that cannot be written; ValueError for a bad passphrase.
     """
@@ -128,17 +133,16 @@ class _Job:
         self, model: Riddle, source: str | Path, target: str | Path, passphrase: str, verb: str, progress: Any
     ):
         self.model, self.verb, self.progress = model, verb, progress
-        self.source, self.target = Path(source), Path(target)
+        self.source, self.target = checked(source, target, encoder_for)
         self.codec = encoder_for(self.target)
-        if not self.target.parent.is_dir():
-            raise PhotoError(self.target, f"the folder {self.target.parent} does not exist", "create it")
-        if self.target.exists() and self.source.exists() and os.path.samefile(self.source, self.target):
-            raise PhotoError(self.target, "it is the clip itself", "name another file for the result")
         self.key = passwords.derive_key(passphrase, model.preset.name)
         self.password = model.from_key(self.key)
         self.clip = probe(self.source)
         self.pace, self.notes = Pace.of(self.clip.rate), list(self.clip.notes)
-        self.read, self.all = 0, self.clip.estimate
+        self.embedder = Embedder()
+        if self.embedder.absent:
+            self.notes.append(f"identity was not measured: {RECOGNISER} {self.embedder.absent}")
+        self.read, self.all = 0, 2 * self.clip.estimate
 
     def run(self, strict: bool, resume: bool) -> VideoReport:
         """All of it."""
@@ -159,7 +163,8 @@ class _Job:
             faces = painter.faces() if faces is None else faces
             if how == "inversion":
                 self.notes.append(NO_RECORD)
-            sidecar = self._write(segments, record.to_bytes() if how == "protected" else b"")
+            sidecar, measures = self._write(segments, record.to_bytes() if how == "protected" else b"", painting)
+        faces = [replace(face, **measures.get(face.track, {})) for face in faces]
         self.notes.append(f"pictures encoded by {self.codec}")
         seconds = round(painter.seconds + float(1 / self.clip.rate), 3)
         return VideoReport(
@@ -190,9 +195,9 @@ class _Job:
     def _surveyed(self, work: Path, strict: bool) -> tuple[ClipRecord, list[ClipFace]]:
         """The record of the clip's faces and what is known of each, from the work folder or from reading the clip."""
         kept, data = work / "faces.json", work / "record.npz"
-        self.all = 2 * self.clip.estimate
+        self.all = 3 * self.clip.estimate
         if not kept.exists():
-            times, tracks = survey(self.model, self.clip, Embedder(), self._tick)
+            times, tracks = survey(self.model, self.clip, self.embedder, self._tick)
             seconds = times.round(3).tolist()
             faces = list(self._faces(seconds, tracks))
             self._refuse(faces, strict)
@@ -205,7 +210,7 @@ class _Job:
         faces = [ClipFace(**face | {"box": tuple(face["box"])}) for face in told["faces"]]
         self._refuse(faces, strict)
         self.notes += told["notes"]
-        self.read, self.all = len(record.times), 2 * len(record.times)
+        self.read, self.all = len(record.times), 3 * len(record.times)
         return record, faces
 
     def _refuse(self, faces: list[ClipFace], strict: bool) -> None:
@@ -265,18 +270,21 @@ class _Job:
             yield frame
             self._tick()
 
-    def _write(self, segments: list[Path], record: bytes) -> str:
-        """Join the segments, with the record inside or beside; returns where a sidecar lies, else ""."""
+    def _write(self, segments: list[Path], record: bytes, painting: ClipRecord) -> tuple[str, dict[int, Measures]]:
+        """Join the segments, with the record inside or beside; returns where a sidecar lies, else "", and measures."""
         inside, beside = len(record) <= cliprecord.MAX_INSIDE, ""
+        result = segments[0].with_stem("result")  # a killed program leaves nothing outside the work folder
+        self.notes += join(result, self.clip, segments, base64.b64encode(record).decode() if inside else "")
+        places = _Painter(self.model, painting)
+        measures = measure(self.model, self.clip, probe(result), places.faces_in, self.embedder, self._tick)
         if not inside:
             beside = str(sidecar_path(self.target))
             with replace_file(beside) as temporary:
                 temporary.write_bytes(record)
             self.notes.append(f"the record is too large for the clip and lies in {beside}: keep it beside the clip")
         with replace_file(self.target) as temporary:
-            text = base64.b64encode(record).decode() if inside else ""
-            self.notes += join(temporary, self.clip, segments, text)
-        return beside
+            result.rename(temporary)
+        return beside, measures
 
 
 class _Painter:
