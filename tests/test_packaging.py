@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import riddle
-from riddle import weights
+from riddle import config, weights
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,18 @@ def test_one_version_everywhere(root, project):
     assert citation["license"] == "MIT" == project["project"]["license"]
     assert (root / "LICENSE").read_text().startswith("MIT License")
     assert "Latent Encryptor" in citation["preferred-citation"]["title"]
+
+
+def test_an_installed_package_finds_what_its_wheel_carries(project, tmp_path, monkeypatch):
+    carried = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert carried == {f"data/{kind}": f"riddle/bundled/{kind}" for kind in ("zoo", "samples")}
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "site" / "riddle" / "config.py"))
+    monkeypatch.delenv("RIDDLE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for inside in carried.values():
+        folder = tmp_path / "site" / inside
+        folder.mkdir(parents=True)
+        assert config.bundled_folder(folder.name) == folder
 
 
 def loaded_by(code):
