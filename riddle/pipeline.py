@@ -283,9 +283,10 @@ class Riddle:
         matrices = framed(self.detect(photo, pick) if faces is None else faces)
         under = self._crops(image, matrices)
         # The record keeps half precision: rounding first makes picture and record one and the same code.
-        codes = self.encrypt(self.invert(under, refine=refine), self._key(passphrase, salt)).half().float()
-        drawn, large = self.draw(codes, matrices)
-        record = Record(self.preset.name, self.weights_hash, image.size, matrices, codes.cpu(), salt)
+        codes = self.encrypt(self.invert(under, refine=refine), self._key(passphrase, salt))
+        z = self.generator.codes.to_gaussian(codes).half().float()
+        drawn, large = self.draw(self.generator.codes.to_w(z), matrices)
+        record = Record(self.preset.name, self.weights_hash, image.size, matrices, z.cpu(), salt)
         return Protected(self.paste(image, under, large, matrices), drawn, record)
 
     def restore(
@@ -315,7 +316,8 @@ class Riddle:
             codes, source, salt = self.invert(under), "inversion", None
         else:
             record.must_fit(self.preset, self.weights_hash, image.size, name)
-            matrices, codes, source, salt = record.matrices, record.codes, "codes", record.salt
+            matrices, source, salt = record.matrices, "codes", record.salt
+            codes = self.generator.codes.to_w(record.codes.to(self.device))
             under = self._crops(image, matrices)
             shown = self.draw(codes, matrices)[1]
         drawn, large = self.draw(self.decrypt(codes, self._key(passphrase, salt)), matrices)

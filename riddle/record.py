@@ -1,20 +1,21 @@
 """What a protected photo carries besides its pixels: the record, in the picture's XMP packet or in a file beside it.
 
-Version 2, as bytes; all integers little-endian, unsigned:
+Version 3, as bytes; all integers little-endian, unsigned:
 
     6   "RIDDLE"
-    2   version: 2
+    2   version: 3
     4   n, the header's length
     n   header, JSON in UTF-8: preset; weights, the sha256 of generator and encryptor; size of the photo, [width,
         height]; code_shape, [L, D]; matrices, six numbers a face, row by row: crop's unit square -> photo's pixels;
         salt, hex, or null for the preset's public salt; originals, the length of each sealed original (or [])
-    .   the encrypted codes, float16, face by face: k x L x D x 2 bytes
+    .   the encrypted codes in z (`models.codes`), where every component counts alike, float16, face by face: k x L x D
+        x 2 bytes
     .   the sealed originals, one behind the other (riddle.app.container says what is in them)
     8   the first bytes of the SHA-256 of all before
 
-A reader ignores fields that it does not know; a change that it must not ignore is another version. Version 1 has the
-same form, with codes of a model that riddle 0.1 had. Nothing in the record opens a face without the passphrase; all of
-it is public. In XMP the record is one property, `riddle:record`, in base64.
+A reader ignores fields that it does not know; a change that it must not ignore is another version. Versions 1 and 2
+have the same form, with codes in w of models that riddle no longer has. Nothing in the record opens a face without the
+passphrase; all of it is public. In XMP the record is one property, `riddle:record`, in base64.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from riddle.faces.blending import box
 from riddle.images import PhotoError, Picture, encode, write_file
 from riddle.presets import Preset
 
-MAGIC, VERSION = b"RIDDLE", 2
+MAGIC, VERSION = b"RIDDLE", 3
 MAX_RECORD = 40 << 20  # bytes; Pillow reads at most 64 MB of text from a PNG
 MAX_HEADER, MAX_FACES, MAX_SLOTS, MAX_WIDTH = 1 << 20, 2048, 64, 4096
 AGAIN = "restore from the file that protect saved"
@@ -64,7 +65,7 @@ class Record:
     weights: str  # sha256 of generator and encryptor, hex
     size: tuple[int, int]  # width, height of the photo, px
     matrices: np.ndarray  # (k, 2, 3): each crop's unit square -> photo pixels
-    codes: torch.Tensor  # (k, L, D), encrypted, exact in float16
+    codes: torch.Tensor  # (k, L, D) in z, encrypted, exact in float16
     salt: bytes | None = None  # of the passphrase; None: the preset's public one
     originals: tuple[bytes, ...] = ()  # sealed; none, or one a face
 
@@ -167,7 +168,7 @@ def _check_version(version: int, header: bytes, name: str | Path) -> None:
             preset = "unknown"
         model = f"an older model (version {version}, preset {preset})"
         cause = f"this file was protected with {model}, which this version of riddle no longer has"
-        raise RecordError(name, cause, "open it with riddle 0.1")
+        raise RecordError(name, cause, "open it with the riddle that made it")
 
 
 def _whole(values: list, n: int, most: int) -> list[int]:

@@ -194,7 +194,7 @@ def test_inspect_tells_what_a_file_carries(tmp_path):
     seen = container.inspect(path)
     size = len(make(salt=SALT, originals=(b"a", b"b")).to_bytes())
     assert seen == {
-        "file": str(path), "protected": True, "where": "metadata", "version": 2, "preset": "smoke",
+        "file": str(path), "protected": True, "where": "metadata", "version": 3, "preset": "smoke",
         "weights": "ab" * 32, "size": [80, 60], "faces": [[9, 9, 33, 33], [9, 9, 34, 34]], "salt": "random",
         "originals": True, "record_bytes": size, "picture_size": [80, 60],
     }  # fmt: skip

@@ -9,8 +9,8 @@ bytes, as the file `clip.mp4.riddle` beside the clip. Its arrays:
     tracks   (T, 3) int64: a face's number, its first frame, the count of its frames, which are consecutive
     places   (M, 4) float32, face by face, a row a frame: centre x and y of the face's square, and the vector of its
              upper side, in px of the upright frame
-    codes    (K, L, D) float16, face by face, those of the frames j * every, from the last one at or before a face's
-             first frame to the first one after its last; between them a code is the weighted mean of its neighbours
+    codes    (K, L, D) float16, in z, face by face, those of the frames j * every, from the last one at or before a
+             face's first frame to the first one after its last; between them a code is the mean of the two, by distance
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ClipRecord:
     times: np.ndarray
     tracks: np.ndarray
     places: np.ndarray
-    codes: torch.Tensor  # float32, exact in float16
+    codes: torch.Tensor  # in z; float32, exact in float16
 
     must_fit = Record.must_fit  # a photo's record has the same fields to compare
 
@@ -63,7 +63,7 @@ class ClipRecord:
         return i if abs(self.times[i] - seconds) <= APART else None
 
     def faces(self, n: int) -> list[tuple[int, np.ndarray, torch.Tensor]]:
-        """The faces in frame n, the largest first: track, place (4,), code (L, D)."""
+        """The faces in frame n, the largest first: track, place (4,), code (L, D) in z."""
         found, row, code = [], 0, 0
         for track, first, count in self.tracks.tolist():
             if first <= n < first + count:

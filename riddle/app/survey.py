@@ -113,8 +113,8 @@ def record_of(
 ) -> ClipRecord:
     """The record of what `survey` returned: each face's places and codes, smoothed over time.
 
-    change: encrypts or decrypts codes (N, L, D). Places are kept in float32 and codes as float16 has them, so that what
-    is drawn is what the record holds.
+    change: encrypts or decrypts codes (N, L, D). Places are kept in float32 and codes as float16 has them in z, so that
+    what is drawn is what the record holds.
     """
     step, sigma = Pace.of(clip.rate).step, max(SIGMA, 1 / float(clip.rate))
     shape, rows, places, codes = (model.preset.n_latent, model.preset.style_dim), [], [], []
@@ -126,7 +126,8 @@ def record_of(
             places.append(bounded(smoothed(times[covered], way, sigma), *clip.upright_size))
             k = track.begin // step + np.arange(code_count(track.begin, len(covered), step))
             w = torch.from_numpy(_steadied(track, k)).view(-1, *shape)
-            codes += [change(part).cpu().half().float() for part in w.split(128)]
+            made = (model.generator.codes.to_gaussian(change(part)) for part in w.split(128))
+            codes += [z.cpu().half().float() for z in made]
     return ClipRecord(
         model.preset.name, model.weights_hash, clip.upright_size, step, times, np.array(rows),
         np.concatenate(places), torch.cat(codes),

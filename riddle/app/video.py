@@ -155,7 +155,8 @@ class _Job:
                 painting = record
             else:
                 record.must_fit(self.model.preset, self.model.weights_hash, self.clip.upright_size, str(self.source))
-                codes = [self._change(part).cpu() for part in record.codes.split(128)]
+                space, parts = self.model.generator.codes, record.codes.to(self.model.device).split(128)
+                codes = [space.to_gaussian(self._change(space.to_w(part))).cpu() for part in parts]
                 painting, faces = replace(record, codes=torch.cat(codes)), None
             painter = _Painter(self.model, painting)
             segments = self._paint(work, painter)
@@ -317,7 +318,8 @@ class _Painter:
         before, matrices = frame.rgb(), np.stack([matrix(place) for place in places])
         image = Image.fromarray(before)
         under = crops(self.model, image, places).to(self.model.device)
-        drawn = self.model.draw(torch.stack(codes), matrices)[1]
+        w = self.model.generator.codes.to_w(torch.stack(codes).to(self.model.device))
+        drawn = self.model.draw(w, matrices)[1]
         frame.replace(before, np.asarray(self.model.paste(image, under, drawn, matrices)))
 
     def refuse_or_tell(self, source: Path, exact: bool) -> list[str]:
