@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 # Names that come from modules which need torch; they load at the first use, so that `import riddle` stays light.
 _LAZY = {"load": "riddle.pipeline", "Riddle": "riddle.pipeline", "Preset": "riddle.presets"}
 

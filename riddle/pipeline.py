@@ -309,11 +309,10 @@ class Riddle:
         else:
             picture = open_picture(photo)
             image, name, record = picture.rgb, picture.name, record or find_record(picture)
-        shown = None
         if record is None:
             matrices = framed(self.detect(photo) if faces is None else faces)
             under = self._crops(image, matrices)
-            codes, source, salt = self.invert(under), "inversion", None
+            codes, source, salt, shown = self.invert(under), "inversion", None, None
         else:
             record.must_fit(self.preset, self.weights_hash, image.size, name)
             matrices, source, salt = record.matrices, "codes", record.salt

@@ -37,7 +37,7 @@ from riddle.faces.blending import box
 from riddle.images import PhotoError, Picture, encode, write_file
 from riddle.presets import Preset
 
-MAGIC, VERSION = b"RIDDLE", 3
+MAGIC, VERSION = b"RIDDLE", 3  # riddle 0.1 wrote version 1, riddle 0.2 version 2
 MAX_RECORD = 40 << 20  # bytes; Pillow reads at most 64 MB of text from a PNG
 MAX_HEADER, MAX_FACES, MAX_SLOTS, MAX_WIDTH = 1 << 20, 2048, 64, 4096
 AGAIN = "restore from the file that protect saved"
@@ -168,7 +168,7 @@ def _check_version(version: int, header: bytes, name: str | Path) -> None:
             preset = "unknown"
         model = f"an older model (version {version}, preset {preset})"
         cause = f"this file was protected with {model}, which this version of riddle no longer has"
-        raise RecordError(name, cause, "open it with the riddle that made it")
+        raise RecordError(name, cause, f"open it with riddle 0.{version}")
 
 
 def _whole(values: list, n: int, most: int) -> list[int]:

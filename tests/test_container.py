@@ -55,7 +55,7 @@ def test_a_record_returns_from_its_bytes(fields):
 def test_the_bytes_are_as_documented():
     record = make(salt=SALT, originals=(b"one", b"second one"))
     data = record.to_bytes()
-    assert data[:6] == b"RIDDLE" and struct.unpack("<HI", data[6:12])[0] == 2
+    assert data[:6] == b"RIDDLE" and struct.unpack("<HI", data[6:12])[0] == 3
     n = struct.unpack("<I", data[8:12])[0]
     header = json.loads(data[12 : 12 + n])
     assert header == {
@@ -110,8 +110,8 @@ def test_damage_and_versions():
     for broken in (b"", data[:5], data[:40], data[:-1], data + b"x", b"X" + data[1:], data[:200] + b"#" + data[201:]):
         with pytest.raises(RecordError, match="damaged"):
             Record.from_bytes(broken)
-    with pytest.raises(RecordError, match="version 3.*update riddle"):
-        Record.from_bytes(data[:6] + b"\3\0" + data[8:])
+    with pytest.raises(RecordError, match="version 4.*update riddle"):
+        Record.from_bytes(data[:6] + b"\4\0" + data[8:])
     infinite = make().codes.numpy().astype("<f2").copy()
     infinite[1, 2, 3] = np.inf
     with pytest.raises(RecordError, match="finite"):
@@ -287,6 +287,8 @@ def test_a_file_of_an_older_model_says_so(tmp_path, where):
 
 def test_the_older_model_is_named_as_far_as_it_can_be_read():
     data = rewritten(make(), {"preset": "mini"})
+    with pytest.raises(RecordError, match=r"version 2, preset mini.*open it with riddle 0\.2"):
+        Record.from_bytes(data[:6] + b"\2\0" + data[8:])
     with pytest.raises(RecordError, match="version 1, preset mini"):
         Record.from_bytes(data[:6] + b"\1\0" + data[8:])
     with pytest.raises(RecordError, match="version 1, preset unknown"):

@@ -14,9 +14,8 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
 from enum import IntEnum
-from functools import partial, wraps
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +25,7 @@ from typer import Argument, Option
 
 from riddle import __version__
 from riddle.app import passphrase
+from riddle.app.options import AsJson, Files, Photos, Place, PresetName, Strict, takes
 
 LISTED = 10  # files named in one message
 
@@ -94,54 +94,6 @@ def _tell(code: Exit, document: dict[str, Any], lines: Iterable[str], as_json: b
     return code
 
 
-# Options
-
-Place = Path | None
-PresetName = Annotated[Literal["ffhq1024", "ffhq256", "mobile", "smoke"], Option(help="which networks")]
-Strict = Annotated[bool, Option("--strict", help="refuse a file with a face that cannot be protected")]
-AsJson = Annotated[bool, Option("--json", help="print one JSON document for scripts, and nothing else")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """The options of every command that writes files."""
-
-    sources: Annotated[list[Path], Argument(metavar="FILE", help="files, or folders of them")]
-    out: Annotated[Place, Option("--out", "-o", metavar="PATH", help="file or folder; default: beside it")] = None
-    force: Annotated[bool, Option("--force", help="do again, and overwrite, what is there already")] = False
-    passphrase_file: Annotated[Place, Option(metavar="FILE", help="file of the passphrase and nothing else")] = None
-    as_json: AsJson = False
-    preset: PresetName = "mobile"
-    weights: Annotated[Place, Option(metavar="FOLDER", help="networks of your own, of that preset")] = None
-    device: Annotated[str, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps")] = "cpu"
-    detector: Annotated[Literal["auto", "dlib", "mtcnn"], Option(help="what looks for faces")] = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Photos(Files):
-    """The options of the commands that write photos."""
-
-    ending: Annotated[Literal["png", "jpg", "webp"] | None, Option("--format", help="default: as the photo")] = None
-    quality: Annotated[int, Option(min=1, max=100, metavar="1-100", help="of JPEG and WebP")] = 95
-
-
-def _takes(shared: type) -> Callable[[Callable], Callable]:
-    """Give a command the options of a dataclass; its first parameter gets them as one object."""
-
-    def decorate(command: Callable) -> Callable:
-        @wraps(command)
-        def call(**options: Any) -> Exit:
-            return command(shared(**{f.name: options.pop(f.name) for f in fields(shared)}), **options)
-
-        _, *own = inspect.signature(command, eval_str=True).parameters.values()
-        both = [*inspect.signature(shared, eval_str=True).parameters.values(), *own]
-        call.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in both])
-        call.__annotations__ = {p.name: p.annotation for p in both}
-        return call
-
-    return decorate
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"riddle {__version__}")
@@ -169,7 +121,7 @@ KEEP = "seal the faces' own pixels inside (random salt): exact, but whoever has 
 
 
 @app.command(epilog=PASSPHRASE + CODES)
-@_takes(Photos)
+@takes(Photos)
 def protect(
     files: Photos,
     strict: Strict = False,
@@ -193,7 +145,7 @@ def protect(
 
 
 @app.command(epilog=PASSPHRASE + CODES)
-@_takes(Photos)
+@takes(Photos)
 def restore(
     files: Photos,
     sidecar: Annotated[Place, Option(metavar="FILE", help="record of one photo; default: the one beside it")] = None,
@@ -214,14 +166,14 @@ def restore(
 
 
 @clips_app.command("protect", epilog=PASSPHRASE + CODES)
-@_takes(Files)
+@takes(Files)
 def protect_clips(files: Files, strict: Strict = False) -> Exit:
     """Replace every face in clips: python -m riddle video protect clip.mp4 -o safe.mp4"""
     return _clips("protect", files, strict=strict)
 
 
 @clips_app.command("restore", epilog=PASSPHRASE + CODES)
-@_takes(Files)
+@takes(Files)
 def restore_clips(files: Files) -> Exit:
     """Bring the faces of protected clips back: python -m riddle video restore safe.mp4 -o back.mp4"""
     return _clips("restore", files)
@@ -327,20 +279,13 @@ def weights(
       python -m riddle weights irse50 inception --download     fetch these
     """
     from riddle.app.doctor import networks
-    from riddle.weights import ASSETS, find
+    from riddle.weights import ASSETS, fetch
 
     if unknown := sorted({*names} - {*ASSETS} if names else ()):
         raise ValueError(f"no network is named {', '.join(unknown)}; known: {', '.join(sorted(ASSETS))}")
     if download and not names:
         raise ValueError("name the networks to download: not everybody wants the terms of all of them")
-    errors = []
-    for name in names if download else ():
-        _warn(f"{name}: terms: {ASSETS[name].licence}; from {ASSETS[name].source}")
-        try:
-            find(name)
-        except (OSError, ValueError) as e:
-            errors.append(str(e))
-            _warn(str(e))
+    errors = fetch(names, _warn) if download else []
     found = [{key: item[key] for key in ("name", "here", "detail", "use")} for item in networks()]
     found = [item | {"licence": item.pop("use")} for item in found if not names or item["name"] in names]
     lines = [f"{item['name']:27} {item['detail']}\n{'':27} terms: {item['licence']}" for item in found]

@@ -293,10 +293,7 @@ class EncryptorTask(Task):
 
 
 def record_of(config: EncryptorConfig) -> dict:
-    """What made a variant: the options that all variants share, and hashes of the files read.
-
-    Raises FileNotFoundError for a file that is not there.
-    """
+    """What made a variant: the options that all share, and hashes of the files read. Raises FileNotFoundError."""
     variant, files = VARIANTS[config.variant], {}
     for name in FILES:
         path = getattr(config, name)
