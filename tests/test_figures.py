@@ -354,3 +354,20 @@ def test_curves_show_what_a_log_has(tmp_path):
     assert [axis.get_title() for axis in figure.axes] == ["L", "cosine"]
     (line,) = figure.axes[0].lines
     assert line.get_xydata().tolist() == [[1, 2], [2, 1]]
+
+
+def test_marks_show_each_judges_number_its_interval_and_the_papers():
+    columns = ("method", "judge", "mean", "low", "high", "paper")
+    lines = [
+        ("ours", "a", 0.5, 0.4, 0.7, 0.45),
+        ("ours", "b", 0.6, np.nan, np.nan, 0.45),
+        ("other", "a", 0, 0, 0, np.nan),
+    ]
+    table = pd.DataFrame(lines, columns=columns)
+    first, second = drawing.marks({"rate": table, "few": table[:1]}).axes
+    assert [t.get_text() for t in first.get_yticklabels()] == ["ours", "other"] and second.get_title() == "few"
+    (of_a, of_b), strokes = first.containers, [line for line in first.lines if line.get_marker() == "|"]
+    assert of_a[0].get_xdata().tolist() == [0.5, 0] and of_b[0].get_xdata().tolist() == [0.6]
+    assert of_a[2][0].get_segments()[0][:, 0].tolist() == [0.4, 0.7]
+    assert [line.get_xdata()[0] for line in strokes] == [0.45, 0.45]
+    assert abs(of_a[0].get_ydata()[0] - of_b[0].get_ydata()[0]) == pytest.approx(0.3)  # beside each other, of one row

@@ -52,6 +52,14 @@ def test_every_line_carries_its_provenance(table):
     assert (first.interval, first.n, first.undetected) == ("over folds", 300, 2)
 
 
+def test_numbers_lie_in_their_intervals_and_absence_has_a_reason(table):
+    assert tables.numbers(table).value.tolist() == [v for v in table.value if not v.startswith("n/a: ")]
+    tables.numbers(table.assign(low=np.nan, high=np.nan))  # an interval is not always known
+    for broken in (table.assign(low=table["mean"] + 0.01), table.assign(value=table.value.str.replace("n/a: ", ""))):
+        with pytest.raises(ValueError, match="without a reason"):
+            tables.numbers(broken)
+
+
 def test_csv_round_trip(table, tmp_path):
     path = tables.write(table, tmp_path / "deep" / "table1.csv")
     back = tables.read(path)
@@ -125,6 +133,9 @@ def test_methods_are_told_apart_by_their_intervals(run):
     assert pairs.verdict.to_dict() == {"x": "lower", "y": "not told apart", "z": "higher", "w": "not told apart"}
     text = tables.sentences(pairs.reset_index(), {"lower": "better"})
     assert "- LFW, rate, a, by x: RiDDLE 0.100 ± 0.010, other 0.300 ± 0.010: **better**\n" in text
+    assert text.count("\n") == 4 and text.count("**not told apart**") == 2
+    text = tables.sentences(pairs.reset_index())
+    assert text.count("**") == 4 and text.endswith("\nOf 4 numbers, 2 are not told apart by their intervals.\n")
     seen = table.assign(judge_seen=table.judge == "x")
     assert "x" not in set(tables.apart(seen, "RiDDLE", "other").judge)
     strangers = table.assign(against=np.where(table.method == "other", "a stranger", "a"))

@@ -195,6 +195,28 @@ def curves(
     return figure
 
 
+def marks(parts: Mapping[str, pd.DataFrame]) -> Figure:
+    """Parts of a table, {title: lines with a number}: a panel each, a row a method, a dot a judge.
+
+    Lines: the 95 % intervals; strokes: the paper's numbers.
+    """
+    methods, judges = ([*dict.fromkeys(itertools.chain(*(p[c] for p in parts.values())))] for c in ("method", "judge"))
+    figure, axes = panels(len(parts), 4, 11 / max(len(parts), 2), 0.6 + 0.25 * len(methods))
+    for axis, (title, part) in zip(axes, parts.items(), strict=True):
+        for (k, judge), colour in zip(enumerate(judges), itertools.cycle(COLOURS)):
+            lines = part[part.judge == judge]
+            at = [methods.index(m) + 0.6 * ((k + 0.5) / len(judges) - 0.5) for m in lines.method]
+            spread = np.nan_to_num([lines["mean"] - lines.low, lines.high - lines["mean"]])
+            axis.errorbar(lines["mean"], at, xerr=spread, fmt="o", ms=3.5, color=colour, label=judge or "ours")
+            for _, published in lines.filter(like="paper").items():
+                axis.plot(published, at, "|", color="0.3", ms=9, label="the paper")
+        axis.set(title=title, ylim=(len(methods) - 0.5, -0.5), yticks=range(len(methods)), yticklabels=[])
+    axes[0].set_yticklabels(methods)
+    figure.tight_layout()
+    legend(figure)
+    return figure
+
+
 def paths(table: pd.DataFrame) -> Figure:
     """Figure 8's numbers, as `figures.figure8` makes them: a panel a recogniser, identity distances along each path.
 

@@ -190,6 +190,19 @@ def notes(table: pd.DataFrame) -> str:
     return "".join(f"- {_cell(line)}\n" for line in lines)
 
 
+def numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """The lines with a number.
+
+    Raises ValueError for a number outside its interval, and for a missing one without a reason.
+    """
+    known = table["mean"].notna()
+    outside = table[known & ((table["mean"] < table.low) | (table["mean"] > table.high))]
+    untold = table[~known & ~table.value.map(is_reason)]
+    if len(outside) or len(untold):
+        raise ValueError(f"numbers outside their interval:\n{outside}\nmissing without a reason:\n{untold}")
+    return table[known]
+
+
 def apart(table: pd.DataFrame, method: str, than: str) -> pd.DataFrame:
     """A line a number that two methods share by a judge unseen in training, and whether their intervals are apart.
 
@@ -207,12 +220,16 @@ def apart(table: pd.DataFrame, method: str, than: str) -> pd.DataFrame:
 
 
 def sentences(pairs: pd.DataFrame, said: Mapping[str, str] | None = None) -> str:
-    """Lines of `apart` as a markdown list; said: what a verdict means, in words."""
-    lines = []
-    for line in pairs.to_dict("records"):
+    """Lines of `apart` as a markdown list.
+
+    said: what each verdict means, in words; without it those not told apart are only counted.
+    """
+    shown, lines = pairs if said else pairs[pairs.verdict != "not told apart"], []
+    for line in shown.to_dict("records"):
         by = ", ".join(filter(None, (line["dataset"], line["metric"], line.get("against"), line["place"])))
         by += f", by {line['judge']}" if line["judge"] else ""
         verdict = (said or {}).get(line["verdict"], line["verdict"])
         other = f"{line['than']} {line['value of the other']}"
         lines.append(f"- {by}: {line['method']} {line['value']}, {other}: **{verdict}**\n")
-    return "".join(lines)
+    rest = f"\nOf {len(pairs)} numbers, {len(pairs) - len(shown)} are not told apart by their intervals.\n"
+    return "".join(lines) + ("" if said else rest)
