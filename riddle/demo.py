@@ -22,7 +22,7 @@ from riddle.data import sample_codes, sample_faces
 from riddle.faces import blending, recognizers
 from riddle.faces.detection import Face, load_detector
 from riddle.images import to_bytes, to_image
-from riddle.machine import bfloat16_is_faster
+from riddle.machine import fast_autocast
 from riddle.models.encryptor import build_encryptor
 from riddle.models.inversion import build_encoder
 from riddle.models.mobilestylegan import SIDES, MobileStyleGAN
@@ -195,7 +195,7 @@ def tiny_generator() -> MobileStyleGAN:
 def reduced(generator: MobileStyleGAN, codes: torch.Tensor, side: int, batch: int = 8) -> torch.Tensor:
     """What the whole network draws of codes (N, L, D), area-reduced to (N, 3, side, side) in [-1, 1]."""
     whole = max(SIDES[0], 8 << len(generator.blocks))
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_faster()):
+    with fast_autocast("cpu"):
         drawn = (generator(w, whole).float().clamp(-1, 1) for w in codes.split(batch))
         return torch.cat([F.adaptive_avg_pool2d(faces, side) for faces in drawn])
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from riddle.losses import blank_perception
+from riddle.machine import fast_autocast
 from riddle.models.codes import soft_bound
 from riddle.models.curvature import Curvature, descend
 from riddle.models.efficientnet import TAPS, EfficientNetLite0
@@ -214,8 +215,8 @@ class LiteEncoder(nn.Module):
         return torch.cat([x.float() for x in parts], 1)
 
     def refine(self, faces: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
-        """z (N, L, D) -> z that shows faces (N, 3, R, R) better, by so many gradient steps. In bfloat16."""
-        with torch.autocast(faces.device.type, torch.bfloat16):
+        """z (N, L, D) -> z that shows faces (N, 3, R, R) better, by so many gradient steps."""
+        with fast_autocast(faces.device):
             with torch.no_grad():
                 wanted = self.compared(faces)
 

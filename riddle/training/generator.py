@@ -22,7 +22,7 @@ from torch import nn
 
 from riddle.files import replace_file
 from riddle.images import to_bytes
-from riddle.machine import keep_memory
+from riddle.machine import fast_autocast, keep_memory
 from riddle.models.mobilestylegan import Cut, MobileStyleGAN
 from riddle.networks import published_generator
 from riddle.progress import track
@@ -59,7 +59,7 @@ def make_targets(generator: MobileStyleGAN, count: int, out: Path, seed: int = 0
     with replace_file(out / "faces.npy") as temporary:
         faces = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, STORED, STORED, 3))
         for k in track(range(0, count, batch), "targets"):
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast_autocast("cpu"):
                 drawn = generator(codes[k : k + batch], 1024)
             faces[k : k + batch] = to_bytes(F.adaptive_avg_pool2d(drawn.float().clamp(-1, 1), STORED))
         faces.flush()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from riddle import losses
-from riddle.machine import keep_memory
+from riddle.machine import fast_autocast, keep_memory
 from riddle.models.codes import GaussianCodes
 from riddle.models.encryptor import KEPT, build_encryptor
 from riddle.networks import Synthesis
@@ -65,7 +65,7 @@ def small(faces: torch.Tensor) -> torch.Tensor:
 
 def teach(judge: CodeJudge, optimiser: torch.optim.Optimizer, z: torch.Tensor, seen: list[torch.Tensor]) -> None:
     """One step of the judge: 1 - cosine of the embeddings that were seen, and the squared error of the pictures."""
-    with torch.autocast(z.device.type, torch.bfloat16):
+    with fast_autocast(z.device):
         embedded, pictures = judge(z)
     optimiser.zero_grad(set_to_none=True)
     ((1 - F.cosine_similarity(embedded, seen[0])).mean() + F.mse_loss(pictures, seen[1])).backward()
@@ -196,7 +196,7 @@ def draw_examples(
         w = draw_codes(generator, 32)
         if i % 64:
             w = turn(w, draw_keys(generator, 32, 1, 1)[:, 0, 0])
-        with torch.autocast(w.device.type, torch.bfloat16):
+        with fast_autocast(w.device):
             faces = generator(w)
             made.append((generator.codes.to_gaussian(w).half(), embed(faces).half(), small(faces).half()))
     z, embedded, pictures = (torch.cat(part)[:count] for part in zip(*made, strict=True))
