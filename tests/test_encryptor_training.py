@@ -242,6 +242,17 @@ def test_a_share_of_the_originals_lies_between_two_training_faces(frozen, tmp_pa
     assert make_task(tmp_path, frozen).blended(w) is w
 
 
+def test_a_share_of_the_originals_is_shortened(frozen, tmp_path):
+    """By a factor between 0.5 and 1, in the same direction."""
+    task, space = make_task(tmp_path, frozen, shrink=0.5), frozen[0].codes
+    z = torch.randn(1, 8, 64)
+    task.inverted, w = space.to_w(z), space.to_w(z).expand(200, -1, -1)
+    factors = space.to_gaussian(task.blended(w)) / z
+    assert torch.allclose(factors, factors[:, :1, :1].expand_as(factors), atol=1e-2)
+    factor = factors.mean((1, 2))
+    assert 0.35 < (factor > 0.999).float().mean() < 0.65 and 0.5 <= factor.min() < 0.6
+
+
 def test_variants_differ_in_one_thing_and_weights_are_the_papers(tmp_path):
     full = VARIANTS["riddle"]
     for name in TRAINED:

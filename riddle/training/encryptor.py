@@ -4,8 +4,7 @@
     ... --variant datafree --out results/runs/datafree    # section 3.3: codes drawn from the mapping network, no data
     ... --variant nodiv --out results/runs/nodiv          # Table 5; also mlp, and coupling, which is ours
     ... --weights recovery=3 latent=0.1 --lr 3e-4
-    ... --linked 2                                        # ours: two people under one password stay two people
-    ... --apart 2                                         # ours: L_div once more, over the encrypted faces alone
+    ... --linked 2 --apart 2                              # ours: two people under one password stay two people; L_div more
     ... --pixels 3                                        # ours: recovery from published pixels, too
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in one
@@ -66,6 +65,7 @@ class EncryptorConfig(LoopConfig):
     helper_codes: int = 16  # codes a step that it sees
     helper_only: float = 0.0  # share of the training, at its start, with no other loss; only `Coach` draws faces then
     blend: float = 0.0  # share of the originals that lie between two training faces
+    shrink: float = 0.0  # share of the originals that are shortened in z, by a factor drawn from 0.5 to 1
     linked: float = 0.0  # weight of `linked` over faces of originals that share passwords; the paper: none
     apart: float = 0.0  # weight of L_div over the encrypted faces alone, beside that over all; the paper: none
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels (`publish`); the paper: none
@@ -80,7 +80,7 @@ class EncryptorConfig(LoopConfig):
         if self.variant not in VARIANTS or self.variant in CONTROLS:
             known = ", ".join(name for name in VARIANTS if name not in CONTROLS)
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {known}")
-        for name in ("helper_only", "blend"):
+        for name in ("helper_only", "blend", "shrink"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} is a share, from 0 to 1")
         LossWeights().updated(self.weights)
@@ -261,13 +261,15 @@ class EncryptorTask(Task):
         return self.inverted[torch.randint(len(self.inverted), (count,))].to(self.accelerator.device).float()
 
     def blended(self, w: torch.Tensor) -> torch.Tensor:
-        """Codes (N, L, D) of training faces, a share of them (`blend`) moved along an arc of z towards another's."""
-        if not self.config.blend:
+        """Codes (N, L, D) of training faces, moved along arcs of z towards others' (`blend`), or shortened (`shrink`)."""
+        c, space = self.config, self.generator.codes
+        if not (c.blend or c.shrink):
             return w
-        space, (blend, part) = self.generator.codes, torch.rand(2, len(w), 1, 1, device=w.device)
-        angle = torch.where(blend < self.config.blend, part * torch.pi / 2, 0)
+        blend, part, shrink, factor = torch.rand(4, len(w), 1, 1, device=w.device)
+        angle = torch.where(blend < c.blend, part * torch.pi / 2, 0)
+        length = torch.where(shrink < c.shrink, 0.5 + factor / 2, 1)
         z, other = space.to_gaussian(w), space.to_gaussian(self.training_codes(len(w)))
-        return space.to_w(angle.cos() * z + angle.sin() * other)
+        return space.to_w(length * (angle.cos() * z + angle.sin() * other))
 
     @torch.no_grad()
     def see(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,15 +56,16 @@ def drawn_faces(preset: str, count: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def codes(preset: str, x: np.ndarray, encoder: str = "", mirror: bool = True) -> np.ndarray:
+def codes(preset: str, x: np.ndarray, encoder: str = "", mirror: bool = True, steps: int | None = None) -> np.ndarray:
     """uint8 faces (N, R, R, 3) -> float16 codes (N or 2N, L, D); mirrored faces follow the others.
 
-    encoder: safetensors, "" for the preset's bundled weights.
+    encoder: safetensors, "" for the preset's bundled weights; steps: of gradient, None: as many as its weights say.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = frozen_encoder(get(preset), encoder, frozen_generator(get(preset), "", device))
     pictures = torch.from_numpy(np.concatenate([x, x[:, :, ::-1]]) if mirror else x)
-    parts = [network(faces_to_float(part.to(device))).half().cpu() for part in pictures.split(64)]
+    options = {} if steps is None else {"steps": steps}  # only the encoder of "mobile" takes any
+    parts = [network(faces_to_float(part.to(device)), **options).half().cpu() for part in pictures.split(64)]
     return torch.cat(parts).numpy()
 
 
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--faces", help="uint8 .npy of `prepare faces`")
     p.add_argument("--encoder", default="", help="safetensors; without: the preset's bundled weights")
     p.add_argument("--no-mirror", action="store_true")
+    p.add_argument("--steps", type=int, help="gradient steps a face; without: as many as the encoder's weights say")
     p.add_argument("--drawn", type=int, default=0, help="faces of nobody to invert after the others")
     p.add_argument("--workers", type=int, default=2, help="processes")
     p.add_argument("--out", required=True, type=Path)
@@ -89,9 +91,10 @@ def main(argv: list[str] | None = None) -> None:
         counts = {name: len(part) for name, part in parts.items()}
         write_text(a.out.with_name(f"{a.out.stem}_sets.json"), json.dumps(counts))
     else:
-        made = codes(a.preset, np.load(a.faces), a.encoder, not a.no_mirror)
+        made = codes(a.preset, np.load(a.faces), a.encoder, not a.no_mirror, a.steps)
         if a.drawn:
-            made = np.concatenate([made, codes(a.preset, drawn_faces(a.preset, a.drawn), a.encoder, mirror=False)])
+            drawn = codes(a.preset, drawn_faces(a.preset, a.drawn), a.encoder, False, a.steps)
+            made = np.concatenate([made, drawn])
     with replace_file(a.out) as temporary:
         np.save(temporary, made)
     print(f"{a.out}: {made.shape} {made.dtype}")
