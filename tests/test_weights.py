@@ -201,7 +201,11 @@ def test_matrices_of_eight_bits_come_back_row_by_row(tmp_path):
 def test_the_published_recogniser_is_converted_on_first_use(home, monkeypatch):
     """Written in ncnn's layout here, from random weights, it comes back as our module's own state dict."""
     torch.manual_seed(0)
-    state = {k: torch.rand(v.shape) for k, v in MobileFaceNet().state_dict().items() if "num_batches" not in k}
+    state = {k: torch.rand(v.shape) for k, v in MobileFaceNet().state_dict().items() if not k.endswith("conv.bias")}
+    for layer, count in [(k.removesuffix(".weight"), len(v)) for k, v in state.items() if k.endswith("v.weight")]:
+        norm = layer.replace(".conv", ".bn")
+        state |= {f"{norm}.{k}": torch.rand(count) for k in ("weight", "running_mean", "running_var", "bias")}
+    state |= {f"fc_bn.{k}": torch.rand(128) for k in ("weight", "running_mean", "running_var", "bias")}
     blob, lines = b"", ["7767517", "0 0"]
 
     def add(line, *arrays, flag=False):
@@ -212,7 +216,7 @@ def test_the_published_recogniser_is_converted_on_first_use(home, monkeypatch):
     def norm(block):
         return [state[f"{block}.{k}"] for k in ("weight", "running_mean", "running_var", "bias")]
 
-    for key in state:
+    for key in list(state):
         block = key.split(".")[0]
         if key.endswith(".conv.weight"):
             w = state[key]
