@@ -12,12 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from riddle import aligned as aligning
 from riddle import data, presets
-from riddle.aligned import align, aligned
+from riddle.aligned import aligned
 from riddle.data import FFHQ, LFW, CelebAMaskHQ, DatasetMissingError, load
 from riddle.faces.alignment import crop, framing_matrix
 from riddle.faces.detection import detect_in_crop
@@ -255,13 +254,6 @@ def test_framed_pictures_are_only_resized(home, monkeypatch):
     resized = [Image.fromarray(p).resize((32, 32), Image.Resampling.LANCZOS) for p in pixels.values()]
     assert np.array_equal(small.faces, np.stack([np.asarray(r) for r in resized]))
     assert np.allclose(small.matrices @ [0.5, 0.5, 1], 63.5) and np.allclose(small.matrices @ [1, 0, 1], [127.5, -0.5])
-
-
-def test_the_bundled_faces_are_a_framed_set_and_have_their_codes():
-    samples = load("samples")
-    assert len(samples) == len(data.sample_codes()) == 48
-    made = align(samples.only(samples.names[:3]), "mobile")
-    assert torch.equal(data.sample_faces(3, 128), to_tensor(made.faces)) and made.present.all()
 
 
 def test_real_faces_are_framed_as_ffhq_by_one_process_and_by_two(real_data, tmp_path, monkeypatch):
