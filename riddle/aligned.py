@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
+from torch import Generator
+from torch.utils.data import DataLoader, Dataset
 
 from . import config, presets
 from .data import ImageSet
 from .faces.alignment import crop, framing_matrix
 from .faces.detection import Face, load_detector
 from .files import digest, replace_file
-from .processes import end_with_parent
 from .progress import track
 
 VERSION = 3  # raise it when a change here, in faces/alignment.py or in faces/detection.py moves a crop
 SAVE_EVERY = 500  # photos between two saves of the matrices
 PROCESSES_FROM = 200  # photos; fewer are done before a second process has started
 PACKAGES = ("dlib-bin", "facenet-pytorch")  # of the detectors; another version may frame another way
-
-Item = tuple[str, np.ndarray | None]  # a photo's name, and its matrix (2, 3) where that is known; NaN without a face
-Found = tuple[np.ndarray | None, np.ndarray | None]  # matrix (2, 3) and crop (R, R, 3) uint8; None without a face
 
 
 @dataclass(frozen=True)
@@ -69,20 +63,19 @@ def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto"
     n, side, places = len(images), presets.get(preset).resolution, _cached(images, detector, "places", ".npy")
     known = np.load(places)[:n] if places.exists() else np.empty((0, 2, 3))
     matrices, faces = np.full((n, 2, 3), np.nan), np.zeros((n, side, side, 3), np.uint8)
-    items = ((name, known[i] if i < len(known) else None) for i, name in enumerate(images.names))
-    job = Job(images, side, detector)
-    with ExitStack() as stack:
-        found = map(job, items)
-        if workers > 1 and n >= PROCESSES_FROM and not images.framed:
-            # Spawned, not forked: a fork of a process whose torch has run in several threads can hang.
-            pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(job,))
-            found = stack.enter_context(pool).map(_work, items, chunksize=16)
-        for i, (matrix, face) in enumerate(track(found, f"align {images.title}", n, "photo")):
-            if matrix is not None:
-                matrices[i], faces[i] = matrix, face
-            if not images.framed and i >= len(known) and ((i + 1) % SAVE_EVERY == 0 or i + 1 == n):
-                with replace_file(places) as temporary:
-                    np.save(temporary, matrices[: i + 1])
+    processes = workers if workers > 1 and n >= PROCESSES_FROM and not images.framed else 0
+    found = DataLoader(
+        _Crops(images, side, detector, known), batch_size=None, collate_fn=tuple, num_workers=processes,
+        # Spawned, not forked: a fork of a process whose torch has run in several threads can hang.
+        multiprocessing_context="spawn" if processes else None,
+        generator=Generator(),  # so that the caller's random numbers stay as they are
+    )  # fmt: skip
+    for i, (matrix, face) in enumerate(track(found, f"align {images.title}", n, "photo")):
+        if matrix is not None:
+            matrices[i], faces[i] = matrix, face
+        if not images.framed and i >= len(known) and ((i + 1) % SAVE_EVERY == 0 or i + 1 == n):
+            with replace_file(places) as temporary:
+                np.save(temporary, matrices[: i + 1])
     return AlignedSet(images.names, faces, matrices)
 
 
@@ -101,18 +94,22 @@ def _version(package: str) -> str:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a process needs to align photos."""
+class _Crops(Dataset):
+    """Of each photo its face's matrix (2, 3) and crop (R, R, 3) uint8; None for both without a face."""
 
     images: ImageSet
     side: int  # px of the crops
     detector: str
+    known: np.ndarray  # (K, 2, 3): matrices of the first K photos, NaN without a face
 
-    def __call__(self, item: Item) -> Found:
-        name, matrix = item
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        matrix = self.known[i] if i < len(self.known) else None
         if matrix is not None and np.isnan(matrix).any():
             return None, None
-        photo = self.images.image(name)
+        photo = self.images.image(self.images.names[i])
         if self.images.framed:
             width, height = photo.size
             whole = np.array([[width, 0, -0.5], [0, height, -0.5]])
@@ -132,18 +129,3 @@ def main_face(photo: Image.Image, detector: Any) -> np.ndarray | None:
 
     found = detector.detect(photo)
     return framing_matrix(np.asarray(max(found, key=weight).points, np.float64)) if found else None
-
-
-_job: Job | None = None  # of a worker process
-
-
-def _start(job: Job) -> None:
-    """A worker process keeps its job, and one thread: the processes share the cores."""
-    global _job
-    end_with_parent()
-    torch.set_num_threads(1)
-    _job = job
-
-
-def _work(item: Item) -> Found:
-    return _job(item)

@@ -5,8 +5,8 @@
     ffhq = data.load("ffhq", "test")            # a key of SOURCES, or a folder or tar file of yours
     ffhq.names, ffhq.image(ffhq.names[0])
 
-Each set is a folder or an uncompressed tar file, named in [datasets] of the configuration file or found in the folders
-of RIDDLE_DATA. data/README.md says where they come from and on which terms.
+Each set is a folder or an uncompressed tar file in one of the folders of RIDDLE_DATA. data/README.md says where they
+come from and on which terms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -37,53 +37,6 @@ MASKS = ("masks", "CelebAMask-HQ-mask-anno")  # folders of masks beside the phot
 
 class DatasetMissingError(FileNotFoundError):
     """A data set that is not on this machine: where to get it and where to put it."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is known of a data set before it is opened."""
-
-    title: str  # as tables name it
-    names: tuple[str, ...]  # files or folders that are looked for, in order
-    origin: str  # where to get it
-    framed: bool = False  # each picture is one face in FFHQ's framing: no detector crops it
-
-
-SOURCES = {
-    "lfw": Source(
-        "LFW", ("lfw.tar", "lfw", "lfw_home", "lfw_deepfunneled"),
-        "the deep-funneled images and pairs.txt from vis-www.cs.umass.edu/lfw, or the funneled ones by "
-        "sklearn.datasets.fetch_lfw_people()",
-    ),
-    "ffhq": Source(
-        "FFHQ", ("ffhq.tar", "ffhq", "images1024x1024", "thumbnails128x128", "ffhq_128.tar"),
-        "images1024x1024 or thumbnails128x128 from github.com/NVlabs/ffhq-dataset", framed=True,
-    ),
-    "celebamask_hq": Source(
-        "CelebAMask-HQ",
-        ("celebamask_hq_1k.tar", "celebamask_hq.tar", "celebamask_hq", "CelebAMask-HQ", "celeba_hq.tar", "celeba_hq"),
-        "CelebAMask-HQ.zip from github.com/switchablenorms/CelebAMask-HQ",
-    ),
-}  # fmt: skip
-
-
-def locate(key: str) -> Path:
-    """The folder or tar file of a data set. Raises DatasetMissingError."""
-    source, configured = SOURCES[key], config.named_path("datasets", key)
-    if configured is not None:
-        if configured.exists():
-            return configured
-        named = f"{configured}, named in {config.config_file()}, does not exist"
-        raise DatasetMissingError(f"{key}: {named}; get {source.origin}")
-    folders = [*config.data_folders(), Path(os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")).expanduser()]
-    for path in (folder / name for folder in folders for name in source.names):
-        if path.exists():
-            return path
-    tar, folder = (next(n for n in source.names if n.endswith(".tar") == packed) for packed in (True, False))
-    raise DatasetMissingError(
-        f"{key}: none of {', '.join(source.names)} in {', '.join(map(str, folders))}; get {source.origin}, "
-        f"put it there as {tar} or {folder}/, or set RIDDLE_DATA to the folder that holds it"
-    )
 
 
 class FolderFiles:
@@ -126,23 +79,27 @@ class TarFiles:
 
 
 class ImageSet:
-    """Named photos of a folder or a tar file.
+    """Named photos of a folder or a tar file, each named by its path within.
 
-    split: train, val, test or all. name_of: the name of a member, which is its path within. Raises DatasetMissingError
-    where there is no image, ValueError for an unknown split.
+    split: train, val, test or all. Raises DatasetMissingError where there is no image, ValueError for an unknown split.
     """
 
-    framed = False  # see Source
+    title = ""  # as tables name it
+    places: tuple[str, ...] = ()  # of a published set: files or folders that are looked for, in order
+    origin = ""  # where to get it
+    framed = False  # each picture is one face in FFHQ's framing: no detector crops it
 
-    def __init__(self, title: str, root: Path, split: str = "all", name_of: Callable[[str], str] = str):
+    def __init__(self, root: Path, split: str = "all"):
         if split not in (*SPLITS, "all"):
             raise ValueError(f"unknown split {split!r}; choose {', '.join(SPLITS)} or all")
         if not root.exists():
             raise DatasetMissingError(f"{root} does not exist; give a folder or a tar file of images")
-        self.title, self.root, self.split = title, root, split
+        self.title, self.root, self.split = self.title or root.stem, root, split
         self.files = FolderFiles(root) if root.is_dir() else TarFiles(root)
         images = (m for m in sorted(self.files.sizes) if PurePosixPath(m).suffix.lower() in SUFFIXES)
-        self.members = {name_of(m): m for m in images if not set(MASKS) & set(PurePosixPath(m).parts)}
+        photos = [m for m in images if not set(MASKS) & set(PurePosixPath(m).parts)]
+        # The files of a published set have names of their own, in whichever folders they lie.
+        self.members = {PurePosixPath(m).name if self.places else m: m for m in photos}
         if not self.members:
             raise DatasetMissingError(f"{root} holds no image; give a folder or a tar file of images")
         self.names = sorted(self.members) if split == "all" else self._names_of(split)
@@ -196,6 +153,10 @@ class ImageSet:
 class FFHQ(ImageSet):
     """FFHQ at any size, in its own framing; val and test are its last 10,000, halved. Karras et al., 2019."""
 
+    title, framed = "FFHQ", True
+    places = ("ffhq.tar", "ffhq", "images1024x1024", "thumbnails128x128", "ffhq_128.tar")
+    origin = "images1024x1024 or thumbnails128x128 from github.com/NVlabs/ffhq-dataset"
+
     @staticmethod
     def _assigned(name: str) -> str:
         return SPLITS[sum(int(PurePosixPath(name).stem) >= first for first in (60_000, 65_000))]
@@ -203,6 +164,12 @@ class FFHQ(ImageSet):
 
 class CelebAMaskHQ(ImageSet):
     """CelebA-HQ photos with 19-class masks, as published or as images/ and masks/. Lee et al., 2020."""
+
+    title = "CelebAMask-HQ"
+    places = (
+        "celebamask_hq_1k.tar", "celebamask_hq.tar", "celebamask_hq", "CelebAMask-HQ", "celeba_hq.tar", "celeba_hq",
+    )  # fmt: skip
+    origin = "CelebAMask-HQ.zip from github.com/switchablenorms/CelebAMask-HQ"
 
     def mask(self, name: str) -> np.ndarray:
         """(H, W) uint8, an index into `riddle.models.parsing.CLASSES`. Raises KeyError for an unknown name,
@@ -215,7 +182,7 @@ class CelebAMaskHQ(ImageSet):
         parts = base / "CelebAMask-HQ-mask-anno" / str(int(stem) // 2000)
         files = [str(parts / f"{int(stem):05d}_{part}.png") for part in CLASSES]
         if not any(file in self.files.sizes for file in files):
-            raise DatasetMissingError(f"{self.root} holds no mask of {name}; get {SOURCES['celebamask_hq'].origin}")
+            raise DatasetMissingError(f"{self.root} holds no mask of {name}; get {self.origin}")
         mask = np.zeros((512, 512), np.uint8)
         for index, file in enumerate(files):  # in the order of the ids: later parts lie on earlier ones
             if file in self.files.sizes:
@@ -254,28 +221,29 @@ class LFW(ImageSet):
     deep-funneled, funneled or original. Raises DatasetMissingError.
     """
 
-    def __init__(self, title: str, root: Path, split: str = "all", name_of: Callable[[str], str] = str):
-        super().__init__(title, root)
+    title = "LFW"
+    places = ("lfw.tar", "lfw", "lfw_home", "lfw_deepfunneled")
+    origin = (
+        "the deep-funneled images and pairs.txt from vis-www.cs.umass.edu/lfw, or the funneled ones by "
+        "sklearn.datasets.fetch_lfw_people()"
+    )
+
+    def __init__(self, root: Path, split: str = "all"):
+        super().__init__(root)
         listing = next((m for m in self.files.sizes if PurePosixPath(m).name == "pairs.txt"), None)
         if listing is None:
             raise DatasetMissingError(f"{root} holds no pairs.txt; get it from vis-www.cs.umass.edu/lfw")
         self.pairs = parse_pairs(self.files.read(listing).decode())
-        versions: dict[str, dict[str, str]] = {}
-        for member in self.members.values():
-            versions.setdefault(_lfw_version(f"{root.name}/{member}"), {})[PurePosixPath(member).stem] = member
-        self.version = next(v for v in ("deep-funneled", "funneled", "original") if v in versions)
-        self.members = versions[self.version]
+        plain = f"{root.name}/{min(self.members.values())}".lower().replace("-", "").replace("_", "")
+        versions = {"deepfunneled": "deep-funneled", "funneled": "funneled", "": "original"}
+        self.version = next(version for word, version in versions.items() if word in plain)
+        self.members = {PurePosixPath(m).stem: m for m in self.members.values()}
         self.names = sorted({n for p in self.pairs for n in (p.a, p.b)})
         if absent := [n for n in self.names if n not in self.members]:
             raise DatasetMissingError(
                 f"{root} lacks {len(absent)} of {len(self.names)} photos of pairs.txt, such as {absent[0]}; "
-                f"get {SOURCES['lfw'].origin}"
+                f"get {self.origin}"
             )
-
-
-def _lfw_version(path: str) -> str:
-    plain = path.lower().replace("-", "").replace("_", "")
-    return "deep-funneled" if "deepfunneled" in plain else "funneled" if "funneled" in plain else "original"
 
 
 def parse_pairs(text: str) -> list[Pair]:
@@ -294,24 +262,39 @@ def parse_pairs(text: str) -> list[Pair]:
     return pairs
 
 
-KINDS = {"lfw": LFW, "ffhq": FFHQ, "celebamask_hq": CelebAMaskHQ}
+class Samples(ImageSet):
+    """The bundled synthetic faces."""
+
+    title, framed = "bundled synthetic faces", True
 
 
-def load(name: str | Path, split: str = "all", root: Path | str | None = None) -> ImageSet:
+SOURCES = {"lfw": LFW, "ffhq": FFHQ, "celebamask_hq": CelebAMaskHQ}  # what is looked for
+
+
+def locate(key: str) -> Path:
+    """The folder or tar file of a data set. Raises DatasetMissingError."""
+    source = SOURCES[key]
+    folders = [*config.data_folders(), Path(os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")).expanduser()]
+    for path in (folder / name for folder in folders for name in source.places):
+        if path.exists():
+            return path
+    tar, folder = (next(n for n in source.places if n.endswith(".tar") == packed) for packed in (True, False))
+    raise DatasetMissingError(
+        f"{key}: none of {', '.join(source.places)} in {', '.join(map(str, folders))}; get {source.origin}, "
+        f"put it there as {tar} or {folder}/, or set RIDDLE_DATA to the folder that holds it"
+    )
+
+
+def load(name: str | Path, split: str = "all") -> ImageSet:
     """A data set: a key of `SOURCES`, "samples" (the bundled synthetic faces), or the path of a folder or a tar file.
 
-    root: its folder or tar file, where that is not to be looked for. Raises DatasetMissingError, ValueError.
+    Raises DatasetMissingError, ValueError.
     """
     if name == "samples":
-        found = ImageSet("bundled synthetic faces", config.bundled_folder("samples"))
-        found.framed = True
-        return found
-    if name not in SOURCES:
-        return ImageSet(Path(name).stem, Path(name).expanduser(), split)
-    place = locate(name) if root is None else Path(root).expanduser()
-    found = KINDS[name](SOURCES[name].title, place, split, lambda member: PurePosixPath(member).name)
-    found.framed = SOURCES[name].framed
-    return found
+        return Samples(config.bundled_folder("samples"))
+    if name in SOURCES:
+        return SOURCES[name](locate(name), split)
+    return ImageSet(Path(name).expanduser(), split)
 
 
 def _decoded(content: bytes) -> Image.Image:

@@ -121,14 +121,18 @@ class PerceptualFeatures(nn.Module):
         return self.weighed(self.raw(faces))
 
 
-def blank_perception() -> PerceptualFeatures:
-    """`PerceptualFeatures` of LPIPS (squeeze) whose backbone has random weights; it needs no download."""
-    import lpips
+def random_lpips(net: str = "squeeze") -> nn.Module:
+    """The package's LPIPS with a backbone of random weights, which needs no download; net: squeeze, alex or vgg."""
+    import lpips  # here, because it loads torchvision, which protecting a photo does not need
 
     with warnings.catch_warnings():  # lpips asks torchvision by an argument that torchvision deprecates
         warnings.simplefilter("ignore", UserWarning)
-        features = PerceptualFeatures(lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False))
-    return features.requires_grad_(True)
+        return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+
+
+def blank_perception() -> PerceptualFeatures:
+    """`PerceptualFeatures` to be trained: those of `random_lpips`."""
+    return PerceptualFeatures(random_lpips()).requires_grad_(True)
 
 
 def lpips_loss(original: list[torch.Tensor], generated: list[torch.Tensor]) -> torch.Tensor:

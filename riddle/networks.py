@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,21 +15,21 @@ from .models.mobilestylegan import MobileStyleGAN
 from .models.parsing import ParsingNet
 from .models.stylegan2 import Generator
 from .presets import CONTROLS, VARIANTS, Preset
-from .weights import WeightsMissingError, bundled, generator_tensors, load_metadata, load_tensors
+from .weights import WHEEL, WeightsMissingError, bundled, ir_constants, load_metadata, load_tensors, wheel_file
 
 Synthesis = Generator | MobileStyleGAN
 _ARCHITECTURES = {variant.file: variant.arch for variant in VARIANTS.values()}
 
 
-def published_generator(**options: object) -> MobileStyleGAN:
+def published_generator() -> MobileStyleGAN:
     """The wheel's network, with the statistics of its codes not yet measured and its cuts not yet trained.
 
-    options: of `MobileStyleGAN`. Raises WeightsMissingError, ValueError.
+    Raises WeightsMissingError, ValueError.
     """
-    tensors = generator_tensors()
+    mapping, synthesis = (ir_constants(wheel_file(WHEEL, f"{name}Network.xml")) for name in ("Mapping", "Synthesis"))
     with torch.random.fork_rng(devices=[]):
-        generator = MobileStyleGAN(**options)
-    generator.load_published(*tensors)
+        generator = MobileStyleGAN()
+    generator.load_published(mapping, synthesis)
     return generator.eval().requires_grad_(False)
 
 
@@ -42,7 +41,7 @@ def build_generator(preset: Preset) -> Synthesis:
     return published_generator() if preset.generator == "mobilestylegan" else Generator.of(preset)
 
 
-def fill_generator(generator: Synthesis, state: dict[str, torch.Tensor]) -> Synthesis:
+def fill_generator(generator: Synthesis, state: Mapping[str, torch.Tensor]) -> Synthesis:
     """Load weights: all of a StyleGAN2, or what a MobileStyleGAN adds to the wheel's. Returns the generator.
 
     Statistics of codes that the weights lack are measured. Raises RuntimeError for weights of another shape.
@@ -81,18 +80,16 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
     WeightsMissingError for what is not there, ValueError for weights of another shape; both name the file.
     """
     if part not in CONTROLS:
-        _file(preset, folder, part)  # a wrong name is reported before the others load
-    generator, file = build_generator(preset), _file(preset, folder, "generator")
-    with _named(file, preset):
-        fill_generator(generator, load_tensors(file))
-    parser = BiSeNet() if preset.name.startswith("ffhq") else ParsingNet()
+        bundled(preset.name, part, folder)  # a wrong name is reported before the others load
+    generator = _filled(build_generator(preset), preset, "generator", folder)
     try:
-        _fill(parser, _file(preset, folder, "parser"), preset)
+        parser = BiSeNet() if preset.name.startswith("ffhq") else ParsingNet()
+        parser = _filled(parser, preset, "parser", folder)
     except WeightsMissingError:
         parser = None  # only mask="parser" needs it, and says so
     return {
         "generator": generator,
-        "encoder": _fill(build_encoder(preset, generator), _file(preset, folder, "encoder"), preset),
+        "encoder": _filled(build_encoder(preset, generator), preset, "encoder", folder),
         "encryptor": load_encryptor(preset, part, generator, folder),
         "parser": parser,
     }
@@ -104,31 +101,19 @@ def load_encryptor(preset: Preset, part: str, generator: Synthesis, folder: str 
         with torch.random.fork_rng(devices=[]):  # the same at every call
             torch.manual_seed(0)
             return build_encryptor(preset, _ARCHITECTURES[part], generator.codes)
-    file = _file(preset, folder, part)
-    kind = load_metadata(file).get("kind", "transformer")
-    return _fill(build_encryptor(preset, kind, generator.codes), file, preset)
+    kind = load_metadata(bundled(preset.name, part, folder)).get("kind", "transformer")
+    return _filled(build_encryptor(preset, kind, generator.codes), preset, part, folder)
 
 
-def _file(preset: Preset, folder: str | Path | None, part: str) -> Path:
-    if folder is None:
-        return bundled(preset.name, part)
-    file = Path(folder) / f"{part}.safetensors"
-    if not file.is_file():
-        remedy = f"put that file of preset {preset.name} there, or leave `weights` out"
-        raise WeightsMissingError(part, f"{file} does not exist", remedy)
-    return file
-
-
-def _fill(network: nn.Module, file: Path, preset: Preset) -> nn.Module:
-    with _named(file, preset):
-        network.load_state_dict(load_tensors(file))
-    return network
-
-
-@contextmanager
-def _named(file: Path, preset: Preset) -> Iterator[None]:
-    """Turn torch's error about weights of another shape into one that names the file."""
+def _filled(network: nn.Module, preset: Preset, part: str, folder: str | Path | None) -> nn.Module:
+    """The network with the weights of a part. Raises WeightsMissingError; ValueError where they do not fit."""
+    file = bundled(preset.name, part, folder)
+    state = load_tensors(file)
     try:
-        yield
+        if part == "generator":
+            fill_generator(network, state)
+        else:
+            network.load_state_dict(state)
     except RuntimeError as e:
         raise ValueError(f"the weights {file} do not fit preset {preset.name!r}: {str(e)[:300]}") from e
+    return network

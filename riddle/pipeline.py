@@ -282,9 +282,8 @@ class Riddle:
         image = open_picture(photo).rgb
         matrices = framed(self.detect(photo, pick) if faces is None else faces)
         under = self._crops(image, matrices)
-        # The record keeps half precision: rounding first makes picture and record one and the same code.
         codes = self.encrypt(self.invert(under, refine=refine), self._key(passphrase, salt))
-        z = self.generator.codes.to_gaussian(codes).half().float()
+        z = self.generator.codes.to_record(codes)  # rounded first: picture and record are one and the same code
         drawn, large = self.draw(self.generator.codes.to_w(z), matrices)
         record = Record(self.preset.name, self.weights_hash, image.size, matrices, z.cpu(), salt)
         return Protected(self.paste(image, under, large, matrices), drawn, record)

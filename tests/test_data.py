@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -13,23 +12,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from riddle import aligned as aligning
 from riddle import data, presets
-from riddle.aligned import align, aligned
-from riddle.data import DatasetMissingError, FolderFiles, TarFiles, load
+from riddle.aligned import aligned
+from riddle.data import FFHQ, LFW, CelebAMaskHQ, DatasetMissingError, load
 from riddle.faces.alignment import crop, framing_matrix
 from riddle.faces.detection import detect_in_crop
 from riddle.images import to_tensor
 from riddle.models.parsing import CLASSES
-
-
-def pack(folder, path):
-    with tarfile.open(path, "w") as archive:
-        archive.add(folder, arcname=folder.name)
-    return path
 
 
 @pytest.fixture
@@ -41,90 +33,58 @@ def celeba(home, picture, monkeypatch):
 
 
 def test_a_folder_and_its_tar_give_the_same_set(celeba, home):
+    """Read by many threads, and where the set was sent to another process, too."""
     folder = load("celebamask_hq")
-    tar = load("celebamask_hq", root=pack(folder.root, home / "celeba.tar"))
-    assert folder.names == tar.names == sorted(celeba)
+    with tarfile.open(home / "celeba.tar", "w") as archive:
+        archive.add(folder.root, arcname=folder.root.name)
+    tar = CelebAMaskHQ(home / "celeba.tar")
+    assert folder.names == tar.names == sorted(celeba) and len(folder) == 30
     assert folder.split_hash == tar.split_hash and folder.fingerprint == tar.fingerprint
-    for name, pixels in celeba.items():
-        assert np.array_equal(np.asarray(folder.image(name)), pixels)
-        assert np.array_equal(np.asarray(tar.image(name)), pixels)
-    assert len(folder) == 30
-
-
-def test_a_tar_is_read_by_many_threads_and_forked_or_pickled(celeba, home):
-    tar = TarFiles(pack(home / "sets" / "celebamask_hq", home / "celeba.tar"))
-    plain = FolderFiles(home / "sets")
-    members = [f"celebamask_hq/images/{n}" for n in celeba] * 20
-    tar.read(members[0])
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(tar.read, members)) == [plain.read(m) for m in members]
-    assert pickle.loads(pickle.dumps(tar)).read(members[1]) == plain.read(members[1])
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if all(tar.read(m) == plain.read(m) for m in members) else 1)
-    assert os.waitpid(pid, 0)[1] == 0
+        for images in (folder, tar, pickle.loads(pickle.dumps(tar))):
+            shown = pool.map(images.image, [*celeba] * 5)
+            assert all(np.array_equal(a, b) for a, b in zip(shown, [*celeba.values()] * 5, strict=True))
 
 
-def test_a_compressed_tar_is_refused_with_a_remedy(home):
-    with tarfile.open(home / "x.tar", "w:gz") as archive:
-        archive.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
-    with pytest.raises(ValueError, match="unpack"):
-        TarFiles(home / "x.tar")
-
-
-def test_splits_follow_the_listing_beside_the_data(celeba, home):
-    names = sorted(celeba)
-    listing = {"celebamask_hq": {"train": names[:20], "val": names[20:24], "test": names[24:]}}
-    (home / "sets" / "splits.json").write_text(json.dumps(listing))
-    for split, expected in listing["celebamask_hq"].items():
-        assert load("celebamask_hq", split).names == expected
-    by_hand = hashlib.sha256("\n".join(names[24:]).encode()).hexdigest()[:12]
-    assert load("celebamask_hq", "test").split_hash == by_hand
-    with pytest.raises(ValueError, match="unknown split"):
-        load("celebamask_hq", "training")
-
-
-def test_splits_without_a_listing_are_disjoint_complete_and_near_90_5_5(home, picture):
-    for i in range(400):
-        picture(home / "mine" / f"{i}.png", seed=0, size=(2, 2))
-    parts = [load(home / "mine", split).names for split in ("train", "val", "test")]
-    assert sorted(sum(parts, [])) == load(home / "mine").names
-    assert sum(len(set(p)) for p in parts) == 400
-    assert 340 <= len(parts[0]) <= 378 and min(len(parts[1]), len(parts[2])) >= 8
-
-
-@pytest.mark.parametrize(
-    ("key", "said"),
-    [
-        ("lfw", ("vis-www.cs.umass.edu/lfw", "as lfw.tar or lfw/")),
-        ("celebamask_hq", ("switchablenorms", "as celebamask_hq_1k.tar or celebamask_hq/")),
-        ("ffhq", ("NVlabs", "as ffhq.tar or ffhq/")),
-    ],
-)
-def test_a_missing_set_says_where_to_get_and_put_it(home, monkeypatch, key, said):
-    monkeypatch.setenv("RIDDLE_DATA", str(home / "sets"))
-    with pytest.raises(DatasetMissingError) as caught:
-        load(key)
-    assert all(part in str(caught.value) for part in (*said, str(home / "sets"), "RIDDLE_DATA"))
-    with pytest.raises(DatasetMissingError, match="not exist"):
-        load(key, root=home / "nowhere")
-
-
-def test_the_configuration_file_names_a_set(celeba, home, monkeypatch):
-    monkeypatch.delenv("RIDDLE_DATA")
-    folder = home / "sets" / "celebamask_hq"
-    (home / "config.toml").write_text(f'[datasets]\ncelebamask_hq = "{folder}"\n')
-    assert len(load("celebamask_hq")) == 30
-    (home / "config.toml").write_text(f'[datasets]\ncelebamask_hq = "{folder}2"\n')
-    with pytest.raises(DatasetMissingError, match=r"celebamask_hq2, named in .*config\.toml, does not exist"):
-        load("celebamask_hq")
-
-
-def test_a_damaged_image_is_named(celeba, home):
+def test_what_cannot_be_read_is_named(celeba, home):
     name = sorted(celeba)[0]
     (home / "sets" / "celebamask_hq" / "images" / name).write_bytes(b"no image")
     with pytest.raises(ValueError, match=name):
         load("celebamask_hq").image(name)
+    with tarfile.open(home / "x.tar", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
+    with pytest.raises(ValueError, match="unpack"):
+        load(home / "x.tar")
+    with pytest.raises(DatasetMissingError, match="not exist"):
+        load(home / "nowhere")
+
+
+@pytest.mark.parametrize("key", data.SOURCES)
+def test_a_missing_set_says_where_to_get_and_put_it(home, monkeypatch, key):
+    monkeypatch.setenv("RIDDLE_DATA", str(home / "sets"))
+    with pytest.raises(DatasetMissingError) as caught:
+        load(key)
+    said = (data.SOURCES[key].origin, data.SOURCES[key].places[0], str(home / "sets"), "RIDDLE_DATA")
+    assert all(part in str(caught.value) for part in said)
+
+
+def test_splits_follow_the_listing_beside_the_data_or_the_names(celeba, home, picture):
+    names = sorted(celeba)
+    with pytest.raises(ValueError, match="unknown split"):
+        load("celebamask_hq", "training")
+    parts = [load("celebamask_hq", split).names for split in data.SPLITS]  # by a hash of each name
+    assert sorted(sum(parts, [])) == names and len(parts[0]) > 20
+    listing = {"celebamask_hq": {"train": names[:20], "val": names[20:24], "test": names[24:]}}
+    (home / "sets" / "splits.json").write_text(json.dumps(listing))
+    for split, expected in listing["celebamask_hq"].items():
+        found = load("celebamask_hq", split)
+        assert found.names == expected
+        assert found.split_hash == hashlib.sha256("\n".join(expected).encode()).hexdigest()[:12]
+    numbers = ["00001.png", "59999.png", "60000.png", "64999.png", "65000.png"]
+    for name in numbers:
+        picture(home / "sets" / "ffhq" / name, size=(4, 4))
+    parts = [load("ffhq", split).names for split in data.SPLITS]
+    assert parts == [numbers[:2], numbers[2:4], numbers[4:]]
 
 
 # ---- LFW
@@ -156,31 +116,13 @@ def test_lfw_tells_its_version(home, picture, folder, version):
     for person, number in [("Ann", 1), ("Ann", 2), ("Bob", 1), ("Bob", 2), ("Cy", 3), ("Dee", 1)]:
         picture(base / folder / person / f"{person}_{number:04d}.png", seed=number)
     (base / "pairs.txt").write_text(PAIRS)
-    lfw = load("lfw", root=base)
+    lfw = LFW(base)
     assert lfw.version == version and len(lfw.pairs) == 4
     assert lfw.names == ["Ann_0001", "Ann_0002", "Bob_0001", "Bob_0002", "Cy_0003"]  # those of pairs.txt
     assert lfw.image("Ann_0002").size == (40, 30)
     (base / folder / "Cy" / "Cy_0003.png").unlink()
     with pytest.raises(DatasetMissingError, match="Cy_0003"):
-        load("lfw", root=base)
-
-
-def test_lfw_of_scikit_learn_is_found(home, picture):
-    base = home / "sklearn" / "lfw_home"
-    for person, number in [("Ann", 1), ("Ann", 2), ("Bob", 1), ("Bob", 2), ("Cy", 3)]:
-        picture(base / "lfw_funneled" / person / f"{person}_{number:04d}.jpg")
-    (base / "pairs.txt").write_text(PAIRS)
-    (base / "pairsDevTest.txt").write_text("1\n")
-    assert load("lfw").version == "funneled"
-
-
-def test_the_real_lfw_has_the_published_counts(real_data):
-    lfw = load("lfw")
-    assert len(lfw.pairs) == 6000 and len(lfw.names) == 7701
-    for fold in range(10):
-        assert [sum(p.fold == fold and p.same is s for p in lfw.pairs) for s in (True, False)] == [300, 300]
-    assert all(p.same == (p.a[:-5] == p.b[:-5]) for p in lfw.pairs)
-    assert lfw.image(lfw.names[0]).size == (250, 250)
+        LFW(base)
 
 
 # ---- masks
@@ -198,7 +140,7 @@ def test_masks_as_published_are_merged_into_class_ids(home, picture):
         expected[rows] = index
         Image.fromarray(layer).save(parts / f"02001_{part}.png")
     picture(base / "CelebA-HQ-img" / "2002.jpg")
-    celeba = load("celebamask_hq", root=base)
+    celeba = CelebAMaskHQ(base)
     assert celeba.names == ["2001.jpg", "2002.jpg"]  # masks are no photos
     assert np.array_equal(celeba.mask("2001.jpg"), expected)
     with pytest.raises(DatasetMissingError, match=r"no mask of 2002\.jpg"):
@@ -264,7 +206,7 @@ def test_aligned_faces_are_the_crops_of_the_central_face(celeba, detector):
         assert np.array_equal(made.faces[row], np.asarray(crop(images.image(name), matrix, 32)))
 
 
-def test_aligned_faces_are_cached_and_detection_serves_every_preset(celeba, detector, monkeypatch):
+def test_aligned_faces_are_cached_and_detection_serves_every_preset(celeba, home, picture, detector, monkeypatch):
     images = load("celebamask_hq")
     first = aligned(images, "smoke")
     larger = aligned(images, "mobile")
@@ -273,15 +215,11 @@ def test_aligned_faces_are_cached_and_detection_serves_every_preset(celeba, dete
     monkeypatch.setattr(images, "image", None)
     again = aligned(images, "smoke")  # no photo is opened
     assert np.array_equal(first.faces, again.faces) and np.array_equal(first.present, again.present)
-
-
-def test_aligned_faces_follow_the_images_and_their_order(celeba, home, detector, picture):
-    names = sorted(celeba)[4:1:-1]
-    first = aligned(load("celebamask_hq").only(names), "smoke")
-    assert first.names == names and len(first.faces) == 3 and detector.calls == 3
-    picture(home / "sets" / "celebamask_hq" / "images" / names[0], seed=99, size=(44, 30))
-    aligned(load("celebamask_hq").only(names), "smoke")
-    assert detector.calls == 6
+    few = sorted(celeba)[4:1:-1]
+    assert aligned(load("celebamask_hq").only(few), "smoke").names == few and detector.calls == 33
+    picture(home / "sets" / "celebamask_hq" / "images" / few[0], seed=99, size=(44, 30))
+    aligned(load("celebamask_hq").only(few), "smoke")
+    assert detector.calls == 36  # another photo of the same name
 
 
 def test_an_interrupted_alignment_resumes(celeba, home, detector, monkeypatch):
@@ -309,39 +247,13 @@ def test_framed_pictures_are_only_resized(home, monkeypatch):
         path = home / "ffhq" / f"{n // 1000 * 1000:05d}" / f"{n:05d}.png"
         path.parent.mkdir(parents=True)
         Image.fromarray(picture).save(path)
-    ffhq = load("ffhq", root=home / "ffhq")
+    ffhq = FFHQ(home / "ffhq")
     same, small = aligned(ffhq, "mobile"), aligned(ffhq, "smoke")
     assert same.names == ["00003.png", "60002.png"] and same.present.all()
     assert np.array_equal(same.faces, np.stack(list(pixels.values())))
     resized = [Image.fromarray(p).resize((32, 32), Image.Resampling.LANCZOS) for p in pixels.values()]
     assert np.array_equal(small.faces, np.stack([np.asarray(r) for r in resized]))
     assert np.allclose(small.matrices @ [0.5, 0.5, 1], 63.5) and np.allclose(small.matrices @ [1, 0, 1], [127.5, -0.5])
-
-
-def test_ffhq_splits_by_number_unless_a_listing_names_them(home, picture):
-    names = ["00001.png", "59999.png", "60000.png", "64999.png", "65000.png"]
-    for name in names:
-        picture(home / "ffhq" / name, size=(4, 4))
-    parts = {split: load("ffhq", split, home / "ffhq").names for split in data.SPLITS}
-    assert parts == {"train": names[:2], "val": names[2:4], "test": names[4:]}
-    listing = {"ffhq": {"train": names[3:], "val": names[:1], "test": names[1:3]}}
-    (home / "splits.json").write_text(json.dumps(listing))
-    assert {split: load("ffhq", split, home / "ffhq").names for split in listing["ffhq"]} == listing["ffhq"]
-
-
-def test_the_bundled_faces_are_a_framed_set_and_have_their_codes():
-    samples = load("samples")
-    assert len(samples) == len(data.sample_codes()) == 48
-    made = align(samples.only(samples.names[:3]), "mobile")
-    assert torch.equal(data.sample_faces(3, 128), to_tensor(made.faces)) and made.present.all()
-
-
-def test_the_real_splits_are_the_listed_ones(real_data):
-    counts = {"train": 3915, "val": 250, "test": 500}
-    assert {split: len(load("ffhq", split)) for split in counts} == counts
-    masked = {split: len(load("celebamask_hq", split)) for split in counts}
-    assert masked == {"train": 692, "val": 150, "test": 150}
-    assert load("ffhq", "val").image("00032.jpg").size == (128, 128)
 
 
 def test_real_faces_are_framed_as_ffhq_by_one_process_and_by_two(real_data, tmp_path, monkeypatch):

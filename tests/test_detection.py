@@ -7,7 +7,7 @@ from PIL import Image
 
 from riddle.data import load
 from riddle.faces.alignment import crop, crop_points, framing_matrix
-from riddle.faces.detection import Face, detect_in_crop, five_points, load_detector
+from riddle.faces.detection import Face, detect_in_crop, load_detector
 from riddle.images import to_tensor
 
 
@@ -62,16 +62,6 @@ def test_workers_change_nothing():
     for a, b in zip(alone, shared, strict=True):
         if a is not None:
             np.testing.assert_array_equal(a.points, b.points)
-
-
-def test_five_points_of_sixty_eight():
-    landmarks = np.arange(136, dtype=float).reshape(68, 2)
-    np.testing.assert_allclose(five_points(landmarks)[:, 0] / 2, [38.5, 44.5, 30, 48, 54])
-
-
-def test_an_unknown_detector_is_named():
-    with pytest.raises(ValueError, match="choose one of auto, dlib, mtcnn"):
-        load_detector("yolo")
 
 
 @pytest.mark.parametrize("name", ["dlib", "mtcnn", "auto"])

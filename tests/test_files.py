@@ -29,15 +29,6 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert [p.name for p in tmp_path.iterdir()] == ["photo.png"]
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    path = tmp_path / "faces.npy"
-    with replace_file(path) as a, replace_file(path) as b:
-        assert a != b
-        a.write_text("a")
-        b.write_text("b")
-    assert path.read_text() == "a"
-
-
 def test_a_name_at_the_file_systems_limit_can_be_written(tmp_path):
     path = tmp_path / ("x" * 251 + ".png")
     with replace_file(path) as temporary:

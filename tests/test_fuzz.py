@@ -137,19 +137,6 @@ def test_changed_files(data):
     read_everything(data)
 
 
-@settings(LIMITS, max_examples=60)
-@given(mutated(valid()))
-def test_changed_files_on_disk(tmp_path_factory, data):
-    path = tmp_path_factory.getbasetemp() / "fuzz.bin"
-    path.write_bytes(data)
-    try:
-        seen = container.inspect(path)
-    except PhotoError as e:
-        assert "fuzz.bin" in str(e)
-    else:
-        assert seen["protected"] in (True, False)
-
-
 @settings(LIMITS, max_examples=200)
 @given(mutated([make().to_bytes()]), st.booleans())
 def test_changed_records(data, signed):

@@ -17,7 +17,7 @@ from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN
 from riddle.presets import get
 from riddle.training import perception
 from riddle.training.frozen import LossNetworks
-from riddle.training.inversion import InversionConfig, InversionTask, varied
+from riddle.training.inversion import InversionConfig, InversionTask
 from riddle.training.loop import make_accelerator
 
 SMALL = replace(get("mobile"), style_dim=32, encoder_fpn=16, encoder_head=8)
@@ -148,23 +148,10 @@ def test_the_recogniser_s_body_reaches_every_slot(encoder):
     del encoder.recognise
 
 
-def test_an_embedding_has_unit_variance_and_sees_the_face_alone(encoder):
-    embedded, pooled = encoder.recognise(faces())
-    assert embedded.shape == (2, 128) and pooled.shape == (2, 512)
-    assert torch.allclose(embedded.square().mean(1), torch.ones(2), atol=1e-4)
-    x = faces()
-    x[..., :3, :] = 1  # the top rim lies outside ArcFace's crop
-    assert torch.allclose(encoder.recognise(x)[0], embedded, atol=1e-4)
-
-
 def test_a_trained_recogniser_is_the_frozen_one_with_gradients():
     torch.manual_seed(2)
-    net = MobileFaceNet()
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
-            module.running_var.uniform_(0.5, 2), module.running_mean.normal_(std=0.1)
-    frozen, x = net.folded(), torch.rand(2, 3, 112, 112) * 2 - 1
-    trained = net.folded().requires_grad_(True)
+    frozen, x = MobileFaceNet(), torch.rand(2, 3, 112, 112) * 2 - 1
+    trained = copy.deepcopy(frozen).requires_grad_(True)
     assert torch.allclose(frozen(x), trained(x), atol=1e-5)
     F.normalize(trained.describe(x)[0], dim=1)[:, 0].sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.parameters())
@@ -194,9 +181,3 @@ def test_a_step_trains_the_encoder_and_its_recogniser_where_asked(generator, ide
     task.measure_curvature(held_out)
     assert task.average.curvature.size[0] > 0
     assert task.samples().shape == (4, 3, 128, 128)
-
-
-def test_varied_faces_stay_near():
-    x = F.interpolate(torch.rand(8, 3, 8, 8) - 0.5, 128, mode="bilinear")
-    y = varied(x)
-    assert y.shape == x.shape and y.abs().max() <= 1 and 0.01 < (y - x).abs().mean() < 0.2

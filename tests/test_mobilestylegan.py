@@ -2,7 +2,6 @@
 
 import shutil
 from importlib import metadata
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -84,34 +83,11 @@ def changed(draw, w) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 4])
-def test_features_depend_on_the_slots_up_to_their_side(small, blocks):
-    """Of 64 px on slots 0 to 8; slot 9 is that of the picture layer there."""
-    side = 4 * 2**blocks
-    assert small.features(torch.randn(2, 18, 32), blocks).shape == (2, side, side, 8)
-    assert changed(lambda w: small.features(w, blocks), torch.randn(1, 18, 32)) == list(range(2 * blocks + 1))
-
-
 @pytest.mark.parametrize(("side", "last"), [(128, 9), (1024, 15)])
 def test_a_picture_depends_on_the_slots_of_its_layers(small, side, last):
     """The picture layer of block i reads 2i + 3, and only the last one is there, so all slots below are read."""
     assert changed(lambda w: small(w, side), torch.randn(1, 18, 32)) == list(range(last + 1))
     assert small(torch.randn(2, 18, 32), side).shape == (2, 3, side, side)
-
-
-def test_an_untrained_cut_has_the_published_blocks(generator):
-    cut, w = generator.cuts["128"], faces_codes(generator, 10, seed=6)[None]
-    x = generator.features(w, cut.first)
-    for i, block in enumerate(cut.blocks, cut.first):
-        x = block(x, w[:, 2 * i + 1], w[:, 2 * i + 2])
-    assert torch.equal(x, generator.features(w, 4)) and x.shape == (1, 64, 64, 512)
-    assert torch.equal(cut.picture(x, w[:, 9]), generator(w))
-
-
-def test_gradients_reach_every_slot_of_a_code_at_128_px(generator):
-    w = faces_codes(generator, 10, seed=4)[None].requires_grad_()
-    generator(w).square().mean().backward()
-    assert w.grad.isfinite().all() and (w.grad.abs().amax(2) > 0).all()
 
 
 @torch.no_grad()
@@ -191,17 +167,6 @@ def test_a_damaged_network_is_told_by_name(tmp_path, damage):
         (tmp_path / "MappingNetwork.bin").write_bytes(b"0123")
     with pytest.raises(ValueError, match=r"MappingNetwork\.xml is no readable OpenVINO network.*make"):
         weights.ir_constants(path)
-
-
-def test_the_reader_finds_every_constant_in_its_order(generator):
-    found = weights.ir_constants(FOLDER / "MappingNetwork.xml")
-    assert [tuple(v.shape) for v in found.values() if v.numel() >= 512] == [(512, 512), (512,)] * 8
-    again = MobileStyleGAN()
-    with pytest.raises(KeyError):
-        again.load_published(found, found)
-    own = generator.own_state()
-    assert all(k.startswith(("cuts.", "codes.")) for k in own)
-    assert sum(prod(v.shape) for v in own.values()) < 0.5 * sum(p.numel() for p in generator.parameters())
 
 
 def test_a_pattern_of_every_second_pixel_is_seen_and_a_face_has_none():

@@ -13,7 +13,7 @@ from riddle.demo import FRAMED_POINTS
 from riddle.faces import alignment, blending
 from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError
 from riddle.images import PhotoError, open_picture, to_image
-from riddle.models.encryptor import KeyedReflection, LatentEncryptor, MLPEncryptor, RotationCoupling, build_encryptor
+from riddle.models.encryptor import MLPEncryptor, build_encryptor
 from riddle.pipeline import Riddle
 from riddle.presets import get
 from riddle.record import RecordError, find_record
@@ -144,13 +144,6 @@ def test_the_automatic_detector_asks_both_and_leaves_doubtful_faces_out_with_a_w
     automatic.second.found = []
     with pytest.raises(FaceNotFoundError):
         model.detect(photo)
-
-
-def test_a_code_does_not_depend_on_its_batch(model):
-    faces = torch.rand(5, 3, 32, 32) * 2 - 1
-    assert torch.allclose(model.invert(faces, batch=2), model.invert(faces), atol=1e-5)
-    w = model.random_password(5, seed=1)
-    assert torch.allclose(model.synthesize(w, batch=2), model.synthesize(w), atol=1e-4)
 
 
 def test_keys_as_text_single_or_per_face(model):
@@ -384,18 +377,6 @@ def test_a_large_face_in_the_photo_keeps_the_detail_of_its_side(sided, tmp_path)
     assert np.array_equal(np.asarray(back.image)[:60], np.asarray(photo)[:60])
 
 
-def test_the_parser_sees_the_faces_at_its_own_side_and_its_mask_is_smooth_in_the_photo(sided, monkeypatch):
-    parser = LeftHalfSkin()
-    model = sided(parser=parser, mask="parser", detector=FixedDetector(FRAMED_POINTS * 256 + 71.5))
-    model.generator.forward = lambda w, side=None: torch.ones(len(w), 3, side or 32, side or 32)
-    monkeypatch.setattr(blending, "match_colours", lambda face, under, where: face)
-    out = np.asarray(model.protect(Image.new("RGB", (400, 400), (60, 60, 60)), "pw").image).astype(int)
-    assert parser.seen == {(32, 32)}
-    row = out[100, 72:328, 0]  # above the core, through the outline's edge at the middle
-    assert row[60] > 240 and row[-60] == 60
-    assert np.abs(np.diff(row[60:-60])).max() < 20  # no steps of 8 px
-
-
 # Loading
 
 
@@ -412,18 +393,6 @@ def test_load_smoke_is_seeded_and_leaves_the_random_state_alone():
     assert torch.equal(a.synthesize(a.encrypt(w, "x")), b.synthesize(b.encrypt(w, "x")))
     with pytest.raises(ValueError, match="face129"):
         riddle.load("face129")
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("encryptor", LatentEncryptor), ("encryptor_coupling", RotationCoupling), ("encryptor_mlp", MLPEncryptor),
-        ("untrained", LatentEncryptor), ("reflection", KeyedReflection),
-    ],
-)  # fmt: skip
-def test_load_smoke_builds_the_encryptor_that_is_asked_for(name, kind):
-    with pytest.warns(UserWarning, match="untrained"):
-        assert type(riddle.load("smoke", encryptor=name).encryptor) is kind
 
 
 def test_load_from_a_folder(model, tmp_path):

@@ -25,7 +25,6 @@ def examine(preset: str = "mobile") -> dict[str, list[Item]]:
         "system": [
             _item("python", platform.python_version),
             _item("accelerator", _accelerator),
-            _item("configuration", lambda: config.settings() and config.config_file() or "none", needed=True),
         ],
         "packages": [_item(name, lambda name=name: _version(name)) for name in _declared()],
         "weights": [_item("photos", lambda: _tried(preset), needed=True)],

@@ -126,8 +126,7 @@ def record_of(
             places.append(bounded(smoothed(times[covered], way, sigma), *clip.upright_size))
             k = track.begin // step + np.arange(code_count(track.begin, len(covered), step))
             w = torch.from_numpy(_steadied(track, k)).view(-1, *shape)
-            made = (model.generator.codes.to_gaussian(change(part)) for part in w.split(128))
-            codes += [z.cpu().half().float() for z in made]
+            codes += [model.generator.codes.to_record(change(part)).cpu() for part in w.split(128)]
     return ClipRecord(
         model.preset.name, model.weights_hash, clip.upright_size, step, times, np.array(rows),
         np.concatenate(places), torch.cat(codes),

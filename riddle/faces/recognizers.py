@@ -81,18 +81,6 @@ class FaceNet(nn.Module):
         return self.network(x * (127.5 / 128))
 
 
-def _irse50(path: Path) -> nn.Module:
-    return load_published(ArcFaceIR((3, 4, 14, 3)), path)
-
-
-def _ir101(path: Path) -> nn.Module:
-    return load_published(ArcFaceIR((3, 13, 30, 3), squeeze=False, affine=False), path)
-
-
-def _sphereface(path: Path) -> nn.Module:
-    return load_published(SphereFace20(), path, drop=("fc6.",))
-
-
 _STRANGERS = "exceeded by 0.1 % of 60,000 pairs of different people from FFHQ's training and validation splits, 128 px"
 _FACENET = "squared distance 1.1 (Schroff et al., CVPR 2015, fig. 1)"
 
@@ -109,9 +97,24 @@ SPECS = {
     "mobileface-v2": _arcface(OnnxNetwork, 256, 0.52, _STRANGERS),
     "facenet-casia": Spec(FaceNet, 160, 512, 0.45, _FACENET, FACENET_POINTS, stretch=1.32),
     "facenet-vggface2": Spec(FaceNet, 160, 512, 0.45, _FACENET, FACENET_POINTS, stretch=1.32),
-    "irse50": _arcface(_irse50, 512, 0.25, "squared distance 1.5 (its published configuration)"),
-    "sphereface20": _arcface(_sphereface, 512, 0.3, "customary; its authors choose it on LFW"),
-    "curricularface-ir101": _arcface(_ir101, 512, 0.25, "customary; its authors choose it on LFW"),
+    "irse50": _arcface(
+        lambda path: load_published(ArcFaceIR((3, 4, 14, 3)), path),
+        512,
+        0.25,
+        "squared distance 1.5 (its published configuration)",
+    ),
+    "sphereface20": _arcface(
+        lambda path: load_published(SphereFace20(), path, drop=("fc6.",)),
+        512,
+        0.3,
+        "customary; its authors choose it on LFW",
+    ),
+    "curricularface-ir101": _arcface(
+        lambda path: load_published(ArcFaceIR((3, 13, 30, 3), squeeze=False, affine=False), path),
+        512,
+        0.25,
+        "customary; its authors choose it on LFW",
+    ),
 }
 NAMES = tuple(SPECS)
 
@@ -180,36 +183,19 @@ def negative_distance(a: Any, b: Any) -> Any:
 
 def similarity_of(name: str) -> Callable[[Any, Any], Any]:
     """How a recogniser compares two embeddings: a function (N, E), (N, E) -> (N,), without loading it."""
-    return negative_distance if _spec(name).distance == "euclidean" else cosine
-
-
-def _spec(name: str) -> Spec:
-    if name in SPECS:
-        return SPECS[name]
-    if str(name).endswith(".onnx"):
-        return _arcface(OnnxNetwork, 512, 0.3, "customary")
-    raise KeyError(f"unknown recogniser {name!r}; choose one of {', '.join(NAMES)}, or the path of an .onnx file")
+    return negative_distance if SPECS[name].distance == "euclidean" else cosine
 
 
 def _weights(name: str, get: Callable[[str], Path | None]) -> Path | None:
-    """get: `find` or `locate`. Raises WeightsMissingError, KeyError."""
+    """The file of a recogniser; get: `find` or `locate`. Raises WeightsMissingError, KeyError."""
     return dlib_models() / "dlib_face_recognition_resnet_model_v1.dat" if name == "dlib" else get(name)
 
 
-def load(name: str, device: str | torch.device = "cpu", weights: str | Path | None = None) -> Recognizer:
-    """A recogniser by name, or by the path of an ArcFace-style .onnx file (112 px, five-point alignment).
-
-    weights: a file to use instead of the known one. Raises KeyError for an unknown name, WeightsMissingError when its
-    weights cannot be had.
-    """
-    spec = _spec(name)
-    path = Path(weights) if weights is not None else Path(name) if name not in SPECS else _weights(name, find)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file for the recogniser {name}")
-    network = spec.build(path)
-    if isinstance(network, OnnxNetwork) and network.size != spec.size:
-        raise ValueError(f"{path} takes {network.size} px faces; ArcFace's alignment gives {spec.size}")
-    return Recognizer(str(name), spec, network, device)
+def load(name: str, device: str | torch.device = "cpu") -> Recognizer:
+    """A recogniser by name. Raises KeyError for an unknown name, WeightsMissingError when its weights cannot be had."""
+    if name not in SPECS:
+        raise KeyError(f"unknown recogniser {name!r}; choose one of {', '.join(NAMES)}")
+    return Recognizer(name, SPECS[name], SPECS[name].build(_weights(name, find)), device)
 
 
 def available(names: Sequence[str] = NAMES) -> dict[str, str | None]:
@@ -217,9 +203,7 @@ def available(names: Sequence[str] = NAMES) -> dict[str, str | None]:
     reasons: dict[str, str | None] = {}
     for name in names:
         try:
-            _spec(name)
-            here = _weights(name, locate)
-            reasons[name] = None if here is not None else "weights not on this machine"
+            reasons[name] = None if _weights(name, locate) else "weights not on this machine"
         except (KeyError, WeightsMissingError) as e:
             reasons[name] = str(e)
     return reasons

@@ -35,6 +35,13 @@ class GaussianCodes(nn.Module):
         p = F.leaky_relu(w.float(), 1 / SLOPE)
         return (p - self.mean) @ self.basis / self.std
 
+    def to_record(self, w: torch.Tensor) -> torch.Tensor:
+        """w (..., D) -> z (..., D) as a record keeps it: rounded to half precision, in float32.
+
+        What is drawn from it is exactly what the record holds.
+        """
+        return self.to_gaussian(w).half().float()
+
     def to_w(self, z: torch.Tensor) -> torch.Tensor:
         """z (..., D) -> w (..., D), the inverse of `to_gaussian`."""
         return F.leaky_relu((z.float() * self.std) @ self.basis.T + self.mean, SLOPE)

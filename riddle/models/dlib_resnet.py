@@ -7,8 +7,7 @@ affine layer (gamma, then beta, in one tensor), then the fully connected layer.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -71,30 +70,10 @@ class DlibResNet(nn.Module):
         return self.fc(self.blocks(x).mean((2, 3))).float()
 
 
-def _tensor(data: bytes, at: int) -> tuple[torch.Tensor, int] | None:
-    """The tensor that starts at an offset: (values, next offset); None where there is none."""
-    numbers = []
-    for _ in range(5):  # packed integers: the control byte has the sign and the count of the bytes that follow
-        size = data[at] & 0x0F if at < len(data) else 9
-        if size > 8 or data[at] & 0xF0 or at + 1 + size > len(data):
-            return None
-        numbers.append(int.from_bytes(data[at + 1 : at + 1 + size], "little"))
-        at += 1 + size
-    version, *shape = numbers
-    count = math.prod(shape)
-    if version != 2 or min(shape) < 1 or at + 4 * count > len(data):
-        return None
-    return torch.frombuffer(bytearray(data[at : at + 4 * count]), dtype=torch.float32), at + 4 * count
-
-
-def _next_tensor(data: bytes, at: int, count: int, path: str | Path) -> tuple[torch.Tensor, int]:
-    """The first tensor of `count` values at or after an offset; what lies between is layer settings."""
-    while (at := data.find(b"\x01\x02", at)) >= 0:
-        found = _tensor(data, at)
-        if found is not None and found[0].numel() == count:
-            return found
-        at += 1
-    raise ValueError(f"{path}: no tensor of {count} values where dlib's face recogniser has one; fetch the file again")
+def _packed(numbers: Sequence[int]) -> bytes:
+    """dlib's packed integers: each the count of its bytes, then these, little-endian."""
+    sizes = [(n.bit_length() + 7) // 8 for n in numbers]
+    return b"".join(bytes([size]) + n.to_bytes(size, "little") for n, size in zip(numbers, sizes, strict=True))
 
 
 def load_dlib_resnet(path: str | Path) -> DlibResNet:
@@ -104,13 +83,24 @@ def load_dlib_resnet(path: str | Path) -> DlibResNet:
     times as fast as dlib on a CPU. Raises FileNotFoundError, or ValueError when the file is another's.
     """
     data, at, net = Path(path).read_bytes(), 0, DlibResNet()
+
+    def take(rows: int, columns: int = 1) -> torch.Tensor:
+        """The next tensor of this shape; what lies between is layer settings."""
+        nonlocal at
+        header, count = _packed((2, rows, columns, 1, 1)), rows * columns
+        start = data.find(header, at)
+        at = start + len(header) + 4 * count
+        if start < 0 or at > len(data):
+            raise ValueError(
+                f"{path}: {rows} x {columns} numbers of dlib's recogniser are absent; fetch the file again"
+            )
+        return torch.frombuffer(bytearray(data[at - 4 * count : at]), dtype=torch.float32)
+
     for conv in net.convolutions():
         c = conv.out_channels
-        stored, at = _next_tensor(data, at, conv.weight.numel() + c, path)
-        affine, at = _next_tensor(data, at, 2 * c, path)
+        stored, affine = take(conv.weight.numel() + c), take(2 * c)
         gamma, beta = affine[:c], affine[c:]
         conv.weight.data = stored[:-c].view_as(conv.weight) * gamma[:, None, None, None]
         conv.bias.data = stored[-c:] * gamma + beta
-    stored, at = _next_tensor(data, at, net.fc.weight.numel(), path)
-    net.fc.weight.data = stored.view(256, 128).T.contiguous()
+    net.fc.weight.data = take(256, 128).view(256, 128).T.contiguous()
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -135,7 +135,7 @@ class LiteEncoder(nn.Module):
         self.styles = nn.ModuleList(
             _Head(width, head if i else 2 * head, preset.style_dim, side) for i, side in enumerate(sides)
         )
-        self.identity = MobileFaceNet().folded()
+        self.identity = MobileFaceNet()
         told = 2 * EMBEDDING + POOLED + width
         self.mix = nn.Sequential(
             nn.Linear(told, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.LeakyReLU(0.2),

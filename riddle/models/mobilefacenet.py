@@ -1,12 +1,12 @@
 """MobileFaceNet (Chen et al., CCBR 2018) with ArcFace weights: the recogniser that the small presets train against.
 
-The state dict is that of `arcface_mobilefacenet_ms1m.safetensors`. Written naively it costs more than the generator
-whose faces it sees; `folded()` merges each batch norm into its convolution and keeps activations channels_last.
+Written naively it costs more than the generator whose faces it sees. So each batch norm is merged into the layer before
+it, two frozen layers have gradients of their own, and activations are channels_last.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -66,22 +66,17 @@ class FrozenStridedDepthwise(torch.autograd.Function):
 
 
 class ConvBlock(nn.Module):
-    """Convolution without bias, batch norm (eps is already in the stored variance), PReLU where `activate`."""
+    """Convolution with a bias, into which the published batch norm is merged, and PReLU where `activate`."""
 
     def __init__(
         self, c_in: int, c_out: int, kernel: int, stride: int = 1, pad: int = 0, groups: int = 1, activate: bool = True
     ):
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, pad, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, eps=0.0)
-        if activate:
-            self.prelu = nn.PReLU(c_out)
-        self.activate = activate
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, pad, groups=groups)
+        nn.init.zeros_(self.conv.bias)
+        self.prelu = nn.PReLU(c_out) if activate else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.bn is not None:
-            y = self.bn(self.conv(x))
-            return self.prelu(y) if self.activate else y
         conv = self.conv
         if conv.weight.requires_grad:
             return self._trainable(x)
@@ -90,32 +85,23 @@ class ConvBlock(nn.Module):
             y = FrozenStridedDepthwise.apply(x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype))
         else:
             y = conv(x)
-        return FrozenPReLU.apply(y, self.prelu.weight.to(y.dtype)) if self.activate else y
+        return y if self.prelu is None else FrozenPReLU.apply(y, self.prelu.weight.to(y.dtype))
 
     def _trainable(self, x: torch.Tensor) -> torch.Tensor:
-        """The folded block with gradients of its weights. Depthwise in float32: a CPU takes far longer in bfloat16."""
+        """With gradients of the weights. Depthwise in float32: a CPU takes far longer in bfloat16."""
         if self.conv.groups > 1:
             with torch.autocast(x.device.type, enabled=False):
                 y = self.conv(x.float()).to(x.dtype)
         else:
             y = self.conv(x)
-        if not self.activate:
+        if self.prelu is None:
             return y
         slope = self.prelu.weight.to(y.dtype)[:, None, None]
         return F.relu(y) * (1 - slope) + y * slope
 
-    def fold(self) -> None:
-        """Merge the batch norm into the convolution."""
-        gain = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
-        old = self.conv
-        conv = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, groups=old.groups)
-        conv.weight.data = old.weight.data * gain[:, None, None, None]
-        conv.bias.data = (self.bn.bias - self.bn.running_mean * gain).data
-        self.conv, self.bn = conv, None
-
 
 class MobileFaceNet(nn.Module):
-    """(N, 3, 112, 112) RGB in [-1, 1], aligned as for ArcFace -> (N, 128) of unit length."""
+    """(N, 3, 112, 112) RGB in [-1, 1], aligned as for ArcFace -> (N, 128) of unit length. It starts frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +119,7 @@ class MobileFaceNet(nn.Module):
         self.conv_6sep = ConvBlock(c_in, 512, 1)
         self.conv_6dw7_7 = ConvBlock(512, 512, 7, groups=512, activate=False)
         self.fc = nn.Linear(512, 128)
-        self.fc_bn = nn.BatchNorm1d(128, eps=0.0)
+        self.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.describe(x)[0].float(), dim=1)
@@ -147,29 +133,29 @@ class MobileFaceNet(nn.Module):
                 y = getattr(self, f"{prefix}_conv_{part}")(y)
             x = x + y if residual else y
         pooled = self.conv_6dw7_7(self.conv_6sep(x)).flatten(1)
-        y = self.fc(pooled)
-        return y if self.fc_bn is None else self.fc_bn(y), pooled
+        return self.fc(pooled), pooled
 
-    def folded(self) -> MobileFaceNet:
-        """A frozen copy for inference: the same function, batch norms merged, weights channels_last."""
-        net = copy.deepcopy(self).eval().requires_grad_(False)
-        for module in net.modules():
-            if isinstance(module, ConvBlock):
-                module.fold()
-        gain = net.fc_bn.weight / torch.sqrt(net.fc_bn.running_var + net.fc_bn.eps)
-        net.fc.bias.data = (net.fc.bias - net.fc_bn.running_mean) * gain + net.fc_bn.bias
-        net.fc.weight.data = net.fc.weight * gain[:, None]
-        net.fc_bn = None
-        return net.requires_grad_(False).to(memory_format=torch.channels_last)
+
+def merged(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The published state dict (`arcface_mobilefacenet_ms1m.safetensors`) with each batch norm in the layer before it.
+
+    The norms' epsilon is in the stored variance already.
+    """
+    merged = {k: v for k, v in state.items() if ".bn." not in k and not k.startswith("fc_bn.")}
+    for name in [k.removesuffix(".running_var") for k in state if k.endswith(".running_var")]:
+        layer = "fc" if name == "fc_bn" else name.replace(".bn", ".conv")
+        gain = state[f"{name}.weight"] / state[f"{name}.running_var"].sqrt()
+        weight, bias = state[f"{layer}.weight"], state.get(f"{layer}.bias", 0)
+        merged[f"{layer}.weight"] = weight * gain.view(-1, *[1] * (weight.ndim - 1))
+        merged[f"{layer}.bias"] = (bias - state[f"{name}.running_mean"]) * gain + state[f"{name}.bias"]
+    return merged
 
 
 def load_mobilefacenet(path: str | Path) -> MobileFaceNet:
-    """The frozen, folded network with the weights of a safetensors file.
+    """The frozen network with the weights of a safetensors file.
 
     Raises FileNotFoundError, or RuntimeError naming the keys that do not fit.
     """
-    net = MobileFaceNet()
-    state = {k: v.float() for k, v in load_file(path).items()}
-    state |= {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
-    net.load_state_dict(state)
-    return net.folded()
+    net = MobileFaceNet().eval()
+    net.load_state_dict(merged({k: v.float() for k, v in load_file(path).items()}))
+    return net
