@@ -62,6 +62,11 @@ class ClipRecord:
         i = int(np.abs(self.times - seconds).argmin())
         return i if abs(self.times[i] - seconds) <= APART else None
 
+    def faces_at(self, seconds: float) -> list[tuple[int, np.ndarray, torch.Tensor]]:
+        """The faces in the frame at a time since the first one, as `faces` has them; none without such a frame."""
+        n = self.frame(seconds)
+        return [] if n is None else self.faces(n)
+
     def faces(self, n: int) -> list[tuple[int, np.ndarray, torch.Tensor]]:
         """The faces in frame n, the largest first: track, place (4,), code (L, D) in z."""
         found, row, code = [], 0, 0
@@ -111,27 +116,23 @@ class ClipRecord:
 
     @np.errstate(all="ignore")
     def _check(self) -> None:
-        """Raises ValueError or TypeError for what no clip has: a face of any other size would ask for huge pictures."""
-        if not (isinstance(self.preset, str) and len(self.preset) <= 64 and len(self.weights) == 64):
-            raise ValueError("preset or weights are no names")
-        numbers = [(v, MAX_SIDE) for v in self.size] + [(self.every, MAX_EVERY)]
-        if len(numbers) != 3 or not all(type(v) is int and 0 < v <= most for v, most in numbers):
-            raise ValueError("size or steps are no numbers of a clip")
-        if not (self.times.ndim == 1 and len(self.times) and np.isfinite(self.times).all()):
-            raise ValueError("times that are none")
-        if self.times[0] != 0 or (np.diff(self.times) <= 0).any():
-            raise ValueError("times that do not increase")
-        if self.tracks.shape != (len(self.tracks), 3):
-            raise ValueError(f"faces of shape {self.tracks.shape}")
+        """Raises ValueError for what no clip has: a face of any other size would ask for huge pictures."""
         _, first, count = self.tracks.T
-        if (first < 0).any() or (count < 1).any() or (first > len(self.times) - count).any():
-            raise ValueError("a face in frames outside the clip")
-        if self.places.shape != (count.sum(), 4):
-            raise ValueError(f"places of shape {self.places.shape}")
+        numbers, most = (*self.size, self.every), (MAX_SIDE, MAX_SIDE, MAX_EVERY)
+        wrong = {
+            "preset or weights are no names": not isinstance(self.preset, str) or len(self.weights) != 64,
+            "size or steps are no numbers of a clip": not all(
+                type(v) is int and 0 < v <= m for v, m in zip(numbers, most, strict=True)
+            ),
+            "times that do not increase": self.times[0] != 0 or not (np.diff(self.times) > 0).all(),
+            "a face in frames outside the clip": ((first < 0) | (count < 1) | (first > len(self.times) - count)).any(),
+        }
+        if found := [cause for cause, here in wrong.items() if here]:
+            raise ValueError(found[0])
+        if self.places.shape != (count.sum(), 4) or len(self.codes) != code_count(first, count, self.every).sum():
+            raise ValueError("places or codes of another number than its faces need")
         if not np.array_equal(self.places, bounded(self.places, *self.size)):  # nor is a place that is not finite
             raise ValueError("a face's place is no square in the frame")
-        if self.codes.ndim != 3 or len(self.codes) != code_count(first, count, self.every).sum():
-            raise ValueError(f"codes of shape {tuple(self.codes.shape)}")
         if not self.codes.isfinite().all():
             raise ValueError("codes that are not finite")
 
