@@ -452,13 +452,6 @@ def test_resumed_is_the_same_as_uninterrupted(model, tmp_path, film, painted):
     assert names(tmp_path) == ["a.mp4", "pieces.mp4", "whole.mp4"]
 
 
-def test_restoring_resumes_too(model, tmp_path, film, painted):
-    safe, whole, pieces = (tmp_path / f"{name}.mp4" for name in ("b", "whole", "pieces"))
-    video.protect_video(model, film(pan(16)), safe, "pw")
-    report = video.restore_video(model, safe, whole, "pw")
-    interrupted(video.restore_video, painted, 9, model, safe, pieces)
-    assert video.restore_video(model, safe, pieces, "pw", resume=True).faces == report.faces
-    assert painted == list(range(6, 16)) and np.array_equal(read(whole)[0], read(pieces)[0])
 
 
 def test_a_failure_at_the_end_leaves_nothing(model, tmp_path, film, monkeypatch):
@@ -690,10 +683,3 @@ def test_targets_that_cannot_be(model, tmp_path, film):
     assert names(tmp_path) == ["a.mp4", "nobody.mp4"]
 
 
-def test_the_command_in_a_process_of_its_own(tmp_path):
-    (tmp_path / "bad.mp4").write_text("no clip")
-    command = [sys.executable, "-m", "riddle", "video", "protect", str(tmp_path / "bad.mp4"), "--preset", "smoke"]
-    environment = os.environ | {"RIDDLE_PASSPHRASE": "correct horse", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 1, done.stderr[-2000:]
-    assert "bad.mp4: it is no clip" in done.stdout

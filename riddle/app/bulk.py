@@ -1,6 +1,6 @@
 """Many files, one after another: which result belongs to which source, what is there already, what went wrong.
 
-    jobs = plan([Path("holiday")], Path("safe"), PHOTOS, "protect")
+    jobs, left_out = plan([Path("holiday")], Path("safe"), PHOTOS, "protect")
     for outcome in run(jobs, lambda job: protect_file(model, *job, "correct horse"), "protect"):
         print(outcome["target"], outcome["status"], outcome["reason"])
 
@@ -41,8 +41,11 @@ class Job(NamedTuple):
     target: Path
 
 
-def plan(sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, ending: str | None = None) -> list[Job]:
-    """The jobs of a command, folders searched throughout (hidden files and what lies under `out` left out).
+def plan(
+    sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, ending: str | None = None
+) -> tuple[list[Job], list[Path]]:
+    """The jobs of a command, and the files of its folders that are left out for their ending: one of them may be a
+    photo that nobody protected. Folders are searched throughout, without hidden files and what lies under `out`.
 
     out: the result of a single file; or a folder, in which results keep names and subfolders; None: beside each file,
     party.protected.jpg or party.restored.jpg by the verb, "protect" or "restore". ending: of the results, default: each
@@ -51,12 +54,15 @@ def plan(sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, endin
     """
     sources = list(sources)
     if out is not None and out.suffix and len(sources) == 1 and not sources[0].is_dir() and not out.is_dir():
-        return _apart([Job(sources[0], out)])
-    jobs = []
+        return _apart([Job(sources[0], out)]), []
+    jobs, left_out = [], []
     for source in sources:
         if source.is_dir() and out is None:
             raise ValueError(f"{source} is a folder; name a folder for the results: -o FOLDER")
-        found = [p for p in _files(source, out) if p.suffix.lower() in kind.read] if source.is_dir() else [source]
+        found = files = _files(source, out) if source.is_dir() else [source]
+        if source.is_dir():
+            found = [p for p in files if p.suffix.lower() in kind.read]
+            left_out += [p for p in files if p.suffix.lower() not in kind.read | {container.SIDECAR}]
         if not found:
             raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.read))})")
         for path in found:
@@ -69,7 +75,7 @@ def plan(sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, endin
             else:
                 target = target.with_stem(f"{target.stem.removesuffix('.protected')}.restored")
             jobs.append(Job(path, target))
-    return _apart(jobs)
+    return _apart(jobs), list(dict.fromkeys(left_out))
 
 
 def _files(folder: Path, out: Path) -> list[Path]:
@@ -78,13 +84,6 @@ def _files(folder: Path, out: Path) -> list[Path]:
     inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     same = folder.resolve() == out.resolve()
     return [p for p in inside if same or not p.resolve().is_relative_to(out.resolve())]
-
-
-def left_out(sources: Iterable[Path], out: Path | None, kind: Kind) -> list[Path]:
-    """Files in the folders among `sources` that `plan` passes over for their ending, sidecars aside: one of them may
-    be a photo that nobody protected."""
-    files = dict.fromkeys(p for folder in sources if out is not None and folder.is_dir() for p in _files(folder, out))
-    return [p for p in files if p.suffix.lower() not in kind.read | {container.SIDECAR}]
 
 
 def _apart(jobs: list[Job]) -> list[Job]:
@@ -180,20 +179,8 @@ def carries(found: dict[str, Any]) -> list[str]:
         return [f"FAILED  {found['error']}"]
     if not found["protected"]:
         return [f"{found['file']}: carries no record; never protected, or its metadata were stripped on the way"]
-    public = "public: the passphrase alone opens it, even without this record"
-    random = "random, kept here: without this record it cannot be opened"
-    sealed = "sealed inside: with the passphrase the exact pixels come back"
-    now = found.get("picture_size") or found["size"]
-    changed = "" if now == found["size"] else f"; the file has {now[0]} x {now[1]} now, so it cannot be restored"
-    return [
-        f"{found['file']}: protected",
-        f"    record     version {found['version']}, {found['record_bytes']:,} bytes, in its {found['where']}",
-        f"    model      preset {found['preset']}, generator and encryptor {found['weights'][:12]}",
-        f"    picture    {found['size'][0]} x {found['size'][1]} px{changed}",
-        f"    faces      {len(found['faces'])}, at {'; '.join(map(_corners, found['faces']))}",
-        f"    salt       {public if found['salt'] == 'public' else random}",
-        f"    originals  {sealed if found['originals'] else 'not inside: what comes back is the inverted face'}",
-    ]
+    values = {name: value for name, value in found.items() if name not in ("file", "protected")}
+    return [f"{found['file']}: protected", *(f"    {name:13} {value}" for name, value in values.items())]
 
 
 def _corners(box: Sequence[int]) -> str:
