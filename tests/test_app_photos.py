@@ -235,19 +235,14 @@ def with_alpha():
 GREY16 = Image.fromarray(np.asarray(photo().convert("L")).astype(np.uint16) * 257)
 KINDS = {  # the file, the mode of the result, the beginning of the note
     "grey": (saved("PNG", photo().convert("L")), "L", ""),
-    "grey jpeg": (saved("JPEG", photo().convert("L"), quality=95), "L", ""),
     "grey and alpha": (saved("PNG", with_alpha().convert("LA")), "LA", ""),
     "alpha": (saved("PNG", with_alpha()), "RGBA", ""),
     "opaque alpha": (saved("PNG", photo().convert("RGBA")), "RGB", ""),
     "palette": (saved("PNG", photo().quantize(64)), "RGB", ""),
     "gif": (saved("GIF", photo().quantize(64)), "RGB", ""),
     "16-bit grey": (saved("PNG", GREY16), "L", "16"),
-    "16-bit grey tiff": (saved("TIFF", GREY16), "L", "16"),
     "16-bit colour": (png16(), "RGB", "16"),
     "cmyk": (saved("TIFF", photo().convert("CMYK")), "RGB", "CMYK"),
-    "cmyk jpeg": (saved("JPEG", photo().convert("CMYK"), quality=95), "RGB", "CMYK"),
-    "bmp": (saved("BMP"), "RGB", ""),
-    "webp": (saved("WEBP", lossless=True), "RGB", ""),
     "mpo": (saved("MPO", save_all=True, append_images=[photo()], quality=95), "RGB", "further"),
 }
 
@@ -269,8 +264,6 @@ def test_kinds_of_picture(model, tmp_path, kind):
     assert restore_file(model, target, back, "pw").how == "original"
     assert np.array_equal(pixels(back), np.asarray(open_picture(path).rgb))
     assert np.abs(pixels(back) - plain)[45:95, 45:85].mean() < 8
-
-
 
 
 def test_transparency(model, tmp_path):
@@ -298,17 +291,13 @@ def bomb():
 
 BAD = {
     "animated gif": (moving("GIF"), "animated or has several pages.*one frame"),
-    "animated png": (moving("PNG"), "animated"),
-    "animated webp": (moving("WEBP"), "animated"),
     "tiff of two pages": (moving("TIFF"), "several pages"),
     "floats": (saved("TIFF", Image.new("F", (50, 50))), "mode F; convert"),
     "bomb": (bomb(), "megapixels; reduce"),
     "empty": (b"", "it is empty"),
     "text": (b"hello" * 100, "no picture that can be read"),
-    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture that can be read"),
     "cut png": (saved("PNG")[:900], "damaged"),
     "cut jpeg": (saved("JPEG")[:1500], "damaged"),
-    "cut webp": (saved("WEBP")[:500], "damaged|no picture"),
 }
 
 
@@ -447,12 +436,6 @@ def test_half_a_face_at_the_border_is_found():
     assert face.box.tolist() == [20, 24, 80, 84]
 
 
-def test_tiny_pictures_have_no_face():
-    """MTCNN fails on pictures of less than 12 px."""
-    for size in ((1, 1), (19, 400)):
-        assert find_all(Image.new("RGB", size), None) == []
-
-
 # Writing
 
 
@@ -476,14 +459,3 @@ def test_a_failure_leaves_the_old_file(model, source, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         protect_file(model, source, target, "pw")
     assert target.read_bytes() == b"precious" and only(tmp_path, "out.png", "party.png")
-
-
-def test_damaged_records_are_errors_not_strangers(model, source, tmp_path):
-    target = tmp_path / "out.jpg"
-    protect_file(model, source, target, "pw")
-    data = target.read_bytes()
-    at = data.index(b"<riddle:record>") + 200
-    target.write_bytes(data[:at] + (b"A" if data[at : at + 1] != b"A" else b"B") + data[at + 1 :])
-    with pytest.raises(RecordError, match="out.jpg: its record is damaged"):
-        restore_file(model, target, tmp_path / "back.png", "pw")
-    assert not (tmp_path / "back.png").exists()

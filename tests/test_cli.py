@@ -21,7 +21,7 @@ from PIL import Image
 import riddle
 import riddle.app
 from riddle import passwords
-from riddle.app import bulk, cli, container, doctor, passphrase, photos
+from riddle.app import bulk, cli, container, passphrase, photos
 from riddle.app.cli import Exit
 from riddle.app.photos import FaceReport, FileReport, PhotoError
 from riddle.assets import Asset
@@ -172,8 +172,6 @@ def test_a_single_file_goes_beside_itself_or_where_it_is_told():
     assert targets(["a.avi"], None, bulk.CLIPS) == [("a.avi", "a.protected.mp4")]
 
 
-
-
 def test_plans_that_would_lose_something_are_usage_errors(stubs, folder, tmp_path, capsys):
     (folder / "c.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
@@ -296,10 +294,6 @@ def test_a_face_left_as_it_was_has_its_own_exit_code_and_line(stubs, tmp_path, c
     assert report["files"][0]["faces"][1] == {"box": [5, 6, 7, 8], "status": "skipped", "reason": "too small"}
 
 
-
-
-
-
 def test_clips_are_done_resumed_and_done_again_by_force(stubs, tmp_path, capsys):
     (tmp_path / "clip.mov").write_bytes(b"clip")
     assert run("video", "protect", tmp_path / "clip.mov", "--strict") == Exit.DONE
@@ -323,13 +317,6 @@ def test_missing_weights_have_their_own_exit_code(stubs, folder, monkeypatch, ca
     assert run("protect", folder / "a.jpg", "--json") == Exit.MISSING
     printed = capsys.readouterr()
     assert json.loads(printed.out)["exit"] == 3 and "train it; python -m riddle doctor" in printed.err
-
-
-def test_clips_without_their_package(stubs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "riddle.app.video", None)  # importing it fails as without PyAV
-    monkeypatch.delattr(riddle.app, "video")
-    assert run("video", "protect", tmp_path / "clip.mp4") == Exit.MISSING
-    assert "python -m riddle doctor says which" in capsys.readouterr().err and stubs == []
 
 
 # The passphrase
@@ -501,5 +488,3 @@ def test_the_doctor_works_without_torch():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == Exit.MISSING and done.stderr == ""
     assert re.search(r"MISSING +photos +.*torch", done.stdout) and re.search(r"ok +tqdm", done.stdout)
-
-

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
-import sys
-import weakref
 from dataclasses import asdict, replace
 from fractions import Fraction
 
@@ -452,8 +448,6 @@ def test_resumed_is_the_same_as_uninterrupted(model, tmp_path, film, painted):
     assert names(tmp_path) == ["a.mp4", "pieces.mp4", "whole.mp4"]
 
 
-
-
 def test_a_failure_at_the_end_leaves_nothing(model, tmp_path, film, monkeypatch):
     def fail(*_):
         raise PhotoError("a.mp4", "its sound cannot be read", "convert it")
@@ -471,23 +465,6 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(model, tmp_path, film, pai
     interrupted(video.protect_video, painted, 8, model, source, tmp_path / "b.mp4")
     video.protect_video(model, source, tmp_path / "b.mp4", passphrase, resume=resume)
     assert painted == list(range(14))
-
-
-def test_frames_are_not_kept(model, tmp_path, film, monkeypatch, painted):
-    most, plain = [], clip.frames
-
-    def counted(known):
-        alive = weakref.WeakSet()
-        for frame in plain(known):
-            alive.add(frame)
-            most.append(len(alive))
-            yield frame
-
-    monkeypatch.setattr(video, "frames", counted)
-    monkeypatch.setattr(survey, "frames", counted)
-    monkeypatch.setattr(steadiness, "frames", counted)
-    video.protect_video(model, film(pan(20)), tmp_path / "b.mp4", "pw")
-    assert len(most) == 80 and max(most) <= 3
 
 
 # Restoring
@@ -681,5 +658,3 @@ def test_targets_that_cannot_be(model, tmp_path, film):
     with pytest.raises(PhotoError, match="nobody.mp4: no face was found"):
         video.protect_video(model, nobody, tmp_path / "b.mp4", "pw")
     assert names(tmp_path) == ["a.mp4", "nobody.mp4"]
-
-
