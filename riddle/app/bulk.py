@@ -10,7 +10,7 @@ A stopped run is resumed by running it again: nothing that is there is made anew
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,7 +169,8 @@ def told(outcome: dict[str, Any]) -> list[str]:
     means = {"codes": ", by its record", "inversion": ", from its pixels", "original": ", the original pixels"}
     did = how if how == "protected" else f"restored{means[how]}"
     lines = [f"{where}: {count} face{'s' if count != 1 else ''} {did}"]
-    lines += [f"    LEFT AS IT WAS: the face at {_corners(face['box'])}: {face['reason']}" for face in skipped]
+    for face in skipped:
+        lines.append(f"    LEFT AS IT WAS: the face at {','.join(map(str, face['box']))}: {face['reason']}")
     return lines + [f"    note: {note}" for note in outcome["notes"]]
 
 
@@ -181,7 +182,3 @@ def carries(found: dict[str, Any]) -> list[str]:
         return [f"{found['file']}: carries no record; never protected, or its metadata were stripped on the way"]
     values = {name: value for name, value in found.items() if name not in ("file", "protected")}
     return [f"{found['file']}: protected", *(f"    {name:13} {value}" for name, value in values.items())]
-
-
-def _corners(box: Sequence[int]) -> str:
-    return ",".join(map(str, box))

@@ -27,6 +27,9 @@ from typer import Argument, Option
 from riddle.app import passphrase
 
 
+LISTED = 10  # files named in one message
+
+
 class Exit(IntEnum):
     """\b
     exit codes:
@@ -234,7 +237,8 @@ def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
     jobs, left_out = bulk.plan(files.sources, files.out, kind, verb, getattr(files, "ending", None))
     left_out = [str(path) for path in left_out]
     if left_out:
-        _warn(f"left out, no {kind.name} by its ending: {', '.join(left_out)}")
+        more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
+        _warn(f"left out, no {kind.name} by its ending: {', '.join(left_out[:LISTED])}{more}")
     due = files.force or not all(job.target.exists() for job in jobs)
     text, model = _opened(verb, files) if due else ("", None)
     done, code = [], Exit.DONE
