@@ -26,7 +26,6 @@ from typer import Argument, Option
 
 from riddle.app import passphrase
 
-
 LISTED = 10  # files named in one message
 
 
