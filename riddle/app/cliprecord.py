@@ -62,6 +62,11 @@ class ClipRecord:
         i = int(np.abs(self.times - seconds).argmin())
         return i if abs(self.times[i] - seconds) <= APART else None
 
+    def faces_at(self, seconds: float) -> list[tuple[int, np.ndarray, torch.Tensor]]:
+        """The faces in the frame at a time since the first one, as `faces` has them; none without such a frame."""
+        n = self.frame(seconds)
+        return [] if n is None else self.faces(n)
+
     def faces(self, n: int) -> list[tuple[int, np.ndarray, torch.Tensor]]:
         """The faces in frame n, the largest first: track, place (4,), code (L, D) in z."""
         found, row, code = [], 0, 0

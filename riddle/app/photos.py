@@ -10,8 +10,7 @@ A target is written whole, after everything else succeeded, or not at all.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,13 +20,13 @@ from riddle import passwords
 from riddle.app import container
 from riddle.faces import alignment
 from riddle.faces.detection import SMALLEST, Face, doubtful, find_all
-from riddle.images import READ_ONLY, PhotoError, Picture, encode, open_picture, picture_format, write_file
+from riddle.images import PhotoError, Picture, encode, open_picture, picture_format, write_file
 from riddle.pipeline import Riddle
-from riddle.record import RecordError, find_record
+from riddle.record import RecordError
 
 INSIDE = 0.4  # share of a framed face that must lie in the photo
+MOST = 5  # faces named in one message
 PROFILE = 0.4  # distance of the eyes, in distances of eyes and mouth: about 1 from the front, 0.4 turned by 66 degrees
-SALTS = ("public", "random")
 AGAIN = (
     "the photo had been protected before: restoring this file gives the strangers of that time; protect the original"
     " instead, or keep the file that was protected first"
@@ -62,7 +61,9 @@ class FileReport:
     notes: list[str] = field(default_factory=list)  # what else the reader should know
 
 
-# Finding
+def whole_box(face: Face, size: tuple[int, int]) -> tuple[int, ...]:
+    """A face's box in whole pixels, within a photo of `size` (width, height)."""
+    return tuple(np.rint(np.clip(face.box, 0, np.tile(size, 2))).astype(int).tolist())
 
 
 def why_not(face: Face, size: tuple[int, int]) -> str:
@@ -87,28 +88,29 @@ def why_not(face: Face, size: tuple[int, int]) -> str:
     return ""
 
 
+def refuse(source: str | Path, faces: Sequence[FaceReport], strict: bool = False) -> None:
+    """Raises PhotoError for a photo or clip without a face, or without one that can be replaced, or, with strict, with
+    one that cannot."""
+    left = [face for face in faces if face.status == "skipped"]
+    if not faces:
+        raise PhotoError(source, "no face was found", "crop it closer to the face; nothing was written")
+    if len(left) == len(faces) or (strict and left):
+        listed = "; ".join(f"the face at {','.join(map(str, face.box))}: {face.reason}" for face in left[:MOST])
+        cause = "no face of it can be replaced" if len(left) == len(faces) else "strict, and a face cannot be replaced"
+        raise PhotoError(source, f"{cause}: {listed}", "nothing was written")
+
+
 def _sorted_out(model: Riddle, picture: Picture, status: str) -> tuple[list[Face], list[FaceReport]]:
-    """The faces to replace, and the reports of all, these first. Raises PhotoError when there are none to replace."""
+    """The faces to replace, and the reports of all, these first."""
     size, faces, done, skipped = picture.rgb.size, [], [], []
     for face in find_all(picture.rgb, model.detector):
-        box = tuple(np.rint(np.clip(face.box, 0, np.tile(size, 2))).astype(int).tolist())
+        box = whole_box(face, size)
         if reason := why_not(face, size):
             skipped.append(FaceReport(box, "skipped", reason))
         else:
             faces.append(face)
             done.append(FaceReport(box, status))
-    if not faces and skipped:
-        raise PhotoError(picture.name, f"no face of it can be replaced: {_listed(skipped)}", "nothing was written")
-    if not faces:
-        raise PhotoError(picture.name, "no face was found", "crop the photo closer to the face; nothing was written")
     return faces, done + skipped
-
-
-def _listed(skipped: list[FaceReport]) -> str:
-    return "; ".join(f"the face at {','.join(map(str, f.box))}: {f.reason}" for f in skipped)
-
-
-# Protecting and restoring
 
 
 def protect_file(
@@ -129,38 +131,28 @@ def protect_file(
     kept in the file; keep_original: the original pixels of the faces go along, sealed (random salt); strict: refuse
     a photo with a face that cannot be protected; sidecar: the record in `target`.riddle, the picture bare; quality:
     1 to 100, of JPEG and WebP.
-    Raises PhotoError for a photo that cannot be read, has no face, none that can be protected, or, with strict, one
-    that cannot; for a target that cannot be written; ValueError for a bad passphrase or salt.
+    Raises PhotoError for a photo that cannot be read, for what `refuse` names, and for a target that cannot be
+    written; ValueError for a bad passphrase.
     """
-    source, target = checked(source, target, picture_format)
-    if salt not in SALTS:
-        raise ValueError(f"unknown salt {salt!r}; choose {' or '.join(SALTS)}")
+    source, target = Path(source), Path(target)
+    picture_format(target)  # an ending that is not written is refused before any work
     own_salt = passwords.random_salt() if salt == "random" or keep_original else None
     key = passwords.derive_key(passphrase, model.preset.name, own_salt)
     picture = open_picture(source)
     faces, reports = _sorted_out(model, picture, "protected")
-    if strict and len(faces) < len(reports):
-        cause = f"strict, and not every face can be protected: {_listed(reports[len(faces) :])}"
-        raise PhotoError(source, cause, "nothing written")
+    refuse(source, reports, strict)
     protected = model.protect(picture.rgb, model.from_key(key), faces=faces, salt=own_salt)
-    record = protected.record
+    record, notes = protected.record, list(picture.notes)
     if keep_original:
         crops = [((x1, y1), picture.rgb.crop((x1, y1, x2, y2))) for x1, y1, x2, y2 in record.boxes()]
         record = replace(record, originals=container.seal(crops, key, own_salt))
     image = picture.with_pixels(protected.image)
     container.write(target, image, record, sidecar=sidecar, profile=picture.profile, quality=quality)
-    notes = [*picture.notes, *([f"the record lies in {container.sidecar_path(target)}"] if sidecar else [])]
-    if source.suffix.lower() in READ_ONLY:
-        notes.append(f"{source.suffix} is read, not written: the result is {target.suffix}")
-    return FileReport(source, target, reports, "protected", notes + [AGAIN] * _protected_before(picture, source))
-
-
-def _protected_before(picture: Picture, source: Path) -> bool:
-    """Whether a photo file has a record of encrypted faces, or one lies beside it, be it damaged."""
-    try:
-        return find_record(picture) is not None or container.sidecar_path(source).is_file()
-    except RecordError:
-        return True
+    if sidecar:
+        notes.append(f"the record lies in {container.sidecar_path(target)}")
+    if b"riddle:record" in picture.xmp or container.sidecar_path(source).is_file():
+        notes.append(AGAIN)
+    return FileReport(source, target, reports, "protected", notes)
 
 
 def restore_file(
@@ -178,12 +170,14 @@ def restore_file(
     the faces found and inverted again, less exact, where the photo has no record. sidecar: default `source`.riddle
     where there is one. Raises PhotoError; RecordError, a PhotoError, for a record that is damaged or of another model.
     """
-    source, target = checked(source, target, picture_format)
+    source, target = Path(source), Path(target)
+    lossless = picture_format(target) == "PNG"
     picture, record = container.read(source, sidecar)
     key = passwords.derive_key(passphrase, model.preset.name, record and record.salt)
     notes, faces, originals = list(picture.notes), None, None
     if record is None:
         faces, reports = _sorted_out(model, picture, "restored")
+        refuse(source, reports)
         notes.append(INVERTED)
     else:
         reports = [FaceReport(tuple(box), "restored") for box in record.boxes()]
@@ -195,7 +189,7 @@ def restore_file(
         rgb, how = picture.rgb.copy(), "original"
         for corner, pixels in originals:
             rgb.paste(pixels, corner)
-        if picture_format(target) != "PNG":
+        if not lossless:
             notes.append(f"{target.suffix} compresses the original pixels again; restore to .png for the exact ones")
     else:
         if record is not None and record.originals:
@@ -207,14 +201,3 @@ def restore_file(
         rgb, how = restored.image, restored.source
     write_file(target, encode(picture.with_pixels(rgb), target, profile=picture.profile, quality=quality))
     return FileReport(source, target, reports, how, notes)
-
-
-def checked(source: str | Path, target: str | Path, writer_of: Callable[[Path], str]) -> tuple[Path, Path]:
-    """Both as paths. Raises PhotoError before any work when the target cannot be written; so does `writer_of`."""
-    source, target = Path(source), Path(target)
-    writer_of(target)
-    if not target.parent.is_dir():
-        raise PhotoError(target, f"the folder {target.parent} does not exist", "create it")
-    if target.exists() and source.exists() and os.path.samefile(source, target):
-        raise PhotoError(target, "it is the source itself", "name another file for the result")
-    return source, target

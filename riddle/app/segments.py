@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from fractions import Fraction
 from heapq import merge
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from PIL import Image
 
 from riddle import passwords
 from riddle.app.clip import TAG, Clip, Frame, open_clip
-from riddle.files import replace_file
+from riddle.files import write_text
 from riddle.images import PhotoError
 
 ENDINGS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # what is written
@@ -40,7 +37,7 @@ ENCODERS = {
 def work_folder(target: Path, settings: dict[str, Any], key: bytes, resume: bool) -> Iterator[Path]:
     """The folder in which a clip is worked off, `.NAME.riddle-work` beside the target, for its owner only.
 
-    settings.json   all that its content depends on; of the passphrase only an Argon2id hash (of the derived key)
+    settings        an Argon2id hash of the passphrase's key and of all that the folder's content depends on
     faces.json      what the first reading found; record.npz, the places and codes that are painted
     00000.mp4, ...  the finished segments
 
@@ -48,22 +45,20 @@ def work_folder(target: Path, settings: dict[str, Any], key: bytes, resume: bool
     when the clip is done, or refused for what it is. Raises PhotoError when it cannot be made.
     """
     folder = target.with_name(f".{target.name}.riddle-work")
-    file = folder / "settings.json"
+    file, secret = folder / "settings", key + json.dumps(settings, sort_keys=True).encode()
     hasher = argon2.PasswordHasher(passwords.PASSES, passwords.MEMORY_KIB, passwords.LANES)
 
     def fits() -> bool:
         try:
-            kept = json.loads(file.read_text())
-            return hasher.verify(kept.pop("passphrase"), key) and kept == settings
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, argon2.exceptions.Argon2Error):
+            return hasher.verify(file.read_text(), secret)
+        except (OSError, ValueError, argon2.exceptions.Argon2Error):
             return False
 
     try:
         if not (resume and fits()):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
-            with replace_file(file) as temporary:
-                temporary.write_text(json.dumps(settings | {"passphrase": hasher.hash(key)}, indent=1))
+            write_text(file, hasher.hash(secret))
     except OSError as e:
         raise PhotoError(target, f"no work folder can be made beside it ({e})", "name another place") from e
     try:
@@ -198,23 +193,19 @@ def write(
     sampling: int = 44_100,
 ) -> Path:
     """Write RGB pictures of one size as a clip; sound: (samples,) in [-1, 1], mono, `sampling` Hz."""
-    path, pictures = Path(path), map(np.asarray, pictures)
-    first = next(pictures)
-    clip = Clip(path, first.shape[1::-1], Fraction(rate), Fraction(1, rate), 0, None, None, {})
-
-    def framed(n: int, pixels: np.ndarray) -> Frame:
-        return Frame(n, n, 1, clip, av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=clip.pixels))
-
-    with tempfile.TemporaryDirectory() as folder:
-        silent, heard = Path(folder, f"pictures{path.suffix}"), Path(folder, "sound.mp4")
-        codec = encoder_for(path)
-        write_segment(silent, clip, codec, (framed(n, p) for n, p in enumerate(chain([first], pictures))))
-        if sound is not None:
-            with av.open(str(heard), "w") as out:
-                stream = out.add_stream("aac", rate=sampling)
-                samples = av.AudioFrame.from_ndarray(sound.astype(np.float32)[None], format="fltp", layout="mono")
-                samples.sample_rate, samples.pts = sampling, 0
-                out.mux(stream.encode(samples))
-                out.mux(stream.encode(None))
-        join(path, replace(clip, path=silent if sound is None else heard), [silent])
-    return path
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=rate, options=dict(ENCODERS["libx264"]))
+        heard = [] if sound is None else [out.add_stream("aac", rate=sampling)]
+        for n, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+            if n == 0:
+                stream.width, stream.height = frame.width, frame.height
+                stream.pix_fmt = "yuv444p" if frame.width % 2 or frame.height % 2 else "yuv420p"
+            out.mux(stream.encode(frame))
+        if heard:
+            samples = av.AudioFrame.from_ndarray(sound.astype(np.float32)[None], format="fltp", layout="mono")
+            samples.sample_rate, samples.pts = sampling, 0
+            out.mux(heard[0].encode(samples))
+        for each in (stream, *heard):
+            out.mux(each.encode(None))
+    return Path(path)

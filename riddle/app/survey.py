@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -17,65 +16,50 @@ from riddle.app.cliprecord import ClipRecord, bounded, code_count
 from riddle.app.tracking import THERE, Embedder, Find, Scenes, Track, Tracker, crops, distinct, find_of, follow, overlap
 from riddle.faces.detection import find_all
 from riddle.pipeline import Riddle
+from riddle.progress import track
 
 SEARCH = 0.15  # s from one search of the whole frame to the next; known faces are followed in every frame
 PATIENCE = 1.0  # s for which a face may be out of sight and is still covered throughout
 HOLD = 0.3  # s for which a face is covered before it is first and after it is last seen
 STEP = 0.2  # s from one code to the next
-SEGMENT = 4.0  # s of a segment, about
 SIGMA = 0.12  # s, of the weights that smooth places
 STEADY = 0.5  # how far a code is drawn to the mean of its face's codes: 0 keeps all expression, 1 is one picture
 
 
-@dataclass(frozen=True)
-class Pace:
-    """The times above in frames."""
-
-    search: int
-    patience: int
-    hold: int
-    step: int
-    segment: int
-
-    @classmethod
-    def of(cls, rate: Fraction) -> Pace:
-        """For frames a second, taken as 5 to 240."""
-        rate = float(min(max(rate, 5), 240))
-        search, step = max(1, round(SEARCH * rate)), max(1, round(STEP * rate))
-        hold = max(search, round(HOLD * rate))
-        return cls(search, max(hold, round(PATIENCE * rate)), hold, step, step * max(1, round(SEGMENT * rate / step)))
+def frames_of(seconds: float, rate: Fraction) -> int:
+    """How many frames a time is, at least one; rate: frames a second, taken as 5 to 240."""
+    return max(1, round(seconds * float(min(max(rate, 5), 240))))
 
 
-def survey(model: Riddle, clip: Clip, embedder: Embedder, tick: Callable[[], None]) -> tuple[np.ndarray, list[Track]]:
-    """Read a clip, find and follow every face, and invert it frame by frame; tick: called for each frame.
+def survey(model: Riddle, clip: Clip, embedder: Embedder) -> tuple[np.ndarray, list[Track]]:
+    """Read a clip, find and follow every face, and invert it frame by frame.
 
     Returns the time of each frame in seconds since the first, (N,), and the tracks. It holds one frame at a time, and
     of each face a code every STEP seconds.
     """
-    pace, scenes = Pace.of(clip.rate), Scenes()
-    tracker = Tracker(pace.patience, embedder.same, embedder.loose)
-    pts, starts, searched = [], [], 0
-    for frame in frames(clip):
+    search, patience, hold, step = (frames_of(s, clip.rate) for s in (SEARCH, PATIENCE, HOLD, STEP))
+    scenes, tracker = Scenes(), Tracker(patience, embedder.same, embedder.loose)
+    times, starts, searched = [], [], 0
+    for frame in track(frames(clip), "find", clip.estimate or None, "frame", leave=False):
         n, image = frame.n, Image.fromarray(frame.rgb())
         if cut := scenes.cut(image):
             tracker.live = []
             starts.append(n)
         finds: list[Find] = []
-        if cut or n - searched >= pace.search:
+        if cut or n - searched >= search:
             finds, searched = [find_of(face, image.size) for face in find_all(image, model.detector)], n
-        for track in tracker.live:
-            if all(overlap(track.expected(n), find.place) < THERE for find in finds):
-                finds += follow(model, image, track.expected(n))
+        for known in tracker.live:
+            if all(overlap(known.expected(n), find.place) < THERE for find in finds):
+                finds += follow(model, image, known.expected(n))
         if finds := distinct(finds):
-            _take(model, image, n, finds, tracker, embedder, pace.step)
+            _take(model, image, n, finds, tracker, embedder, step)
         tracker.forget(n)
-        pts.append(frame.pts)
-        tick()
-    for track in tracker.all:
-        scene = bisect(starts, track.frames[0])
-        track.scene = starts[scene - 1], [*starts, len(pts)][scene] - 1
-    _cover([track for track in tracker.all if track.good], pace.hold)
-    return (np.array(pts) - pts[0]) * float(clip.time_base), tracker.all
+        times.append(frame.since)
+    for face in tracker.all:
+        scene = bisect(starts, face.frames[0])
+        face.scene = starts[scene - 1], [*starts, len(times)][scene] - 1
+    _cover([face for face in tracker.all if face.good], hold)
+    return np.array(times), tracker.all
 
 
 def _take(
@@ -93,19 +77,19 @@ def _take(
 def _cover(tracks: list[Track], hold: int) -> None:
     """Set the frames in which each track is covered: while it is seen, between, and `hold` frames before and after, as
     far as its scene reaches and no other face is found in its place."""
-    found = {track.id: dict(zip(track.frames, track.places, strict=True)) for track in tracks}
-    for track in tracks:
-        first, last = track.frames[0], track.frames[-1]
-        before = range(first - 1, max(track.scene[0], first - hold) - 1, -1)
-        after = range(last + 1, min(track.scene[1], last + hold) + 1)
-        track.begin = next((n + 1 for n in before if _taken(track, n, found)), before.stop + 1)
-        track.end = next((n - 1 for n in after if _taken(track, n, found)), after.stop - 1)
+    found = {face.id: dict(zip(face.frames, face.places, strict=True)) for face in tracks}
+    for face in tracks:
+        first, last = face.frames[0], face.frames[-1]
+        before = range(first - 1, max(face.scene[0], first - hold) - 1, -1)
+        after = range(last + 1, min(face.scene[1], last + hold) + 1)
+        face.begin = next((n + 1 for n in before if _taken(face, n, found)), before.stop + 1)
+        face.end = next((n - 1 for n in after if _taken(face, n, found)), after.stop - 1)
 
 
-def _taken(track: Track, n: int, found: dict[int, dict[int, np.ndarray]]) -> bool:
-    """Whether another face is found where a track would be in frame n; found: track -> frame -> place."""
-    there = filled(np.array(track.frames), np.stack(track.places), np.array([n]))[0]
-    return any(overlap(there, at[n]) >= THERE for i, at in found.items() if i != track.id and n in at)
+def _taken(face: Track, n: int, found: dict[int, dict[int, np.ndarray]]) -> bool:
+    """Whether another face is found where a face would be in frame n; found: id -> frame -> place."""
+    there = filled(np.array(face.frames), np.stack(face.places), np.array([n]))[0]
+    return any(overlap(there, at[n]) >= THERE for i, at in found.items() if i != face.id and n in at)
 
 
 def record_of(
@@ -116,16 +100,16 @@ def record_of(
     change: encrypts or decrypts codes (N, L, D). Places are kept in float32 and codes as float16 has them in z, so that
     what is drawn is what the record holds.
     """
-    step, sigma = Pace.of(clip.rate).step, max(SIGMA, 1 / float(clip.rate))
+    step, sigma = frames_of(STEP, clip.rate), max(SIGMA, 1 / float(clip.rate))
     shape, rows, places, codes = (model.preset.n_latent, model.preset.style_dim), [], [], []
-    for track in tracks:
-        if track.good:
-            covered = np.arange(track.begin, track.end + 1)
-            way = filled(np.array(track.frames), np.stack(track.places), covered)
-            rows.append((track.id, track.begin, len(covered)))
+    for face in tracks:
+        if face.good:
+            covered = np.arange(face.begin, face.end + 1)
+            way = filled(np.array(face.frames), np.stack(face.places), covered)
+            rows.append((face.id, face.begin, len(covered)))
             places.append(bounded(smoothed(times[covered], way, sigma), *clip.upright_size))
-            k = track.begin // step + np.arange(code_count(track.begin, len(covered), step))
-            w = torch.from_numpy(_steadied(track, k)).view(-1, *shape)
+            k = face.begin // step + np.arange(code_count(face.begin, len(covered), step))
+            w = torch.from_numpy(_steadied(face, k)).view(-1, *shape)
             codes += [model.generator.codes.to_record(change(part)).cpu() for part in w.split(128)]
     return ClipRecord(
         model.preset.name, model.weights_hash, clip.upright_size, step, times, np.array(rows),
@@ -133,11 +117,11 @@ def record_of(
     )  # fmt: skip
 
 
-def _steadied(track: Track, wanted: np.ndarray) -> np.ndarray:
-    """The codes k `wanted` of a track, between those that there are on the line, drawn to their mean; float32."""
-    known = np.array(sorted(track.codes))
-    weights = np.array([track.codes[k][0] for k in known])
-    sums = np.stack([track.codes[k][1] for k in known]).reshape(len(known), -1)
+def _steadied(face: Track, wanted: np.ndarray) -> np.ndarray:
+    """The codes k `wanted` of a face, between those that there are on the line, drawn to their mean; float32."""
+    known = np.array(sorted(face.codes))
+    weights = np.array([face.codes[k][0] for k in known])
+    sums = np.stack([face.codes[k][1] for k in known]).reshape(len(known), -1)
     codes, mean = sums / weights[:, None], sums.sum(0) / weights.sum()
     known, codes = np.append(known, known[-1] + 1), np.append(codes, codes[-1:], 0)  # a line needs two ends
     between = make_interp_spline(known, codes, k=1)(np.clip(wanted, known[0], known[-1]))

@@ -6,7 +6,6 @@ is a unit vector that tells faces apart: a recogniser's or, where none is on thi
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -137,7 +136,8 @@ class Track:
     box: tuple[int, int, int, int] = (0, 0, 0, 0)  # where it is first seen well
     frames: list[int] = field(default_factory=list)  # in which it was found
     places: list[np.ndarray] = field(default_factory=list)
-    doubts: Counter = field(default_factory=Counter)
+    good: int = 0  # from how many of its finds a code follows
+    doubt: str = ""  # why none follows from the last of the others
     codes: dict[int, tuple[float, np.ndarray]] = field(default_factory=dict)  # weights and sums around frames k * step
     begin: int = 0  # first and last frame in which it is covered
     end: int = 0
@@ -156,11 +156,10 @@ class Track:
             mixed = 0.9 * self.embedding + 0.1 * embedding
             self.embedding = mixed / max(float(np.linalg.norm(mixed)), 1e-9)
         if not self.good:
-            self.box = tuple(np.rint(np.clip(find.face.box, 0, np.tile(size, 2))).astype(int).tolist())
+            self.box = photos.whole_box(find.face, size)
         self.frames.append(n)
         self.places.append(find.place)
-        if find.doubt:
-            self.doubts[find.doubt.split(":")[0].split("(")[0].strip()] += 1
+        self.good, self.doubt = self.good + (not find.doubt), find.doubt or self.doubt
 
     def add_code(self, n: int, code: np.ndarray, step: int) -> None:
         """Count the code of frame n among those of the frames k * step around it, by a Gaussian weight."""
@@ -169,17 +168,6 @@ class Track:
             weight = float(np.exp(-0.5 * ((k * step - n) / sigma) ** 2))
             before = self.codes.get(k, (0.0, 0.0))
             self.codes[k] = before[0] + weight, before[1] + weight * code
-
-    @property
-    def good(self) -> int:
-        """From how many of its finds a code follows."""
-        return len(self.frames) - self.doubts.total()
-
-    @property
-    def reason(self) -> str:
-        """Why no code follows from any find of it; "" when one does."""
-        why = ", ".join(why for why, _ in self.doubts.most_common(3))
-        return "" if self.good else f"{why}; cover it, or cut it off"
 
 
 class Tracker:

@@ -4,7 +4,7 @@
     ... --variant datafree --out results/runs/datafree    # section 3.3: codes drawn from the mapping network, no data
     ... --variant nodiv --out results/runs/nodiv          # Table 5; also mlp, and coupling, which is ours
     ... --weights recovery=3 latent=0.1 --lr 3e-4
-    ... --linked 2 --apart 2                              # ours: two people under one password stay two people; L_div more
+    ... --linked 2 --apart 2                              # ours: one password keeps two people apart; more L_div
     ... --pixels 3                                        # ours: recovery from published pixels, too
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in one
@@ -261,7 +261,7 @@ class EncryptorTask(Task):
         return self.inverted[torch.randint(len(self.inverted), (count,))].to(self.accelerator.device).float()
 
     def blended(self, w: torch.Tensor) -> torch.Tensor:
-        """Codes (N, L, D) of training faces, moved along arcs of z towards others' (`blend`), or shortened (`shrink`)."""
+        """Codes (N, L, D) of training faces, moved along arcs of z (`blend`) or shortened (`shrink`)."""
         c, space = self.config, self.generator.codes
         if not (c.blend or c.shrink):
             return w
