@@ -78,6 +78,7 @@ def run(home, monkeypatch):
         face = detection.Face(np.ones(4), 1.0, np.ones((5, 2)), None, "dlib")
         return [None] + [face] * (len(faces) - 1)
 
+    recognition.load.cache_clear()
     monkeypatch.setattr(riddle, "load", load, raising=False)
     monkeypatch.setattr(recognizers, "load", recogniser_here)
     monkeypatch.setattr(
@@ -170,7 +171,7 @@ def test_a_finished_stage_is_not_made_again_and_a_changed_one_is(run):
     assert facesets.found(Run(preset="smoke", seed=1), "riddle") == path
     reseeded = key_of(path)
     config.bundled_folder("samples").joinpath("02.jpg").unlink()
-    runs._opened.cache_clear()  # another process lists the folder anew
+    runs._photos.cache_clear()  # another process lists the folder anew
     assert key_of(facesets.found(Run(preset="smoke", seed=1), "riddle")) not in (before, reseeded)
     assert set(seconds([run]).stage) == {"aligned", "codes", "faces", "found"}
 
@@ -285,11 +286,10 @@ def test_many_at_once_see_what_each_sees_alone(pictures, names):
 
 def test_those_of_one_alignment_share_their_crops(pictures, monkeypatch):
     loaded = {name: recogniser(name) for name in ("edgeface-xs", "mobileface-v2", "mobilefacenet-casia", "dlib")}
-    cropped, spent, align = [], {}, recognizers.Recognizer.align
+    cropped, align = [], recognizers.Recognizer.align
     monkeypatch.setattr(recognizers.Recognizer, "align", lambda self, *a: cropped.append(self.name) or align(self, *a))
-    recognition.embed(loaded, *pictures, spent)
+    recognition.embed(loaded, *pictures)
     assert cropped == ["edgeface-xs"] * 4 + ["dlib"] * 4
-    assert set(spent) == {"crops", *loaded}
 
 
 def test_a_detection_for_each_picture(pictures):
@@ -310,11 +310,11 @@ def test_embeddings_of_a_set_are_kept_when_another_is_asked_for(run, monkeypatch
     monkeypatch.setattr(recognizers, "load", lambda name, device: loaded.append(name) or load(name, device))
     first = facesets.embedded(run, "dlib", ["photo", "riddle"])
     again = facesets.embedded(run, "dlib", ["riddle", "riddle-passwords"])
-    assert len(loaded) == 2 and (first.embeddings["riddle"][1:] == again.embeddings["riddle"][1:]).all()
+    assert len(loaded) == 1 and (first.embeddings["riddle"][1:] == again.embeddings["riddle"][1:]).all()
     assert np.isnan(first.embeddings["riddle"][0]).all()  # the stand-in detector loses the first face
     assert again.embeddings["riddle-passwords"].shape == (SAMPLES, PASSWORDS, 48)
     absent = facesets.embedded(run, "facenet-casia", ["photo"])
-    assert absent.reasons == {"photo": "weights missing (no file)"} and len(loaded) == 3
+    assert absent.reasons == {"photo": "weights missing (no file)"} and len(loaded) == 2
 
 
 def test_a_threshold_is_what_so_many_pairs_of_strangers_exceed():

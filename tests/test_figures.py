@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import riddle
 from riddle.evaluation import drawing, facesets, figures
-from riddle.evaluation.protocol import Embedded
+from riddle.evaluation.facesets import Embedded
 from riddle.evaluation.runs import Run, read
 from riddle.faces.detection import Face
 from riddle.images import to_bytes, to_tensor

@@ -8,7 +8,7 @@ import torch
 from test_facesets import SAMPLES, Model, run  # noqa: F401 (a fixture)
 
 import riddle
-from riddle.evaluation import ablations, claims, facesets, measures, protocol, rows, stages, tables
+from riddle.evaluation import ablations, claims, facesets, measures, rows, stages, tables
 from riddle.evaluation.runs import read, seconds
 from riddle.faces import detection
 from riddle.images import to_tensor
@@ -188,7 +188,7 @@ def test_the_papers_fid_is_not_beside_one_of_few_faces():
 
 
 def embedded(sets, reasons=None):
-    return protocol.Embedded("r", sets, cosine, 0.5, reasons or {})
+    return facesets.Embedded("r", sets, cosine, 0.5, reasons or {})
 
 
 def test_cosine_and_kffa_of_known_angles():
@@ -230,7 +230,7 @@ def test_table4_on_the_samples(run):  # noqa: F811
     assert line(table, method="Personal", metric=rows.COSINE)["paper LFW"] == 0.205
     assert (table.interval[table.judge != ""] == "95 %, bootstrap over people").all()
     spent = seconds([run]).set_index("stage")
-    assert {"table4", "codes", "embeddings/edgeface-xs"} <= set(spent.index) and (spent.seconds >= 0).all()
+    assert {"codes", "embeddings/edgeface-xs"} <= set(spent.index) and (spent.seconds >= 0).all()
 
 
 # ---- Table 5

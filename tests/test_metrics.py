@@ -132,21 +132,22 @@ def test_kid_against_scikit_learns_kernel(rng):
     a, b = rng.normal(size=(40, 7)), rng.normal(0.5, 1, size=(40, 7))
     xx, yy, xy = (polynomial_kernel(p, q, degree=3, gamma=1 / 7, coef0=1) for p, q in ((a, a), (b, b), (a, b)))
     off = ~np.eye(40, dtype=bool)
-    mean, std = fidelity.kid(a, b, subsets=3, size=40)
-    assert mean == pytest.approx(xx[off].mean() + yy[off].mean() - 2 * xy.mean())
-    assert std == pytest.approx(0, abs=1e-9)  # a subset of all 40 is always the same set
+    e = fidelity.kid(a, b, (np.arange(40), np.arange(40)), subsets=3, size=40)
+    assert e.mean == pytest.approx(xx[off].mean() + yy[off].mean() - 2 * xy.mean())
+    assert e.std == pytest.approx(0, abs=1e-9)  # a subset of all 40 is always the same set
 
 
 def test_kid_of_one_distribution_is_zero_within_its_spread(rng):
-    mean, std = fidelity.kid(rng.normal(size=(900, 8)), rng.normal(size=(900, 8)), subsets=50, size=300)
-    assert abs(mean) < 3 * std
+    people = np.arange(900), np.arange(900, 1800)
+    e = fidelity.kid(rng.normal(size=(900, 8)), rng.normal(size=(900, 8)), people, subsets=50, size=300)
+    assert abs(e.mean) < 3 * e.std
 
 
 def test_features_of_faces_not_found_are_refused(rng):
     a, b = rng.normal(size=(30, 4)), rng.normal(size=(30, 4))
     b[3] = np.nan
-    for metric in (fidelity.frechet_distance, fidelity.kid):
+    for metric, *more in ((fidelity.frechet_distance,), (fidelity.kid, (np.arange(30), np.arange(30)))):
         with pytest.raises(ValueError, match="not found"):
-            metric(a, b)
+            metric(a, b, *more)
     with pytest.raises(ValueError, match="one D"):
         fidelity.frechet_distance(a, a[:, :2])

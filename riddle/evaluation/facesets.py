@@ -16,7 +16,8 @@ it returns the stage's file, made where it is not there (riddle.evaluation.runs)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,10 @@ import riddle
 from riddle.aligned import align
 from riddle.evaluation import recognition
 from riddle.evaluation.baselines import BASELINES
-from riddle.evaluation.protocol import Embedded
 from riddle.evaluation.rows import PASSWORDS, PEOPLE, PIXELS, RECOGNISERS
-from riddle.evaluation.runs import (
-    NotMade,
-    Run,
-    digest,
-    is_current,
-    key_of,
-    log_time,
-    need,
-    part_hash,
-    read,
-    save,
-    stage,
-)
+from riddle.evaluation.runs import NotMade, Run, is_current, key_of, need, part_hash, read, save, stage
 from riddle.faces import alignment, detection, recognizers
+from riddle.files import digest
 from riddle.images import jpeg, to_bytes, to_tensor
 from riddle.presets import VARIANTS, get
 from riddle.progress import track
@@ -99,7 +88,7 @@ def aligned(run: Run, _: str = "") -> Path:
     def make() -> dict[str, np.ndarray]:
         found = align(wanted, run.preset, run.detector, run.workers)
         arrays = {"faces": found.faces, "matrices": found.matrices, "present": found.present}
-        return {**arrays, "version": np.array(run.version)}
+        return arrays | {"version": np.array(run.version)}
 
     side = get(run.preset).resolution
     made_from = ("aligned", side, run.split_hash, run.photos.fingerprint, run.detector, "matrices")
@@ -134,10 +123,10 @@ def faces(run: Run, item: str) -> Path:
     Every picture has its own random password, and its own wrong one, by the run's seed. Raises ValueError for an
     unknown name.
     """
-    of, photos = parse(item), aligned(run)
+    of, source = parse(item), aligned(run)
     weights = part_hash(run.preset, of.encryptor) if of.encryptor else ""
     if item == "photo" or item in BASELINES:
-        source, make, setup = photos, _plain, BASELINES[item].label if item in BASELINES else ""
+        make, setup = _plain, BASELINES[item].label if item in BASELINES else ""
     elif of.action in PIXELS:
         source, make, setup = faces(run, of.variant), _from_pixels, run.seed
         if of.action == "pasted":  # the mask of the paste comes from the parser, the crop from the detector
@@ -150,70 +139,70 @@ def faces(run: Run, item: str) -> Path:
 
 def _plain(run: Run, of: FaceSet, photos: Path) -> dict[str, np.ndarray]:
     """The photos, or what a baseline makes of those that get protected."""
-    pictures = read(photos, "faces")
-    if of.name == "photo":
-        targets = np.flatnonzero(read(photos, "present"))
-        return {"faces": pictures[targets], "targets": targets}
-    targets = _targets(run, photos)
-    return {"faces": to_bytes(BASELINES[of.name].protect(to_tensor(pictures[targets]))), "targets": targets}
+    targets = np.flatnonzero(read(photos, "present")) if of.name == "photo" else _targets(run, photos)
+    pictures = read(photos, "faces")[targets]
+    if of.name != "photo":
+        pictures = to_bytes(BASELINES[of.name].protect(to_tensor(pictures)))
+    return {"faces": pictures, "targets": targets}
 
 
 def _from_codes(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
-    inverted, model = need(source, "codes"), of.model(run)
-    w, targets = codes_of(run, of, model, inverted, read(source, "targets"))
+    need(source, "codes")  # without them no model is asked for
+    model = of.model(run)
+    w, targets = codes_of(run, of, model)
     drawn = [to_bytes(model.synthesize(part)) for part in track(w.split(BATCH), of.name)]
     return {"faces": np.concatenate(drawn), "targets": targets}
 
 
-def passwords(run: Run, model: riddle.Riddle) -> tuple[torch.Tensor, torch.Tensor]:
-    """The right and the wrong password of every picture of the run, each (N, L, D).
-
-    Drawn for all pictures, so that one keeps its password when another is missing.
-    """
-    right, wrong = (model.random_password(len(run.pairs.names), seed=3 * run.seed + k) for k in (0, 1))
-    return right, wrong
-
-
-def codes_of(
-    run: Run, of: FaceSet, model: riddle.Riddle, inverted: np.ndarray, targets: np.ndarray
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Codes (M, L, D) of a set and the pictures behind them (M,), from inverted codes (T, L, D) of targets (T,)."""
-    w = torch.from_numpy(inverted)
+def codes_of(run: Run, of: FaceSet, model: riddle.Riddle) -> tuple[torch.Tensor, np.ndarray]:
+    """Codes (M, L, D) of a set and the pictures behind them (M,)."""
+    source = codes(run)
+    w, targets = torch.from_numpy(read(source, "codes")), read(source, "targets")
     if of.name == "inverted":
         return w, targets
-    right, wrong = passwords(run, model)
     if of.action.endswith("passwords"):
         rows = np.flatnonzero(np.isin(targets, run.people)).repeat(PASSWORDS)
         w, targets = w[rows], targets[rows]
         many = model.random_password(len(rows), seed=3 * run.seed + 2)
-        first, second = (many, None) if of.action == "passwords" else (right[targets], many)
+        first, second = (many, None) if of.action == "passwords" else (_own_password(run, model)[targets], many)
     else:
-        first = right[targets]
-        second = {"wrong": wrong[targets], "restored": first}.get(of.action)
-    out = []
-    for start in range(0, len(w), BATCH):
-        part = slice(start, start + BATCH)
-        code = model.encrypt(w[part], first[part])
-        out.append((code if second is None else model.decrypt(code, second[part])).cpu())
-    return torch.cat(out), targets
+        first = _own_password(run, model)[targets]
+        second = first if of.action == "restored" else None
+        if of.action == "wrong":
+            second = _own_password(run, model, wrong=True)[targets]
+    out = [model.encrypt(*both) for both in zip(w.split(BATCH), first.split(BATCH), strict=True)]
+    if second is not None:
+        out = [model.decrypt(*both) for both in zip(out, second.split(BATCH), strict=True)]
+    return torch.cat(out).cpu(), targets
+
+
+def _own_password(run: Run, model: riddle.Riddle, wrong: bool = False) -> torch.Tensor:
+    """The right, or a wrong, password of every picture of the run: (N, L, D).
+
+    Drawn for all pictures, so that one keeps its password when another is missing.
+    """
+    return model.random_password(len(run.pairs.names), seed=3 * run.seed + wrong)
+
+
+def few(run: Run, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The faces (M, R, R, 3) of `Run.people` in a set's file, and their pictures (M,). Raises NotMade."""
+    pictures, targets = need(path, "faces"), read(path, "targets")
+    wanted = np.isin(targets, run.people)
+    return pictures[wanted], targets[wanted]
 
 
 def _from_pixels(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
     """Restored faces of few people from encrypted pictures alone."""
-    pictures, targets = need(source, "faces"), read(source, "targets")
-    few = np.isin(targets, run.people)
-    pictures, targets = pictures[few], targets[few]
+    pictures, targets = few(run, source)
     if of.action == "pasted":
         pictures, targets = recropped(run, of.variant, pictures, targets)
     elif of.action.startswith("jpeg"):
         pictures = jpeg(pictures, int(of.action.removeprefix("jpeg")))
     model = of.model(run)
-    right, out = passwords(run, model)[0][targets], []
-    for start in track(range(0, len(pictures), BATCH), of.name):
-        part = slice(start, start + BATCH)
-        code = model.decrypt(model.invert(to_tensor(pictures[part])), right[part])
-        out.append(to_bytes(model.synthesize(code)))
-    return {"faces": np.concatenate(out), "targets": targets}
+    keys = _own_password(run, model)[targets].split(BATCH)
+    parts = zip(track(to_tensor(pictures).split(BATCH), of.name), keys, strict=True)
+    drawn = [to_bytes(model.synthesize(model.decrypt(model.invert(part), key))) for part, key in parts]
+    return {"faces": np.concatenate(drawn), "targets": targets}
 
 
 # ---- back in the photos
@@ -232,7 +221,7 @@ def pasted(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) -> It
     matrices, under, w = read(source, "matrices")[targets], read(source, "faces")[targets], None
     model = None if item == "photo" else of.model(run)
     if model is not None and item not in BASELINES:
-        w, rows = codes_of(run, of, model, read(codes(run), "codes"), read(codes(run), "targets"))
+        w, rows = codes_of(run, of, model)
         w = w[np.searchsorted(rows, targets)]
     for i, target in enumerate(track(targets, f"{item} in photos")):
         photo, matrix = run.photos.image(run.pairs.names[target]), matrices[i]
@@ -247,11 +236,12 @@ def pasted(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) -> It
 def find_again(photo: Image.Image, matrix: np.ndarray, detector: Any) -> detection.Face | None:
     """The face at the place that `matrix` frames, in the photo's pixels; None when the detector finds none there."""
     place = matrix @ [0.5, 0.5, 1.0]
-    found = detector.detect(photo)
-    distances = [float(np.hypot(*(f.points.mean(0) - place))) for f in found]
-    if not found or min(distances) > NEAR * np.hypot(*matrix[:, 0]):
-        return None
-    return found[int(np.argmin(distances))]
+
+    def away(face: detection.Face) -> float:
+        return float(np.hypot(*(face.points.mean(0) - place)))
+
+    nearest = min(detector.detect(photo), key=away, default=None)
+    return nearest if nearest is not None and away(nearest) <= NEAR * np.hypot(*matrix[:, 0]) else None
 
 
 def recropped(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -284,51 +274,56 @@ def found(run: Run, item: str) -> Path:
     return stage(run, run.folder / "found" / f"{item}.npz", ("found", key_of(source), run.detector), make)
 
 
-def embeddings(
-    run: Run, item: str, names: Sequence[str] = RECOGNISERS, loaded: dict[str, Any] | None = None
-) -> list[Path]:
+def embeddings(run: Run, item: str, names: Sequence[str] = RECOGNISERS) -> list[Path]:
     """One set of faces by each recogniser, files embeddings/<recogniser>/<item>.npz: `embeddings` (M, E), aligned by
     the points found in each face itself, and `targets` (M,).
 
-    loaded: recognisers that the caller keeps between calls. Returns the file of detections, then a file a recogniser.
+    Returns the file of detections, then a file a recogniser.
     """
-    loaded = {} if loaded is None else loaded
-    source = found(run, item)
+    source, began = found(run, item), time.monotonic()
     paths = {name: run.folder / "embeddings" / name / f"{item}.npz" for name in names}
-    absent = {name: read(_recogniser(run, name, loaded), "reason") or read(source, "reason") for name in names}
+    absent = {name: read(_recogniser(run, name), "reason") or read(source, "reason") for name in names}
     keys = {name: digest("embeddings", name, key_of(source), absent[name]) for name in names}
     lacking = [name for name in names if not is_current(paths[name], keys[name])]
-    arrays = {name: {"reason": np.array(absent[name])} for name in lacking if absent[name]}
-    spent: dict[str, float] = {}
-    if able := [name for name in lacking if not absent[name]]:
+    arrays = {name: {"reason": np.array(absent[name])} for name in lacking}
+    if able := {name: recognition.load(name, run.device) for name in lacking if not absent[name]}:
         made = faces(run, item)
-        loaded |= {name: recognizers.load(name, device=run.device) for name in able if name not in loaded}
-        chosen = {name: loaded[name] for name in able}
-        e = recognition.embed(chosen, read(made, "faces"), recognition.from_arrays(source), spent)
+        e = recognition.embed(able, read(made, "faces"), recognition.from_arrays(source))
         arrays |= {name: {"embeddings": e[name], "targets": read(made, "targets")} for name in able}
-        log_time(run, f"crops/{item}", spent.pop("crops", 0.0))
-    for name in lacking:
-        save(run, paths[name], keys[name], arrays[name], spent.get(name, 0.0))
+    for name in lacking:  # their time is said in equal parts
+        save(run, paths[name], keys[name], arrays[name], (time.monotonic() - began) / len(lacking))
     return [source, *paths.values()]
 
 
-def _recogniser(run: Run, name: str, loaded: dict[str, Any]) -> Path:
+def _recogniser(run: Run, name: str) -> Path:
     """A recogniser's own threshold `published`, or the `reason` why it is not available."""
 
     def make() -> dict[str, np.ndarray]:
-        loaded[name] = recognizers.load(name, device=run.device)
-        return {"published": np.array(float(loaded[name].threshold))}
+        return {"published": np.array(float(recognition.load(name, run.device).threshold))}
 
     here = recognizers.available([name])[name]  # when the weights arrive, the stage is made again
     return stage(run, run.folder / "embeddings" / f"{name}.npz", ("judge", name, here), make)
 
 
-def embedded(run: Run, name: str, sets: Sequence[str], loaded: dict[str, Any] | None = None) -> Embedded:
-    """A recogniser's embeddings of face sets, spread over all names of the pairs; of many passwords (people, PASSWORDS,
-    E)."""
-    loaded, out, reasons = {} if loaded is None else loaded, {}, {}
+@dataclass(frozen=True)
+class Embedded:
+    """A recogniser's embeddings of sets of faces, and how it compares two.
+
+    Embeddings are spread over all names of the pairs, NaN where there is no face (or none made).
+    """
+
+    name: str
+    embeddings: dict[str, np.ndarray]  # face set -> (N, E); many passwords of one photo: (people, PASSWORDS, E)
+    similarity: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (P, E), (P, E) -> (P,): same person above a threshold
+    published: float  # its own threshold, used where the data has no strangers' pairs
+    reasons: dict[str, str]  # face set -> why there are no embeddings
+
+
+def embedded(run: Run, name: str, sets: Sequence[str]) -> Embedded:
+    """A recogniser's embeddings of face sets."""
+    out, reasons = {}, {}
     for item in track(sets, name):
-        path = embeddings(run, item, [name], loaded)[1]
+        path = embeddings(run, item, [name])[1]
         if reason := read(path, "reason"):
             reasons[item] = reason
             continue
@@ -338,5 +333,5 @@ def embedded(run: Run, name: str, sets: Sequence[str], loaded: dict[str, Any] | 
         else:
             out[item] = np.full((len(run.pairs.names), e.shape[1]), np.nan, np.float32)
             out[item][read(path, "targets")] = e
-    published = read(_recogniser(run, name, loaded), "published")
+    published = read(_recogniser(run, name), "published")
     return Embedded(name, out, recognizers.similarity_of(name), np.nan if published is None else published, reasons)

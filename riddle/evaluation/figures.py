@@ -21,7 +21,7 @@ from riddle.evaluation import facesets, recognition
 from riddle.evaluation.baselines import BASELINES, UNAVAILABLE
 from riddle.evaluation.drawing import Block
 from riddle.evaluation.rows import ENCRYPTORS, KFFA, SAME_INVERTED, SAME_PHOTO, paper
-from riddle.evaluation.runs import Run, cause_of, key_of, need, part_hash, read, stage
+from riddle.evaluation.runs import Run, key_of, need, part_hash, read, stage, why_missing
 from riddle.evaluation.tables import Measured, tidy, write
 from riddle.faces.detection import detect_in_crop
 from riddle.images import to_bytes, to_tensor
@@ -67,7 +67,7 @@ def encryptors(run: Run, labels: Mapping[str, str] = ENCRYPTORS) -> tuple[dict[s
         try:
             models[label] = facesets.parse(variant).model(run)
         except WeightsMissingError as e:
-            reasons[label] = f"weights missing ({cause_of(e)})"
+            reasons[label] = why_missing(e)
     return models, reasons
 
 
@@ -76,18 +76,9 @@ def embed(recognisers: Mapping[str, Any], faces: torch.Tensor, detector: Any) ->
     return recognition.embed(recognisers, to_bytes(faces), detect_in_crop(faces, detector))
 
 
-def interval(values: np.ndarray, groups: np.ndarray | None = None) -> Estimate | None:
-    """Mean of values (P,) with a bootstrap interval over groups (P,), NaN left out; one value has no interval."""
-    known = np.isfinite(values)
-    if known.sum() > 1:
-        return bootstrap_interval(values[known], None if groups is None else groups[known])
-    return Estimate(float(values[known][0]), np.nan, np.nan, np.nan, 1) if known.any() else None
-
-
 def record(line: Measured, values: np.ndarray) -> Measured:
     """A line with the numbers of values (P,), NaN where no face was found."""
-    found, lost = interval(values), int(np.isnan(values).sum())
-    return line.of(found, lost) if found else replace(line.absent("no face was found"), undetected=lost)
+    return line.of(bootstrap_interval(values), int(np.isnan(values).sum()))
 
 
 def save(table: pd.DataFrame, name: str, run: Run) -> Path:
@@ -210,7 +201,7 @@ def scatter(run: Run, variant: str, who: People, recognisers: Mapping[str, Any],
 
 def figure7(run: Run, item: str) -> Path:
     """`scatter` for one variant of ENCRYPTORS, as notebook 09 asks for it."""
-    recognisers = recognition.load_all(run.preset, run.device)[0]
+    recognisers, _ = recognition.load_all(run.preset, run.device)
     return scatter(run, item, people(run, PEOPLE, run.seed), recognisers, run.limit or PASSWORDS)
 
 
@@ -228,9 +219,10 @@ def spread(e: np.ndarray, labels: np.ndarray, euclidean: bool = False) -> dict[s
     if euclidean:
         angle = "this recogniser compares by distance, not by angle"
     elif groups:
-        angle = interval(np.array([kffa(g[None])[0] for g in groups]))
+        angle = bootstrap_interval(np.array([kffa(g[None])[0] for g in groups]))
     if len(groups) > 1:
-        silhouette = interval(silhouette_samples(e, labels, metric="euclidean" if euclidean else "cosine"), labels)
+        silhouette = silhouette_samples(e, labels, metric="euclidean" if euclidean else "cosine")
+        silhouette = bootstrap_interval(silhouette, labels)
     return dict(zip(SPREAD, (angle, silhouette), strict=True))
 
 
@@ -306,8 +298,7 @@ def figure8(
             for k, d in enumerate(away.T):
                 here = {"path": path, "t": float(t[k]) if path in walks else np.nan, "ends": ends}
                 here |= {"step": pd.Series(step[:, k - 1]).mean() if k else np.nan}
-                share = interval(np.where(np.isnan(d), np.nan, d < line.threshold))
-                for end in ("mean", "low", "high"):
-                    here["accepted" if end == "mean" else f"accepted_{end}"] = getattr(share, end, np.nan)
+                share = bootstrap_interval(np.where(np.isnan(d), np.nan, d < line.threshold))
+                here |= {"accepted": share.mean, "accepted_low": share.low, "accepted_high": share.high}
                 lines += tidy([record(line, d)], run, **ABOUT, **here)
     return walks, pd.DataFrame(lines)

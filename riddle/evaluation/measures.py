@@ -1,47 +1,40 @@
-"""The numbers of Tables 1 to 5: each function measures one kind on the data of a run."""
+"""The numbers of Tables 2 to 4: each function measures one kind on the data of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from riddle.evaluation import facesets, protocol, recognition, rows
-from riddle.evaluation.rows import Row
-from riddle.evaluation.runs import NotMade, Run, digest, key_of, need, part_hash, read, stage
+from riddle.evaluation import facesets, recognition, rows
+from riddle.evaluation.facesets import Embedded
+from riddle.evaluation.runs import NotMade, Run, key_of, need, part_hash, read, stage
 from riddle.evaluation.tables import Measured
 from riddle.faces import detection
 from riddle.faces.alignment import crop_points
+from riddle.files import digest
 from riddle.images import to_tensor
-from riddle.metrics import features, restoration, utility
+from riddle.metrics import features, fidelity, restoration, utility
 from riddle.metrics.diversity import kffa
-from riddle.metrics.identity import cosine
+from riddle.metrics.identity import Estimate, bootstrap_interval, cosine, mean_found
 from riddle.presets import get
 from riddle.weights import load_lpips, locate
 
-# ---- Tables 1 and 5: rates
 
-
-def rates(run: Run, wanted: Sequence[Row]) -> Iterator[Measured]:
-    """Every row by every recogniser."""
-    sets, loaded = rows.sets_of(wanted), {}
-    for item in sets:
-        facesets.embeddings(run, item, rows.RECOGNISERS, loaded)
-    protected = read(facesets.codes(run), "targets")
-    people = run.people if protected is None else run.people[np.isin(run.people, protected)]
-    for name in rows.RECOGNISERS:
-        by = facesets.embedded(run, name, sets, loaded)
-        at = {} if "photo" in by.reasons else protocol.thresholds(run.pairs, by)
-        yield from (protocol.rate(row, run.pairs, by, at, people) for row in wanted)
+def mean_of(values: np.ndarray) -> Estimate:
+    """Mean of values (P,) with a bootstrap interval, NaN left out; `std` is that of the values."""
+    e = bootstrap_interval(values)
+    return replace(e, std=float(np.nanstd(values))) if e.n else e
 
 
 # ---- Table 2: restored pictures
 
 LPIPS = {"squeezenet": ("squeeze", "squeezenet1_1"), "alexnet": ("alex", "alexnet")}  # judge -> net, its weights
 PIXEL_METRICS = {"MSE": restoration.mse, "SSIM": restoration.ssim, "PSNR": restoration.psnr}
+_lpips = cache(load_lpips)  # once a process
 
 
 def restored(run: Run, item: str) -> Path:
@@ -54,9 +47,8 @@ def restored(run: Run, item: str) -> Path:
             if item != name:
                 other = to_tensor(read(path, "faces")[np.searchsorted(read(path, "targets"), targets)])
                 out |= {f"{name} {metric}": measure(faces, other) for metric, measure in PIXEL_METRICS.items()}
-                for judge, (net, _) in LPIPS.items():
-                    if judge not in _no_lpips():
-                        out[f"{name} LPIPS {judge}"] = restoration.lpips(faces, other, _lpips(net))
+                for judge in LPIPS.keys() - _no_lpips():
+                    out[f"{name} LPIPS {judge}"] = restoration.lpips(faces, other, _lpips(LPIPS[judge][0]))
         return out
 
     made_from = ("restoration", key_of(made), digest(*map(key_of, references.values())), _no_lpips())
@@ -68,12 +60,6 @@ def _no_lpips() -> dict[str, str]:
     return {judge: "weights not on this machine" for judge, (_, asset) in LPIPS.items() if locate(asset) is None}
 
 
-@cache
-def _lpips(net: str) -> Callable:
-    """Loaded once a process."""
-    return load_lpips(net)
-
-
 def restorations(run: Run) -> Iterator[Measured]:
     """Every row of Table 2 on one data set."""
     total = len(read(facesets.faces(run, "photo"), "targets"))
@@ -81,12 +67,12 @@ def restorations(run: Run) -> Iterator[Measured]:
     for reference, against in rows.REFERENCES.items():
         for method, item in rows.TABLE2.items():
             for metric, judge in wanted if item != reference else ():
-                empty, path = Measured("recovery", method, metric, against, judge), restored(run, item)
+                number, path = Measured("recovery", method, metric, against, judge), restored(run, item)
                 if reason := read(path, "reason") or _no_lpips().get(judge):
-                    yield empty.absent(reason)
+                    yield number.absent(reason)
                     continue
                 values = read(path, f"{reference} {metric} {judge}".strip())
-                yield empty.of(protocol.mean_of(values), total - len(values), 4 if metric == "MSE" else 3)
+                yield number.of(mean_of(values), total - len(values), 4 if metric == "MSE" else 3)
 
 
 # ---- Table 3: protected pictures
@@ -94,8 +80,9 @@ def restorations(run: Run) -> Iterator[Measured]:
 
 def feature_set(run: Run, network: str, item: str) -> Path:
     """Features (M, D) of a face set by a network of `rows.NETWORKS`; NaN where no face is found."""
-    made = facesets.faces(run, item)
-    source = facesets.embeddings(run, item, ["dlib"])[1] if network == "dlib" else made
+    source = facesets.faces(run, item)
+    if network == "dlib":
+        source = facesets.embeddings(run, item, ["dlib"])[1]
 
     def make() -> dict[str, np.ndarray]:
         if network == "dlib":
@@ -114,9 +101,9 @@ def distances(run: Run, sets: Mapping[str, str], halves: bool = True) -> Iterato
     halves: also half of the photos against the faces made from the others; of the photos themselves only that.
     """
     everyone = run.pairs.targets
-    order = np.random.default_rng(run.seed).permutation(everyone)
-    first, second = order[: len(order) // 2], order[len(order) // 2 :][: len(order) // 2]
-    compared = ((rows.SAME_PHOTOS, everyone, everyone), *(((rows.OTHER_PHOTOS, first, second),) if halves else ()))
+    order, half = np.random.default_rng(run.seed).permutation(everyone), len(everyone) // 2
+    compared = [(rows.SAME_PHOTOS, everyone, everyone)]
+    compared += [(rows.OTHER_PHOTOS, order[:half], order[half : 2 * half])] if halves else []
     for network, name in rows.NETWORKS.items():
         fid = network == "inception"
         titles = ("FID", "KID (FID's features)") if fid else (f"Frechet distance ({name})", f"KID ({name})")
@@ -124,24 +111,23 @@ def distances(run: Run, sets: Mapping[str, str], halves: bool = True) -> Iterato
         about = {"resize": features.RESIZE[network], "reference_hash": key_of(photos)}
         for method, item in sets.items():
             made = photos if read(photos, "reason") else feature_set(run, network, item)  # one try at its weights
-            for metric, distance in zip(titles, (protocol.frechet, protocol.kid), strict=True):
+            for metric, distance in zip(titles, (fidelity.frechet, fidelity.kid), strict=True):
                 for against, real, protected in compared[item == "photo" :]:
-                    empty = Measured("fidelity", method, metric, against, network, **about)
+                    number = Measured("fidelity", method, metric, against, network, **about)
                     try:
-                        a, here, _ = _known(photos, real)
-                        b, there, lost = _known(made, protected)
+                        (a, here), (b, there) = _known(photos, real), _known(made, protected)
                         if min(len(a), len(b)) < 2:
                             raise NotMade("fewer than two faces were found")
-                        yield empty.of(distance(a, b, (here, there)), lost, digits=4)
+                        yield number.of(distance(a, b, (here, there)), len(protected) - len(b), digits=4)
                     except NotMade as reason:
-                        yield empty.absent(str(reason))
+                        yield number.absent(str(reason))
 
 
-def _known(path: Path, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Features (M, D) of the wanted pictures, these pictures (M,), and how many of the wanted have none."""
+def _known(path: Path, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features (M, D) of those of the wanted pictures that have any, and these pictures (M,). Raises NotMade."""
     e, targets = need(path, "features"), read(path, "targets")
     known = np.isin(targets, wanted) & np.isfinite(e).all(1)
-    return e[known], targets[known], len(wanted) - int(known.sum())
+    return e[known], targets[known]
 
 
 def detected(run: Run, item: str) -> Path:
@@ -150,17 +136,14 @@ def detected(run: Run, item: str) -> Path:
     made, photos = facesets.faces(run, item), facesets.aligned(run)
 
     def make() -> dict[str, np.ndarray]:
-        pictures, targets = need(made, "faces"), read(made, "targets")
-        few = np.isin(targets, run.people)
-        pictures, targets = pictures[few], targets[few]
-        seen: dict[str, list] = {}
-        for name in rows.DETECTORS:
-            detector = detection.load_detector(name)
+        pictures, targets = facesets.few(run, made)
+        detectors, seen = {name: detection.load_detector(name) for name in rows.DETECTORS}, {}
+        for name, detector in detectors.items():
             seen[f"{name} {rows.ALIGNED}"] = detection.detect_in_crop(to_tensor(pictures), detector, run.workers)
         if run.data != "samples":
             for photo, matrix in facesets.pasted(run, item, pictures, targets):
-                for name in rows.DETECTORS:
-                    face = facesets.find_again(photo, matrix, detection.load_detector(name))
+                for name, detector in detectors.items():
+                    face = facesets.find_again(photo, matrix, detector)
                     face = face and _in_crop(face, matrix, pictures.shape[1])
                     seen.setdefault(f"{name} {rows.PASTED}", []).append(face)
         arrays = {f"{where} {k}": v for where, found in seen.items() for k, v in recognition.to_arrays(found).items()}
@@ -177,22 +160,27 @@ def _in_crop(face: detection.Face, matrix: np.ndarray, side: int) -> detection.F
     return replace(face, box=box, points=crop_points(face.points, matrix, side), landmarks=landmarks)
 
 
-def _measures(detector: str, unit: float) -> Iterator[tuple[str, str, Callable]]:
-    """(metric, array that it reads, function of two arrays); unit: of length, a pixel of the aligned face."""
-    points = "landmarks" if detector == "dlib" else "points"
-    yield "box distance", "box", lambda a, b: unit * utility.box_distance(a, b)
-    yield "landmark distance", points, lambda a, b: unit * utility.landmark_distance(a, b)
-    if detector == "dlib":
-        yield "head pose difference (degrees)", points, utility.pose_difference
-        for name, of in (("eye openness", utility.eye_openness), ("mouth openness", utility.mouth_openness)):
-            yield f"{name} difference", points, lambda a, b, of=of: np.abs(of(a) - of(b))
+def _change(of: Callable) -> Callable:
+    """How much a measure of one face differs between two."""
+    return lambda a, b: np.abs(of(a) - of(b))
+
+
+UTILITY = {  # metric -> (array that it reads, function of two arrays); lengths in pixels of the aligned face
+    "box distance": ("box", utility.box_distance),
+    "landmark distance": ("points", utility.landmark_distance),
+    "head pose difference (degrees)": ("landmarks", utility.pose_difference),
+    "eye openness difference": ("landmarks", _change(utility.eye_openness)),
+    "mouth openness difference": ("landmarks", _change(utility.mouth_openness)),
+}
 
 
 def usefulness(run: Run, place: str, detector: str) -> Iterator[Measured]:
-    """Detection rate, and distances to the same detector's findings on the original, for each method."""
-    measures = list(_measures(detector, rows.SIDE / get(run.preset).resolution))
-    names = [metric for metric, *_ in measures]
-    original, prefix = detected(run, "photo"), f"{detector} {place}"
+    """Detection rate, and distances to the same detector's findings on the original, for each method.
+
+    Only dlib has 68 landmarks; its landmark distance is of all of them.
+    """
+    metrics = list(UTILITY)[: None if detector == "dlib" else 2]
+    original, prefix, unit = detected(run, "photo"), f"{detector} {place}", rows.SIDE / get(run.preset).resolution
     for method, item in {rows.PHOTO: "photo", **rows.TABLE3}.items():
         path = detected(run, item)
         rate = Measured("utility", method, "face detection", rows.SAME_PHOTO, detector, place=place)
@@ -200,20 +188,21 @@ def usefulness(run: Run, place: str, detector: str) -> Iterator[Measured]:
         if place == rows.PASTED and run.data == "samples":
             reason = "the bundled faces have no photo around them"
         if reason:
-            yield from (replace(rate, metric=metric).absent(reason) for metric in ("face detection", *names))
+            yield from (replace(rate, metric=metric).absent(reason) for metric in ("face detection", *metrics))
             continue
         found = np.isfinite(read(path, f"{prefix} box")).all(1)
-        yield rate.of(protocol.mean_of(found.astype(float)), int((~found).sum()))
+        yield rate.of(mean_of(found), int((~found).sum()))
         others = slice(None)
         if item == "photo":  # against itself all would be zero
             if len(found) < 2:
                 continue
-            others = protocol.strangers(len(found), run.seed, each=1)[:, 0]
-        for metric, array, distance in measures:
+            others, rate = strangers(len(found), run.seed, each=1)[:, 0], replace(rate, method=rows.ANOTHER)
+        for metric in metrics:
+            array, distance = UTILITY[metric]
+            array = "landmarks" if detector == "dlib" and array == "points" else array
             values = distance(read(original, f"{prefix} {array}"), read(path, f"{prefix} {array}")[others])
-            estimate = protocol.mean_of(values)
-            empty = replace(rate, metric=metric, method=rows.ANOTHER if item == "photo" else method)
-            yield empty.of(estimate, int(np.isnan(values).sum())) if estimate else empty.absent("no face was found")
+            values = values * unit if metric in ("box distance", "landmark distance") else values
+            yield replace(rate, metric=metric).of(mean_of(values), int(np.isnan(values).sum()))
 
 
 def fidelity_and_utility(run: Run) -> Iterator[Measured]:
@@ -238,44 +227,50 @@ def similarities(run: Run) -> Iterator[Measured]:
         yield from similarity(facesets.embedded(run, name, rows.SIMILARITY_SETS), people, run.seed)
 
 
-def similarity(by: protocol.Embedded, people: np.ndarray, seed: int) -> Iterator[Measured]:
+def similarity(by: Embedded, people: np.ndarray, seed: int) -> Iterator[Measured]:
     """Every row of Table 4 by one recogniser; people: (n,) pictures of different persons, ascending.
 
     What strangers give through the same crop and alignment stands beside: no method need do better.
     """
     sets, reasons = by.embeddings, by.reasons
     photo = sets["photo"][people] if "photo" not in reasons else None
-    for item, method in rows.MANY.items():
+    for item, method in (*rows.MANY.items(), *((item, method) for method, item in rows.SINGLE.items())):
+        alike = Measured("similarity", method, rows.COSINE, rows.SAME_PHOTO, by.name)
+        spread, many = Measured("diversity", method, rows.KFFA, rows.AMONG, by.name), item in rows.MANY
         if reason := reasons.get("photo") or reasons.get(item):
-            yield Measured("similarity", method, rows.COSINE, rows.SAME_PHOTO, by.name).absent(reason)
-            yield Measured("diversity", method, rows.KFFA, rows.AMONG, by.name).absent(reason)
-            continue
-        yield _mean(method, rows.COSINE, rows.SAME_PHOTO, by.name, cosine(photo[:, None], sets[item]))
-        angles = _mean(method, rows.KFFA, rows.AMONG, by.name, kffa(sets[item]))
-        lost = np.isnan(sets[item][..., 0])
-        yield replace(angles, n=lost.size, undetected=int(lost.sum()))
-    for method, item in rows.SINGLE.items():
-        if reason := reasons.get("photo") or reasons.get(item):
-            yield Measured("similarity", method, rows.COSINE, rows.SAME_PHOTO, by.name).absent(reason)
+            yield alike.absent(reason)
+            yield spread.absent(reason if many else "it has no password")
+        elif many:
+            lost = np.isnan(sets[item][..., 0])
+            yield _over_people(alike, cosine(photo[:, None], sets[item]))
+            yield replace(_over_people(spread, kffa(sets[item]), 2), n=lost.size, undetected=int(lost.sum()))
         else:
-            yield _mean(method, rows.COSINE, rows.SAME_PHOTO, by.name, cosine(photo, sets[item][people]))
-        yield Measured("diversity", method, rows.KFFA, rows.AMONG, by.name).absent("it has no password")
+            yield _over_people(alike, cosine(photo, sets[item][people]))
+            yield spread.absent("it has no password")
     if photo is None or len(people) < 2:
         return
-    others = protocol.strangers(len(people), seed)
-    yield _mean("strangers' photos", rows.COSINE, rows.STRANGER, by.name, cosine(photo[:, None], photo[others]))
+    others = strangers(len(people), seed)
+    alike = Measured("similarity", "strangers' photos", rows.COSINE, rows.STRANGER, by.name)
+    yield _over_people(alike, cosine(photo[:, None], photo[others]))
     if others.shape[1] > 1:
-        yield _mean("strangers' photos", rows.KFFA, f"{others.shape[1]} strangers", by.name, kffa(photo[others]))
+        against = f"{others.shape[1]} strangers"
+        spread = Measured("diversity", "strangers' photos", rows.KFFA, against, by.name)
+        yield _over_people(spread, kffa(photo[others]), 2)
     if "inverted" not in reasons:
         inverted = sets["inverted"][people][others]
-        yield _mean("strangers' inverted faces", rows.COSINE, rows.STRANGER, by.name, cosine(photo[:, None], inverted))
+        yield _over_people(replace(alike, method="strangers' inverted faces"), cosine(photo[:, None], inverted))
 
 
-def _mean(method: str, metric: str, against: str, judge: str, values: np.ndarray) -> Measured:
+def _over_people(number: Measured, values: np.ndarray, digits: int = 3) -> Measured:
     """Mean over people of per-person means of values (n, K), or of values (n,)."""
-    empty = Measured("similarity" if metric == rows.COSINE else "diversity", method, metric, against, judge)
-    estimate = protocol.mean_of(protocol.by_person(values.reshape(len(values), -1)))
-    if estimate is None:
-        return empty.absent("no face was found")
-    made = empty.of(estimate, int(np.isnan(values).sum()), digits=3 if metric == rows.COSINE else 2)
-    return replace(made, n=values.size)
+    estimate = mean_of(mean_found(values.reshape(len(values), -1)))
+    return replace(number.of(estimate, int(np.isnan(values).sum()), digits), n=values.size if estimate.n else 0)
+
+
+def strangers(people: int, seed: int, each: int = rows.PASSWORDS) -> np.ndarray:
+    """For each of n people, `each` others (fewer when there are not so many), at random: (n, each) indices."""
+    order = np.random.default_rng(seed).permutation(people)
+    steps = np.arange(1, min(each, people - 1) + 1)
+    out = np.empty((people, len(steps)), int)
+    out[order] = order[(np.arange(people)[:, None] + steps) % people]
+    return out

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,35 +35,35 @@ def to_arrays(found: Sequence[detection.Face | None]) -> dict[str, np.ndarray]:
 
 def from_arrays(path: Path) -> list[detection.Face | None]:
     """Inverse of `to_arrays`, from a stage's file."""
-    a = {k: read(path, k) for k in (*_FIELDS, "detector")}
     found = []
-    for i, detector in enumerate(a["detector"]):
-        landmarks = None if np.isnan(a["landmarks"][i]).any() else a["landmarks"][i]
-        face = detection.Face(a["box"][i], float(a["score"][i]), a["points"][i], landmarks, str(detector))
-        found.append(face if detector else None)
+    for box, score, points, landmarks, detector in zip(*(read(path, k) for k in (*_FIELDS, "detector")), strict=True):
+        known = None if np.isnan(landmarks).any() else landmarks
+        found.append(detection.Face(box, float(score), points, known, str(detector)) if detector else None)
     return found
+
+
+@cache
+def load(name: str, device: str = "cpu") -> Recognizer:
+    """A recogniser, loaded once a process. Raises WeightsMissingError."""
+    return recognizers.load(name, device=device)
 
 
 def load_all(preset: str, device: str = "cpu") -> tuple[dict[str, Recognizer], dict[str, str]]:
     """({name: recogniser}, {name: why it is not here}) of the tables' recognisers, those unseen in training first."""
-    state = recognizers.available(RECOGNISERS)
-    order = sorted(RECOGNISERS, key=lambda name: name == get(preset).identity)
-    here = {name: recognizers.load(name, device=device) for name in order if state[name] is None}
-    return here, {name: state[name] for name in order if state[name] is not None}
+    state = recognizers.available(sorted(RECOGNISERS, key=lambda name: name == get(preset).identity))
+    here = {name: load(name, device) for name, reason in state.items() if reason is None}
+    return here, {name: state[name] for name in RECOGNISERS if state[name] is not None}
 
 
 @torch.no_grad()
 def embed(
-    loaded: Mapping[str, Recognizer],
-    pictures: np.ndarray,
-    found: Sequence[detection.Face | None],
-    spent: dict[str, float] | None = None,
+    loaded: Mapping[str, Recognizer], pictures: np.ndarray, found: Sequence[detection.Face | None]
 ) -> dict[str, np.ndarray]:
     """{recogniser: embeddings (M, E) float32} of pictures (M, R, R, 3) uint8, each aligned by the points found in it.
 
     found: as `detection.detect_in_crop` gives them, in the pictures' own pixels; rows of NaN where none was found. A
-    face is cropped once for all recognisers of one alignment. spent: seconds are added under each name, those of the
-    crops under "crops". Raises ValueError when the numbers of pictures and detections differ.
+    face is cropped once for all recognisers of one alignment. Raises ValueError when the numbers of pictures and
+    detections differ.
     """
     if len(pictures) != len(found):
         raise ValueError(f"{len(pictures)} pictures but {len(found)} detections")
@@ -73,18 +73,13 @@ def embed(
     for name, recogniser in loaded.items():
         spec = recogniser.spec  # what decides a crop; dlib's own follows 68 points where there are any
         alike.setdefault((spec.size, spec.stretch, spec.targets.tobytes(), name == "dlib"), []).append(name)
-    spent = {} if spent is None else spent
     for part in np.split(rows, range(BATCH, len(rows), BATCH)):
         for names in alike.values() if len(part) else ():
-            began = time.monotonic()
             align = loaded[names[0]].align
             crops = [np.asarray(align(Image.fromarray(pictures[i]), found[i].points, found[i].landmarks)) for i in part]
             x = to_tensor(np.stack(crops))
-            spent["crops"] = spent.get("crops", 0.0) + time.monotonic() - began
             for name in names:
-                began = time.monotonic()
                 out[name][part] = loaded[name].embed(x).float().cpu().numpy()
-                spent[name] = spent.get(name, 0.0) + time.monotonic() - began
     return out
 
 
@@ -108,6 +103,6 @@ def measure_thresholds(names: Sequence[str], preset: str, workers: int = 2) -> d
     sets = [aligned(data.load("ffhq", split), preset) for split in ("train", "val")]
     pictures = np.concatenate([s.faces[s.present] for s in sets])
     found = detection.detect_in_crop(to_tensor(pictures), "auto", workers)
-    loaded = {name: recognizers.load(name) for name in names}
+    loaded = {name: load(name) for name in names}
     embedded = embed(loaded, pictures, found)
     return {name: round(stranger_threshold(r, embedded[name]), 3) for name, r in loaded.items()}

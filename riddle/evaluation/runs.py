@@ -1,4 +1,4 @@
-"""One run of the tables' stages: its settings, its folder, and the cache of the files that its stages leave there.
+"""One run of the tables' stages: its settings, its pairs of pictures, and the cache of the files that its stages leave.
 
 A stage's file is an .npz that carries `key`, the hash of everything that made it. It is made again when that
 changes, so a run resumes where it stopped and never mixes old weights with new ones. What cannot be made leaves its
@@ -20,13 +20,68 @@ import pandas as pd
 
 from riddle import config
 from riddle.data import DatasetMissingError, ImageSet, load
-from riddle.evaluation import protocol
 from riddle.evaluation.rows import LABELS, PEOPLE
 from riddle.files import digest, replace_file, sha256
 from riddle.presets import CONTROLS, VARIANTS
 from riddle.weights import WeightsMissingError, bundled
 
 PARTS = ("generator", "encoder", *(v.file for v in VARIANTS.values() if v.trained))  # weights behind a table
+
+# ---- pairs of pictures
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of pictures, by index into `names`."""
+
+    names: tuple[str, ...]
+    a: np.ndarray  # (P,) index of the first picture
+    b: np.ndarray  # (P,) index of the second, the one that is replaced
+    same: np.ndarray  # (P,) bool
+    fold: np.ndarray  # (P,) int
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Indices of the pictures that get protected: the second of each same-person pair, once, ascending."""
+        return np.unique(self.b[self.same])
+
+    @property
+    def of_themselves(self) -> bool:
+        """Whether each picture is paired with itself only."""
+        return bool((self.a == self.b).all())
+
+    @cached_property
+    def persons(self) -> np.ndarray:
+        """(N,) who is on each picture: LFW's name without its number; elsewhere every picture is a person's only."""
+        names = self.names if self.of_themselves else [n.rsplit("/")[-1].rsplit("_", 1)[0] for n in self.names]
+        return np.array(names)
+
+    def one_per_person(self, n: int, seed: int) -> np.ndarray:
+        """At most n targets of different people, drawn by the seed, ascending."""
+        persons = self.persons[self.targets]
+        draw = np.random.default_rng(seed)
+        order = draw.permutation(len(persons))
+        _, first = np.unique(persons[order], return_index=True)
+        candidates = self.targets[order[first]]
+        return np.sort(draw.permutation(candidates)[:n])
+
+
+def verification_pairs(listed: Sequence, limit: int | None = None) -> Pairs:
+    """Pairs from records with .a, .b, .same and .fold; `limit` keeps so many of each kind a fold."""
+    kept = pd.DataFrame({k: [getattr(p, k) for p in listed] for k in ("a", "b", "same", "fold")})
+    kept = kept if limit is None else kept.groupby(["fold", "same"]).head(limit)
+    names, places = np.unique(kept[["a", "b"]].to_numpy(object), return_inverse=True)
+    a, b = places.reshape(-1, 2).T
+    return Pairs(tuple(names), a, b, kept.same.to_numpy(bool), kept.fold.to_numpy(int))
+
+
+def self_pairs(names: Sequence[str]) -> Pairs:
+    """Each picture with itself, one fold: for a set with one picture a person and no strangers' pairs."""
+    i = np.arange(len(names))
+    return Pairs(tuple(names), i, i, np.ones(len(i), bool), np.zeros(len(i), int))
+
+
+# ---- a run
 
 
 @dataclass(frozen=True)
@@ -56,12 +111,12 @@ class Run:
         """The data set as tables name it."""
         return LABELS[self.data]
 
-    @cached_property
+    @property
     def photos(self) -> ImageSet:
         """The pictures behind the pairs. Raises DatasetMissingError."""
-        return _photos(self.data)
+        return _photos(self.data, *config.data_folders())
 
-    @cached_property
+    @property
     def version(self) -> str:
         """The version of the data set, for provenance."""
         if self.data == "samples":
@@ -79,11 +134,11 @@ class Run:
         return None if self.limit is not None else config.home() / "results" / self.preset / "tables" / name
 
     @cached_property
-    def pairs(self) -> protocol.Pairs:
+    def pairs(self) -> Pairs:
         """The pairs of pictures that the protocol compares: LFW's, elsewhere each face with itself."""
         if self.data == "lfw":
-            return protocol.verification_pairs(self.photos.pairs, self.limit)
-        return protocol.self_pairs(self.photos.names[: self.limit])
+            return verification_pairs(self.photos.pairs, self.limit)
+        return self_pairs(self.photos.names[: self.limit])
 
     @cached_property
     def split_hash(self) -> str:
@@ -102,19 +157,15 @@ class Run:
         return self.pairs.one_per_person(PEOPLE, self.seed)
 
 
-def _photos(name: str) -> ImageSet:
-    return _opened(name, tuple(map(str, config.data_folders())))
-
-
 @cache
-def _opened(name: str, _: tuple[str, ...]) -> ImageSet:
-    """The photos of a data set, listed once a process: an archive's headers take half a second to read."""
+def _photos(name: str, *_: Path) -> ImageSet:
+    """The photos of a data set in these folders, listed once a process: an archive's headers take half a second."""
     return load(name, "test")
 
 
 def _is_here(name: str) -> bool:
     try:
-        return len(_photos(name)) > 0
+        return len(_photos(name, *config.data_folders())) > 0
     except DatasetMissingError:
         return False
 
@@ -154,15 +205,16 @@ def stage(run: Run, path: Path, made_from: tuple, make: Callable[[], dict[str, n
     try:
         arrays = make()
     except WeightsMissingError as e:
-        arrays = {"reason": np.array(f"weights missing ({cause_of(e)})")}
+        arrays = {"reason": np.array(why_missing(e))}
     except NotMade as e:
         arrays = {"reason": np.array(str(e))}
     return save(run, path, key, arrays, time.monotonic() - began)
 
 
-def cause_of(e: WeightsMissingError) -> str:
+def why_missing(e: WeightsMissingError) -> str:
     """Why weights are missing, without local paths and addresses: tables are published."""
-    return e.cause.replace(f"{config.home()}/", "").split(" (http")[0]
+    cause = e.cause.replace(f"{config.home()}/", "").split(" (http")[0]
+    return f"weights missing ({cause})"
 
 
 def is_current(path: Path, key: str) -> bool:
@@ -171,10 +223,12 @@ def is_current(path: Path, key: str) -> bool:
 
 
 def save(run: Run, path: Path, key: str, arrays: dict[str, np.ndarray], seconds: float) -> Path:
-    """Write a stage's file, whole or not at all, and how long it took."""
+    """Write a stage's file, whole or not at all, and how long it took as a line of times.jsonl."""
     with replace_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, key=np.array(key), **arrays)
-    log_time(run, str(path.relative_to(run.folder).with_suffix("")), seconds)
+    line = {"stage": str(path.relative_to(run.folder).with_suffix("")), "seconds": round(seconds, 2)}
+    with open(run.folder / "times.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
     return path
 
 
@@ -199,27 +253,15 @@ def key_of(path: Path) -> str:
     return read(path, "key")
 
 
-def log_time(run: Run, name: str, seconds: float) -> None:
-    """One line of times.jsonl."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with open(run.folder / "times.jsonl", "a") as file:
-        file.write(json.dumps({"stage": name, "seconds": round(seconds, 2)}) + "\n")
-
-
-def logged(run: Run) -> list[dict[str, Any]]:
-    """Every line of times.jsonl."""
-    path = run.folder / "times.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def seconds(runs: Iterable[Run]) -> pd.DataFrame:
     """Time of each kind of stage when it was last made, by data set, longest first, and the files that it left."""
-    lines = []
-    for run in runs:
-        for name, spent in {line["stage"]: line["seconds"] for line in logged(run)}.items():
-            parts = name.split("/")
-            depth = 2 if parts[0] in ("embeddings", "features", "notebooks") else 1
-            lines.append((run.label, "/".join(parts[:depth]), spent))
-    times = pd.DataFrame(lines, columns=["dataset", "stage", "seconds"]).groupby(["dataset", "stage"], as_index=False)
-    counted = times.agg(seconds=("seconds", "sum"), files=("seconds", "size"))
+    logs = {run.label: run.folder / "times.jsonl" for run in runs}
+    logs = {label: pd.read_json(path, lines=True) for label, path in logs.items() if path.exists()}
+    if not logs:
+        return pd.DataFrame(columns=["dataset", "stage", "seconds", "files"])
+    times = pd.concat(logs, names=["dataset"]).reset_index().drop_duplicates(["dataset", "stage"], keep="last")
+    deep = times.stage.str.startswith(("embeddings/", "features/", "notebooks/"))
+    parts = times.stage.str.split("/")
+    kinds = times.assign(stage=parts.str[:2].str.join("/").where(deep, parts.str[0])).groupby(["dataset", "stage"])
+    counted = kinds.agg(seconds=("seconds", "sum"), files=("seconds", "size")).reset_index()
     return counted.sort_values("seconds", ascending=False, ignore_index=True)

@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
 from riddle import config
 from riddle.evaluation import ablations, facesets, figures, measures, protocol, recognition, rows, tables
-from riddle.evaluation.runs import Run, log_time, logged, runs_of, seconds
+from riddle.evaluation.runs import Run, runs_of, seconds
 from riddle.evaluation.tables import Measured
 
 # ---- the tables
@@ -54,7 +52,7 @@ _RATES = {
 _ABLATED = {rows.INVERTED: "inverted", **{label: variant for variant, label in rows.ABLATIONS.items()}}
 TABLES: dict[str, tuple[Part, ...]] = {
     "table1": (
-        Part(_PAIRED, partial(measures.rates, wanted=rows.TABLE1), rows.sets_of(rows.TABLE1), rows.RECOGNISERS, _RATES),
+        Part(_PAIRED, partial(protocol.rates, wanted=rows.TABLE1), rows.sets_of(rows.TABLE1), rows.RECOGNISERS, _RATES),
     ),
     "table2": (
         Part(
@@ -79,7 +77,7 @@ TABLES: dict[str, tuple[Part, ...]] = {
         ),
     ),
     "table5": (
-        Part(_PAIRED, partial(measures.rates, wanted=rows.TABLE5), rows.sets_of(rows.TABLE5), rows.RECOGNISERS, _RATES),
+        Part(_PAIRED, partial(protocol.rates, wanted=rows.TABLE5), rows.sets_of(rows.TABLE5), rows.RECOGNISERS, _RATES),
         Part(
             _PICTURES, partial(measures.distances, sets=_ABLATED, halves=False), ("photo", *_ABLATED.values()),
             ("dlib",), about={"interval": _OVER_FACES, "undetected_rule": "left out, and counted"},
@@ -108,14 +106,9 @@ def place(run: Run, name: str) -> Path:
 
 def table(run: Run, name: str) -> Path:
     """Measure a table and write it, a complete run's also among the results that the repository keeps."""
-    lines: list[dict[str, Any]] = []
     behind = runs_behind(run, name)
-    for one, parts in behind.items():
-        began, before = time.monotonic(), len(logged(one))
-        for part in parts:
-            lines += tables.tidy(part.measure(one), one, name, **part.about)
-        of_stages = sum(line["seconds"] for line in logged(one)[before:])
-        log_time(one, name, max(0.0, time.monotonic() - began - of_stages))
+    parts = [(one, part) for one, parts in behind.items() for part in parts]
+    lines = [line for one, part in parts for line in tables.tidy(part.measure(one), one, name, **part.about)]
     systems = (Measured(**row).absent(reason) for row, reason in rows.absent_systems(name))
     made = pd.DataFrame([*lines, *tables.tidy(systems, next(iter(behind)), name)])
     made = ablations.with_training(made, run.preset) if name == "table5" else made
@@ -198,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     elif stage == "thresholds":
         print(recognition.measure_thresholds(names, run.preset, run.workers))
     else:
-        make = STAGES.get(stage) or partial(facesets.embeddings, names=names, loaded={})
+        make = STAGES.get(stage) or partial(facesets.embeddings, names=names)
         for item in items:
             made = make(run, item)
             for path in made if isinstance(made, list) else [made]:

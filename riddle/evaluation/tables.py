@@ -50,7 +50,9 @@ class Measured:
     reference_hash: str = ""  # of the set that a distance between sets refers to
 
     def of(self, e: Estimate, undetected: int = 0, digits: int = 3) -> Measured:
-        """With an estimate's numbers."""
+        """With an estimate's numbers; one of nothing says that no face was found."""
+        if not e.n:
+            return replace(self.absent("no face was found"), undetected=undetected)
         spread = e.std if np.isfinite(e.std) else 0.0
         largest = max(abs(e.mean), spread, 1.0)
         digits = max(0, min(digits, 3 - int(np.log10(largest))))  # of a distance of thousands no decimals are read

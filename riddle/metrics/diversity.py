@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from riddle.metrics.identity import accepted, cosine
+from riddle.metrics.identity import accepted, cosine, mean_found
 
 
 def pairs(embeddings: np.ndarray, similarity: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
@@ -33,7 +33,5 @@ def kffa(embeddings: np.ndarray) -> np.ndarray:
     The mean angle between all pairs of the K faces made from one original with K passwords (section 4.4; Li et al.,
     2022). A face that was not found (NaN) is left out; an original with fewer than two found is NaN.
     """
-    angles = np.degrees(np.arccos(np.clip(pairs(np.asarray(embeddings, np.float64), cosine), -1, 1)))
-    found = np.isfinite(angles)
-    total = np.where(found, angles, 0).sum(1)
-    return np.divide(total, found.sum(1), out=np.full(len(angles), np.nan), where=found.any(1))
+    cosines = pairs(np.asarray(embeddings, np.float64), cosine)
+    return mean_found(np.degrees(np.arccos(np.clip(cosines, -1, 1))))

@@ -103,18 +103,26 @@ def bootstrap_interval(
 ) -> Estimate:
     """Mean of values (P,) with a percentile interval that resamples whole groups (P,): identities, not pictures.
 
-    Without groups every value is its own. `std` is the standard deviation of the resampled means.
+    Without groups every value is its own. `std` is the standard deviation of the resampled means. NaN is left out. One
+    group has no interval; where nothing is left, there is no mean either.
     """
-    values = np.asarray(values, np.float64)
-    if values.size == 0:
-        raise ValueError("there is nothing to resample")
-    groups = np.arange(len(values)) if groups is None else np.asarray(groups)
-    _, index = np.unique(groups, return_inverse=True)
+    known = np.isfinite(values)
+    values = np.asarray(values, np.float64)[known]
+    _, index = np.unique(np.flatnonzero(known) if groups is None else groups[known], return_inverse=True)
     sums, sizes = np.bincount(index, weights=values), np.bincount(index)
+    if len(sums) < 2:
+        return Estimate(float(values.mean()) if len(values) else np.nan, np.nan, np.nan, np.nan, len(values))
     picks = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
     means = sums[picks].sum(1) / sizes[picks].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(values.mean()), float(means.std()), float(low), float(high), len(values))
+
+
+def mean_found(values: np.ndarray) -> np.ndarray:
+    """Mean of each row of values (N, K), NaN (no face was found) left out: (N,); NaN where nothing is left."""
+    found = np.isfinite(values)
+    total = np.where(found, values, 0).sum(1)
+    return np.divide(total, found.sum(1), out=np.full(len(values), np.nan), where=found.any(1))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
