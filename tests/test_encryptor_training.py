@@ -13,14 +13,13 @@ from torch import nn
 from riddle.losses import PAPER_WEIGHTS
 from riddle.models.curvature import Curvature
 from riddle.models.encryptor import POSE, build_encryptor
-from riddle.models.inversion import build_encoder
 from riddle.models.stylegan2 import Generator
 from riddle.presets import VARIANTS, get
 from riddle.training import encryptor
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask, encrypt_and_decrypt, evaluate
 from riddle.training.frozen import LossNetworks, draw_codes, draw_keys
 from riddle.training.loop import make_accelerator, run
-from riddle.weights import load_metadata, load_tensors, save_tensors
+from riddle.weights import load_metadata, load_tensors
 
 TRAINED = [name for name, variant in VARIANTS.items() if variant.trained]
 
@@ -54,7 +53,7 @@ def random_codes(n=4):
 
 def make_task(out, frozen, held_out=None, **changes):
     settings = {"steps": 1, "batch": 4, "save_every": 10, "log_every": 10, "bfloat16": False}
-    parts = {k: changes.pop(k) for k in ("encoder", "inverted") if k in changes}
+    parts = {k: changes.pop(k) for k in ("curvature", "inverted") if k in changes}
     config = EncryptorConfig(out=str(out), preset="smoke", **(settings | changes))
     accelerator = make_accelerator(config)
     torch.manual_seed(0)
@@ -123,32 +122,6 @@ def test_originals_that_are_compared_share_their_passwords(frozen, tmp_path, mon
         config = EncryptorConfig(out="", preset="smoke", linked=1.0, batch=batch)
         with pytest.raises(ValueError, match=f"of a batch, here 3; give a --batch that is a multiple of {wanted}"):
             EncryptorTask(config, accelerator, *frozen, random_codes())
-
-
-def test_recovery_from_published_pixels_is_by_the_right_password_and_teaches_both_passes(frozen, tmp_path, monkeypatch):
-    """An encoder that reads the very code of what is shown: then it is eq. 4 of the face that this code opens to."""
-    (g, networks), seen = frozen, []
-
-    class Reader(nn.Module):
-        def forward(self, faces):
-            assert faces is seen[-1][0]
-            return self.code.detach() + (faces.mean() - faces.mean().detach())
-
-    reader = Reader()
-    task = make_task(tmp_path, frozen, pixels=3.0, weights=dict.fromkeys(PAPER_WEIGHTS.as_dict(), 0.0), encoder=reader)
-    w, keys = draw_codes(g, 2), draw_keys(g, 2, 2, 2)
-    encrypted = encrypt_and_decrypt(task.network, w, keys)[0][:, 0]
-    reader.code = encrypted
-    monkeypatch.setattr(encryptor, "publish", lambda faces, under: seen.append((faces, under)) or faces)
-    total, terms = task.losses(w, keys)
-    assert torch.allclose(seen[0][0], g(encrypted), atol=1e-4) and torch.allclose(seen[0][1], g(w), atol=1e-4)
-    opened = networks.embed(g(task.network(encrypted, keys[:, 0, 0])))
-    expected = (1 - (opened * networks.embed(g(w))).sum(1)).mean()
-    assert terms["recovery_pixels"].item() == pytest.approx(expected.item(), abs=1e-4)
-    assert total.item() == pytest.approx(3 * expected.item(), rel=1e-3)
-    through = torch.autograd.grad(total, seen[0][0])[0]
-    assert through.abs().amax((1, 2, 3)).gt(0).all()  # the picture's gradient reaches the first pass
-    assert "recovery_pixels" not in make_task(tmp_path, frozen).losses(w, keys)[1]
 
 
 def test_curvature_changes_the_gradient_and_no_loss(frozen, tmp_path):
@@ -261,7 +234,7 @@ def test_variants_differ_in_one_thing_and_weights_are_the_papers(tmp_path):
 @pytest.fixture
 def command(frozen, monkeypatch, tmp_path):
     """A function that trains a smoke variant for a step by the command line; its folder."""
-    monkeypatch.setattr(encryptor, "frozen_networks", lambda *a: (*frozen, 0.3))
+    monkeypatch.setattr(encryptor, "frozen_networks", lambda *a: frozen)
     codes = tmp_path / "codes.npy"
     np.save(codes, frozen[0].broadcast(frozen[0].map(torch.randn(64, 64))).numpy())
 
@@ -299,15 +272,6 @@ def test_the_coupling_measures_the_training_codes_once_and_not_when_it_goes_on(c
     held = tmp_path / "codes.npy"  # all of them are training's now: S would be another
     out = command("coupling", "--start", str(file), "--val-codes", str(held), "--out", str(tmp_path / "on"))
     assert torch.equal(load_tensors(tmp_path / "on" / "encryptor.safetensors")["size"], size)
-
-
-def test_the_encoder_reads_published_pixels_by_its_weights(command, frozen, tmp_path):
-    file = tmp_path / "encoder.safetensors"
-    save_tensors(file, build_encoder(get("smoke"), frozen[0]).state_dict(), {})
-    out = command("riddle", "--pixels", "2", "--encoder", str(file), "--log-every", "1")
-    assert json.loads((out / "log.jsonl").read_text())["recovery_pixels"] > 0
-    record = json.loads(load_metadata(out / "encryptor.safetensors")["ablation"])
-    assert record["shared"]["pixels"] == 2 and len(record["files"]["encoder"]) == 12
 
 
 def test_files_that_are_not_there_are_named(command):

@@ -6,7 +6,6 @@
     ... --weights recovery=3 latent=0.1 --lr 3e-4
     ... --linked 2                                        # ours: two people under one password stay two people
     ... --apart 2                                         # ours: L_div once more, over the encrypted faces alone
-    ... --pixels 3                                        # ours: recovery from published pixels, too
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in one
 batch. The weights' running average is what is kept: encryptor.safetensors. Give all variants the same options: its
@@ -18,7 +17,6 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +28,15 @@ from riddle import losses
 from riddle.files import sha256
 from riddle.losses import LossWeights
 from riddle.machine import keep_memory
+from riddle.models.curvature import Curvature
 from riddle.models.encryptor import build_encryptor
-from riddle.models.inversion import Encoder, LiteEncoder
 from riddle.networks import Synthesis
 from riddle.presets import CONTROLS, VARIANTS, get
 from riddle.training import recipe
 from riddle.training.frozen import Features, LossNetworks, draw_codes, draw_keys, frozen_encoder, frozen_networks
 from riddle.training.helper import Coach, CodeJudge, code_loss, importance, linked, load_code_judge, small
-from riddle.training.loop import LoopConfig, Numbers, Task, make_accelerator, run
-from riddle.training.pixelpath import publish
-from riddle.weights import WeightsMissingError, bundled, load_tensors, save_tensors
+from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run
+from riddle.weights import WeightsMissingError, bundled, load_tensors
 
 COACHED = 4  # steps of the encryptor for one of its helper's judge
 FILES = ("codes", "val_codes", "code_judge", "generator", "parser", "encoder", "start")  # options that name a file
@@ -55,7 +52,7 @@ class EncryptorConfig(LoopConfig):
     code_judge: str = ""  # safetensors of riddle.training.helper, for the loss in codes
     generator: str = ""  # safetensors; without: the bundled weights; so for the next two
     parser: str = ""  # safetensors
-    encoder: str = ""  # safetensors, for the curvature and for `pixels`
+    encoder: str = ""  # safetensors, for the curvature
     start: str = ""  # encryptor.safetensors to go on from
     steps: int = 40_000  # the paper: 200,000
     batch: int = 2  # originals a step; the paper: 8
@@ -68,12 +65,10 @@ class EncryptorConfig(LoopConfig):
     blend: float = 0.0  # share of the originals that lie between two training faces
     linked: float = 0.0  # weight of `linked` over faces of originals that share passwords; the paper: none
     apart: float = 0.0  # weight of L_div over the encrypted faces alone, beside that over all; the paper: none
-    pixels: float = 0.0  # weight of L_rec over faces restored from published pixels (`publish`); the paper: none
     damping: float = 0.003  # curvature above which the gradient in z is held down (`Curvature`); 0: not at all
     lr: float = 5e-4  # Adam, warm-up then cosine to zero, in both parts alike; the paper's is not given
     warmup: float = 0.02  # share of a part
     clip: float = 2.0  # largest norm of the gradient
-    threshold: float = 0.0  # cosine above which two faces count as one person in `evaluate`; 0: the recogniser's own
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,21 +110,23 @@ def evaluate(
     original's face, shares accepted (cosine above threshold), and for pairs of encryptions of one original their
     mean cosine and the share below the threshold.
     """
-    rows: dict[str, list[torch.Tensor]] = {"encrypted": [], "recovered": [], "wrong": [], "pairs": []}
     m, n = keys.shape[1], keys.shape[2] - 1
     first, second = torch.triu_indices(m, m, 1)
-    for w, key in zip(codes.split(batch), keys.split(batch), strict=True):
+
+    def compared(w: torch.Tensor, key: torch.Tensor) -> dict[str, torch.Tensor]:
         made = torch.cat([w[:, None], *encrypt_and_decrypt(encryptor, w, key)], 1)
         e = embed(generator(made.flatten(0, 1))).float().unflatten(0, made.shape[:2])
-        similar = (e[:, 1:] @ e[:, 0, :, None])[..., 0].split([m, m, m * n], 1)
-        among = e[:, 1 : m + 1] @ e[:, 1 : m + 1].transpose(1, 2)
-        for name, value in zip(rows, (*similar, among[:, first, second]), strict=True):
-            rows[name].append(value.flatten())
-    joined = {k: torch.cat(v) for k, v in rows.items()}
-    numbers = {f"cos_{k}": v.mean().item() for k, v in joined.items()}
-    apart = (joined.pop("pairs") < threshold).float().mean().item()
-    accepted = {f"accepted_{k}": (v > threshold).float().mean().item() for k, v in joined.items()}
-    return numbers | accepted | {"pairs_apart": apart}
+        cosines = e @ e.transpose(1, 2)
+        similar = dict(zip(("encrypted", "recovered", "wrong"), cosines[:, 0, 1:].split([m, m, m * n], 1), strict=True))
+        pairs = cosines[:, 1 : m + 1, 1 : m + 1][:, first, second]
+        accepted = {f"accepted_{k}": v > threshold for k, v in similar.items()}
+        return (
+            {f"cos_{k}": v for k, v in (similar | {"pairs": pairs}).items()}
+            | accepted
+            | {"pairs_apart": pairs < threshold}
+        )
+
+    return means(compared, codes, keys, batch=batch)
 
 
 class EncryptorTask(Task):
@@ -137,12 +134,12 @@ class EncryptorTask(Task):
 
     def __init__(
         self, config: EncryptorConfig, accelerator: Accelerator, generator: Synthesis, frozen: LossNetworks,
-        held_out: torch.Tensor, code_judge: CodeJudge | None = None, encoder: Encoder | LiteEncoder | None = None,
+        held_out: torch.Tensor, code_judge: CodeJudge | None = None, curvature: Curvature | None = None,
         inverted: torch.Tensor | None = None,
     ):  # fmt: skip
-        """held_out: codes (N, L, D) for `evaluate`, none of them trained on; code_judge: for the helper; encoder: for
-        `damping`, which needs its curvature, and `pixels`; inverted: codes (M, L, D) of training faces, for `blend` and
-        the helper. Raises ValueError where `linked` cannot halve what a process has of a batch."""
+        """held_out: codes (N, L, D) for `evaluate`, none of them trained on; code_judge: for the helper; curvature: the
+        encoder's, for `damping`; inverted: codes (M, L, D) of training faces, for `blend` and the helper. Raises
+        ValueError where `linked` cannot halve what a process has of a batch."""
         device, parts = accelerator.device, accelerator.num_processes
         if config.linked and config.batch // parts % 2:
             raise ValueError(
@@ -150,9 +147,7 @@ class EncryptorTask(Task):
                 f"give a --batch that is a multiple of {2 * parts}"
             )
         self.generator, self.frozen = generator.eval().requires_grad_(False), frozen
-        self.weights, self.inverted = config.loss_weights, inverted
-        self.curvature = getattr(encoder, "curvature", None) if config.damping else None
-        self.read = partial(encoder, steps=0) if isinstance(encoder, LiteEncoder) else encoder  # steps stop gradients
+        self.weights, self.inverted, self.curvature = config.loss_weights, inverted, curvature
         encryptor = build_encryptor(config.preset, VARIANTS[config.variant].arch, generator.codes).to(device)
         optimiser = torch.optim.Adam(encryptor.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         super().__init__(config, accelerator, "encryptor", encryptor, optimiser, shared=[generator.codes])
@@ -223,20 +218,7 @@ class EncryptorTask(Task):
         if self.config.apart and weights.diversity:
             terms["apart"] = losses.diversity_loss(embedded[:, :m])
             total = total + self.config.apart * terms["apart"]
-        if self.config.pixels:
-            shown = publish(faces.unflatten(0, codes.shape[:2])[:, 0], original)
-            terms["recovery_pixels"] = self.recovery_from(shown, keys[:, 0, 0], wanted.float())
-            total = total + self.config.pixels * terms["recovery_pixels"]
         return total, terms
-
-    def recovery_from(self, pictures: torch.Tensor, keys: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """L_rec of faces restored from pictures (B, 3, R, R) by keys (B, L, D); wanted: (B, E), the originals'."""
-        with self.accelerator.autocast():
-            read = self.read(pictures).float()
-        back = self.network(read, keys)
-        with self.accelerator.autocast():
-            embedded = self.frozen.embed(self.generator(back)).float()
-        return losses.recovery_loss(wanted, embedded[:, None])
 
     def helper(self, judged: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """`code_loss` on codes under drawn passwords, each for two originals. judged: on drawn codes, by the judge of
@@ -250,11 +232,15 @@ class EncryptorTask(Task):
         with self.accelerator.autocast():
             return code_loss(self.network.change, z, keys, importance(codes), judge, diverse, self.centre)
 
-    def after_backward(self) -> Numbers:
-        """The judge of codes learns from what the encryptor made."""
-        if self.made is None or self.coach is None or self.counters["step"] % COACHED:
-            return {}
-        return {"guess": self.coach.step(self.made.flatten(0, 1))}
+    def step(self, batch: dict[str, torch.Tensor], progress: float) -> Numbers:
+        """One step; at every fourth one the judge of codes learns from what the encryptor made."""
+        coached = self.coach is not None and self.counters["step"] % COACHED == 0
+        numbers = super().step(batch, progress)
+        return (
+            numbers | {"guess": self.coach.step(self.made.flatten(0, 1))}
+            if coached and self.made is not None
+            else numbers
+        )
 
     def training_codes(self, count: int) -> torch.Tensor:
         """So many codes (count, L, D) of training faces, drawn anew."""
@@ -280,7 +266,7 @@ class EncryptorTask(Task):
         """`evaluate` for the average on the held-out codes under fixed keys, by the network trained against."""
         codes, keys, embed = self.held_out, self.held_out_keys, self.frozen.embed
         with self.accelerator.autocast():
-            return evaluate(self.average, self.generator, codes, embed, keys, self.config.threshold)
+            return evaluate(self.average, self.generator, codes, embed, keys, self.frozen.threshold)
 
     @torch.no_grad()
     def samples(self) -> torch.Tensor:
@@ -318,30 +304,25 @@ def main(argv: list[str] | None = None) -> dict:
         raise SystemExit("--codes is needed, unless --variant datafree draws them; riddle.training.prepare makes it")
     accelerator, preset = make_accelerator(config), get(config.preset)
     torch.manual_seed(config.seed)
-    generator, frozen, threshold = frozen_networks(preset, config.generator, accelerator.device, config.parser)
-    config = replace(config, threshold=config.threshold or threshold)
+    generator, frozen = frozen_networks(preset, config.generator, accelerator.device, config.parser)
     codes = torch.from_numpy(np.load(config.codes)) if config.codes else draw_codes(generator, 48, seed=1)
     held_out = torch.from_numpy(np.load(config.val_codes)).float()[:48] if config.val_codes else codes[-48:].float()
     learned = None if datafree else codes if config.val_codes else codes[:-48]
-    judge, encoder = load_code_judge(config.code_judge) if config.code_judge else None, None
-    if config.pixels or (config.damping and preset.encoder == "lite"):
-        encoder = frozen_encoder(preset, config.encoder, generator)
-    task = EncryptorTask(config, accelerator, generator, frozen, held_out, judge, encoder, learned)
-    if config.start:
-        for network in (task.network, task.average):
+    judge, curvature = load_code_judge(config.code_judge) if config.code_judge else None, None
+    if config.damping and preset.encoder == "lite":
+        curvature = frozen_encoder(preset, config.encoder, generator).curvature
+    task = EncryptorTask(config, accelerator, generator, frozen, held_out, judge, curvature, learned)
+    for network in (task.network, task.average):
+        if config.start:
             network.load_state_dict(load_tensors(config.start))
-    elif record["arch"] == "coupling" and learned is not None:
-        for network in (task.network, task.average):
+        elif record["arch"] == "coupling" and learned is not None:
             network.measure(generator.codes.to_gaussian(learned.to(accelerator.device).float()))
     last = run(task, {"row": torch.arange(1 << 16)} if learned is None else {"w": learned})
-    if accelerator.is_main_process:
-        last |= {f"val_{k}": round(v, 4) for k, v in task.validate().items()}
-        about = {k: getattr(config, k) for k in ("preset", "batch", "m", "n", "seed")}
-        about |= {"kind": record["arch"], "datafree": datafree, "steps": last["step"]}
-        about |= {"weights": json.dumps(config.loss_weights.as_dict()), "ablation": json.dumps(record)}
-        save_tensors(Path(config.out) / "encryptor.safetensors", task.average.state_dict(), about)
-        print(json.dumps(last))
-    return last
+    last |= {f"val_{k}": round(v, 4) for k, v in task.validate().items()}
+    about = {k: getattr(config, k) for k in ("preset", "batch", "m", "n", "seed")}
+    about |= {"kind": record["arch"], "datafree": datafree, "steps": last["step"]}
+    about |= {"weights": json.dumps(config.loss_weights.as_dict()), "ablation": json.dumps(record)}
+    return finish(task, "encryptor", last, about)
 
 
 if __name__ == "__main__":
