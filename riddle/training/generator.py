@@ -22,7 +22,7 @@ from torch import nn
 from riddle.files import replace_file
 from riddle.images import to_bytes
 from riddle.machine import fast_autocast, keep_memory
-from riddle.models.mobilestylegan import Cut, MobileStyleGAN
+from riddle.models.mobilestylegan import SIDES, Cut, MobileStyleGAN
 from riddle.networks import published_generator
 from riddle.progress import track
 from riddle.training import recipe
@@ -67,9 +67,10 @@ def make_targets(generator: MobileStyleGAN, count: int, out: Path, seed: int = 0
 @torch.no_grad()
 def reduced(generator: MobileStyleGAN, codes: torch.Tensor, side: int) -> torch.Tensor:
     """What the whole network draws of codes (N, L, D), area-reduced to (N, 3, side, side) in [-1, 1]."""
+    whole = max(SIDES[0], 8 << len(generator.blocks))
     with fast_autocast(codes.device):
-        drawn = generator(codes, 8 << len(generator.blocks))
-    return F.adaptive_avg_pool2d(drawn.float().clamp(-1, 1), side)
+        drawn = (generator(w, whole).float().clamp(-1, 1) for w in codes.split(8))
+        return torch.cat([F.adaptive_avg_pool2d(faces, side) for faces in drawn])
 
 
 def grid(faces: torch.Tensor) -> torch.Tensor:
