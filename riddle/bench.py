@@ -160,7 +160,7 @@ def encryptor_row(model: Riddle, batch: int, seconds: float) -> dict:
     AcceleratorState._reset_state(True)  # accelerate fixes the precision of a process
     settings = EncryptorConfig(out="", preset=model.preset.name, bfloat16=model.dtype is not None)
     accelerator = make_accelerator(settings)
-    g, frozen, _ = frozen_networks(model.preset, "", accelerator.device, parser="")
+    g, frozen = frozen_networks(model.preset, "", accelerator.device, parser="")
     w = g.sample(batch).to(accelerator.device)
     tasks = {k: EncryptorTask(settings, accelerator, form, frozen, w) for k, form in both(g).items()}
     works = {k: lambda task=task: task.step({"w": w}, 0.5) for k, task in tasks.items()}

@@ -22,7 +22,6 @@ from riddle.data import sample_codes, sample_faces
 from riddle.faces import blending, recognizers
 from riddle.faces.detection import Face, load_detector
 from riddle.images import to_bytes, to_image
-from riddle.machine import fast_autocast
 from riddle.models.encryptor import build_encryptor
 from riddle.models.inversion import build_encoder
 from riddle.models.mobilestylegan import SIDES, MobileStyleGAN
@@ -31,7 +30,7 @@ from riddle.pipeline import Riddle
 from riddle.presets import CONTROLS, VARIANTS, Preset, get
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask
 from riddle.training.frozen import LossNetworks, draw_codes
-from riddle.training.generator import CutConfig, CutTask
+from riddle.training.generator import CutConfig, CutTask, reduced
 from riddle.training.inversion import InversionConfig, InversionTask
 from riddle.training.loop import make_accelerator, run
 from riddle.training.parsing import ParsingConfig, ParsingTask
@@ -164,7 +163,7 @@ def loss_networks(preset: Preset, faces: torch.Tensor) -> tuple[LossNetworks, nn
     known = not small and recognizers.available([preset.identity])[preset.identity] is None
     embed = recognizers.load(preset.identity, device=str(faces.device)).from_crop if known else features.embed
     lpips = features if small or locate("squeezenet1_1") is None else load_lpips("squeeze")
-    return LossNetworks(embed, features.maps), lpips
+    return LossNetworks(embed, features.maps, threshold=0.5), lpips
 
 
 def _options(out: str, preset: str, steps: int, batch: int, seed: int, saves: int = 1) -> dict[str, Any]:
@@ -189,15 +188,6 @@ def tiny_generator() -> MobileStyleGAN:
         generator = MobileStyleGAN(cuts=(32,), channels=TINY, dim=32)
     generator.codes.measure(generator.map)
     return generator.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def reduced(generator: MobileStyleGAN, codes: torch.Tensor, side: int, batch: int = 8) -> torch.Tensor:
-    """What the whole network draws of codes (N, L, D), area-reduced to (N, 3, side, side) in [-1, 1]."""
-    whole = max(SIDES[0], 8 << len(generator.blocks))
-    with fast_autocast("cpu"):
-        drawn = (generator(w, whole).float().clamp(-1, 1) for w in codes.split(batch))
-        return torch.cat([F.adaptive_avg_pool2d(faces, side) for faces in drawn])
 
 
 def train_cut(preset: str = "smoke", steps: int = 30, targets: int = 48, seed: int = 0, out: str = "") -> CutTask:
@@ -258,7 +248,7 @@ def train_encryptor(
     options = _options(out, "smoke", steps, batch, seed, saves=4)
     codes = draw_codes(generator, 64, seed)
     frozen = loss_networks(get("smoke"), generator(codes))[0]
-    settings = {"n": 1, "weights": {"parsing": 0.0}, "lr": 3e-3, "ema": 0.8, "threshold": 0.5, "warmup": 0.05}
+    settings = {"n": 1, "weights": {"parsing": 0.0}, "lr": 3e-3, "ema": 0.8, "warmup": 0.05}
     config = EncryptorConfig(**options, **(settings | changes))
     task = EncryptorTask(config, make_accelerator(config), generator, frozen, codes[:16])
     task.before = held_out_numbers(task)

@@ -272,7 +272,7 @@ def test_variants_differ_in_one_thing_and_weights_are_the_papers(tmp_path):
 @pytest.fixture
 def command(frozen, monkeypatch, tmp_path):
     """A function that trains a smoke variant for a step by the command line; its folder."""
-    monkeypatch.setattr(encryptor, "frozen_networks", lambda *a: (*frozen, 0.3))
+    monkeypatch.setattr(encryptor, "frozen_networks", lambda *a: frozen)
     codes = tmp_path / "codes.npy"
     np.save(codes, frozen[0].broadcast(frozen[0].map(torch.randn(64, 64))).numpy())
 

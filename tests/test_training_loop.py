@@ -17,11 +17,9 @@ from riddle.training.loop import (
     Task,
     batches,
     faces_to_float,
-    hash_seed,
     make_accelerator,
     rate_share,
     run,
-    save_grid,
     update_average,
 )
 
@@ -135,8 +133,8 @@ def test_a_gradient_that_is_not_finite_is_left_out(tmp_path, faces):
 
 def test_a_time_limit_ends_cleanly(tmp_path, faces):
     assert train(tmp_path, faces, steps=1000, minutes=0.0)[1]["step"] == 0
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 0
     state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["counters"]["step"] == 0
     torch.save(state | {"counters": state["counters"] | {"seconds": 90.0}}, tmp_path / "state.pt")
     assert train(tmp_path, faces, steps=1000, minutes=1.5)[1]["step"] == 0  # an earlier part counts
 
@@ -157,19 +155,6 @@ def test_batches_cover_every_item_each_epoch_and_start_anywhere():
     assert torch.equal(next(batches(tensors, 3, seed=1, start=4))["x"], drawn[4]["x"])
     with pytest.raises(ValueError, match="fewer than one batch"):
         next(batches(tensors, 11, 0, 0))
-
-
-def test_seeds_differ_by_step_rank_and_seed():
-    assert len({hash_seed(a, b, c) for a in range(3) for b in range(20) for c in range(3)}) == 180
-    assert hash_seed(1, 2, 3) == hash_seed(1, 2, 3)
-
-
-def test_grid_places_faces_row_by_row(tmp_path):
-    faces = torch.stack([torch.full((3, 4, 4), v) for v in (-1.0, 0.0, 1.0, -1.0)])
-    save_grid(faces, tmp_path / "g.png", columns=2)
-    pixels = np.asarray(Image.open(tmp_path / "g.png"))
-    assert pixels.shape == (8, 8, 3)
-    assert [pixels[1, 1, 0], pixels[1, 6, 0], pixels[6, 1, 0], pixels[6, 6, 0]] == [0, 128, 255, 0]
 
 
 def test_average_is_exponential():

@@ -36,9 +36,9 @@ from riddle.presets import CONTROLS, VARIANTS, get
 from riddle.training import recipe
 from riddle.training.frozen import Features, LossNetworks, draw_codes, draw_keys, frozen_encoder, frozen_networks
 from riddle.training.helper import Coach, CodeJudge, code_loss, importance, linked, load_code_judge, small
-from riddle.training.loop import LoopConfig, Numbers, Task, make_accelerator, run
+from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run
 from riddle.training.pixelpath import publish
-from riddle.weights import WeightsMissingError, bundled, load_tensors, save_tensors
+from riddle.weights import WeightsMissingError, bundled, load_tensors
 
 COACHED = 4  # steps of the encryptor for one of its helper's judge
 FILES = ("codes", "val_codes", "code_judge", "generator", "parser", "encoder", "start")  # options that name a file
@@ -73,7 +73,6 @@ class EncryptorConfig(LoopConfig):
     lr: float = 5e-4  # Adam, warm-up then cosine to zero, in both parts alike; the paper's is not given
     warmup: float = 0.02  # share of a part
     clip: float = 2.0  # largest norm of the gradient
-    threshold: float = 0.0  # cosine above which two faces count as one person in `evaluate`; 0: the recogniser's own
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,21 +114,23 @@ def evaluate(
     original's face, shares accepted (cosine above threshold), and for pairs of encryptions of one original their
     mean cosine and the share below the threshold.
     """
-    rows: dict[str, list[torch.Tensor]] = {"encrypted": [], "recovered": [], "wrong": [], "pairs": []}
     m, n = keys.shape[1], keys.shape[2] - 1
     first, second = torch.triu_indices(m, m, 1)
-    for w, key in zip(codes.split(batch), keys.split(batch), strict=True):
+
+    def compared(w: torch.Tensor, key: torch.Tensor) -> dict[str, torch.Tensor]:
         made = torch.cat([w[:, None], *encrypt_and_decrypt(encryptor, w, key)], 1)
         e = embed(generator(made.flatten(0, 1))).float().unflatten(0, made.shape[:2])
-        similar = (e[:, 1:] @ e[:, 0, :, None])[..., 0].split([m, m, m * n], 1)
-        among = e[:, 1 : m + 1] @ e[:, 1 : m + 1].transpose(1, 2)
-        for name, value in zip(rows, (*similar, among[:, first, second]), strict=True):
-            rows[name].append(value.flatten())
-    joined = {k: torch.cat(v) for k, v in rows.items()}
-    numbers = {f"cos_{k}": v.mean().item() for k, v in joined.items()}
-    apart = (joined.pop("pairs") < threshold).float().mean().item()
-    accepted = {f"accepted_{k}": (v > threshold).float().mean().item() for k, v in joined.items()}
-    return numbers | accepted | {"pairs_apart": apart}
+        cosines = e @ e.transpose(1, 2)
+        similar = dict(zip(("encrypted", "recovered", "wrong"), cosines[:, 0, 1:].split([m, m, m * n], 1), strict=True))
+        pairs = cosines[:, 1 : m + 1, 1 : m + 1][:, first, second]
+        accepted = {f"accepted_{k}": v > threshold for k, v in similar.items()}
+        return (
+            {f"cos_{k}": v for k, v in (similar | {"pairs": pairs}).items()}
+            | accepted
+            | {"pairs_apart": pairs < threshold}
+        )
+
+    return means(compared, codes, keys, batch=batch)
 
 
 class EncryptorTask(Task):
@@ -250,11 +251,13 @@ class EncryptorTask(Task):
         with self.accelerator.autocast():
             return code_loss(self.network.change, z, keys, importance(codes), judge, diverse, self.centre)
 
-    def after_backward(self) -> Numbers:
-        """The judge of codes learns from what the encryptor made."""
-        if self.made is None or self.coach is None or self.counters["step"] % COACHED:
-            return {}
-        return {"guess": self.coach.step(self.made.flatten(0, 1))}
+    def step(self, batch: dict[str, torch.Tensor], progress: float) -> Numbers:
+        """One step; at every fourth one the judge of codes learns from what the encryptor made."""
+        coached = self.coach is not None and self.counters["step"] % COACHED == 0
+        numbers = super().step(batch, progress)
+        if coached and self.made is not None:
+            numbers["guess"] = self.coach.step(self.made.flatten(0, 1))
+        return numbers
 
     def training_codes(self, count: int) -> torch.Tensor:
         """So many codes (count, L, D) of training faces, drawn anew."""
@@ -282,7 +285,7 @@ class EncryptorTask(Task):
         """`evaluate` for the average on the held-out codes under fixed keys, by the network trained against."""
         codes, keys, embed = self.held_out, self.held_out_keys, self.frozen.embed
         with self.accelerator.autocast():
-            return evaluate(self.average, self.generator, codes, embed, keys, self.config.threshold)
+            return evaluate(self.average, self.generator, codes, embed, keys, self.frozen.threshold)
 
     @torch.no_grad()
     def samples(self) -> torch.Tensor:
@@ -320,8 +323,7 @@ def main(argv: list[str] | None = None) -> dict:
         raise SystemExit("--codes is needed, unless --variant datafree draws them; riddle.training.prepare makes it")
     accelerator, preset = make_accelerator(config), get(config.preset)
     torch.manual_seed(config.seed)
-    generator, frozen, threshold = frozen_networks(preset, config.generator, accelerator.device, config.parser)
-    config = replace(config, threshold=config.threshold or threshold)
+    generator, frozen = frozen_networks(preset, config.generator, accelerator.device, config.parser)
     codes = torch.from_numpy(np.load(config.codes)) if config.codes else draw_codes(generator, 48, seed=1)
     held_out = torch.from_numpy(np.load(config.val_codes)).float()[:48] if config.val_codes else codes[-48:].float()
     learned = None if datafree else codes if config.val_codes else codes[:-48]
@@ -329,21 +331,17 @@ def main(argv: list[str] | None = None) -> dict:
     if config.pixels or (config.damping and preset.encoder == "lite"):
         encoder = frozen_encoder(preset, config.encoder, generator)
     task = EncryptorTask(config, accelerator, generator, frozen, held_out, judge, encoder, learned)
-    if config.start:
-        for network in (task.network, task.average):
+    for network in (task.network, task.average):
+        if config.start:
             network.load_state_dict(load_tensors(config.start))
-    elif record["arch"] == "coupling" and learned is not None:
-        for network in (task.network, task.average):
+        elif record["arch"] == "coupling" and learned is not None:
             network.measure(generator.codes.to_gaussian(learned.to(accelerator.device).float()))
     last = run(task, {"row": torch.arange(1 << 16)} if learned is None else {"w": learned})
-    if accelerator.is_main_process:
-        last |= {f"val_{k}": round(v, 4) for k, v in task.validate().items()}
-        about = {k: getattr(config, k) for k in ("preset", "batch", "m", "n", "seed")}
-        about |= {"kind": record["arch"], "datafree": datafree, "steps": last["step"]}
-        about |= {"weights": json.dumps(config.loss_weights.as_dict()), "ablation": json.dumps(record)}
-        save_tensors(Path(config.out) / "encryptor.safetensors", task.average.state_dict(), about)
-        print(json.dumps(last))
-    return last
+    last |= {f"val_{k}": round(v, 4) for k, v in task.validate().items()}
+    about = {k: getattr(config, k) for k in ("preset", "batch", "m", "n", "seed")}
+    about |= {"kind": record["arch"], "datafree": datafree, "steps": last["step"]}
+    about |= {"weights": json.dumps(config.loss_weights.as_dict()), "ablation": json.dumps(record)}
+    return finish(task, "encryptor", last, about)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -29,15 +28,23 @@ class LossNetworks:
     embed: Features  # F_e: (N, E) of unit length
     perceive: Callable[[torch.Tensor], list[torch.Tensor]] | None = None  # F_p: losses.PerceptualFeatures
     parse: Features | None = None  # F_s: (N, P, R, R), the parts of eq. 8
+    threshold: float = 0.3  # cosine above which F_e takes two faces for one person
 
 
-def frozen_generator(preset: Preset, path: str | Path, device: torch.device | str) -> Synthesis:
+def frozen_generator(preset: Preset, path: str, device: torch.device | str) -> Synthesis:
     """A preset's generator with the weights of `path`, "" for the bundled ones. Raises WeightsMissingError."""
     generator = fill_generator(build_generator(preset), load_tensors(path or bundled(preset.name, "generator")))
     return generator.to(device).eval().requires_grad_(False)
 
 
-def frozen_parser(preset: Preset, path: str | Path, device: torch.device) -> Features:
+def frozen_encoder(preset: Preset, path: str, generator: Synthesis) -> Encoder | LiteEncoder:
+    """The inversion, with the weights of `path`, "" for the bundled ones. Raises WeightsMissingError."""
+    encoder = build_encoder(preset, generator)
+    encoder.load_state_dict(load_tensors(path or bundled(preset.name, "encoder")))
+    return encoder.to(generator.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def frozen_parser(preset: Preset, path: str, device: torch.device) -> Features:
     """F_s: faces (N, 3, R, R) -> logits of eq. 8's parts.
 
     path: safetensors, "" for the preset's bundled weights (at FFHQ's framing: the published parser). Raises
@@ -52,29 +59,18 @@ def frozen_parser(preset: Preset, path: str | Path, device: torch.device) -> Fea
     return lambda faces: parts(net(faces))
 
 
-def frozen_encoder(preset: Preset, path: str | Path, generator: Synthesis) -> Encoder | LiteEncoder:
-    """The inversion, with the weights of `path`, "" for the bundled ones. Raises WeightsMissingError."""
-    encoder = build_encoder(preset, generator)
-    encoder.load_state_dict(load_tensors(path or bundled(preset.name, "encoder")))
-    return encoder.to(generator.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
 def frozen_networks(
     preset: Preset, generator: str, device: torch.device, parser: str | None = None
-) -> tuple[Synthesis, LossNetworks, float]:
-    """The generator, the loss networks and F_e's threshold; paths, "" for the preset's bundled weights.
+) -> tuple[Synthesis, LossNetworks]:
+    """The generator and the loss networks; paths, "" for the preset's bundled weights.
 
     parser: None leaves out F_s. Raises WeightsMissingError.
     """
     g = frozen_generator(preset, generator, device)
-    perceive = PerceptualFeatures(load_lpips("squeeze")).to(device, memory_format=torch.channels_last)
-    recogniser = recognizers.load(preset.identity, device=str(device))
-    networks = LossNetworks(
-        recogniser.from_crop,
-        perceive.eval().requires_grad_(False),
-        None if parser is None else frozen_parser(preset, parser, device),
-    )
-    return g, networks, recogniser.threshold
+    f_e = recognizers.load(preset.identity, device=str(device))
+    f_p = PerceptualFeatures(load_lpips("squeeze")).to(device, memory_format=torch.channels_last)
+    f_s = None if parser is None else frozen_parser(preset, parser, device)
+    return g, LossNetworks(f_e.from_crop, f_p.eval().requires_grad_(False), f_s, f_e.threshold)
 
 
 def draw_keys(generator: Synthesis, count: int, m: int, n: int) -> torch.Tensor:

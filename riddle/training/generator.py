@@ -10,7 +10,6 @@ than the blocks, which start from the published ones.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +22,13 @@ from torch import nn
 from riddle.files import replace_file
 from riddle.images import to_bytes
 from riddle.machine import fast_autocast, keep_memory
-from riddle.models.mobilestylegan import Cut, MobileStyleGAN
+from riddle.models.mobilestylegan import SIDES, Cut, MobileStyleGAN
 from riddle.networks import published_generator
 from riddle.progress import track
 from riddle.training import recipe
 from riddle.training.frozen import draw_codes
-from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, make_accelerator, run
-from riddle.weights import load_lpips, load_tensors, save_tensors
+from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, finish, make_accelerator, means, run
+from riddle.weights import load_lpips, load_tensors
 
 STORED = 256  # px of stored targets
 HELD_OUT = 200  # targets that training never sees
@@ -59,12 +58,19 @@ def make_targets(generator: MobileStyleGAN, count: int, out: Path, seed: int = 0
     with replace_file(out / "faces.npy") as temporary:
         faces = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, STORED, STORED, 3))
         for k in track(range(0, count, batch), "targets"):
-            with fast_autocast("cpu"):
-                drawn = generator(codes[k : k + batch], 1024)
-            faces[k : k + batch] = to_bytes(F.adaptive_avg_pool2d(drawn.float().clamp(-1, 1), STORED))
+            faces[k : k + batch] = to_bytes(reduced(generator, codes[k : k + batch], STORED))
         faces.flush()
         with replace_file(out / "codes.npy") as beside:
-            np.save(beside, codes.numpy())
+            np.save(beside, codes.cpu().numpy())
+
+
+@torch.no_grad()
+def reduced(generator: MobileStyleGAN, codes: torch.Tensor, side: int) -> torch.Tensor:
+    """What the whole network draws of codes (N, L, D), area-reduced to (N, 3, side, side) in [-1, 1]."""
+    whole = max(SIDES[0], 8 << len(generator.blocks))
+    with fast_autocast(codes.device):
+        drawn = (generator(w, whole).float().clamp(-1, 1) for w in codes.split(8))
+        return torch.cat([F.adaptive_avg_pool2d(faces, side) for faces in drawn])
 
 
 def grid(faces: torch.Tensor) -> torch.Tensor:
@@ -84,7 +90,8 @@ class CutTask(Task):
         held_out: tuple[torch.Tensor, torch.Tensor],
     ):  # fmt: skip
         """held_out: codes (N, L, D) and their targets, uint8 (N, S, S, 3), that training never sees."""
-        self.generator, self.lpips, self.held_out = generator, lpips, held_out
+        self.generator, self.lpips = generator, lpips
+        self.held_out = [part.to(accelerator.device) for part in held_out]
         cut: Cut = generator.cuts[str(config.side)].requires_grad_(True)
         groups = [{"params": list(cut.picture.parameters()), "lr": config.picture_lr}]
         groups += [{"params": list(cut.blocks.parameters()), "lr": config.lr}]
@@ -110,20 +117,22 @@ class CutTask(Task):
         terms = {"mse": squared, "l1": absolute, "lpips": perceived, "grid": pattern}
         return 2 * squared + 0.2 * absolute + 0.5 * perceived + 30 * pattern, terms
 
-    @torch.no_grad()
-    def evaluate(self, batch: int = 8) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """PSNR in dB, LPIPS and the error of `grid` (a root mean square) of the average on the held-out targets, in
         float32."""
-        codes, faces = self.held_out
-        errors, perceived, patterns = [], [], []
-        for w, face in zip(codes.split(batch), faces.split(batch), strict=True):
-            target, drawn = self.target(face), self.draw(w, self.average).clamp(-1, 1)
-            errors.append((drawn - target).square().mean((1, 2, 3)))
-            perceived.append(self.lpips(drawn, target).flatten())
-            patterns.append((grid(drawn) - grid(target)).square().mean((1, 2, 3)))
-        psnr, lpips = 10 * torch.log10(4 / torch.cat(errors)).mean(), torch.cat(perceived).mean()
-        pattern = torch.cat(patterns).mean().sqrt()
-        return {"psnr": round(psnr.item(), 3), "lpips": round(lpips.item(), 5), "grid": round(pattern.item(), 5)}
+
+        def quality(w: torch.Tensor, faces: torch.Tensor) -> dict[str, torch.Tensor]:
+            target, drawn = self.target(faces), self.draw(w, self.average).clamp(-1, 1)
+            psnr = 10 * torch.log10(4 / (drawn - target).square().mean((1, 2, 3)))
+            pattern = (grid(drawn) - grid(target)).square().mean((1, 2, 3))
+            return {"psnr": psnr, "lpips": self.lpips(drawn, target), "grid": pattern}
+
+        found = means(quality, *self.held_out, batch=8)
+        return {
+            "psnr": round(found["psnr"], 3),
+            "lpips": round(found["lpips"], 5),
+            "grid": round(found["grid"] ** 0.5, 5),
+        }
 
     @torch.no_grad()
     def samples(self) -> torch.Tensor:
@@ -137,7 +146,8 @@ def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the held-out quality."""
     config = recipe.parse(CutConfig, "generator", __doc__, argv)
     keep_memory()
-    generator, folder = published_generator(), Path(config.targets)
+    accelerator, folder = make_accelerator(config), Path(config.targets)
+    generator = published_generator().to(accelerator.device)
     generator.codes.measure(generator.map)
     if not (folder / "faces.npy").is_file():
         make_targets(generator, config.count, folder)
@@ -145,14 +155,12 @@ def main(argv: list[str] | None = None) -> dict:
     faces = torch.from_numpy(np.load(folder / "faces.npy", mmap_mode="c"))
     if config.start:
         generator.cuts[str(config.side)].load_state_dict(load_tensors(config.start))
-    held_out = codes[:HELD_OUT], faces[:HELD_OUT]
-    task = CutTask(config, make_accelerator(config), generator, load_lpips("squeeze"), held_out)
+    lpips = load_lpips("squeeze", accelerator.device)
+    task = CutTask(config, accelerator, generator, lpips, (codes[:HELD_OUT], faces[:HELD_OUT]))
     last = run(task, {"codes": codes[HELD_OUT:], "faces": faces[HELD_OUT:]})
     quality = task.evaluate()
     about = {"side": config.side, "steps": last["step"], "batch": config.batch, "targets": len(codes) - HELD_OUT}
-    save_tensors(Path(config.out) / "cut.safetensors", task.average.state_dict(), about | quality)
-    print(json.dumps(last | quality))
-    return last | quality
+    return finish(task, "cut", last | quality, about | quality)
 
 
 if __name__ == "__main__":

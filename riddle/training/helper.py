@@ -83,7 +83,7 @@ def load_code_judge(path: str | Path) -> CodeJudge:
 
 def linked(made: torch.Tensor) -> torch.Tensor:
     """Mean clamped cosine of made[i] and made[i + B / 2], for vectors (B, ..., E): 0 for unlike people."""
-    first, second = made[: len(made) // 2 * 2].chunk(2)
+    first, second = made.chunk(2)
     return F.cosine_similarity(first, second, dim=-1).clamp_min(0).mean()
 
 
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> float:
     keep_memory()
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator, frozen, _ = frozen_networks(get(config.preset), config.generator, device)
+    generator, frozen = frozen_networks(get(config.preset), config.generator, device)
     examples = draw_examples(config.preset, generator, frozen.embed, config.count)
     judge, cosine = train(examples, importance(generator.codes).clamp_max(6), config.steps)
     about = {"preset": config.preset, "faces": config.count, "steps": config.steps, "cosine": round(cosine, 4)}

@@ -11,7 +11,6 @@ code is.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +27,8 @@ from riddle.networks import Synthesis
 from riddle.presets import get
 from riddle.training import recipe
 from riddle.training.frozen import LossNetworks, draw_codes, frozen_networks
-from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, make_accelerator, run
-from riddle.weights import bundled, efficientnet_weights, find, load_lpips, load_tensors, save_tensors
+from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, finish, make_accelerator, means, run, spread
+from riddle.weights import bundled, efficientnet_weights, find, load_lpips, load_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,6 @@ class InversionTask(Task):
         self.frozen, self.lpips, self.held_out = frozen, lpips, held_out
         self.generator = generator.eval().requires_grad_(False)
         encoder = encoder.to(accelerator.device)
-        encoder.passes.fill_(config.passes), encoder.steps.fill_(config.refine)
         encoder.identity.requires_grad_(config.identity_lr > 0)
         rates = {"body": config.body_lr, "identity": config.identity_lr, "perception": 0.0}
         groups = [
@@ -85,12 +83,17 @@ class InversionTask(Task):
         super().__init__(config, accelerator, "encoder", encoder, optimiser, shared=[generator])
         std = generator.codes.std
         self.importance = std / std.mean()  # what hardly shows in a face need not be read
+        self._count_steps()
+
+    def _count_steps(self) -> None:
+        for network in (self.network, self.average):
+            network.passes.fill_(self.config.passes), network.steps.fill_(self.config.refine)
 
     def start_from(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from other weights, of fewer passes or of as many."""
         for network in (self.network, self.average):
             network.load_state_dict(state)
-            network.passes.fill_(self.config.passes), network.steps.fill_(self.config.refine)
+        self._count_steps()
 
     def start_from_published(self) -> None:
         """Take the published weights of the two bodies, and those of `perception`. Raises WeightsMissingError."""
@@ -121,8 +124,7 @@ class InversionTask(Task):
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
         c, real = self.config, faces_to_float(batch["faces"])
-        n = len(real)
-        real = varied(torch.where(torch.rand(n, 1, 1, 1, device=real.device) < 0.5, real.flip(3), real))
+        n, real = len(real), varied(real)
         made = draw_codes(self.generator, round(n * c.synthetic))
         with self.accelerator.autocast():
             with torch.no_grad():
@@ -143,40 +145,39 @@ class InversionTask(Task):
         loss = sum(getattr(c, name) * value for name, value in terms.items())
         return loss, terms | {"z2": z[:n].detach().square().mean()}
 
-    @torch.no_grad()
-    def evaluate(self, batch: int = 16) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """LPIPS, squared error and F_e's cosine of held-out faces, without and with the steps of gradient descent that
         follow the passes, and what the codes look like."""
-        rows: dict[str, list[torch.Tensor]] = {}
-        for part in self.held_out.split(batch):
-            real = faces_to_float(part.to(self.accelerator.device))
+
+        def quality(faces: torch.Tensor) -> dict[str, torch.Tensor]:
+            real, numbers = faces_to_float(faces.to(self.accelerator.device)), {}
             with self.accelerator.autocast():
-                z, faces = self.average.read(real, self.config.passes)
+                z, shown = self.average.read(real, self.config.passes)
                 refined = self.generator(self.average(real)).clamp(-1, 1)
                 wanted = self.frozen.embed(real)
-                for suffix, shown in (("", faces), ("_refined", refined)):
-                    same = F.cosine_similarity(self.frozen.embed(shown), wanted)
-                    rows.setdefault(f"lpips{suffix}", []).append(self.lpips(shown, real).flatten().float())
-                    rows.setdefault(f"cosine{suffix}", []).append(same.float())
-            spread = (z - z.mean(1, keepdim=True)).std((1, 2))
-            numbers = {"mse": (faces - real).square().mean((1, 2, 3)), "spread": spread, "z_std": z.std((1, 2))}
-            for name, value in numbers.items():
-                rows.setdefault(name, []).append(value.float())
-        return {k: round(torch.cat(v).mean().item(), 4) for k, v in rows.items()}
+                for suffix, made in (("", shown), ("_refined", refined)):
+                    numbers[f"lpips{suffix}"] = self.lpips(made, real)
+                    numbers[f"cosine{suffix}"] = F.cosine_similarity(self.frozen.embed(made), wanted)
+            spread_of_slots = (z - z.mean(1, keepdim=True)).std((1, 2))
+            error = (shown - real).square().mean((1, 2, 3))
+            return numbers | {"mse": error, "spread": spread_of_slots, "z_std": z.std((1, 2))}
+
+        return {k: round(v, 4) for k, v in means(quality, self.held_out).items()}
 
     @torch.no_grad()
     def samples(self) -> torch.Tensor:
         """Held-out faces above what is read from them."""
-        real = faces_to_float(self.held_out[:: max(1, len(self.held_out) // 16)][:16].to(self.accelerator.device))
+        real = faces_to_float(spread(self.held_out, 16).to(self.accelerator.device))
         with self.accelerator.autocast():
             shown = self.average.read(real, self.config.passes)[1].float()
         return torch.cat([x for pair in zip(real.split(8), shown.split(8), strict=True) for x in pair])
 
 
 def varied(faces: torch.Tensor) -> torch.Tensor:
-    """Faces (N, 3, R, R) in other light and framed a little beside: brightness, contrast and colour within 15 %, size
-    within 4 %, place within 1 %."""
+    """Faces (N, 3, R, R), half of them mirrored, in other light and framed a little beside: brightness, contrast and
+    colour within 15 %, size within 4 %, place within 1 %."""
     n, device = len(faces), faces.device
+    faces = torch.where(torch.rand(n, 1, 1, 1, device=device) < 0.5, faces.flip(3), faces)
     spread = torch.rand(6, n, device=device) * 2 - 1
     grey = faces.mean(1, keepdim=True)
     faces = grey + (faces - grey) * (1 + 0.15 * spread[0])[:, None, None, None]
@@ -193,24 +194,20 @@ def main(argv: list[str] | None = None) -> dict:
     config = recipe.parse(InversionConfig, "inversion", __doc__, argv)
     keep_memory()
     accelerator, preset = make_accelerator(config), get(config.preset)
-    generator, frozen, _ = frozen_networks(preset, config.generator, accelerator.device)
+    generator, frozen = frozen_networks(preset, config.generator, accelerator.device)
     faces = torch.from_numpy(np.load(config.data))
     held_out = torch.from_numpy(np.load(config.val)) if config.val else faces[-96:]
     faces = faces if config.val else faces[:-96]
-    held_out = held_out[:: max(1, len(held_out) // 96)][:96]
     torch.manual_seed(config.seed)
-    lpips = load_lpips("squeeze").to(accelerator.device)
-    encoder = build_encoder(preset, generator)
-    task = InversionTask(config, accelerator, encoder, generator, frozen, lpips, held_out)
+    lpips, encoder = load_lpips("squeeze", accelerator.device), build_encoder(preset, generator)
+    task = InversionTask(config, accelerator, encoder, generator, frozen, lpips, spread(held_out))
     task.start_from(load_tensors(config.start)) if config.start else task.start_from_published()
     last = run(task, {"faces": faces})
-    task.measure_curvature(faces[:: max(1, len(faces) // 192)][:192])
+    task.measure_curvature(spread(faces, 192))
     last |= {f"val_{k}": v for k, v in task.evaluate().items()}
     about = {k: getattr(config, k) for k in ("preset", "batch", "passes", "refine")}
     about |= {"steps": last["step"], "faces": len(faces), "perception": Path(config.perception or "bundled").name}
-    save_tensors(Path(config.out) / "encoder.safetensors", task.average.state_dict(), about)
-    print(json.dumps(last))
-    return last
+    return finish(task, "encoder", last, about)
 
 
 if __name__ == "__main__":

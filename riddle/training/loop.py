@@ -14,22 +14,23 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
-from PIL import Image
 from torch import nn
+from torchvision.utils import save_image
 
 from riddle.files import replace_file, write_text
-from riddle.images import to_bytes
 from riddle.machine import bfloat16_is_faster
 from riddle.presets import get
 from riddle.progress import track
+from riddle.weights import save_tensors
 
 Numbers = dict[str, torch.Tensor | float]
 
@@ -59,7 +60,7 @@ EXTENDED = ("out", "steps", "minutes", "log_every", "save_every")  # options tha
 
 
 class Task:
-    """A network, its running average and its optimiser, which a checkpoint holds by name; a subclass adds the loss."""
+    """A network, its running average and its optimiser; a subclass adds the loss."""
 
     def __init__(
         self, config: LoopConfig, accelerator: Accelerator, name: str, network: nn.Module,
@@ -82,10 +83,6 @@ class Task:
         """Where the learning rate is on its way from warm-up to zero, 0 to 1."""
         return progress
 
-    def after_backward(self) -> Numbers:
-        """What else a step does before the optimiser's, and numbers for the log."""
-        return {}
-
     def validate(self) -> dict[str, float]:
         """Numbers of held-out data, logged at each checkpoint under val_<name>."""
         return {}
@@ -100,18 +97,17 @@ class Task:
             group["lr"] = rate * rate_share(self.part(progress), self.config.warmup)
         loss, numbers = self.loss(batch, progress)
         self.accelerator.backward(loss)
-        numbers = {"loss": loss, **numbers, **self.after_backward()}
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         if self.accelerator.num_processes > 1:
             for p in parameters:
                 p.grad = self.accelerator.reduce(p.grad, reduction="mean")
-        numbers["gradient"] = nn.utils.clip_grad_norm_(parameters, self.config.clip)
-        if torch.isfinite(numbers["gradient"]):
+        gradient = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        if torch.isfinite(gradient):
             self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.counters["step"] += 1
         update_average(self.average, self.network, min(self.config.ema, 1 - 1 / (1 + self.counters["step"] / 10)))
-        return numbers
+        return {"loss": loss, **numbers, "gradient": gradient}
 
     def load(self, state: dict) -> None:
         """Go on from a checkpoint."""
@@ -120,14 +116,15 @@ class Task:
                 part.load_state_dict(state[kind][name])
         self.counters.update(state["counters"])
 
-    def save(self, step: int) -> None:
+    def save(self) -> None:
         """Write `<out>/state.pt` and a grid of samples."""
         out, kinds = Path(self.config.out), ("networks", "optimisers")
         parts = {kind: {k: v.state_dict() for k, v in getattr(self, kind).items()} for kind in kinds}
         with replace_file(out / "state.pt") as temporary:
-            torch.save({**parts, "counters": dict(self.counters), "step": step}, temporary)
+            torch.save({**parts, "counters": dict(self.counters)}, temporary)
         if (faces := self.samples()) is not None:
-            save_grid(faces, out / "samples" / f"{step:07d}.png")
+            with replace_file(out / "samples" / f"{self.counters['step']:07d}.png") as temporary:
+                save_image(faces.float(), temporary, nrow=8, padding=0, normalize=True, value_range=(-1, 1))
 
 
 def rate_share(progress: float, warmup: float) -> float:
@@ -151,14 +148,12 @@ def batches(tensors: dict[str, torch.Tensor], batch: int, seed: int, start: int)
     n = len(next(iter(tensors.values())))
     if n < batch:
         raise ValueError(f"{n} training items are fewer than one batch of {batch}")
-    per_epoch, order, epoch, step = n // batch, None, -1, start
-    while True:
-        if step // per_epoch != epoch:
-            epoch = step // per_epoch
+    for step in count(start):
+        epoch, place = divmod(step, n // batch)
+        if step == start or place == 0:
             order = np.random.default_rng([seed, epoch]).permutation(n)
-        rows = torch.from_numpy(order[step % per_epoch * batch :][:batch])
+        rows = torch.from_numpy(order[place * batch :][:batch])
         yield {k: v[rows] for k, v in tensors.items()}
-        step += 1
 
 
 def faces_to_float(x: torch.Tensor) -> torch.Tensor:
@@ -166,13 +161,16 @@ def faces_to_float(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def save_grid(faces: torch.Tensor, path: Path, columns: int = 8) -> None:
-    """Faces (N, 3, R, R) in [-1, 1] -> one PNG, row by row."""
-    pictures = to_bytes(faces)
-    pictures = pictures[: len(pictures) // columns * columns or len(pictures)]
-    rows = np.split(pictures, -(-len(pictures) // columns))
-    with replace_file(path) as temporary:
-        Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows])).save(temporary)
+def spread(items: torch.Tensor, n: int = 96) -> torch.Tensor:
+    """At most n of the items, spread evenly: those to measure on."""
+    return items[:: max(1, len(items) // n)][:n]
+
+
+@torch.no_grad()
+def means(numbers: Callable[..., dict[str, torch.Tensor]], *items: torch.Tensor, batch: int = 16) -> dict[str, float]:
+    """The mean of each of the `numbers` (N, ...) that a function gives of N items, batch by batch."""
+    rows = [numbers(*part) for part in zip(*(x.split(batch) for x in items), strict=True)]
+    return {k: torch.cat([row[k].flatten().float() for row in rows]).mean().item() for k in rows[0]}
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -194,14 +192,12 @@ def claim_folder(config: LoopConfig) -> None:
     write_text(path, json.dumps(now, indent=1) + "\n")
 
 
-def progress_of(task: Task, step: int, seconds: float) -> float:
+def progress_of(task: Task, seconds: float) -> float:
     """Share of a run that is done, by steps or by minutes, whichever is further; all processes get the same."""
-    if math.isinf(task.config.minutes):
-        return step / task.config.steps
-    if task.accelerator.num_processes > 1:
-        spent = torch.tensor(seconds, device=task.accelerator.device)
-        seconds = task.accelerator.reduce(spent, reduction="mean").item()
-    return max(step / task.config.steps, seconds / 60 / task.config.minutes if task.config.minutes else 1.0)
+    config, accelerator = task.config, task.accelerator
+    if accelerator.num_processes > 1 and math.isfinite(config.minutes):
+        seconds = accelerator.reduce(torch.tensor(seconds, device=accelerator.device), reduction="mean").item()
+    return max(task.counters["step"] / config.steps, seconds / 60 / config.minutes if config.minutes else 1.0)
 
 
 def run(task: Task, tensors: dict[str, torch.Tensor]) -> dict:
@@ -209,47 +205,51 @@ def run(task: Task, tensors: dict[str, torch.Tensor]) -> dict:
 
     Returns the last logged numbers. Raises ValueError where the folder holds a run of another configuration.
     """
-    config, accelerator, out = task.config, task.accelerator, Path(task.config.out)
-    main, rank, step = accelerator.is_main_process, accelerator.process_index, 0
+    config, accelerator, counters, out = task.config, task.accelerator, task.counters, Path(task.config.out)
+    main, rank = accelerator.is_main_process, accelerator.process_index
     if main:
         claim_folder(config)
     if (out / "state.pt").exists():
-        state = torch.load(out / "state.pt", map_location=accelerator.device, weights_only=True)
-        task.load(state)
-        step = state["step"]
+        task.load(torch.load(out / "state.pt", map_location=accelerator.device, weights_only=True))
+    first, before, began, seen, last = counters["step"], counters["seconds"], time.monotonic(), {}, {}
     share = config.batch // accelerator.num_processes
     rows = slice(rank * share, (rank + 1) * share)
-    stream = batches(tensors, config.batch, config.seed, step)
-    bar = track(None, out.name, config.steps, "step", initial=step, disable=not main)
-    first, began, before, seen, last = step, time.monotonic(), task.counters["seconds"], {}, {}
-    while (progress := progress_of(task, step, before + time.monotonic() - began)) < 1:
-        set_seed(hash_seed(config.seed, step, rank))
+    stream = batches(tensors, config.batch, config.seed, first)
+    bar = track(None, out.name, config.steps, "step", initial=first, disable=not main)
+    while (progress := progress_of(task, before + time.monotonic() - began)) < 1:
+        set_seed(int(np.random.SeedSequence([config.seed, counters["step"], rank]).generate_state(1)[0]))
         batch = {k: v[rows].to(accelerator.device, non_blocking=True) for k, v in next(stream).items()}
-        numbers, step = task.step(batch, progress), step + 1
-        saving, spent = step % config.save_every == 0, time.monotonic() - began
-        task.counters["seconds"] = before + spent
-        if saving:
+        numbers = task.step(batch, progress)
+        step, spent = counters["step"], time.monotonic() - began
+        counters["seconds"] = before + spent
+        if saving := step % config.save_every == 0:
             numbers |= {f"val_{k}": v for k, v in task.validate().items()}
         for key, value in numbers.items():
             seen.setdefault(key, []).append(torch.as_tensor(value).detach().float().cpu())
         bar.update()
         if step % config.log_every == 0 or step == config.steps:
             last = {k: round(torch.stack(v).mean().item(), 6) for k, v in seen.items()}
-            rate = (step - first) * config.batch / spent
-            seen = {}
+            rate, seen = (step - first) * config.batch / spent, {}
             bar.set_postfix({k: f"{v:.3g}" for k, v in list(last.items())[:5]})
             if main:
                 line = {"step": step, "images": step * config.batch, "images_per_s": round(rate, 2), **last}
                 with open(out / "log.jsonl", "a") as f:
                     f.write(json.dumps(line) + "\n")
         if saving and main:
-            task.save(step)
-    if main and not (step > first and step % config.save_every == 0):
-        task.save(step)
+            task.save()
+    if main and (counters["step"] == first or counters["step"] % config.save_every):
+        task.save()
     bar.close()
-    return {"step": step, **last}
+    return {"step": counters["step"], **last}
 
 
-def hash_seed(seed: int, step: int, rank: int) -> int:
-    """One 32-bit seed from three numbers."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+def finish(task: Task, name: str, numbers: dict, about: dict, network: nn.Module | None = None) -> dict:
+    """End a run: write `<out>/<name>.safetensors` with `about` in it, print the numbers and return them.
+
+    network: whose weights are written; without: the average's.
+    """
+    if task.accelerator.is_main_process:
+        network = task.average if network is None else network
+        save_tensors(Path(task.config.out) / f"{name}.safetensors", network.state_dict(), about)
+        print(json.dumps(numbers))
+    return numbers

@@ -53,15 +53,15 @@ class Comparison:
 
 
 @torch.no_grad()
-def measure_encoder(model: riddle.Riddle, faces: torch.Tensor, compare: Comparison, refine: int | None = None) -> dict:
-    """Inversion of held-out faces (N, 3, R, R) compared with them; squared error, spread between slots in z.
-
-    refine: as for `Riddle.invert`.
-    """
-    w = model.invert(faces, refine=refine)
+def measure_encoder(model: riddle.Riddle, faces: torch.Tensor, w: torch.Tensor, compare: Comparison) -> dict:
+    """Held-out faces (N, 3, R, R) compared with those of their codes (N, L, D): squared error, spread of slots in z."""
     shown, z = model.synthesize(w), model.generator.codes.to_gaussian(w)
-    row = {"what": "inverted" if refine is None else f"inverted, {refine} steps"}
-    row |= {"MSE": (shown - faces).square().mean().item(), "z std": z.std().item(), "spread": z.std(1).mean().item()}
+    row = {
+        "what": "inverted",
+        "MSE": (shown - faces).square().mean().item(),
+        "z std": z.std().item(),
+        "spread": z.std(1).mean().item(),
+    }
     return row | compare(shown, faces)
 
 
@@ -93,7 +93,6 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     p.add_argument("--weights", type=Path, help="folder of weights; default: the bundled ones")
     p.add_argument("--encryptor", nargs="*", default=["encryptor_coupling", "encryptor", "reflection"])
     p.add_argument("--count", type=int, default=96, help="faces to measure, spread evenly over the file")
-    p.add_argument("--refine", type=int, nargs="*", default=[], help="rows for so many gradient steps of the inversion")
     a = p.parse_args(argv)
     keep_memory()
     faces = np.load(a.faces)
@@ -103,7 +102,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         model = riddle.load(a.preset, weights=a.weights, encryptor=name)
         if not rows:
             compare, w = Comparison(model.preset.identity), model.invert(faces)
-            rows += [measure_encoder(model, faces, compare, steps) for steps in (None, *a.refine)]
+            rows.append(measure_encoder(model, faces, w, compare))
         rows += [{"encryptor": name} | row for row in measure_encryptor(model, w, compare)]
     table = pd.DataFrame(rows)
     table.insert(0, "encryptor", table.pop("encryptor"))

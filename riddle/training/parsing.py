@@ -3,31 +3,27 @@
     python -m riddle.training.parsing --recipe mobile
 
 Weighted cross-entropy; faces mirrored, moved, recoloured and blurred, so that generated ones are read as well as
-photographs. Beside the weights, parser.safetensors, iou.json holds the IoU of each class on the validation split.
+photographs.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from PIL import Image
+from scipy.ndimage import affine_transform
 
 from riddle.aligned import aligned
 from riddle.data import load
-from riddle.files import write_text
 from riddle.machine import keep_memory
 from riddle.models.parsing import CLASSES, MIRRORED, PARTS, ParsingNet, confusion, intersection_over_union, labels
 from riddle.presets import Preset, get
 from riddle.training import recipe
-from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, make_accelerator, run
-from riddle.weights import save_tensors
+from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, finish, make_accelerator, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +31,6 @@ class ParsingConfig(LoopConfig):
     """Rates and augmentation."""
 
     steps: int = 4000
-    detector: str = "auto"  # of faces in photos: auto, dlib or mtcnn
     lr: float = 3e-3  # AdamW
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of the training
@@ -49,33 +44,24 @@ class ParsingConfig(LoopConfig):
     grain: float = 0.02  # deviation of the noise, of the range from -1 to 1
 
 
-def crop_mask(mask: Image.Image | np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+def crop_mask(mask: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """The part of a label map that belongs to a face's crop, nearest pixel, mirrored beyond the border.
 
     mask: (H, W) ids 0-18; matrix: (2, 3), the crop's unit square -> the mask's pixels. Returns (size, size) uint8, the
     pixels of `faces.alignment.crop` under the same matrix.
     """
-    mask = np.asarray(mask)
-    if mask.ndim != 2:
-        raise ValueError(f"a mask holds one class a pixel, (H, W); got {mask.shape}")
-    u = (np.arange(size) + 0.5) / size
-    grid = np.stack([*np.meshgrid(u, u), np.ones((size, size))])  # (3, size, size): u, v, 1
-    xy = np.rint(np.einsum("ij,jvu->ivu", matrix, grid)).astype(int)
-
-    def inside(index: np.ndarray, length: int) -> np.ndarray:
-        index = np.abs(index) % (2 * length - 2)
-        return np.minimum(index, 2 * length - 2 - index)
-
-    return mask[inside(xy[1], mask.shape[0]), inside(xy[0], mask.shape[1])].astype(np.uint8)
+    linear, offset = matrix[::-1, 1::-1] / size, matrix[::-1, 2]  # rows before columns
+    first = linear.sum(1) / 2 + offset  # the middle of the first pixel
+    return affine_transform(mask, linear, first, (size, size), order=0, mode="mirror").astype(np.uint8)
 
 
-def masked_faces(preset: Preset, split: str, detector: str = "auto", workers: int = 2) -> dict[str, torch.Tensor]:
+def masked_faces(preset: Preset, split: str) -> dict[str, torch.Tensor]:
     """Aligned CelebAMask-HQ: {"faces": uint8 (N, R, R, 3), "masks": uint8 (N, R, R)}.
 
     Raises DatasetMissingError where the set is not on this machine.
     """
     source = load("celebamask_hq", split)
-    found = aligned(source, preset, detector=detector, workers=workers)
+    found = aligned(source, preset)
     masks, here = [], np.flatnonzero(found.present)
     for i in here:
         name, matrix = found.names[i], found.matrices[i]
@@ -157,35 +143,18 @@ def evaluate(net: torch.nn.Module, data: dict[str, torch.Tensor], batch: int = 5
     return intersection_over_union(counts)
 
 
-def report(net: torch.nn.Module, data: dict[str, torch.Tensor]) -> dict[str, float | dict[str, float | None]]:
-    """What iou.json holds: mean IoU over the classes present, over eq. 8's parts, and each class."""
-    iou = evaluate(net, data)
-    each = {c: None if math.isnan(v) else round(v, 4) for c, v in zip(CLASSES, iou.tolist(), strict=True)}
-    return {
-        "miou": round(iou.nanmean().item(), 4),
-        "parts_iou": round(iou[list(PARTS)].nanmean().item(), 4),
-        "n": len(data["faces"]),
-        "classes": each,
-    }
-
-
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the mean IoU."""
     config = recipe.parse(ParsingConfig, "parsing", __doc__, argv)
     keep_memory()
     accelerator, preset = make_accelerator(config), get(config.preset)
     torch.manual_seed(config.seed)
-    train, validation = (masked_faces(preset, split, config.detector) for split in ("train", "val"))
+    train, validation = (masked_faces(preset, split) for split in ("train", "val"))
     task = ParsingTask(config, accelerator, train["masks"], validation)
     last = run(task, train)
-    if accelerator.is_main_process:
-        measured = report(task.average, validation)
-        write_text(Path(config.out) / "iou.json", json.dumps(measured, indent=1))
-        about = {"preset": preset.name, "kind": "parsing-net", "miou": measured["miou"], "steps": last["step"]}
-        save_tensors(Path(config.out) / "parser.safetensors", task.average.state_dict(), about)
-        print(json.dumps(measured))
-        last |= {"miou": measured["miou"], "parts_iou": measured["parts_iou"]}
-    return last
+    measured = {k: round(v, 4) for k, v in task.validate().items()}
+    about = {"preset": preset.name, "kind": "parsing-net", "miou": measured["miou"], "steps": last["step"]}
+    return finish(task, "parser", last | measured, about)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ distance between both networks' features of the same face, in units of LPIPS.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,8 +23,8 @@ from riddle.presets import get
 from riddle.training import recipe
 from riddle.training.frozen import draw_codes, frozen_generator
 from riddle.training.inversion import varied
-from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, make_accelerator, run
-from riddle.weights import load_lpips, save_tensors
+from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, finish, make_accelerator, run, spread
+from riddle.weights import load_lpips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +56,7 @@ class PerceptionTask(Task):
         super().__init__(config, accelerator, "student", student, optimiser)
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
-        real = faces_to_float(batch["faces"])
-        real = varied(torch.where(torch.rand(len(real), 1, 1, 1, device=real.device) < 0.5, real.flip(3), real))
+        real = varied(faces_to_float(batch["faces"]))
         with torch.no_grad():
             with self.accelerator.autocast():
                 drawn = self.generator(draw_codes(self.generator, len(real) // 2)).clamp(-1, 1).float()
@@ -103,13 +100,11 @@ def main(argv: list[str] | None = None) -> dict:
     generator = frozen_generator(get(config.preset), "", accelerator.device)
     faces, held_out = (torch.from_numpy(np.load(path)) for path in (config.faces, config.val))
     torch.manual_seed(config.seed)
-    task = PerceptionTask(config, accelerator, generator, held_out[:: max(1, len(held_out) // 96)][:96])
+    task = PerceptionTask(config, accelerator, generator, spread(held_out))
     last = run(task, {"faces": faces})
     quality = task.evaluate()
     about = {"preset": config.preset, "steps": last["step"], "batch": config.batch, "faces": len(faces), **quality}
-    save_tensors(Path(config.out) / "perception.safetensors", task.average.trunk.state_dict(), about)
-    print(json.dumps(last | quality))
-    return last | quality
+    return finish(task, "perception", last | quality, about, task.average.trunk)
 
 
 if __name__ == "__main__":

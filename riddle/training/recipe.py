@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from riddle.presets import VARIANTS
 
@@ -42,8 +42,6 @@ def parse(config: type[Config], section: str, about: str, argv: Sequence[str] | 
         place = f" or in [{section}] of {path}"
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))[section]
-            variants = {name: table.pop(name, {}) for name in VARIANTS}
-            words = _words(table) + _words(variants.get(chosen.variant or table.get("variant"), {}))
         except FileNotFoundError:
             known = ", ".join(sorted(f.stem for f in FOLDER.glob("*.toml")))
             p.error(f"--recipe: {path} does not exist; give a TOML file, or one of {known}")
@@ -51,11 +49,14 @@ def parse(config: type[Config], section: str, about: str, argv: Sequence[str] | 
             p.error(f"--recipe: {path} is no valid TOML ({e}); correct it")
         except KeyError:
             p.error(f"--recipe: {path} has no table [{section}]; add it")
+        variants = {name: table.pop(name, {}) for name in VARIANTS}
+        words = _words(table) + _words(variants.get(chosen.variant or table.get("variant"), {}))
     taken, unknown = p.parse_known_args([*words, *given])
     if unknown:
         p.error(f"unknown: {' '.join(unknown)}, on the command line{place}; --help lists the options")
     try:
-        return config(**{k: v for k, v in vars(taken).items() if k != "recipe"})
+        values = {k: dict(v) if isinstance(v, list) else v for k, v in vars(taken).items() if k != "recipe"}
+        return config(**values)
     except ValueError as e:
         p.error(str(e))
 
@@ -81,23 +82,17 @@ def _reading(kind: Any) -> dict[str, Any]:
     """How argparse reads a field of this type: text, a number, a switch, or NAME=NUMBER pairs."""
     if bool in (kind, *get_args(kind)):
         return {"action": argparse.BooleanOptionalAction}
-    if getattr(kind, "__origin__", None) is dict:
-        return {"action": _Pairs, "nargs": "+", "metavar": "NAME=NUMBER"}
-    return {"type": next(k for k in (kind, *get_args(kind)) if k in (str, int, float))}
+    if get_origin(kind) is dict:
+        return {"type": _pair, "action": "extend", "nargs": "+", "metavar": "NAME=NUMBER"}
+    return {"type": kind}
 
 
-class _Pairs(argparse.Action):
-    """NAME=NUMBER pairs -> a dictionary, which those given later add to."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        pairs = dict(getattr(namespace, self.dest, {}))
-        for each in values:
-            name, _, number = each.partition("=")
-            try:
-                pairs[name] = float(number)
-            except ValueError:
-                raise argparse.ArgumentError(self, f"NAME=NUMBER is wanted, got {each!r}") from None
-        setattr(namespace, self.dest, pairs)
+def _pair(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"NAME=NUMBER is wanted, got {text!r}") from None
 
 
 def _words(table: dict[str, Any]) -> list[str]:
