@@ -594,7 +594,7 @@ def test_a_record_of_another_version_or_of_too_much_is_refused(record, monkeypat
         ({"places": np.tile(np.float32([20, 20, 1e9, 0]), (9, 1))}, "no square"),
         ({"places": np.tile(np.float32([np.nan, 20, 16, 0]), (9, 1))}, "no square"),
         ({"codes": torch.full((8, 2, 3), np.inf)}, "not finite"),
-        ({"codes": torch.zeros(7, 2, 3)}, "another number"),
+        ({"codes": torch.zeros(7, 2, 3)}, "codes of shape"),
         ({"times": np.array([0, 0.1, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7])}, "increase"),
         ({"tracks": np.array([[0, 0, 5], [4, 5, 4]])}, "outside the clip"),
         ({"tracks": np.array([[0, 0, 5], [4, 3, 2**62]])}, "outside the clip"),
@@ -636,7 +636,7 @@ def test_files_that_are_no_clip(model, tmp_path, film):
                 packet.stream = heard
                 out.mux(packet)
     causes = {
-        "missing.mp4": "there is no such file", "folder.mp4": "there is no such file", "empty.mp4": "no clip",
+        "missing.mp4": "there is no such file", "folder.mp4": "it is no regular file", "empty.mp4": "it is empty",
         "text.mp4": "no clip", "list.mp4": "no clip", "cut.mp4": "cut off", "cut.mkv": "cut off|damaged",
         "sound.mp4": "sound only",
     }  # fmt: skip

@@ -124,6 +124,8 @@ def open_clip(path: str | Path) -> Any:
     if not path.is_file():
         cause = "it is no regular file" if path.exists() else "there is no such file"
         raise PhotoError(path, cause, "check the name")
+    if not path.stat().st_size:
+        raise PhotoError(path, "it is empty", "fetch it again")
     options = {"format_whitelist": READ, "protocol_whitelist": "file"}
     lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}  # 19 always is
     try:
