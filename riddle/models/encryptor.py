@@ -16,6 +16,7 @@ from riddle.presets import Preset, get
 
 HEADS = 4  # of the attention
 KEPT = 10  # leading components of z that reflections leave alone: pose, light, hair
+SOFTENED = 0.6  # power of a component's size in S: at 0 people look alike, at 1 more faces look odd
 POSE = 3  # those that couplings leave alone: pose and light; half of who someone is shows in the first ten
 
 
@@ -139,7 +140,7 @@ def rotate_pairs(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
 class RotationCoupling(CodeModel):
     """Ours: enc = S Q f^-1 R f Q^T S^-1, which is its own inverse, for every password and whatever its networks learn.
 
-    The first `kept` components stay as they are. S is the size that each of the others has in inverted faces, see
+    The first `kept` components stay as they are. S says how large each of the others is in inverted faces, see
     `measure`; Q is a learned rotation of them (Cayley form). f is a stack of rounds: a small network reads one half of
     them, the kept components and the password, all averaged over the slots, and computes angles by which pairs of the
     other half turn, in all slots alike; then the halves change roles. The half that the network reads is first brought
@@ -173,8 +174,9 @@ class RotationCoupling(CodeModel):
 
     @torch.no_grad()
     def measure(self, z: torch.Tensor) -> RotationCoupling:
-        """Take S, the root mean square of each component, from z (N, L, D) of inverted faces; returns itself."""
-        self.size.copy_(z[..., self.kept :].square().mean((0, 1)).sqrt())
+        """Take S, the root mean square of each component to the power of `SOFTENED`, from z (N, L, D) of inverted
+        faces; returns itself."""
+        self.size.copy_(z[..., self.kept :].square().mean((0, 1)).sqrt() ** SOFTENED)
         return self
 
     def basis(self) -> torch.Tensor:
