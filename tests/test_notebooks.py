@@ -25,7 +25,7 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 # Trials write under results/runs only: with the untrained networks, or limited.
 UNTRAINED = {"preset": "smoke"}
-FEW = {"dataset": "samples", "limit": "4"}
+FEW = {"dataset": "samples", "limit": "3"}
 SMALLER = {
     "00_quickstart": {"side": "192"},
     "01_generator": UNTRAINED,
@@ -45,7 +45,7 @@ SMALLER = {
     "15_widgets": {"updates": "3"},
 }
 CHECKED = ("05_table1", "06_table2", "08_table4")  # what must hold of a complete run holds for so few faces, too
-# What each records: {a name, or a pattern of names: (least, most)}. Four faces say little, so the bounds are wide; a
+# What each records: {a name, or a pattern of names: (least, most)}. Three faces say little, so the bounds are wide; a
 # network that does nothing, or forgets everything, lies outside.
 BOUNDS = {
     "00_quickstart": {"faces": (3, 3), "restored": (0, 5), "protected": (15, 120), "wrong password": (15, 120)},
@@ -67,8 +67,8 @@ BOUNDS = {
         "landmark distance, inverted, mtcnn": (0, 15), "Frechet distance *": (0, 1e6),
     },
     "08_table4": {},
-    "09_figure7": {"faces": (12, 12), "silhouette, *": (-1, 0.7)},
-    "10_figure8": {"people": (4, 4), "accepted": (0, 0.4), "largest jump": (0.2, 2)},
+    "09_figure7": {"faces": (9, 9), "silhouette, *": (-1, 0.7)},
+    "10_figure8": {"people": (3, 3), "accepted": (0, 0.4), "largest jump": (0.2, 2)},
     "11_table5": {
         "de-identification, full": (0, 0.4), "recovery, full": (0.6, 1),
         "recovery, RotationCoupling (ours)": (0.99, 1), "recovery, untrained transformer (control)": (0, 0.5),
@@ -164,7 +164,7 @@ def executed(request, tmp_path_factory):
     (home / "results" / "mobile" / "tables").symlink_to(ROOT / "results" / "mobile" / "tables")  # 13 reads them
     asked = [item.callspec.params["path"] for item in request.session.items if "executed" in item.fixturenames]
     with ThreadPoolExecutor(1) as staged, ThreadPoolExecutor(1) as others:
-        pools = {path: staged if "limit" in defaults_of(path) else others for path in asked}
+        pools = {path: staged if "dataset" in defaults_of(path) else others for path in asked}
         yield {path: pool.submit(execute, path, home) for path, pool in pools.items()}
         for pool in (staged, others):
             pool.shutdown(cancel_futures=True)
