@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 import warnings
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from PIL import Image
 import riddle
 from riddle import demo, passwords
 from riddle.app import controller as module
-from riddle.app.controller import GAP, SIDE, Bar, Controller, LatestWins, contact_sheet
+from riddle.app.controller import GAP, SIDE, Bar, Controller, contact_sheet
 from riddle.faces.detection import FaceNotFoundError
 from riddle.images import PhotoError
 
@@ -160,25 +159,6 @@ def test_bad_requests(model, controller):
         Controller(model, "nobody")
 
 
-# The latest wins
-
-
-def test_only_the_first_and_the_last_are_done_and_failures_stop_nothing():
-    started, go, done, failed = threading.Event(), threading.Event(), [], []
-    work = LatestWins(failed.append)
-    work.submit("view", lambda: (started.set(), go.wait(10), done.append("first")))
-    assert started.wait(10)
-    work.submit("bad", lambda: 1 / 0)
-    for i in range(50):
-        work.submit("view", lambda i=i: done.append(i))
-        work.submit("wall", lambda i=i: done.append(("wall", i)))
-    with pytest.raises(TimeoutError):
-        work.wait(0.05)
-    go.set()
-    work.wait(10)
-    assert done == ["first", 49, ("wall", 49)] and isinstance(failed[0], ZeroDivisionError)
-
-
 # The widget
 
 
@@ -213,7 +193,6 @@ def test_what_the_script_follows_are_values_of_the_page(page):
 def test_the_slider_moves_the_faces(page):
     before, wall = page.faces, page.wall
     page.position = 0.6
-    page.work.wait(30)
     assert page.faces == shown(page.controller.view(*WORDS, 0.6)) != before and page.wall == wall
     assert "60% of the way" in page.pace
 
@@ -221,21 +200,17 @@ def test_the_slider_moves_the_faces(page):
 def test_another_face_and_other_strangers(page):
     before = page.wall
     page.chosen = 3
-    page.work.wait(30)
     assert page.faces == shown(page.controller.view(*WORDS, 0.0, 3)) and page.wall != before
     faces, before = page.faces, page.wall
     page._handle_custom_msg({"others": True}, [])
-    page.work.wait(30)
     assert page.wall == page.controller.wall(3, 1).picture(112) != before and page.faces == faces
 
 
 def test_an_empty_passphrase_is_said_and_the_faces_stay(page):
     before = page.faces
     page.first = " "
-    page.work.wait(30)
     assert "the passphrase is empty" in page.message and page.faces == before
     page.first = "another"
-    page.work.wait(30)
     assert page.message == "" and page.faces != before
 
 
@@ -244,10 +219,8 @@ def test_a_dropped_photo(page, monkeypatch):
     monkeypatch.setattr(page.controller.model, "detector", detector, raising=False)
     page.chosen = 5
     page._handle_custom_msg({"name": "party.png"}, [memoryview(png(photo))])
-    page.work.wait(60)
     assert len(page.choices) == 3 and page.chosen == 0 and page.message == ""
     assert page.faces == shown(page.controller.view(*WORDS))
     assert png(photo) not in page.get_state().values()  # no notebook keeps the photo
     page._handle_custom_msg({"name": "notes.txt"}, [memoryview(b"no picture")])
-    page.work.wait(30)
     assert page.message.startswith("notes.txt: ") and len(page.choices) == 3

@@ -7,18 +7,15 @@
     view.bars                                        # how far each is from the original, for a face recogniser
 
 A face's code and embedding and a passphrase's key are computed once; a position of the slider costs three passes of the
-encryptor, three rendered faces and their embeddings. `LatestWins` keeps a dragged slider from queueing work.
+encryptor, three rendered faces and their embeddings.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +80,7 @@ def contact_sheet(faces: torch.Tensor, side: int, columns: int = 1, gap: int = 0
 
 
 class Controller:
-    """Faces, passwords and distances behind the page; its methods may be called from any thread.
+    """Faces, passwords and distances behind the page.
 
     model: see riddle.pipeline; recogniser: whose distance is shown, see riddle.faces.recognizers; dlib's comes with the
     installation and took no part in training. Every face goes through it by one fixed map: no detection while the
@@ -165,35 +162,3 @@ class Controller:
         keys = self.model.random_password(COLUMNS**2, seed)
         drawn = self.model.synthesize(self.model.encrypt(code.expand(len(keys), -1, -1), keys))
         return View(drawn, self._bars(drawn, embedding))
-
-
-class LatestWins:
-    """Work in one background thread; of the same kind, only the newest piece that waits is done.
-
-    failed: called, in that thread, with what work raised.
-    """
-
-    def __init__(self, failed: Callable[[Exception], None]):
-        self._failed, self._lock = failed, Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="riddle-page")
-        self._waiting: dict[str, Callable[[], None]] = {}
-
-    def submit(self, kind: str, work: Callable[[], None]) -> None:
-        """Have work done; it takes the place of work of the same kind that has not begun. Returns at once."""
-        with self._lock:
-            queued = kind in self._waiting
-            self._waiting[kind] = work
-        if not queued:
-            self._thread.submit(self._run, kind)
-
-    def _run(self, kind: str) -> None:
-        with self._lock:
-            work = self._waiting.pop(kind)
-        try:
-            work()
-        except Exception as e:  # shown on the page; the next piece of work may do better
-            self._failed(e)
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Return when everything submitted before is done. Raises TimeoutError after `timeout` seconds."""
-        self._thread.submit(lambda: None).result(timeout)

@@ -14,7 +14,7 @@ from typing import Any
 import anywidget
 from traitlets import Bytes, Dict, Float, Int, List, Unicode
 
-from riddle.app.controller import PANELS, SIDE, Bar, Controller, LatestWins, contact_sheet
+from riddle.app.controller import PANELS, SIDE, Bar, Controller, contact_sheet
 
 PAGE = Path(__file__).parent / "page"
 WALL_SIDE = 112  # px of a face in the wall of strangers
@@ -27,7 +27,8 @@ def _bar(bar: Bar) -> dict[str, Any]:
 
 
 class Page(anywidget.AnyWidget):
-    """The whole page. A background thread computes what it shows, the newest request first; see `LatestWins`."""
+    """The whole page. A dragged slider queues no work: Jupyter's page keeps one message of a widget under way, and of
+    what changes meanwhile it sends the newest."""
 
     _esm = PAGE / "page.js"
     _css = PAGE / "page.css"
@@ -46,30 +47,39 @@ class Page(anywidget.AnyWidget):
     pace, count, recogniser, message = (Unicode().tag(sync=True) for _ in range(4))
 
     def __init__(self, controller: Controller):
-        self.controller, self.work, self.seed = controller, LatestWins(self._failed), 0
+        self.controller, self.seed = controller, 0
         super().__init__(recogniser=f"to {controller.recogniser.name}, a recogniser")
         self.on_msg(self._asked)
-        self.observe(lambda _: self.work.submit("view", self._view), ["first", "second", "guess", "position", "chosen"])
-        self.observe(lambda _: self.work.submit("wall", self._wall), "chosen")
-        self.work.submit("faces", lambda: self._faces(controller.samples))
-        self.work.wait()
+        self.observe(lambda _: self._show(self._view), ["first", "second", "guess", "position"])
+        self.observe(lambda _: self._show(self._view, self._wall), "chosen")
+        self._take(controller.samples)
 
     def _asked(self, _: Page, content: dict[str, Any], buffers: list[Any]) -> None:
         """A message of the visitor: a photo, or the wish for other strangers."""
         if "others" in content:
             self.seed += 1
-            return self.work.submit("wall", self._wall)
-        photo, name = bytes(buffers[0]), str(content.get("name", ""))
+            return self._show(self._wall)
         self.message = "Looking for faces …"
-        self.work.submit("faces", lambda: self._faces(lambda: self.controller.open(photo, name)))
+        self._take(lambda: self.controller.open(bytes(buffers[0]), str(content.get("name", ""))))
 
-    # What the background thread does
+    def _take(self, find: Callable[[], int]) -> None:
+        """Offer the faces that `find` finds, and show the first."""
+        self._show(find, self._offer)
 
-    def _faces(self, find: Callable[[], int]) -> None:
-        find()
-        self.chosen, self.choices = 0, self.controller.thumbnails()
-        self._view()
-        self._wall()
+    def _offer(self) -> None:
+        self.choices = self.controller.thumbnails()
+        if self.chosen:
+            self.chosen = 0  # which is observed
+        else:
+            self._show(self._view, self._wall)
+
+    def _show(self, *steps: Callable[[], None]) -> None:
+        """Do steps; the page shows an error as its message."""
+        try:
+            for step in steps:
+                step()
+        except Exception as e:  # whatever it is, the visitor may go on with another photo or passphrase
+            self.message = str(e)
 
     def _view(self) -> None:
         began = perf_counter()
@@ -86,6 +96,3 @@ class Page(anywidget.AnyWidget):
         wall = self.controller.wall(self.chosen, self.seed)
         self.wall = wall.picture(WALL_SIDE)
         self.count = f"{wall.strangers} of {len(wall.bars)} are somebody else to the recogniser."
-
-    def _failed(self, error: Exception) -> None:
-        self.message = str(error)
