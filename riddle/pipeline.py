@@ -154,14 +154,14 @@ class Riddle:
             return [min(found, key=lambda f: np.hypot(*(np.reshape(f.box, (2, 2)).mean(0) - middle)))]
         return found
 
-    def _crops(self, image: Image.Image, matrices: np.ndarray) -> torch.Tensor:
-        """The faces (k, 3, R, R) that framing matrices (k, 2, 3) frame."""
+    def crops(self, image: Image.Image, matrices: np.ndarray) -> torch.Tensor:
+        """The faces (k, 3, R, R) in [-1, 1] that framing matrices (k, 2, 3) frame in an RGB picture."""
         crops = [to_tensor(alignment.crop(image, m, self.preset.resolution)) for m in matrices]
         return torch.stack(crops).to(self.device)
 
     def align(self, photo: Photo, pick: str = "all") -> torch.Tensor:
         """The faces of a photo in FFHQ's framing, (k, 3, R, R) in [-1, 1]. Raises as `detect` does."""
-        return self._crops(open_picture(photo).rgb, framed(self.detect(photo, pick)))
+        return self.crops(open_picture(photo).rgb, framed(self.detect(photo, pick)))
 
     # Codes
 
@@ -281,7 +281,7 @@ class Riddle:
         """
         image = open_picture(photo).rgb
         matrices = framed(self.detect(photo, pick) if faces is None else faces)
-        under = self._crops(image, matrices)
+        under = self.crops(image, matrices)
         codes = self.encrypt(self.invert(under, refine=refine), self._key(passphrase, salt))
         z = self.generator.codes.to_record(codes)  # rounded first: picture and record are one and the same code
         drawn, large = self.draw(self.generator.codes.to_w(z), matrices)
@@ -310,13 +310,13 @@ class Riddle:
             image, name, record = picture.rgb, picture.name, record or find_record(picture)
         if record is None:
             matrices = framed(self.detect(photo) if faces is None else faces)
-            under = self._crops(image, matrices)
+            under = self.crops(image, matrices)
             codes, source, salt, shown = self.invert(under), "inversion", None, None
         else:
             record.must_fit(self.preset, self.weights_hash, image.size, name)
             matrices, source, salt = record.matrices, "codes", record.salt
             codes = self.generator.codes.to_w(record.codes.to(self.device))
-            under = self._crops(image, matrices)
+            under = self.crops(image, matrices)
             shown = self.draw(codes, matrices)[1]
         drawn, large = self.draw(self.decrypt(codes, self._key(passphrase, salt)), matrices)
         return Restored(self.paste(image, under, large, matrices, shown), drawn, source)

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 import riddle
 from riddle import images, passwords
-from riddle.app import container
+from riddle.app import bulk, container
 from riddle.app.photos import FaceReport, protect_file, restore_file
 from riddle.demo import FRAMED_POINTS
 from riddle.faces.detection import AutoDetector, Face, find_all
@@ -121,7 +121,7 @@ def test_protect_and_restore(model, source, tmp_path, ending):
 def test_kept_originals_return_to_the_pixel_for_the_right_password_only(model, source, tmp_path, ending):
     target, back = tmp_path / f"out.{ending}", tmp_path / "back.png"
     protect_file(model, source, target, "pw", keep_original=True, quality=60)
-    seen = container.inspect(target)
+    seen = bulk.inspect(target)
     assert seen["originals"] and seen["salt"] == "random"
     report = restore_file(model, target, back, "pw")
     assert report.how == "original" and report.notes == []
@@ -152,7 +152,7 @@ def test_the_salt_is_public_or_the_files_own(model, source, tmp_path):
     public, own, again = (tmp_path / n for n in ("public.png", "own.png", "again.png"))
     for path, salt in ((public, "public"), (own, "random"), (again, "random")):
         protect_file(model, source, path, "pw", salt=salt)
-        assert container.inspect(path)["salt"] == salt
+        assert bulk.inspect(path)["salt"] == salt
     codes = [container.read(p)[1].codes for p in (public, own, again)]
     assert not any((codes[a] - codes[b]).abs().max() < 0.01 for a, b in ((0, 1), (1, 2), (0, 2)))
     inverted = model.generator.codes.to_gaussian(model.encrypt(model.invert(model.align(source)), "pw"))

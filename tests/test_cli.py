@@ -71,12 +71,11 @@ def stubs(monkeypatch):
     clips = types.ModuleType("riddle.app.video")
     clips.protect_video = stub(calls, "protect clip", "protected", "protected")
     clips.restore_video = stub(calls, "restore clip", "restored", "codes")
-    clips.inspect = lambda path: {"protected": True}
     monkeypatch.setitem(sys.modules, "riddle.app.video", clips)
     monkeypatch.setattr(riddle.app, "video", clips, raising=False)
     monkeypatch.setattr(riddle, "load", lambda *a, **k: calls.append(("load", a, k)) or "the model", raising=False)
     monkeypatch.setattr(passwords, "derive_key", lambda *a: b"")
-    monkeypatch.setattr(container, "inspect", lambda path: {"protected": True})
+    monkeypatch.setattr(bulk, "inspect", lambda path: {"protected": True})
     monkeypatch.setenv("RIDDLE_PASSPHRASE", "correct horse")
     return calls
 
@@ -277,7 +276,7 @@ def test_what_is_there_and_is_no_protected_photo_is_never_overwritten(
             raise answer
         return answer
 
-    monkeypatch.setattr(container, "inspect", inspect)
+    monkeypatch.setattr(bulk, "inspect", inspect)
     assert run("protect", folder / "a.jpg", "-o", mine) == Exit.FAILED
     assert "not a protected file" in capsys.readouterr().out and mine.read_bytes() == b"holiday"
     assert run("restore", folder / "a.jpg", "-o", mine) == Exit.DONE and mine.read_bytes() == b"holiday"

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from PIL import Image
 
 from riddle import passwords, record
-from riddle.app import container
+from riddle.app import bulk, container
 from riddle.images import PhotoError, encode, open_picture
 from riddle.record import Record, RecordError, find_record, packet, save_picture
 
@@ -191,7 +191,7 @@ def test_a_record_too_large_is_refused(monkeypatch, tmp_path, sidecar):
 def test_inspect_tells_what_a_file_carries(tmp_path):
     path = tmp_path / "out.jpg"
     container.write(path, picture(), make(salt=SALT, originals=(b"a", b"b")))
-    seen = container.inspect(path)
+    seen = bulk.inspect(path)
     size = len(make(salt=SALT, originals=(b"a", b"b")).to_bytes())
     assert seen == {
         "file": str(path), "protected": True, "where": "metadata", "version": 3, "preset": "smoke",
@@ -200,12 +200,12 @@ def test_inspect_tells_what_a_file_carries(tmp_path):
     }  # fmt: skip
     json.dumps(seen)
     container.write(path, picture((40, 30)), make())  # scaled since
-    seen = container.inspect(path)
+    seen = bulk.inspect(path)
     assert (seen["size"], seen["picture_size"]) == ([80, 60], [40, 30])
     container.sidecar_path(path).write_bytes(make(3).to_bytes())  # what lies inside goes before
-    assert equal(container.read(path)[1], make()) and container.inspect(path)["where"] == "metadata"
+    assert equal(container.read(path)[1], make()) and bulk.inspect(path)["where"] == "metadata"
     picture().save(tmp_path / "bare.jpg")
-    assert container.inspect(tmp_path / "bare.jpg") == {"file": str(tmp_path / "bare.jpg"), "protected": False}
+    assert bulk.inspect(tmp_path / "bare.jpg") == {"file": str(tmp_path / "bare.jpg"), "protected": False}
 
 
 def test_a_sidecar_holds_the_record_and_the_picture_none(tmp_path):
@@ -213,8 +213,8 @@ def test_a_sidecar_holds_the_record_and_the_picture_none(tmp_path):
     container.write(path, picture(), make(), sidecar=True)
     beside = tmp_path / "out.png.riddle"
     assert beside.read_bytes() == make().to_bytes() and find_record(open_picture(path)) is None
-    assert equal(container.read(path)[1], make()) and container.inspect(path)["where"] == "sidecar"
-    assert container.inspect(beside)["salt"] == "public" and container.inspect(beside)["picture_size"] is None
+    assert equal(container.read(path)[1], make()) and bulk.inspect(path)["where"] == "sidecar"
+    assert bulk.inspect(beside)["salt"] == "public" and bulk.inspect(beside)["picture_size"] is None
     elsewhere = beside.rename(tmp_path / "moved.riddle")
     assert container.read(path)[1] is None
     assert equal(container.read(path, elsewhere)[1], make())
@@ -267,4 +267,4 @@ def test_a_file_of_an_older_model_says_so(tmp_path, where):
         r" riddle no longer has; open it with riddle 0\.1"
     )
     with pytest.raises(RecordError, match=said):
-        container.inspect(path)
+        bulk.inspect(path)

@@ -19,10 +19,10 @@ from scipy import ndimage
 
 import riddle
 from riddle import passwords
-from riddle.app import clip, cliprecord, segments, steadiness, survey, tracking, video
+from riddle.app import bulk, clip, cliprecord, segments, tracking, video
 from riddle.app.cliprecord import ClipRecord
 from riddle.app.tracking import Find, Scenes, Tracker
-from riddle.demo import FRAMED_POINTS
+from riddle.demo import FRAMED_POINTS, write_clip
 from riddle.faces.detection import Face
 from riddle.images import PhotoError
 from riddle.models.encryptor import build_encryptor
@@ -92,7 +92,7 @@ def model(base, monkeypatch):
 @pytest.fixture
 def film(tmp_path):
     """A function that writes frames as a clip."""
-    return lambda pictures, name="a.mp4", sound=None: segments.write(tmp_path / name, pictures, RATE, sound)
+    return lambda pictures, name="a.mp4", sound=None: write_clip(tmp_path / name, pictures, RATE, sound)
 
 
 def read(path):
@@ -289,10 +289,10 @@ def test_embeddings_decide_who_is_who():
         at = {0: 20.0 + 10 * n, 1: 220.0 - 10 * n}
         finds = [find(at[0]), find(at[1])] if abs(n - 10) > 1 else [find(at[0])]  # bob is behind ann for a while
         order = [1, 0] if n % 2 and len(finds) == 2 else list(range(len(finds)))
-        tracks = tracker.take(n, [finds[k] for k in order], np.stack([ann, bob])[order], (300, 100))
+        tracks = tracker.take(n, [finds[k] for k in order], np.stack([ann, bob])[order])
         assert [t.id for t in tracks] == order
     for n, x, who in ((21, 228, bob), (22, 120, ann)):  # a stranger in ann's place; ann too far from where she was
-        assert tracker.take(n, [find(x)], who[None], (300, 100))[0].frames == [n]
+        assert tracker.take(n, [find(x)], who[None])[0].frames == [n]
     tracker.forget(31)
     assert [t.id for t in tracker.live] == [2, 3]
 
@@ -345,17 +345,17 @@ def test_a_face_that_cannot_be_replaced_is_listed(model, tmp_path, film, monkeyp
 def test_a_parabola_is_kept_and_noise_is_not():
     t = np.arange(30) / 10
     exact = np.stack([3 + 2 * t - t**2, t, 0 * t + 40, t**2], 1)
-    assert np.allclose(survey.smoothed(t, exact, 0.3), exact, atol=1e-6)
+    assert np.allclose(tracking.smoothed(t, exact, 0.3), exact, atol=1e-6)
     noise = np.random.default_rng(0).normal(0, 1, (30, 4))
-    assert survey.smoothed(t, noise, 0.3)[5:-5].std() < 0.6 * noise.std()
+    assert tracking.smoothed(t, noise, 0.3)[5:-5].std() < 0.6 * noise.std()
 
 
 def test_places_between_before_and_after_the_finds():
     seen, places = np.array([4, 5, 9]), np.array([[10.0, 0, 20, 0], [12.0, 0, 20, 0], [20.0, 4, 24, 0]])
-    out = survey.filled(seen, places, np.array([3, 5, 7, 9]))
+    out = tracking.filled(seen, places, np.array([3, 5, 7, 9]))
     assert np.allclose(out[1:], [[12, 0, 20, 0], [16, 2, 22, 0], [20, 4, 24, 0]])
     assert np.allclose(out[0], [8, 0, 20, 0])  # on the way it came, 2 px a frame
-    far = survey.filled(seen, places, np.array([-50]))[0]
+    far = tracking.filled(seen, places, np.array([-50]))[0]
     assert np.hypot(*(far[:2] - places[0, :2])) <= 10 + 1e-9, "at most half a side"
 
 
@@ -392,11 +392,11 @@ def test_steadiness_by_hand():
     steps = np.array([0, 0.1, 0.4, np.nan, 0.9])
     points = np.full((5, 5, 2), [10.0, 0.0]) * steps[:, None, None]
     embeddings = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1], [1, 0]])
-    got = steadiness.steadiness(np.array([0, 1, 2, 3, 6]), embeddings, points, np.full(5, 10.0))
+    got = video.steadiness(np.array([0, 1, 2, 3, 6]), embeddings, points, np.full(5, 10.0))
     # Cosines 1, 0, 1; frame 6 follows none. The points bend once, by 0.4 - 2 * 0.1 + 0.
     assert got == {"identity": 0.66667, "person": round(float(np.hypot(3, 2)) / 5, 5), "jitter": 0.2}
     one = np.array([4]), np.full((1, 1), np.nan), points[:1], np.ones(1)
-    assert steadiness.steadiness(*one) == {"identity": None, "person": None, "jitter": None}
+    assert video.steadiness(*one) == {"identity": None, "person": None, "jitter": None}
 
 
 # Interruption
@@ -499,12 +499,12 @@ def test_a_record_that_is_too_large_lies_beside_and_without_it_pixels_are_invert
     source, safe, sidecar = film(pan(8)), tmp_path / "b.mp4", tmp_path / "b.mp4.riddle"
     report = video.protect_video(model, source, safe, "pw")
     assert any("b.mp4.riddle" in n for n in report.notes)
-    assert not clip.read_tag(safe) and video.inspect(safe)["where"] == "sidecar"
-    told = video.inspect(sidecar)
+    assert not clip.read_tag(safe) and bulk.inspect(safe)["where"] == "sidecar"
+    told = bulk.inspect(sidecar)
     assert told["frames"] == 8 and told["record_bytes"] == sidecar.stat().st_size and len(told["faces"]) == 1
     assert video.restore_video(model, safe, tmp_path / "c.mp4", "pw").how == "codes"
     sidecar.unlink()
-    assert video.inspect(safe) == {"file": str(safe), "protected": False}
+    assert bulk.inspect(safe) == {"file": str(safe), "protected": False}
     bare = video.restore_video(model, source, tmp_path / "d.mp4", "pw")  # its markers are whole
     assert bare.how == "inversion" and video.NO_RECORD in bare.notes and bare.faces[0].status == "restored"
 

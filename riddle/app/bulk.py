@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from riddle.app import container
 from riddle.images import ENDINGS, READ_ONLY
+from riddle.record import VERSION
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,25 @@ def plan(
     would overwrite a source or each other.
     """
     sources = list(sources)
-    if out is not None and out.suffix and len(sources) == 1 and not sources[0].is_dir() and not out.is_dir():
-        return _apart([Job(sources[0], out)]), []
+    named = out is not None and out.suffix and len(sources) == 1 and not sources[0].is_dir() and not out.is_dir()
     jobs, left_out = [], []
     for source in sources:
-        if source.is_dir() and out is None:
-            raise ValueError(f"{source} is a folder; name a folder for the results: -o FOLDER")
-        found = files = _files(source, out) if source.is_dir() else [source]
+        found, folder = [source], source.parent
         if source.is_dir():
+            if out is None:
+                raise ValueError(f"{source} is a folder; name a folder for the results: -o FOLDER")
+            files, folder = _files(source, out), source
             found = [p for p in files if p.suffix.lower() in kind.read]
             left_out += [p for p in files if p.suffix.lower() not in kind.read | {container.SIDECAR}]
-        if not found:
-            raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.read))})")
+            if not found:
+                raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.read))})")
         for path in found:
             own = path.suffix if path.suffix.lower() in kind.write else kind.otherwise
             target = path.with_suffix(f".{ending}" if ending else own)
-            if out is not None:
-                target = out / (target.relative_to(source) if source.is_dir() else target.name)
+            if named:
+                target = out
+            elif out is not None:
+                target = out / target.relative_to(folder)
             elif verb == "protect":
                 target = target.with_stem(f"{target.stem}.protected")
             else:
@@ -137,14 +140,34 @@ def summary(outcomes: Iterable[dict[str, Any]]) -> dict[str, int]:
     return {"files": len(outcomes)} | counts | {"faces": faces[False], "faces_skipped": faces[True]}
 
 
-def inspect(path: Path) -> dict[str, Any]:
-    """What a photo, a clip or a sidecar of either carries. Raises PhotoError for what is damaged or neither."""
-    named = Path(path.stem) if path.suffix == container.SIDECAR else path
-    if named.suffix.lower() not in CLIPS.read:
-        return container.inspect(path)
-    from riddle.app import video  # only clips need PyAV
+def inspect(path: str | Path) -> dict[str, Any]:
+    """What a protected photo or clip, or a sidecar of either, carries; no passphrase needed.
 
-    return video.inspect(path)
+    Keys: file, protected; where it is: where ("metadata" or "sidecar"), version, preset, weights, size, faces (boxes
+    in pixels), salt ("public" or "random"), originals, record_bytes; of a clip frames; of a photo picture_size, [width,
+    height] of the picture itself, null for a sidecar: other than size where it was scaled or cropped since. Raises
+    PhotoError for what is neither or is damaged, RecordError for a damaged record.
+    """
+    path = Path(path)
+    sidecar = path.suffix == container.SIDECAR
+    if Path(path.stem if sidecar else path).suffix.lower() in CLIPS.read:
+        from riddle.app import cliprecord  # only clips need PyAV
+
+        (record, where), version = cliprecord.read(path), cliprecord.VERSION
+        own = {"frames": len(record.times)} if record else {}
+    elif sidecar:
+        record, where, version, own = container.read_sidecar(path), "sidecar", VERSION, {"picture_size": None}
+    else:
+        (picture, record, where), version = container.read(path), VERSION
+        own = {"picture_size": list(picture.rgb.size)}
+    if record is None:
+        return {"file": str(path), "protected": False}
+    return {
+        "file": str(path), "protected": True, "where": where, "version": version, "preset": record.preset,
+        "weights": record.weights, "size": list(record.size), "faces": record.boxes(),
+        "salt": "public" if record.salt is None else "random", "originals": bool(record.originals),
+        "record_bytes": len(record.to_bytes()), **own,
+    }  # fmt: skip
 
 
 def _is_protected(path: Path) -> bool:

@@ -84,13 +84,12 @@ class Frame:
         picture = av.VideoFrame.from_ndarray(stored(after, self.clip.matrix), format="rgb24").reformat(
             format=self.clip.pixels, dst_colorspace=self.image.colorspace, dst_color_range=self.image.color_range
         )
-        new, (h, w) = picture.to_ndarray(), differs.shape
-        if self.clip.pixels == "yuv444p":
-            np.copyto(self.planes, new, where=differs)
-            return
-        quarter = differs.reshape(h // 2, 2, w // 2, 2).any((1, 3))  # a chroma sample belongs to 2 x 2 pixels
-        np.copyto(self.planes[:h], new[:h], where=quarter.repeat(2, 0).repeat(2, 1))
-        np.copyto(self.planes[h:].reshape(2, h // 2, w // 2), new[h:].reshape(2, h // 2, w // 2), where=quarter)
+        if self.clip.pixels == "yuv420p":  # a chroma sample belongs to 2 x 2 pixels
+            h, w = differs.shape
+            quarter = differs.reshape(h // 2, 2, w // 2, 2).any((1, 3))
+            luma, chroma = quarter.repeat(2, 0).repeat(2, 1).ravel(), quarter.ravel()
+            differs = np.concatenate([luma, chroma, chroma]).reshape(-1, w)
+        np.copyto(self.planes, picture.to_ndarray(), where=differs)
 
 
 def _turn(matrix: tuple[int, ...] | None) -> tuple[bool, int, int]:
@@ -201,27 +200,24 @@ def frames(clip: Clip) -> Iterator[Frame]:
     """
     with open_clip(clip.path) as container:
         video = _moving(container)[0]
-        begin = float((video.start_time or 0) * video.time_base)
-        declared, last, n, end = _declared(container, video), None, 0, 0.0
-        step = max(1, round(1 / (clip.rate * clip.time_base)))
-        decoded = container.decode(video)
-        while True:
-            try:
-                image = next(decoded, None)
-            except (av.error.FFmpegError, ValueError) as e:
-                raise PhotoError(clip.path, f"it is damaged at {end:.1f} s ({e})", "fetch it again") from e
-            if image is None:
-                break
-            if (image.width, image.height) != clip.size:
-                cause = f"its frames change to {image.width} x {image.height} px at {end:.1f} s"
-                raise PhotoError(clip.path, cause, "convert it to one size first")
-            pts = image.pts if image.pts is not None else (0 if last is None else last + step)
-            pts = pts if last is None else max(pts, last + 1)
-            if image.format.name != clip.pixels:
-                image = image.reformat(format=clip.pixels)
-            yield Frame(n, pts, image.duration or 0, clip, image)
-            end, last, n = float((pts + (image.duration or step)) * clip.time_base), pts, n + 1
-        if not n:
+        begin, declared = float((video.start_time or 0) * video.time_base), _declared(container, video)
+        last, end, step = None, 0.0, max(1, round(1 / (clip.rate * clip.time_base)))
+        try:
+            for n, image in enumerate(container.decode(video)):
+                if (image.width, image.height) != clip.size:
+                    cause = f"its frames change to {image.width} x {image.height} px at {end:.1f} s"
+                    raise PhotoError(clip.path, cause, "convert it to one size first")
+                follows = 0 if last is None else last + step
+                pts = follows if image.pts is None else image.pts if last is None else max(image.pts, last + 1)
+                if image.format.name != clip.pixels:
+                    image = image.reformat(format=clip.pixels)
+                yield Frame(n, pts, image.duration or 0, clip, image)
+                last, end = pts, float((pts + (image.duration or step)) * clip.time_base)
+        except PhotoError:
+            raise
+        except (av.error.FFmpegError, ValueError) as e:
+            raise PhotoError(clip.path, f"it is damaged at {end:.1f} s ({e})", "fetch it again") from e
+        if last is None:
             raise PhotoError(clip.path, "it has no frame", "record or fetch it again")
         if declared and declared - (end - begin) > max(0.3, SHORT * declared):
             cause = f"it ends after {end - begin:.1f} of {declared:.1f} s: it is cut off"

@@ -16,9 +16,11 @@ bytes, as the file `clip.mp4.riddle` beside the clip. Its arrays:
 from __future__ import annotations
 
 import base64
+import binascii
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +53,7 @@ class ClipRecord:
     codes: torch.Tensor  # in z; float32, exact in float16
 
     must_fit = Record.must_fit  # a photo's record has the same fields to compare
+    salt, originals = None, ()  # which a photo's may have
 
     def boxes(self) -> list[list[int]]:
         """Where each face's square lies in its first frame: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
@@ -62,16 +65,11 @@ class ClipRecord:
         i = int(np.abs(self.times - seconds).argmin())
         return i if abs(self.times[i] - seconds) <= APART else None
 
-    def faces_at(self, seconds: float) -> list[tuple[int, np.ndarray, torch.Tensor]]:
-        """The faces in the frame at a time since the first one, as `faces` has them; none without such a frame."""
-        n = self.frame(seconds)
-        return [] if n is None else self.faces(n)
-
-    def faces(self, n: int) -> list[tuple[int, np.ndarray, torch.Tensor]]:
-        """The faces in frame n, the largest first: track, place (4,), code (L, D) in z."""
+    def faces(self, n: int | None) -> list[tuple[int, np.ndarray, torch.Tensor]]:
+        """The faces in frame n, the largest first: track, place (4,), code (L, D) in z. None: none."""
         found, row, code = [], 0, 0
         for track, first, count in self.tracks.tolist():
-            if first <= n < first + count:
+            if n is not None and first <= n < first + count:
                 k, share = code + n // self.every - first // self.every, n % self.every / self.every
                 between = self.codes[k] + share * (self.codes[k + 1] - self.codes[k])
                 found.append((track, self.places[row + n - first], between))
@@ -117,28 +115,28 @@ class ClipRecord:
     @np.errstate(all="ignore")
     def _check(self) -> None:
         """Raises ValueError or TypeError for what no clip has: a face of any other size would ask for huge pictures."""
-        if not (isinstance(self.preset, str) and len(self.preset) <= 64 and len(self.weights) == 64):
-            raise ValueError("preset or weights are no names")
+
+        def must(holds: bool, otherwise: str) -> None:
+            if not holds:
+                raise ValueError(otherwise)
+
+        names = isinstance(self.preset, str) and len(self.preset) <= 64 and len(self.weights) == 64
+        must(names, "preset or weights are no names")
         numbers = [(v, MAX_SIDE) for v in self.size] + [(self.every, MAX_EVERY)]
-        if len(numbers) != 3 or not all(type(v) is int and 0 < v <= most for v, most in numbers):
-            raise ValueError("size or steps are no numbers of a clip")
-        if not (self.times.ndim == 1 and len(self.times) and np.isfinite(self.times).all()):
-            raise ValueError("times that are none")
-        if self.times[0] != 0 or (np.diff(self.times) <= 0).any():
-            raise ValueError("times that do not increase")
-        if self.tracks.shape != (len(self.tracks), 3):
-            raise ValueError(f"faces of shape {self.tracks.shape}")
+        small = len(numbers) == 3 and all(type(v) is int and 0 < v <= most for v, most in numbers)
+        must(small, "size or steps are no numbers of a clip")
+        must(self.times.ndim == 1 and len(self.times) and np.isfinite(self.times).all(), "times that are none")
+        must(self.times[0] == 0 and (np.diff(self.times) > 0).all(), "times that do not increase")
+        must(self.tracks.shape == (len(self.tracks), 3), f"faces of shape {self.tracks.shape}")
         _, first, count = self.tracks.T
-        if (first < 0).any() or (count < 1).any() or (first > len(self.times) - count).any():
-            raise ValueError("a face in frames outside the clip")
-        if self.places.shape != (count.sum(), 4):
-            raise ValueError(f"places of shape {self.places.shape}")
-        if not np.array_equal(self.places, bounded(self.places, *self.size)):  # nor is a place that is not finite
-            raise ValueError("a face's place is no square in the frame")
-        if self.codes.ndim != 3 or len(self.codes) != code_count(first, count, self.every).sum():
-            raise ValueError(f"codes of shape {tuple(self.codes.shape)}")
-        if not self.codes.isfinite().all():
-            raise ValueError("codes that are not finite")
+        inside = (first >= 0).all() and (count > 0).all() and (first <= len(self.times) - count).all()
+        must(inside, "a face in frames outside the clip")
+        must(self.places.shape == (count.sum(), 4), f"places of shape {self.places.shape}")
+        square = np.array_equal(self.places, bounded(self.places, *self.size))  # nor is a place that is not finite
+        must(square, "a face's place is no square in the frame")
+        number = code_count(first, count, self.every).sum()
+        must(self.codes.ndim == 3 and len(self.codes) == number, f"codes of shape {tuple(self.codes.shape)}")
+        must(self.codes.isfinite().all(), "codes that are not finite")
 
 
 def code_count(first: int | np.ndarray, count: int | np.ndarray, every: int) -> int | np.ndarray:
@@ -146,10 +144,10 @@ def code_count(first: int | np.ndarray, count: int | np.ndarray, every: int) -> 
     return (first + count - 1) // every - first // every + 2
 
 
-def matrix(place: np.ndarray) -> np.ndarray:
-    """The framing matrix (2, 3) of a place (4,): the crop's unit square -> pixels."""
-    x, y, a, b = np.asarray(place, np.float64)
-    return np.array([[a, -b, x - (a - b) / 2], [b, a, y - (a + b) / 2]])
+def matrix(places: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    """The framing matrices (..., 2, 3) of places (..., 4): the crop's unit square -> pixels."""
+    x, y, a, b = np.moveaxis(np.asarray(places, np.float64), -1, 0)
+    return np.stack([np.stack([a, -b, x - (a - b) / 2], -1), np.stack([b, a, y - (a + b) / 2], -1)], -2)
 
 
 def place(framing: np.ndarray) -> np.ndarray:
@@ -171,19 +169,19 @@ def bounded(places: np.ndarray, width: int, height: int) -> np.ndarray:
     return places
 
 
-def find(path: str | Path) -> tuple[bytes, str]:
-    """The bytes of a record and where they are: "metadata", "sidecar" or, without one, "". path: a clip, or a sidecar.
+def read(path: str | Path) -> tuple[ClipRecord | None, str]:
+    """A record and where it is: "metadata" or "sidecar"; None and "" without one. path: a clip, or a sidecar.
 
     Raises PhotoError when the clip cannot be read, RecordError when what it carries is no record.
     """
-    path = Path(path)
-    if path.suffix != SIDECAR:
+    beside = Path(path)
+    if beside.suffix != SIDECAR:
         if text := read_tag(path):
             try:
-                return base64.b64decode(text, validate=True), "metadata"
-            except ValueError as e:
+                return ClipRecord.from_bytes(base64.b64decode(text.encode(), validate=True), path), "metadata"
+            except binascii.Error as e:
                 raise RecordError(path, f"its record is damaged ({e})", AGAIN) from e
-        path = sidecar_path(path)
-        if not path.is_file():
-            return b"", ""
-    return read_file(path, MAX_RECORD), "sidecar"
+        beside = sidecar_path(path)
+        if not beside.is_file():
+            return None, ""
+    return ClipRecord.from_bytes(read_file(beside, MAX_RECORD), path), "sidecar"

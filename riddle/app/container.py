@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from PIL import Image
 
 from riddle.images import PhotoError, Picture, encode, open_picture, read_file, write_file
-from riddle.record import MAX_RECORD, VERSION, Record, find_record, packet
+from riddle.record import MAX_RECORD, Record, find_record, packet
 
 SIDECAR = ".riddle"  # added to the picture's whole name
 Crop = tuple[tuple[int, int], Image.Image]  # corner x, y in the photo; pixels
@@ -41,19 +41,24 @@ def sidecar_path(picture: str | Path) -> Path:
     return Path(f"{picture}{SIDECAR}")
 
 
-def read(path: str | Path, sidecar: str | Path | None = None) -> tuple[Picture, Record | None]:
-    """A picture and its record: the sidecar's when one is named, else its own, else that of the sidecar beside it, else
-    None.
+def read_sidecar(path: str | Path) -> Record:
+    """The record in a photo's sidecar. Raises PhotoError when it cannot be read, RecordError when it is damaged."""
+    return Record.from_bytes(read_file(path, MAX_RECORD), str(path))
+
+
+def read(path: str | Path, sidecar: str | Path | None = None) -> tuple[Picture, Record | None, str]:
+    """A picture, its record, and where that is: in the "sidecar" when one is named, else in the "metadata", else in the
+    sidecar beside it; None and "" without one.
 
     Raises PhotoError when a file cannot be read, RecordError when the record is damaged.
     """
     picture = open_picture(path)
-    if sidecar is None:
-        record = find_record(picture)
-        if record is not None or not sidecar_path(path).is_file():
-            return picture, record
-        sidecar = sidecar_path(path)
-    return picture, Record.from_bytes(read_file(sidecar, MAX_RECORD), str(sidecar))
+    record = find_record(picture) if sidecar is None else read_sidecar(sidecar)
+    if record is not None:
+        return picture, record, "metadata" if sidecar is None else "sidecar"
+    if sidecar_path(path).is_file():
+        return picture, read_sidecar(sidecar_path(path)), "sidecar"
+    return picture, None, ""
 
 
 def write(target: str | Path, image: Image.Image, record: Record, sidecar: bool = False, **options: Any) -> None:
@@ -66,29 +71,6 @@ def write(target: str | Path, image: Image.Image, record: Record, sidecar: bool 
     if sidecar:
         write_file(sidecar_path(target), record.to_bytes())
     write_file(target, data)
-
-
-def inspect(path: str | Path) -> dict[str, Any]:
-    """What a protected picture, or a sidecar, carries; no passphrase needed.
-
-    Keys: file, protected; where it is: where ("metadata" or "sidecar"), version, preset, weights, size, faces (boxes
-    in pixels), salt ("public" or "random"), originals, record_bytes, and picture_size, [width, height] of the picture
-    itself, null for a sidecar: other than size where it was scaled or cropped since. Raises PhotoError for what is no
-    picture or is damaged, RecordError for a damaged record.
-    """
-    if Path(path).suffix == SIDECAR:
-        record, where, size = Record.from_bytes(read_file(path, MAX_RECORD), str(path)), "sidecar", None
-    else:
-        picture, record = read(path)
-        size, where = list(picture.rgb.size), "sidecar" if find_record(picture) is None else "metadata"
-    if record is None:
-        return {"file": str(path), "protected": False}
-    return {
-        "file": str(path), "protected": True, "where": where, "version": VERSION, "preset": record.preset,
-        "weights": record.weights, "size": list(record.size), "faces": record.boxes(),
-        "salt": "public" if record.salt is None else "random", "originals": bool(record.originals),
-        "record_bytes": len(record.to_bytes()), "picture_size": size,
-    }  # fmt: skip
 
 
 def _cipher(key: bytes) -> AESGCM:

@@ -61,11 +61,6 @@ class FileReport:
     notes: list[str] = field(default_factory=list)  # what else the reader should know
 
 
-def whole_box(face: Face, size: tuple[int, int]) -> tuple[int, ...]:
-    """A face's box in whole pixels, within a photo of `size` (width, height)."""
-    return tuple(np.rint(np.clip(face.box, 0, np.tile(size, 2))).astype(int).tolist())
-
-
 def why_not(face: Face, size: tuple[int, int]) -> str:
     """Why a found face cannot be protected in a photo of `size` (width, height); empty when it can."""
     try:
@@ -104,7 +99,7 @@ def _sorted_out(model: Riddle, picture: Picture, status: str) -> tuple[list[Face
     """The faces to replace, and the reports of all, these first."""
     size, faces, done, skipped = picture.rgb.size, [], [], []
     for face in find_all(picture.rgb, model.detector):
-        box = whole_box(face, size)
+        box = tuple(np.rint(np.clip(face.box, 0, np.tile(size, 2))).astype(int).tolist())
         if reason := why_not(face, size):
             skipped.append(FaceReport(box, "skipped", reason))
         else:
@@ -172,7 +167,7 @@ def restore_file(
     """
     source, target = Path(source), Path(target)
     lossless = picture_format(target) == "PNG"
-    picture, record = container.read(source, sidecar)
+    picture, record, _ = container.read(source, sidecar)
     key = passwords.derive_key(passphrase, model.preset.name, record and record.salt)
     notes, faces, originals = list(picture.notes), None, None
     if record is None:

@@ -14,8 +14,6 @@ from typing import Any
 
 import argon2
 import av
-import numpy as np
-from PIL import Image
 
 from riddle import passwords
 from riddle.app.clip import TAG, Clip, Frame, open_clip
@@ -47,15 +45,12 @@ def work_folder(target: Path, settings: dict[str, Any], key: bytes, resume: bool
     folder = target.with_name(f".{target.name}.riddle-work")
     file, secret = folder / "settings", key + json.dumps(settings, sort_keys=True).encode()
     hasher = argon2.PasswordHasher(passwords.PASSES, passwords.MEMORY_KIB, passwords.LANES)
-
-    def fits() -> bool:
-        try:
-            return hasher.verify(file.read_text(), secret)
-        except (OSError, ValueError, argon2.exceptions.Argon2Error):
-            return False
-
     try:
-        if not (resume and fits()):
+        fits = resume and hasher.verify(file.read_text(), secret)
+    except (OSError, ValueError, argon2.exceptions.Argon2Error):
+        fits = False
+    try:
+        if not fits:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
             write_text(file, hasher.hash(secret))
@@ -135,19 +130,20 @@ def join(target: Path, clip: Clip, segments: list[Path], tag: str = "") -> list[
             video.set_display_matrix(clip.matrix)
         if tag:
             out.metadata[TAG] = tag
-        copied, encoded = {}, {}
-        for heard in source.streams.audio:
+        heard = {}  # index of a stream in the source -> ours, and whether its packets are copied
+        for stream in source.streams.audio:
             try:
-                copied[heard.index] = out.add_stream_from_template(heard)
+                ours, copied = out.add_stream_from_template(stream), True
             except ValueError:
                 codec, kind = out.default_audio_codec, ENDINGS[target.suffix.lower()]
-                encoded[heard.index] = out.add_stream(codec, rate=48_000 if "opus" in codec else heard.rate)
-                notes.append(f"{kind} takes no {heard.codec_context.name}: sound encoded as {codec}")
-            if language := heard.metadata.get("language"):
-                (copied | encoded)[heard.index].metadata["language"] = language
+                ours, copied = out.add_stream(codec, rate=48_000 if "opus" in codec else stream.rate), False
+                notes.append(f"{kind} takes no {stream.codec_context.name}: sound encoded as {codec}")
+            if language := stream.metadata.get("language"):
+                ours.metadata["language"] = language
+            heard[stream.index] = ours, copied
         out.start_encoding()
-        pictures, sounds = _pictures(segments, video), _sounds(source, clip, copied, encoded)
-        for _, _, packet in merge(pictures, sounds, key=lambda item: item[:2]):
+        packets = merge(_pictures(segments, video), _sounds(source, clip, heard), key=lambda item: item[:2])
+        for _, _, packet in packets:
             out.mux(packet)
     return notes
 
@@ -162,50 +158,21 @@ def _pictures(segments: list[Path], video: Any) -> Iterator[tuple[float, int, An
                     yield float(packet.pts * packet.time_base), 0, packet
 
 
-def _sounds(source: Any, clip: Clip, copied: dict[int, Any], encoded: dict[int, Any]) -> Iterator[tuple]:
+def _sounds(source: Any, clip: Clip, heard: dict[int, tuple[Any, bool]]) -> Iterator[tuple[float, int, Any]]:
     """Packets of sound by time, the source's own or encoded again: time, 1, packet."""
-    if not (copied or encoded):
-        return
     late = float("-inf")
     try:
-        for packet in source.demux([source.streams[i] for i in copied | encoded]):
-            index = packet.stream.index
-            if index in encoded:
-                made = [new for sound in packet.decode() for new in encoded[index].encode(sound)]
-            else:
+        for packet in source.demux([source.streams[i] for i in heard]) if heard else ():
+            ours, copied = heard[packet.stream.index]
+            if copied:
                 made = [packet] if packet.dts is not None else []
-                packet.stream = copied[index]
+                packet.stream = ours
+            else:
+                made = [new for sound in packet.decode() for new in ours.encode(sound)]
             for new in made:
                 late = max(late, float((new.dts or 0) * new.time_base))
                 yield late, 1, new
-        for stream in encoded.values():
-            for new in stream.encode(None):
-                yield late, 1, new
+        for ours in (ours for ours, copied in heard.values() if not copied):
+            yield from ((late, 1, new) for new in ours.encode(None))
     except (av.error.FFmpegError, ValueError) as e:
         raise PhotoError(clip.path, f"its sound cannot be read ({e})", "convert it to AAC or Opus") from e
-
-
-def write(
-    path: str | Path,
-    pictures: Iterable[Image.Image | np.ndarray],
-    rate: int = 25,
-    sound: np.ndarray | None = None,
-    sampling: int = 44_100,
-) -> Path:
-    """Write RGB pictures of one size as a clip; sound: (samples,) in [-1, 1], mono, `sampling` Hz."""
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=rate, options=dict(ENCODERS["libx264"]))
-        heard = [] if sound is None else [out.add_stream("aac", rate=sampling)]
-        for n, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
-            if n == 0:
-                stream.width, stream.height = frame.width, frame.height
-                stream.pix_fmt = "yuv444p" if frame.width % 2 or frame.height % 2 else "yuv420p"
-            out.mux(stream.encode(frame))
-        if heard:
-            samples = av.AudioFrame.from_ndarray(sound.astype(np.float32)[None], format="fltp", layout="mono")
-            samples.sample_rate, samples.pts = sampling, 0
-            out.mux(heard[0].encode(samples))
-        for each in (stream, *heard):
-            out.mux(each.encode(None))
-    return Path(path)

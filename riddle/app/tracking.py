@@ -1,4 +1,4 @@
-"""Faces followed through a clip: what is found in a frame, and which find belongs to whom.
+"""The first reading of a clip: which faces it shows, where each is in every frame, and the record that follows from it.
 
 A place is a face's square as four numbers: centre x and y, and the vector of its upper side, in pixels. An embedding
 is a unit vector that tells faces apart: a recogniser's or, where none is on this machine, the face's pixels.
@@ -6,22 +6,33 @@ is a unit vector that tells faces apart: a recogniser's or, where none is on thi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.optimize import linear_sum_assignment
 
 from riddle.app import photos
-from riddle.app.cliprecord import matrix, place
+from riddle.app.clip import Clip, frames
+from riddle.app.cliprecord import ClipRecord, bounded, code_count, matrix, place
 from riddle.faces import alignment, recognizers
-from riddle.faces.detection import AutoDetector, Face
-from riddle.images import to_tensor
+from riddle.faces.detection import AutoDetector, Face, find_all
 from riddle.pipeline import Riddle
+from riddle.progress import track
 
 RECOGNISER = "arcface-mobilefacenet"
+SEARCH = 0.15  # s from one search of the whole frame to the next; known faces are followed in every frame
+PATIENCE = 1.0  # s for which a face may be out of sight and is still covered throughout
+HOLD = 0.3  # s for which a face is covered before it is first and after it is last seen
+STEP = 0.2  # s from one code to the next
+SIGMA = 0.12  # s, of the weights that smooth places
+STEADY = 0.5  # how far a code is drawn to the mean of its face's codes: 0 keeps all expression, 1 is one picture
+PACE = (SEARCH, PATIENCE, HOLD, STEP, SIGMA, STEADY)
 THERE = 0.45  # overlap from which two squares may be one face
 ONE = 0.6  # overlap from which two finds of one frame are one face
 REACH = 1.0  # sides that a face may have moved while it was not seen
@@ -102,12 +113,6 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return common / max(float(ra**2 + rb**2) - common, 1e-9)
 
 
-def crops(model: Riddle, image: Image.Image, places: Sequence[np.ndarray]) -> torch.Tensor:
-    """The faces (k, 3, R, R) in [-1, 1] at places."""
-    side = model.preset.resolution
-    return torch.stack([to_tensor(alignment.crop(image, matrix(p), side)) for p in places])
-
-
 class Scenes:
     """Tells where a clip cuts to another scene: the picture changes much, and much more than lately."""
 
@@ -123,7 +128,7 @@ class Scenes:
         return cut
 
 
-# Tracks
+# Following
 
 
 @dataclass(eq=False)
@@ -133,7 +138,6 @@ class Track:
     id: int
     embedding: np.ndarray  # running mean
     velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))  # px a frame
-    box: tuple[int, int, int, int] = (0, 0, 0, 0)  # where it is first seen well
     frames: list[int] = field(default_factory=list)  # in which it was found
     places: list[np.ndarray] = field(default_factory=list)
     good: int = 0  # from how many of its finds a code follows
@@ -148,18 +152,20 @@ class Track:
         last = self.places[-1]
         return np.array([*(last[:2] + self.velocity * min(n - self.frames[-1], 5)), *last[2:]])
 
-    def update(self, n: int, find: Find, embedding: np.ndarray, size: tuple[int, int]) -> None:
+    def update(self, n: int, find: Find, embedding: np.ndarray) -> None:
         """Take a find of frame n."""
         if self.frames:
             speed = (find.place[:2] - self.places[-1][:2]) / max(1, n - self.frames[-1])
             self.velocity = 0.5 * self.velocity + 0.5 * speed
             mixed = 0.9 * self.embedding + 0.1 * embedding
             self.embedding = mixed / max(float(np.linalg.norm(mixed)), 1e-9)
-        if not self.good:
-            self.box = photos.whole_box(find.face, size)
         self.frames.append(n)
         self.places.append(find.place)
         self.good, self.doubt = self.good + (not find.doubt), find.doubt or self.doubt
+
+    def place_in(self, wanted: np.ndarray) -> np.ndarray:
+        """Its places (M, 4) in the frames `wanted` (M,); see `filled`."""
+        return filled(np.array(self.frames), np.stack(self.places), wanted)
 
     def add_code(self, n: int, code: np.ndarray, step: int) -> None:
         """Count the code of frame n among those of the frames k * step around it, by a Gaussian weight."""
@@ -183,25 +189,24 @@ class Tracker:
 
     def forget(self, n: int) -> None:
         """End the tracks that were not seen for `patience` frames before n."""
-        self.live = [track for track in self.live if n - track.frames[-1] <= self.patience]
+        self.live = [t for t in self.live if n - t.frames[-1] <= self.patience]
 
-    def take(self, n: int, finds: Sequence[Find], embeddings: np.ndarray, size: tuple[int, int]) -> list[Track]:
+    def take(self, n: int, finds: Sequence[Find], embeddings: np.ndarray) -> list[Track]:
         """The track of each find of frame n; a find that continues none begins one.
 
-        The pairs that fit best, by overlap and likeness together, go first: so two people who cross keep their own.
+        The pairs fit best in their sum, by overlap and likeness together: so two people who cross keep their own.
         """
-        chosen: list[Track | None] = [None] * len(finds)
-        pairs = [(self._fit(t, n, f, embeddings[i]), i, t) for t in self.live for i, f in enumerate(finds)]
-        for fit, i, track in sorted(pairs, key=lambda p: -p[0]):
-            if fit > 0 and chosen[i] is None and track not in chosen:
-                chosen[i] = track
+        fits = [[self._fit(t, n, f, e) for f, e in zip(finds, embeddings, strict=True)] for t in self.live]
+        fits = np.array(fits).reshape(len(self.live), len(finds))
+        pairs = zip(*linear_sum_assignment(fits, maximize=True), strict=True)
+        chosen = {i: self.live[k] for k, i in pairs if fits[k, i] > 0}
         for i, find in enumerate(finds):
-            if chosen[i] is None:
+            if i not in chosen:
                 chosen[i] = Track(len(self.all), embeddings[i])
                 self.all.append(chosen[i])
                 self.live.append(chosen[i])
-            chosen[i].update(n, find, embeddings[i], size)
-        return chosen
+            chosen[i].update(n, find, embeddings[i])
+        return [chosen[i] for i in range(len(finds))]
 
     def _fit(self, track: Track, n: int, find: Find, embedding: np.ndarray) -> float:
         """How well a find continues a track; 0: not at all."""
@@ -211,3 +216,137 @@ class Tracker:
         near = float(np.hypot(*(where[:2] - find.place[:2]))) < REACH * max(sides) and max(sides) < 2 * min(sides)
         fits = (shared >= THERE and alike >= self.loose) or (near and alike >= self.same)
         return shared + alike + 1 if fits else 0.0
+
+
+# Reading
+
+
+def frames_of(seconds: float, rate: Fraction) -> int:
+    """How many frames a time is, at least one; rate: frames a second, taken as 5 to 240."""
+    return max(1, round(seconds * float(min(max(rate, 5), 240))))
+
+
+def survey(model: Riddle, clip: Clip, embedder: Embedder) -> tuple[np.ndarray, list[Track]]:
+    """Read a clip, find and follow every face, and invert it frame by frame.
+
+    Returns the time of each frame in seconds since the first, (N,), and the tracks. It holds one frame at a time, and
+    of each face a code every STEP seconds.
+    """
+    search, patience, hold, step = (frames_of(s, clip.rate) for s in (SEARCH, PATIENCE, HOLD, STEP))
+    scenes, tracker = Scenes(), Tracker(patience, embedder.same, embedder.loose)
+    times, starts, searched = [], [], 0
+    for frame in track(frames(clip), "find", clip.estimate or None, "frame", leave=False):
+        n, image = frame.n, Image.fromarray(frame.rgb())
+        if cut := scenes.cut(image):
+            tracker.live = []
+            starts.append(n)
+        finds: list[Find] = []
+        if cut or n - searched >= search:
+            finds, searched = [find_of(face, image.size) for face in find_all(image, model.detector)], n
+        for known in tracker.live:
+            if all(overlap(known.expected(n), find.place) < THERE for find in finds):
+                finds += follow(model, image, known.expected(n))
+        if finds := distinct(finds):
+            faces = model.crops(image, matrix([find.place for find in finds]))
+            tracks = tracker.take(n, finds, embedder.embed(faces))
+            if clear := [i for i, find in enumerate(finds) if not find.doubt]:
+                # without gradient steps: they end elsewhere in each frame, and the stranger would change
+                codes = model.invert(faces[clear], refine=0).cpu().numpy()
+                for i, code in zip(clear, codes, strict=True):
+                    tracks[i].add_code(n, code, step)
+        tracker.forget(n)
+        times.append(frame.since)
+    for face in tracker.all:
+        scene = bisect(starts, face.frames[0])
+        face.scene = starts[scene - 1], [*starts, len(times)][scene] - 1
+    _cover([face for face in tracker.all if face.good], hold)
+    return np.array(times), tracker.all
+
+
+def _cover(tracks: list[Track], hold: int) -> None:
+    """Set the frames in which each track is covered: while it is seen, between, and `hold` frames before and after, as
+    far as its scene reaches and no other face is found in its place."""
+    found = {face.id: dict(zip(face.frames, face.places, strict=True)) for face in tracks}
+    for face in tracks:
+        first, last = face.frames[0], face.frames[-1]
+        before = range(first - 1, max(face.scene[0], first - hold) - 1, -1)
+        after = range(last + 1, min(face.scene[1], last + hold) + 1)
+        face.begin = next((n + 1 for n in before if _taken(face, n, found)), before.stop + 1)
+        face.end = next((n - 1 for n in after if _taken(face, n, found)), after.stop - 1)
+
+
+def _taken(face: Track, n: int, found: dict[int, dict[int, np.ndarray]]) -> bool:
+    """Whether another face is found where a face would be in frame n; found: id -> frame -> place."""
+    there = face.place_in(np.array([n]))[0]
+    return any(overlap(there, at[n]) >= THERE for i, at in found.items() if i != face.id and n in at)
+
+
+def record_of(
+    times: np.ndarray, tracks: list[Track], clip: Clip, model: Riddle, change: Callable[[torch.Tensor], torch.Tensor]
+) -> ClipRecord:
+    """The record of what `survey` returned: each face's places and codes, smoothed over time.
+
+    change: encrypts or decrypts codes (N, L, D). Places are kept in float32 and codes as float16 has them in z, so that
+    what is drawn is what the record holds.
+    """
+    step, sigma = frames_of(STEP, clip.rate), max(SIGMA, 1 / float(clip.rate))
+    shape, rows = (model.preset.n_latent, model.preset.style_dim), []
+    places, codes = [np.empty((0, 4), np.float32)], [torch.empty(0, *shape)]
+    for face in tracks:
+        if face.good:
+            covered = np.arange(face.begin, face.end + 1)
+            rows.append((face.id, face.begin, len(covered)))
+            places.append(bounded(smoothed(times[covered], face.place_in(covered), sigma), *clip.upright_size))
+            k = face.begin // step + np.arange(code_count(face.begin, len(covered), step))
+            w = torch.from_numpy(_steadied(face, k)).view(-1, *shape)
+            codes += [model.generator.codes.to_record(change(part)).cpu() for part in w.split(128)]
+    return ClipRecord(
+        model.preset.name, model.weights_hash, clip.upright_size, step, times,
+        np.array(rows, np.int64).reshape(-1, 3), np.concatenate(places), torch.cat(codes),
+    )  # fmt: skip
+
+
+def _steadied(face: Track, wanted: np.ndarray) -> np.ndarray:
+    """The codes k `wanted` of a face, between those that there are on the line, drawn to their mean; float32."""
+    known = np.array(sorted(face.codes))
+    weights = np.array([face.codes[k][0] for k in known])
+    sums = np.stack([face.codes[k][1] for k in known]).reshape(len(known), -1)
+    between, mean = _between(known, sums / weights[:, None], wanted), sums.sum(0) / weights.sum()
+    return (mean + (1 - STEADY) * (between - mean)).astype(np.float32)
+
+
+def _between(known: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The rows (M, C) at `wanted` (M,), on straight lines between those (N, C) `known` at (N,), and at rest beyond."""
+    return np.stack([np.interp(wanted, known, column) for column in rows.T], 1)
+
+
+def filled(seen: np.ndarray, places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Places (M, 4) in the frames `wanted` (M,), of a face seen in the frames `seen` (N,) at `places` (N, 4).
+
+    Between two finds on the straight line; before the first and after the last one on the way it was going, at most
+    half a side of it.
+    """
+    out = _between(seen, places, wanted)
+    for end, direction in ((0, -1), (-1, 1)):
+        beyond = (wanted - seen[end]) * direction
+        near = np.abs(seen - seen[end]) <= 4
+        if (beyond > 0).any() and near.sum() > 1:
+            speed = np.polyfit(seen[near] - seen[end], places[near, :2], 1)[0] * direction
+            moved = np.clip(beyond, 0, 5)[:, None] * speed
+            most = 0.5 * float(np.hypot(*places[end, 2:]))
+            out[:, :2] += moved * np.minimum(1, most / np.maximum(np.hypot(*moved.T), 1e-9))[:, None]
+    return out
+
+
+def smoothed(times: np.ndarray, places: np.ndarray, sigma: float) -> np.ndarray:
+    """Places (N, 4) at times (N,), each replaced by the value of a parabola through those around it.
+
+    Weights fall with the distance in time as a Gaussian of `sigma` does. A mean would lag where a face speeds up.
+    """
+    out = np.empty_like(places)
+    reach = 3 * sigma + 1e-9
+    for i, t in enumerate(times):
+        near = slice(np.searchsorted(times, t - reach), np.searchsorted(times, t + reach, side="right"))
+        x = (times[near] - t) / sigma
+        out[i] = np.polyfit(x, places[near], min(2, len(x) - 1), w=np.exp(-0.25 * x**2))[-1]  # w: roots of weights
+    return out

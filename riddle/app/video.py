@@ -4,10 +4,10 @@
     report = restore_video(model, "safe.mp4", "back.mp4", "correct horse")
     dataclasses.asdict(report)                 # for JSON: each face's box and times, and what was left
 
-A clip is read twice, frame by frame: first the faces are found, followed and inverted (riddle.app.survey), which
+A clip is read twice, frame by frame: first the faces are found, followed and inverted (riddle.app.tracking), which
 gives the record (riddle.app.cliprecord); then they are painted by the record. A clip with a record is not searched.
-Last, both clips are read side by side and it is measured how steady each face stays. Sound is copied; times, frame size
-and rotation are kept. The clip is written in segments, which wait in a folder beside the target until they are joined.
+Last, both clips are read again and it is measured how steady each face stays. Sound is copied; times, frame size and
+rotation are kept. The clip is written in segments, which wait in a folder beside the target until they are joined.
 After an interruption `resume` goes on with them.
 """
 
@@ -16,8 +16,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,17 +30,16 @@ import torch
 from PIL import Image
 
 from riddle import passwords
-from riddle.app import cliprecord
+from riddle.app import cliprecord, tracking
 from riddle.app.clip import Clip, Frame, frames, probe
 from riddle.app.cliprecord import ClipRecord, matrix
 from riddle.app.container import sidecar_path
 from riddle.app.photos import FaceReport, FileReport, refuse
 from riddle.app.segments import ENCODERS, encoder_for, join, work_folder, write_segment
-from riddle.app.steadiness import measure
-from riddle.app.survey import HOLD, PATIENCE, SEARCH, STEP, frames_of, record_of, survey
-from riddle.app.tracking import RECOGNISER, Embedder, Track, crops
+from riddle.app.tracking import Embedder, Track, follow, frames_of, overlap, record_of, survey
+from riddle.faces import blending
 from riddle.files import replace_file, sha256, write_text
-from riddle.images import PhotoError
+from riddle.images import PhotoError, write_file
 from riddle.pipeline import Riddle
 from riddle.progress import track
 from riddle.record import AGAIN, RecordError
@@ -47,11 +48,12 @@ SEGMENT = 4.0  # s of a segment
 NO_RECORD = (
     "the clip carries no record: its faces were found and inverted again, which is less exact than by the record"
 )
+Values = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class ClipFace(FaceReport):
-    """One face through its scene and what became of it; box: where it is first seen well. Times in seconds."""
+    """One face through its scene and what became of it; box: its square where it begins. Times in seconds."""
 
     track: int = 0
     begins: float = 0.0
@@ -59,9 +61,9 @@ class ClipFace(FaceReport):
     frames: int = 0  # in which it was replaced
     seen: int = 0  # in which it was found; between, before and after it was covered where it must have been
     # Means over its frames, of "source", the clip as it was, and of "target", as it was written; None: not measured.
-    identity: dict[str, float | None] = field(default_factory=dict)  # cosine of consecutive frames' embeddings
-    person: dict[str, float | None] = field(default_factory=dict)  # cosine of the embeddings with their mean
-    jitter: dict[str, float | None] = field(default_factory=dict)  # landmarks' second difference, in sides of the face
+    identity: Values = field(default_factory=dict)  # cosine of consecutive frames' embeddings
+    person: Values = field(default_factory=dict)  # cosine of the embeddings with their mean
+    jitter: Values = field(default_factory=dict)  # landmarks' second difference, in sides of the face
 
 
 def protect_video(
@@ -94,73 +96,51 @@ def restore_video(
     return _work(model, Path(source), Path(target), passphrase, "restored", False, resume)
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
-    """What a clip, or a clip's sidecar, carries; the keys are those of `riddle.app.container.inspect`, and frames."""
-    data, where = cliprecord.find(path)
-    if not data:
-        return {"file": str(path), "protected": False}
-    record = ClipRecord.from_bytes(data, path)
-    return {
-        "file": str(path), "protected": True, "where": where, "version": cliprecord.VERSION, "preset": record.preset,
-        "weights": record.weights, "size": list(record.size), "faces": record.boxes(),
-        "salt": "public", "originals": False, "record_bytes": len(data), "frames": len(record.times),
-    }  # fmt: skip
-
-
 def _work(
     model: Riddle, source: Path, target: Path, passphrase: str, done: str, strict: bool, resume: bool
 ) -> FileReport:
     """Protect or restore a clip; done: "protected" or "restored"."""
-    codec, clip = encoder_for(target), probe(source)
+    codec, clip, embedder = encoder_for(target), probe(source), Embedder()
     key = passwords.derive_key(passphrase, model.preset.name)
-    password, embedder, notes = model.from_key(key), Embedder(), list(clip.notes)
-    if embedder.absent:
-        notes.append(f"identity was not measured: {RECOGNISER} {embedder.absent}")
-    data = cliprecord.find(source)[0] if done == "restored" else b""
-    record = ClipRecord.from_bytes(data, source) if data else None
-
-    def change(codes: torch.Tensor) -> torch.Tensor:
-        """Codes (N, L, D) encrypted, or decrypted: the same network does both."""
-        return model.encrypt(codes, password)
-
-    with work_folder(target, _settings(model, clip, codec, done, data), key, resume) as work:
-        if record is None:
-            how = "protected" if done == "protected" else "inversion"
+    change = partial(model.encrypt, key=model.from_key(key))  # codes (N, L, D); decrypts, too
+    notes = [f"identity was not measured: {tracking.RECOGNISER} {embedder.absent}"] if embedder.absent else []
+    carried = cliprecord.read(source)[0] if done == "restored" else None
+    with work_folder(target, _settings(model, clip, codec, done, carried), key, resume) as work:
+        if carried is None:
             record, faces, found = _surveyed(model, clip, embedder, change, done, strict, work)
-            notes += found if how == "protected" else [*found, NO_RECORD]
+            notes += found if done == "protected" else [*found, NO_RECORD]
         else:
-            how = "codes"
-            record.must_fit(model.preset, model.weights_hash, clip.upright_size, str(source))
-            faces, record = _carried(record), _decrypted(model, record, change)
+            carried.must_fit(model.preset, model.weights_hash, clip.upright_size, str(source))
+            faces, record = _faces(carried, done), _decrypted(model, carried, change)
         segments, missed, count = _paint(model, clip, record, codec, target.suffix.lower(), work)
-        if missed and how != "codes":  # the record is of this very clip
+        if missed and carried is None:  # the record is of this very clip
             raise PhotoError(source, "it changed while it was read", "wait until it is complete")
         if missed == count:
             raise RecordError(source, "its frames are not those that its record tells of", AGAIN)
         if missed:
             notes.append(f"{missed} of {count} frames are not in its record: left as they were")
-        result, record_bytes = segments[0].with_stem("result"), record.to_bytes() if how == "protected" else b""
-        inside = len(record_bytes) <= cliprecord.MAX_INSIDE
-        notes += join(result, clip, segments, base64.b64encode(record_bytes).decode() if inside else "")
-        measures = measure(model, clip, probe(result), record, embedder)
+        result, data = segments[0].with_stem("result"), record.to_bytes() if done == "protected" else b""
+        inside = len(data) <= cliprecord.MAX_INSIDE
+        notes += join(result, clip, segments, base64.b64encode(data).decode() if inside else "")
+        measures = measure(model, {"source": clip, "target": probe(result)}, record, embedder)
         if not inside:
-            beside = sidecar_path(target)
-            with replace_file(beside) as temporary:
-                temporary.write_bytes(record_bytes)
+            beside = write_file(sidecar_path(target), data)
             notes.append(f"the record is too large for the clip and lies in {beside}: keep it beside the clip")
         with replace_file(target) as temporary:
             result.rename(temporary)
     faces = [replace(face, **measures.get(face.track, {})) for face in faces]
-    return FileReport(source, target, faces, how, [*notes, f"pictures encoded by {codec}"])
+    how = "codes" if carried else "inversion" if done == "restored" else done
+    return FileReport(source, target, faces, how, [*clip.notes, *notes, f"pictures encoded by {codec}"])
 
 
-def _settings(model: Riddle, clip: Clip, codec: str, done: str, record: bytes) -> dict[str, Any]:
+def _settings(model: Riddle, clip: Clip, codec: str, done: str, record: ClipRecord | None) -> dict[str, Any]:
     """All that the work folder's content depends on, but the passphrase."""
     return {
-        "done": done, "source": sha256(clip.path), "record": hashlib.sha256(record).hexdigest(),
+        "done": done, "source": sha256(clip.path),
+        "record": hashlib.sha256(record.to_bytes() if record else b"").hexdigest(),
         "preset": model.preset.name, "weights": model.weights_hash, "mask": model.mask,
         "detector": getattr(model.detector, "name", type(model.detector).__name__),
-        "pace": [SEARCH, PATIENCE, HOLD, STEP, SEGMENT], "encoder": codec, "options": ENCODERS[codec],
+        "pace": [*tracking.PACE, SEGMENT], "encoder": codec, "options": ENCODERS[codec],
         "av": av.__version__, "version": cliprecord.VERSION,
     }  # fmt: skip
 
@@ -176,29 +156,36 @@ def _surveyed(
     kept, data = work / "faces.json", work / "record.npz"
     if not kept.exists():
         times, tracks = survey(model, clip, embedder)
-        faces = [_face(times, face, done) for face in tracks]
-        refuse(clip.path, faces, strict)
-        with replace_file(data) as temporary:
-            temporary.write_bytes(record_of(times, tracks, clip, model, change).to_bytes())
-        notes = _watch(times, tracks, clip)
-        write_text(kept, json.dumps({"faces": [asdict(face) for face in faces], "notes": notes}))
+        record = record_of(times, tracks, clip, model, change)
+        faces = _faces(record, done, {face.id: len(face.frames) for face in tracks})
+        faces += [_skipped(times, face, clip) for face in tracks if not face.good]
+        write_file(data, record.to_bytes())
+        write_text(kept, json.dumps({"faces": [asdict(face) for face in faces], "notes": _watch(times, tracks, clip)}))
     told, record = json.loads(kept.read_text()), ClipRecord.from_bytes(data.read_bytes(), data)
     faces = [ClipFace(**face | {"box": tuple(face["box"])}) for face in told["faces"]]
     refuse(clip.path, faces, strict)
     return record, faces, told["notes"]
 
 
-def _face(times: np.ndarray, face: Track, done: str) -> ClipFace:
-    """The report of a face that was followed."""
-    begin, end = (face.begin, face.end) if face.good else (face.frames[0], face.frames[-1])
-    begins, ends = (round(float(times[n]), 3) for n in (begin, end))
-    status, reason, covered = (done, "", end - begin + 1) if face.good else ("skipped", face.doubt, 0)
-    return ClipFace(face.box, status, reason, face.id, begins, ends, covered, len(face.frames))
+def _faces(record: ClipRecord, done: str, seen: dict[int, int] | None = None) -> list[ClipFace]:
+    """The faces that a record tells of; seen: in how many frames each was found, default: in all of its own."""
+    faces = []
+    for box, (number, first, count) in zip(record.boxes(), record.tracks.tolist(), strict=True):
+        begins, ends = (round(float(record.times[n]), 3) for n in (first, first + count - 1))
+        faces.append(ClipFace(tuple(box), done, "", number, begins, ends, count, (seen or {}).get(number, count)))
+    return faces
+
+
+def _skipped(times: np.ndarray, face: Track, clip: Clip) -> ClipFace:
+    """The report of a face that cannot be replaced."""
+    box = blending.box(matrix(face.places[0]), clip.upright_size)
+    begins, ends = (round(float(times[n]), 3) for n in (face.frames[0], face.frames[-1]))
+    return ClipFace(box, "skipped", face.doubt, face.id, begins, ends, 0, len(face.frames))
 
 
 def _watch(times: np.ndarray, tracks: list[Track], clip: Clip) -> list[str]:
     """Notes where a face was lost, or first found, within a scene and not at the border of the frame."""
-    notes, size = [], np.array(clip.upright_size)
+    notes, size, every = [], np.array(clip.upright_size), frames_of(tracking.SEARCH, clip.rate)
     for t in (t for t in tracks if t.good):
         for end, covered, what, until in ((0, t.begin, "first found", "from"), (-1, t.end, "lost", "until")):
             place, side = t.places[end], np.hypot(*t.places[end][2:])
@@ -207,21 +194,11 @@ def _watch(times: np.ndarray, tracks: list[Track], clip: Clip) -> list[str]:
                 seen, shown = (round(float(times[n]), 3) for n in (t.frames[end], covered))
                 told = f"face {t.id} was {what} at {seen} s and is covered {until} {shown} s"
                 notes.append(f"{told}: look whether it shows beyond that")
-    every = frames_of(SEARCH, clip.rate)
     return [
         *notes,
         f"searched in full every {every} frames and at cuts, followed in between: a face that shows for less than"
         f" {every} frames may not be found",
     ]
-
-
-def _carried(record: ClipRecord) -> list[ClipFace]:
-    """The faces that a record tells of."""
-    faces = []
-    for box, (number, first, count) in zip(record.boxes(), record.tracks.tolist(), strict=True):
-        begins, ends = (round(float(record.times[n]), 3) for n in (first, first + count - 1))
-        faces.append(ClipFace(tuple(box), "restored", "", number, begins, ends, count, count))
-    return faces
 
 
 def _decrypted(model: Riddle, record: ClipRecord, change: Callable) -> ClipRecord:
@@ -237,13 +214,12 @@ def _paint(
 ) -> tuple[list[Path], int, int]:
     """Write every segment that is not there. Returns all of them, how many frames the record does not tell of, and how
     many there are."""
-    segments, length, missed, count = [], frames_of(SEGMENT, clip.rate), 0, 0
+    segments, numbers, length = [], [], frames_of(SEGMENT, clip.rate)
 
-    def known(piece: Iterator[Frame], new: bool) -> Iterator[Frame]:
-        nonlocal missed, count
+    def painted(piece: Iterator[Frame]) -> Iterator[Frame]:
         for frame in piece:
-            missed, count = missed + (record.frame(frame.since) is None), count + 1
-            if new and (faces := record.faces_at(frame.since)):
+            numbers.append(record.frame(frame.since))
+            if faces := record.faces(numbers[-1]):
                 paint(model, frame, faces)
             yield frame
 
@@ -251,20 +227,71 @@ def _paint(
     for k, piece in groupby(shown, lambda frame: frame.n // length):
         segments.append(work / f"{k:05}{ending}")
         if segments[-1].exists():
-            for _ in known(piece, new=False):
-                pass
+            numbers += [record.frame(frame.since) for frame in piece]
             continue
         with replace_file(segments[-1]) as temporary:
-            write_segment(temporary, clip, codec, known(piece, new=True))
-    return segments, missed, count
+            write_segment(temporary, clip, codec, painted(piece))
+    return segments, numbers.count(None), len(numbers)
 
 
 def paint(model: Riddle, frame: Frame, faces: list[tuple[int, np.ndarray, torch.Tensor]]) -> None:
     """Replace the faces of a frame; faces: as ClipRecord.faces has them, with the codes that are drawn."""
     _, places, codes = zip(*faces, strict=True)
-    before, matrices = frame.rgb(), np.stack([matrix(place) for place in places])
+    before, matrices = frame.rgb(), matrix(places)
     image = Image.fromarray(before)
-    under = crops(model, image, places).to(model.device)
     w = model.generator.codes.to_w(torch.stack(codes).to(model.device))
     drawn = model.draw(w, matrices)[1]
-    frame.replace(before, np.asarray(model.paste(image, under, drawn, matrices)))
+    frame.replace(before, np.asarray(model.paste(image, model.crops(image, matrices), drawn, matrices)))
+
+
+# How steady each face stays: the same person in every frame, and where it was a moment ago
+
+
+def measure(
+    model: Riddle, clips: dict[str, Clip], record: ClipRecord, embedder: Embedder
+) -> dict[int, dict[str, Values]]:
+    """What `steadiness` says of each face of a record, by its number, in each clip, by its name: number -> measure ->
+    name -> value."""
+    out: dict[int, dict[str, Values]] = defaultdict(lambda: defaultdict(dict))
+    for name, clip in clips.items():
+        seen: dict[int, list[tuple]] = defaultdict(list)
+        for frame in track(frames(clip), f"measure {name}", len(record.times), "frame", leave=False):
+            if not (found := record.faces(record.frame(frame.since))):
+                continue
+            image, places = Image.fromarray(frame.rgb()), [place for _, place, _ in found]
+            embeddings = np.full((len(found), 1), np.nan)
+            if embedder.recogniser is not None:
+                embeddings = embedder.embed(model.crops(image, matrix(places)))
+            for (number, place, _), embedding in zip(found, embeddings, strict=True):
+                row = frame.n, embedding, _landmarks(model, image, place), float(np.hypot(*place[2:]))
+                seen[number].append(row)
+        for number, rows in seen.items():
+            for what, value in steadiness(*map(np.array, zip(*rows, strict=True))).items():
+                out[number][what][name] = value
+    return out
+
+
+def _landmarks(model: Riddle, image: Image.Image, place: np.ndarray) -> np.ndarray:
+    """The five points (5, 2) of the face at a place, px; NaN where none is found there."""
+    found = {overlap(find.place, place): find.face.points for find in follow(model, image, place)}
+    return found[max(found)] if found and max(found) >= tracking.THERE else np.full((5, 2), np.nan)
+
+
+def steadiness(
+    numbers: np.ndarray, embeddings: np.ndarray, points: np.ndarray, sides: np.ndarray
+) -> dict[str, float | None]:
+    """How steady a face stays from frame to frame.
+
+    numbers: (N,) of its frames; embeddings: (N, E); points: (N, 5, 2) in px, NaN where they were not found; sides: (N,)
+    of the face, px. Returns identity, the cosine of consecutive frames' embeddings; person, the cosine of all with
+    their mean; jitter, the second difference of the points, in sides of the face. None: nothing was measured.
+    """
+    follows = np.diff(numbers) == 1
+    bends = np.hypot(*np.moveaxis(np.diff(points, 2, axis=0), -1, 0)).mean(1) / sides[2:]
+    measured = {
+        "identity": (embeddings[1:] * embeddings[:-1]).sum(1)[follows],
+        "person": np.linalg.norm(embeddings.mean(0, keepdims=True), axis=1),
+        "jitter": bends[follows[1:] & follows[:-1]],
+    }
+    known = {name: values[np.isfinite(values)] for name, values in measured.items()}
+    return {name: round(float(values.mean()), 5) if len(values) else None for name, values in known.items()}
