@@ -10,7 +10,7 @@ Version 3, as bytes; all integers little-endian, unsigned:
         salt, hex, or null for the preset's public salt; originals, the length of each sealed original (or [])
     .   the encrypted codes in z (`models.codes`), where every component counts alike, float16, face by face: k x L x D
         x 2 bytes
-    .   the sealed originals, one behind the other (riddle.app.container says what is in them)
+    .   the sealed originals, one behind the other (riddle.app.photos says what is in them)
     8   the first bytes of the SHA-256 of all before
 
 A reader ignores fields that it does not know; a change that it must not ignore is another version. Versions 1 and 2
@@ -28,16 +28,18 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from riddle.faces.blending import box
-from riddle.images import PhotoError, Picture, encode, write_file
+from riddle.images import PhotoError, Picture, encode, open_picture, read_file, write_file
 from riddle.presets import Preset
 
 MAGIC, VERSION = b"RIDDLE", 3  # riddle 0.1 wrote version 1, riddle 0.2 version 2
+SIDECAR = ".riddle"  # added to the picture's whole name
 MAX_RECORD = 40 << 20  # bytes; Pillow reads at most 64 MB of text from a PNG
 MAX_HEADER, MAX_FACES, MAX_SLOTS, MAX_WIDTH = 1 << 20, 2048, 64, 4096
 AGAIN = "restore from the file that protect saved"
@@ -218,9 +220,44 @@ def find_record(picture: Picture) -> Record | None:
     return Record.from_bytes(data, picture.name)
 
 
-def save_picture(image: Image.Image, path: str | Path, record: Record | None = None) -> Path:
-    """Write a PNG, JPEG or WebP, with its record when one is given; whole or not at all.
+def save_picture(
+    image: Image.Image, path: str | Path, record: Record | None = None, sidecar: bool = False, **options: Any
+) -> Path:
+    """Write a PNG, JPEG or WebP, with its record when one is given; each file whole or not at all, the sidecar first.
 
-    Nothing of the original's metadata is written. Raises PhotoError for another ending or a missing folder.
+    sidecar: the record beside the picture, not in it; options: of `riddle.images.encode`. Nothing of the original's
+    metadata is written. Raises PhotoError for another ending or a missing folder, RecordError for a record of more than
+    MAX_RECORD bytes.
     """
-    return write_file(path, encode(image, path, packet=packet(record, path) if record is not None else b""))
+    block = packet(record, path) if record is not None else b""  # refuses what is too large, for a sidecar too
+    data = encode(image, path, packet=b"" if sidecar else block, **options)
+    if sidecar:
+        write_file(sidecar_path(path), record.to_bytes())
+    return write_file(path, data)
+
+
+# ---- beside a picture
+
+
+def sidecar_path(picture: str | Path) -> Path:
+    """Where a picture's sidecar lies: photo.jpg -> photo.jpg.riddle."""
+    return Path(f"{picture}{SIDECAR}")
+
+
+def read_sidecar(path: str | Path) -> Record:
+    """The record in a photo's sidecar. Raises PhotoError when it cannot be read, RecordError when it is damaged."""
+    return Record.from_bytes(read_file(path, MAX_RECORD), str(path))
+
+
+def read_picture(path: str | Path, sidecar: str | Path | None = None) -> tuple[Picture, Record | None, str]:
+    """A picture, its record, and where that is: in the "sidecar" when one is named, else in the "metadata", else in the
+    sidecar beside it; None and "" without one.
+
+    Raises PhotoError when a file cannot be read, RecordError when the record is damaged.
+    """
+    picture = open_picture(path)
+    if sidecar is None and (record := find_record(picture)) is not None:
+        return picture, record, "metadata"
+    if sidecar is None and not sidecar_path(path).is_file():
+        return picture, None, ""
+    return picture, read_sidecar(sidecar or sidecar_path(path)), "sidecar"

@@ -14,13 +14,13 @@ from PIL import Image, ImageCms
 
 import riddle
 from riddle import images, passwords
-from riddle.app import bulk, container
+from riddle.app import bulk
 from riddle.app.photos import FaceReport, protect_file, restore_file
 from riddle.demo import FRAMED_POINTS
 from riddle.faces.detection import AutoDetector, Face, find_all
 from riddle.images import PhotoError, open_picture
 from riddle.pipeline import Riddle
-from riddle.record import RecordError, find_record
+from riddle.record import RecordError, find_record, read_picture
 
 POINTS = FRAMED_POINTS * 60  # of a face whose crop is a square of 60 px
 GREY = (120, 120, 120)
@@ -153,7 +153,7 @@ def test_the_salt_is_public_or_the_files_own(model, source, tmp_path):
     for path, salt in ((public, "public"), (own, "random"), (again, "random")):
         protect_file(model, source, path, "pw", salt=salt)
         assert bulk.inspect(path)["salt"] == salt
-    codes = [container.read(p)[1].codes for p in (public, own, again)]
+    codes = [read_picture(p)[1].codes for p in (public, own, again)]
     assert not any((codes[a] - codes[b]).abs().max() < 0.01 for a, b in ((0, 1), (1, 2), (0, 2)))
     inverted = model.generator.codes.to_gaussian(model.encrypt(model.invert(model.align(source)), "pw"))
     assert (codes[0] - inverted).abs().max() < 0.01  # the passphrase alone opens a bare picture

@@ -21,12 +21,13 @@ from PIL import Image
 import riddle
 import riddle.app
 from riddle import passwords
-from riddle.app import bulk, cli, container, doctor, passphrase, photos
+from riddle.app import bulk, cli, doctor, passphrase, photos
 from riddle.app.cli import Exit
 from riddle.app.photos import FaceReport, FileReport, PhotoError
 from riddle.assets import Asset
 from riddle.faces.detection import Face
 from riddle.presets import PRESETS
+from riddle.record import read_picture, save_picture
 from riddle.weights import WeightsMissingError
 
 POINTS = np.array([[70.0, 80], [110, 80], [90, 100], [74, 124], [106, 124]])  # an upright face of 40 px eye to eye
@@ -409,7 +410,7 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
     assert carried["originals"] and carried["weights"] == smoke.weights_hash and not bare["protected"]
     assert (carried["preset"], carried["salt"], len(carried["faces"])) == ("smoke", "random", 1)
     scaled, cut = tmp_path / "scaled.png", tmp_path / "cut.png"
-    container.write(scaled, Image.open(safe).resize((90, 100)), container.read(safe)[1])
+    save_picture(Image.open(safe).resize((90, 100)), scaled, read_picture(safe)[1])
     cut.write_bytes(safe.read_bytes()[:-5000])
     assert run("info", safe, source, scaled, cut, tmp_path / "absent.jpg") == Exit.FAILED
     text = capsys.readouterr().out

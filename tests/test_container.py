@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from PIL import Image
 
 from riddle import passwords, record
-from riddle.app import bulk, container
+from riddle.app import bulk, photos
 from riddle.images import PhotoError, encode, open_picture
-from riddle.record import Record, RecordError, find_record, packet, save_picture
+from riddle.record import Record, RecordError, find_record, packet, read_picture, save_picture, sidecar_path
 
 GOLDEN = Path(__file__).parent / "golden" / "protected_v1.png"
 ENDINGS = ("png", "jpg", "webp")
@@ -179,7 +179,7 @@ def test_a_record_too_large_is_refused(monkeypatch, tmp_path, sidecar):
     block = packet(make(), "x")
     monkeypatch.setattr(record, "MAX_RECORD", 1000)
     with pytest.raises(RecordError, match="originals"):
-        container.write(tmp_path / "out.png", picture(), make(), sidecar=sidecar)
+        save_picture(picture(), tmp_path / "out.png", make(), sidecar=sidecar)
     with pytest.raises(RecordError, match="larger"):
         find_record(replace(open_picture(picture()), xmp=block))
     assert not list(tmp_path.iterdir())
@@ -190,7 +190,7 @@ def test_a_record_too_large_is_refused(monkeypatch, tmp_path, sidecar):
 
 def test_inspect_tells_what_a_file_carries(tmp_path):
     path = tmp_path / "out.jpg"
-    container.write(path, picture(), make(salt=SALT, originals=(b"a", b"b")))
+    save_picture(picture(), path, make(salt=SALT, originals=(b"a", b"b")))
     seen = bulk.inspect(path)
     size = len(make(salt=SALT, originals=(b"a", b"b")).to_bytes())
     assert seen == {
@@ -199,27 +199,27 @@ def test_inspect_tells_what_a_file_carries(tmp_path):
         "originals": True, "record_bytes": size, "picture_size": [80, 60],
     }  # fmt: skip
     json.dumps(seen)
-    container.write(path, picture((40, 30)), make())  # scaled since
+    save_picture(picture((40, 30)), path, make())  # scaled since
     seen = bulk.inspect(path)
     assert (seen["size"], seen["picture_size"]) == ([80, 60], [40, 30])
-    container.sidecar_path(path).write_bytes(make(3).to_bytes())  # what lies inside goes before
-    assert equal(container.read(path)[1], make()) and bulk.inspect(path)["where"] == "metadata"
+    sidecar_path(path).write_bytes(make(3).to_bytes())  # what lies inside goes before
+    assert equal(read_picture(path)[1], make()) and bulk.inspect(path)["where"] == "metadata"
     picture().save(tmp_path / "bare.jpg")
     assert bulk.inspect(tmp_path / "bare.jpg") == {"file": str(tmp_path / "bare.jpg"), "protected": False}
 
 
 def test_a_sidecar_holds_the_record_and_the_picture_none(tmp_path):
     path = tmp_path / "out.png"
-    container.write(path, picture(), make(), sidecar=True)
+    save_picture(picture(), path, make(), sidecar=True)
     beside = tmp_path / "out.png.riddle"
     assert beside.read_bytes() == make().to_bytes() and find_record(open_picture(path)) is None
-    assert equal(container.read(path)[1], make()) and bulk.inspect(path)["where"] == "sidecar"
+    assert equal(read_picture(path)[1], make()) and bulk.inspect(path)["where"] == "sidecar"
     assert bulk.inspect(beside)["salt"] == "public" and bulk.inspect(beside)["picture_size"] is None
     elsewhere = beside.rename(tmp_path / "moved.riddle")
-    assert container.read(path)[1] is None
-    assert equal(container.read(path, elsewhere)[1], make())
+    assert read_picture(path)[1] is None
+    assert equal(read_picture(path, elsewhere)[1], make())
     with pytest.raises(PhotoError, match="absent.riddle: there is no such file"):
-        container.read(path, tmp_path / "absent.riddle")
+        read_picture(path, tmp_path / "absent.riddle")
 
 
 # Sealed originals
@@ -227,23 +227,23 @@ def test_a_sidecar_holds_the_record_and_the_picture_none(tmp_path):
 
 def test_seals_open_with_the_key_and_no_other():
     key, crops = b"k" * 32, [((9, 9), picture((24, 24))), ((0, 30), picture((10, 12)).convert("L"))]
-    record = make(salt=SALT, originals=container.seal(crops, key, SALT))
-    opened = container.unseal(record, key)
+    record = make(salt=SALT, originals=photos.seal(crops, key, SALT))
+    opened = photos.unseal(record, key)
     assert [corner for corner, _ in opened] == [(9, 9), (0, 30)]
     for (_, a), (_, b) in zip(crops, opened, strict=True):
         assert np.array_equal(np.asarray(a.convert("RGB")), np.asarray(b))
-    assert container.unseal(record, b"j" * 32) is None
-    assert container.unseal(make(), key) is None
+    assert photos.unseal(record, b"j" * 32) is None
+    assert photos.unseal(make(), key) is None
     first, second = record.originals
     for changed in ((second, first), (first, second[:-1]), (first, b""), (first[:20] + b"#" + first[21:], second)):
-        assert container.unseal(replace(record, originals=changed), key) is None
-    assert container.unseal(replace(record, salt=bytes(16)), key) is None
+        assert photos.unseal(replace(record, originals=changed), key) is None
+    assert photos.unseal(replace(record, salt=bytes(16)), key) is None
 
 
 def test_seals_are_as_documented():
     """Opened here by hand."""
     key = passwords.derive_key("correct horse", "smoke", SALT)
-    sealed = container.seal([((7, 300), picture((5, 6)))] * 2, key, SALT)
+    sealed = photos.seal([((7, 300), picture((5, 6)))] * 2, key, SALT)
     cipher = AESGCM(HKDF(SHA256(), 32, salt=None, info=b"riddle original v1").derive(key))
     plain = cipher.decrypt(sealed[1][:12], sealed[1][12:], SALT + b"\1\0\0\0")
     assert struct.unpack("<II", plain[:8]) == (7, 300)
@@ -260,7 +260,7 @@ def test_a_file_of_an_older_model_says_so(tmp_path, where):
     path = tmp_path / "old.png"
     path.write_bytes(GOLDEN.read_bytes())
     if where == "sidecar":
-        path = container.sidecar_path(path)
+        path = sidecar_path(path)
         path.write_bytes(base64.b64decode(re.search(b"<riddle:record>(.*?)</", open_picture(GOLDEN).xmp)[1]))
     said = (
         rf"{path.name}: this file was protected with an older model \(version 1, preset smoke\), which this version of"

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from riddle.app import container
+from riddle.app import photos
 from riddle.images import PhotoError, Picture, encode, open_picture
 from riddle.record import Record, find_record, packet
 
@@ -36,7 +36,7 @@ MAGIC = [PNG, b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBP", b"II*\0", b"GIF89a", b"BM"
 def make(faces=2):
     codes = torch.linspace(-2, 2, faces * 8 * 64).view(faces, 8, 64).half().float()
     matrices = np.tile(np.array([[20.0, 0, 5], [0, 20, 5]]), (faces, 1, 1))
-    sealed = container.seal([((5, 5), Image.new("RGB", (20, 20), (200, 100, 0)))] * faces, bytes(32), bytes(16))
+    sealed = photos.seal([((5, 5), Image.new("RGB", (20, 20), (200, 100, 0)))] * faces, bytes(32), bytes(16))
     return Record("smoke", "ab" * 32, (40, 36), matrices, codes, bytes(16), sealed)
 
 
@@ -119,7 +119,7 @@ def read_everything(data):
         return
     if record is not None:
         assert len(record.boxes()) == len(record.codes)
-        opened = container.unseal(record, bytes(32))
+        opened = photos.unseal(record, bytes(32))
         assert opened is None or len(opened) == len(record.codes)
 
 

@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from riddle.app import container
 from riddle.images import ENDINGS, READ_ONLY
-from riddle.record import VERSION
+from riddle.record import SIDECAR, VERSION, read_picture, read_sidecar
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def plan(
                 raise ValueError(f"{source} is a folder; name a folder for the results: -o FOLDER")
             files, folder = _files(source, out), source
             found = [p for p in files if p.suffix.lower() in kind.read]
-            left_out += [p for p in files if p.suffix.lower() not in kind.read | {container.SIDECAR}]
+            left_out += [p for p in files if p.suffix.lower() not in kind.read | {SIDECAR}]
             if not found:
                 raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.read))})")
         for path in found:
@@ -149,16 +148,16 @@ def inspect(path: str | Path) -> dict[str, Any]:
     PhotoError for what is neither or is damaged, RecordError for a damaged record.
     """
     path = Path(path)
-    sidecar = path.suffix == container.SIDECAR
+    sidecar = path.suffix == SIDECAR
     if Path(path.stem if sidecar else path).suffix.lower() in CLIPS.read:
         from riddle.app import cliprecord  # only clips need PyAV
 
         (record, where), version = cliprecord.read(path), cliprecord.VERSION
         own = {"frames": len(record.times)} if record else {}
     elif sidecar:
-        record, where, version, own = container.read_sidecar(path), "sidecar", VERSION, {"picture_size": None}
+        record, where, version, own = read_sidecar(path), "sidecar", VERSION, {"picture_size": None}
     else:
-        (picture, record, where), version = container.read(path), VERSION
+        (picture, record, where), version = read_picture(path), VERSION
         own = {"picture_size": list(picture.rgb.size)}
     if record is None:
         return {"file": str(path), "protected": False}

@@ -28,10 +28,9 @@ import numpy as np
 import torch
 
 from riddle.app.clip import read_tag
-from riddle.app.container import SIDECAR, sidecar_path
 from riddle.faces import blending
 from riddle.images import read_file
-from riddle.record import AGAIN, Record, RecordError
+from riddle.record import AGAIN, SIDECAR, Record, RecordError, sidecar_path
 
 VERSION = 3  # 2 was a format of riddle 0.2's own
 MAX_INSIDE, MAX_RECORD = 4 << 20, 2 << 30  # bytes in the metadata; unpacked

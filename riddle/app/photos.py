@@ -6,24 +6,43 @@
 
 A face that was found and not protected stands in the report as skipped, with the reason; `strict` refuses such a photo.
 A target is written whole, after everything else succeeded, or not at all.
+
+A record (riddle.record) may also carry the original pixels, sealed. A sealed original is
+
+    12  nonce
+    .   AES-256-GCM of: x, y of its corner in the photo (two little-endian u32), then a PNG of the pixels;
+        the authenticated data are the salt and the face's number (u32)
+
+under the key HKDF-SHA256(Argon2id(passphrase, the file's random salt), info="riddle original v1"). The passphrase's
+password comes from the same Argon2id key through SHAKE-256, so the two share no bytes and cost one derivation. Sealing
+tells whoever has the file whether a guessed passphrase is right, which encrypted codes alone do not say.
 """
 
 from __future__ import annotations
 
+import io
+import secrets
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from PIL import Image
 
 from riddle import passwords
-from riddle.app import container
 from riddle.faces import alignment
 from riddle.faces.detection import SMALLEST, Face, doubtful, find_all
-from riddle.images import PhotoError, Picture, encode, open_picture, picture_format, write_file
+from riddle.images import PhotoError, Picture, open_picture, picture_format
 from riddle.pipeline import Riddle
-from riddle.record import RecordError
+from riddle.record import Record, read_picture, save_picture, sidecar_path
 
+Crop = tuple[tuple[int, int], Image.Image]  # corner x, y in the photo; pixels
+_NONCE, _CORNER = 12, struct.Struct("<II")
 INSIDE = 0.4  # share of a framed face that must lie in the photo
 MOST = 5  # faces named in one message
 PROFILE = 0.4  # distance of the eyes, in distances of eyes and mouth: about 1 from the front, 0.4 turned by 66 degrees
@@ -140,12 +159,12 @@ def protect_file(
     record, notes = protected.record, list(picture.notes)
     if keep_original:
         crops = [((x1, y1), picture.rgb.crop((x1, y1, x2, y2))) for x1, y1, x2, y2 in record.boxes()]
-        record = replace(record, originals=container.seal(crops, key, own_salt))
+        record = replace(record, originals=seal(crops, key, own_salt))
     image = picture.with_pixels(protected.image)
-    container.write(target, image, record, sidecar=sidecar, profile=picture.profile, quality=quality)
+    save_picture(image, target, record, sidecar, profile=picture.profile, quality=quality)
     if sidecar:
-        notes.append(f"the record lies in {container.sidecar_path(target)}")
-    if b"riddle:record" in picture.xmp or container.sidecar_path(source).is_file():
+        notes.append(f"the record lies in {sidecar_path(target)}")
+    if b"riddle:record" in picture.xmp or sidecar_path(source).is_file():
         notes.append(AGAIN)
     return FileReport(source, target, reports, "protected", notes)
 
@@ -167,7 +186,7 @@ def restore_file(
     """
     source, target = Path(source), Path(target)
     lossless = picture_format(target) == "PNG"
-    picture, record, _ = container.read(source, sidecar)
+    picture, record, _ = read_picture(source, sidecar)
     key = passwords.derive_key(passphrase, model.preset.name, record and record.salt)
     notes, faces, originals = list(picture.notes), None, None
     if record is None:
@@ -176,7 +195,7 @@ def restore_file(
         notes.append(INVERTED)
     else:
         reports = [FaceReport(tuple(box), "restored") for box in record.boxes()]
-        originals = container.unseal(record, key, str(source))
+        originals = unseal(record, key, str(source))
     if originals is not None:
         if picture.rgb.size != record.size:
             cause = "it is {} x {} px, but its record is of {} x {}".format(*picture.rgb.size, *record.size)
@@ -187,12 +206,47 @@ def restore_file(
         if not lossless:
             notes.append(f"{target.suffix} compresses the original pixels again; restore to .png for the exact ones")
     else:
-        if record is not None and record.originals:
-            notes.append(SEALED)
-        try:
-            restored = model.restore(picture.rgb, model.from_key(key), record=record, faces=faces)
-        except RecordError as e:
-            raise RecordError(source, e.cause, e.remedy) from None
+        if record is not None:
+            record.must_fit(model.preset, model.weights_hash, picture.rgb.size, str(source))
+            notes += [SEALED] if record.originals else []
+        restored = model.restore(picture.rgb, model.from_key(key), record=record, faces=faces)
         rgb, how = restored.image, restored.source
-    write_file(target, encode(picture.with_pixels(rgb), target, profile=picture.profile, quality=quality))
+    save_picture(picture.with_pixels(rgb), target, profile=picture.profile, quality=quality)
     return FileReport(source, target, reports, how, notes)
+
+
+# Sealed originals
+
+
+def _cipher(key: bytes) -> AESGCM:
+    return AESGCM(HKDF(SHA256(), 32, salt=None, info=b"riddle original v1").derive(key))
+
+
+def seal(crops: list[Crop], key: bytes, salt: bytes) -> tuple[bytes, ...]:
+    """Seal crops; key: of the passphrase, 32 bytes; salt: the file's, 16 bytes."""
+    cipher, sealed = _cipher(key), []
+    for number, (corner, pixels) in enumerate(crops):
+        out = io.BytesIO()
+        pixels.save(out, "PNG")
+        nonce, plain = secrets.token_bytes(_NONCE), _CORNER.pack(*corner) + out.getvalue()
+        sealed.append(nonce + cipher.encrypt(nonce, plain, salt + struct.pack("<I", number)))
+    return tuple(sealed)
+
+
+def unseal(record: Record, key: bytes, name: str = "the picture") -> list[Crop] | None:
+    """The original crops; None with a wrong key, or where the record has none.
+
+    Raises PhotoError for a sealed crop that is authentic and yet no picture.
+    """
+    if not record.originals or record.salt is None:
+        return None
+    cipher, crops = _cipher(key), []
+    for number, sealed in enumerate(record.originals):
+        try:
+            plain = cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], record.salt + struct.pack("<I", number))
+        except (InvalidTag, ValueError):
+            return None
+        if len(plain) < _CORNER.size:
+            raise PhotoError(name, "a sealed original is empty", "protect the photo again")
+        crops.append((_CORNER.unpack_from(plain), open_picture(plain[_CORNER.size :], name).rgb))
+    return crops

@@ -7,6 +7,7 @@ is a unit vector that tells faces apart: a recogniser's or, where none is on thi
 from __future__ import annotations
 
 from bisect import bisect
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -21,7 +22,7 @@ from riddle.app import photos
 from riddle.app.clip import Clip, frames
 from riddle.app.cliprecord import ClipRecord, bounded, code_count, matrix, place
 from riddle.faces import alignment, recognizers
-from riddle.faces.detection import AutoDetector, Face, find_all
+from riddle.faces.detection import Face, find_all
 from riddle.pipeline import Riddle
 from riddle.progress import track
 
@@ -90,11 +91,8 @@ def follow(model: Riddle, image: Image.Image, where: np.ndarray) -> list[Find]:
     size = np.maximum(np.rint((high - low) * min(SEEN_AS / side, 4.0)).astype(int), 1)
     view = image.resize(tuple(size.tolist()), Image.Resampling.BICUBIC, box=(*low.tolist(), *high.tolist()))
     factor = float(((high - low) / size).mean())
-    detector = model.detector
-    for each in [detector.first, detector.second] if isinstance(detector, AutoDetector) else [detector]:
-        if found := each.detect(view):
-            return [find_of(face.mapped(factor, low + (factor - 1) / 2), image.size) for face in found]
-    return []
+    found = model.detector.detect(view)
+    return [find_of(face.mapped(factor, low + (factor - 1) / 2), image.size) for face in found]
 
 
 def distinct(finds: Sequence[Find]) -> list[Find]:
@@ -177,10 +175,8 @@ class Track:
 
 
 class Tracker:
-    """Gives each find its track, frame by frame.
-
-    patience: frames after which a face that is not seen is lost; same, loose: of the embeddings.
-    """
+    """Gives each find its track, frame by frame; patience: frames after which a face that is not seen is lost; same,
+    loose: of the embeddings."""
 
     def __init__(self, patience: int, same: float, loose: float):
         self.patience, self.same, self.loose = patience, same, loose
@@ -189,7 +185,7 @@ class Tracker:
 
     def forget(self, n: int) -> None:
         """End the tracks that were not seen for `patience` frames before n."""
-        self.live = [t for t in self.live if n - t.frames[-1] <= self.patience]
+        self.live = [face for face in self.live if n - face.frames[-1] <= self.patience]
 
     def take(self, n: int, finds: Sequence[Find], embeddings: np.ndarray) -> list[Track]:
         """The track of each find of frame n; a find that continues none begins one.
@@ -266,19 +262,21 @@ def survey(model: Riddle, clip: Clip, embedder: Embedder) -> tuple[np.ndarray, l
 def _cover(tracks: list[Track], hold: int) -> None:
     """Set the frames in which each track is covered: while it is seen, between, and `hold` frames before and after, as
     far as its scene reaches and no other face is found in its place."""
-    found = {face.id: dict(zip(face.frames, face.places, strict=True)) for face in tracks}
+    found: dict[int, list[tuple[Track, np.ndarray]]] = defaultdict(list)
     for face in tracks:
-        first, last = face.frames[0], face.frames[-1]
-        before = range(first - 1, max(face.scene[0], first - hold) - 1, -1)
-        after = range(last + 1, min(face.scene[1], last + hold) + 1)
-        face.begin = next((n + 1 for n in before if _taken(face, n, found)), before.stop + 1)
-        face.end = next((n - 1 for n in after if _taken(face, n, found)), after.stop - 1)
+        for n, where in zip(face.frames, face.places, strict=True):
+            found[n].append((face, where))
 
+    def free(face: Track, n: int) -> bool:
+        there = face.place_in(np.array([n]))[0]
+        return all(overlap(there, where) < THERE for other, where in found[n] if other is not face)
 
-def _taken(face: Track, n: int, found: dict[int, dict[int, np.ndarray]]) -> bool:
-    """Whether another face is found where a face would be in frame n; found: id -> frame -> place."""
-    there = face.place_in(np.array([n]))[0]
-    return any(overlap(there, at[n]) >= THERE for i, at in found.items() if i != face.id and n in at)
+    for face in tracks:
+        face.begin, face.end = face.frames[0], face.frames[-1]
+        while face.begin > max(face.scene[0], face.frames[0] - hold) and free(face, face.begin - 1):
+            face.begin -= 1
+        while face.end < min(face.scene[1], face.frames[-1] + hold) and free(face, face.end + 1):
+            face.end += 1
 
 
 def record_of(

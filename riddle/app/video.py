@@ -33,7 +33,6 @@ from riddle import passwords
 from riddle.app import cliprecord, tracking
 from riddle.app.clip import Clip, Frame, frames, probe
 from riddle.app.cliprecord import ClipRecord, matrix
-from riddle.app.container import sidecar_path
 from riddle.app.photos import FaceReport, FileReport, refuse
 from riddle.app.segments import ENCODERS, encoder_for, join, work_folder, write_segment
 from riddle.app.tracking import Embedder, Track, follow, frames_of, overlap, record_of, survey
@@ -42,7 +41,7 @@ from riddle.files import replace_file, sha256, write_text
 from riddle.images import PhotoError, write_file
 from riddle.pipeline import Riddle
 from riddle.progress import track
-from riddle.record import AGAIN, RecordError
+from riddle.record import AGAIN, RecordError, sidecar_path
 
 SEGMENT = 4.0  # s of a segment
 NO_RECORD = (
