@@ -210,28 +210,24 @@ def restore(
 @takes(Files)
 def protect_clips(files: Files, strict: Strict = False) -> Exit:
     """Replace every face in clips: python -m riddle video protect clip.mp4 -o safe.mp4"""
-    return _clips("protect", files, strict=strict)
+    from riddle.app import bulk, video
+
+    return _run("protect", files, bulk.CLIPS, partial(video.protect_video, resume=not files.force, strict=strict))
 
 
 @clips_app.command("restore", epilog=PASSPHRASE + CODES)
 @takes(Files)
 def restore_clips(files: Files) -> Exit:
     """Bring the faces of protected clips back: python -m riddle video restore safe.mp4 -o back.mp4"""
-    return _clips("restore", files)
-
-
-def _clips(verb: str, files: Files, **options: bool) -> Exit:
     from riddle.app import bulk, video
 
-    act = video.protect_video if verb == "protect" else video.restore_video
-    return _run(verb, files, bulk.CLIPS, partial(act, resume=not files.force, **options))
+    return _run("restore", files, bulk.CLIPS, partial(video.restore_video, resume=not files.force))
 
 
 def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
     """Do all files and tell each outcome. Where nothing is due, no passphrase is asked for and no model loaded."""
-    from tqdm import tqdm
-
     from riddle.app import bulk
+    from riddle.progress import track
 
     jobs, left_out = bulk.plan(files.sources, files.out, kind, verb, getattr(files, "ending", None))
     left_out = [str(path) for path in left_out]
@@ -241,13 +237,12 @@ def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
     due = files.force or not all(job.target.exists() for job in jobs)
     text, model = _opened(verb, files) if due else ("", None)
     done, code = [], Exit.DONE
+    outcomes, hidden = bulk.run(jobs, lambda job: work(model, *job, text), verb, files.force), not sys.stderr.isatty()
     try:
-        with tqdm(total=len(jobs), desc=verb, unit="file", disable=True if len(jobs) < 2 else None) as bar:
-            for outcome in bulk.run(jobs, lambda job: work(model, *job, text), verb, files.force):
-                done.append(outcome)
-                bar.update()
-                if not files.as_json:
-                    tqdm.write("\n".join(bulk.told(outcome)), file=sys.stdout)
+        for outcome in (bar := track(outcomes, verb, len(jobs), "file", disable=hidden or len(jobs) < 2)):
+            done.append(outcome)
+            if not files.as_json:
+                bar.write("\n".join(bulk.told(outcome)), file=sys.stdout)
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     counts = bulk.summary(done)
