@@ -435,11 +435,11 @@ def test_resumed_is_the_same_as_uninterrupted(model, tmp_path, film, painted):
     source, whole, pieces = film(pan(20), sound=tone(2)), tmp_path / "whole.mp4", tmp_path / "pieces.mp4"
     report = video.protect_video(model, source, whole, "pw")
     work = interrupted(video.protect_video, painted, 15, model, source, pieces)
-    assert names(work) == ["00000.mp4", "00001.mp4", "faces.json", "record.npz", "settings"]
+    assert names(work) == ["00000.mp4", "00001.mp4", "faces.json", "mark", "record.npz"]
     assert not pieces.exists() and work.stat().st_mode & 0o077 == 0, "it is nobody else's to read"
     assert len(read(work / "00001.mp4")[0]) == 6, "a segment is an ordinary clip"
-    settings = (work / "settings").read_text()
-    assert settings.startswith("$argon2id$") and passwords.derive_key("pw", "smoke").hex() not in settings
+    mark = (work / "mark").read_text()
+    assert len(mark) == 64 and mark != passwords.derive_key("pw", "smoke").hex(), "it is not the key"
     again = video.protect_video(model, source, pieces, "pw", resume=True)
     assert painted == list(range(12, 20)), "two segments of six frames were there"
     assert again.faces == report.faces and again.notes == report.notes

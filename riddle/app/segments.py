@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -12,10 +11,8 @@ from heapq import merge
 from pathlib import Path
 from typing import Any
 
-import argon2
 import av
 
-from riddle import passwords
 from riddle.app.clip import TAG, Clip, Frame, open_clip
 from riddle.files import write_text
 from riddle.images import PhotoError
@@ -32,28 +29,23 @@ ENCODERS = {
 
 
 @contextmanager
-def work_folder(target: Path, settings: dict[str, Any], key: bytes, resume: bool) -> Iterator[Path]:
+def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
     """The folder in which a clip is worked off, `.NAME.riddle-work` beside the target, for its owner only.
 
-    settings        an Argon2id hash of the passphrase's key and of all that the folder's content depends on
+    mark            the text given, which differs with the passphrase and all else that the folder's content depends on
     faces.json      what the first reading found; record.npz, the places and codes that are painted
     00000.mp4, ...  the finished segments
 
-    With other settings, another passphrase or without `resume` it begins empty. An interruption leaves it; it goes
-    when the clip is done, or refused for what it is. Raises PhotoError when it cannot be made.
+    With another mark or without `resume` it begins empty. An interruption leaves it; it goes when the clip is done, or
+    refused for what it is. Raises PhotoError when it cannot be made.
     """
     folder = target.with_name(f".{target.name}.riddle-work")
-    file, secret = folder / "settings", key + json.dumps(settings, sort_keys=True).encode()
-    hasher = argon2.PasswordHasher(passwords.PASSES, passwords.MEMORY_KIB, passwords.LANES)
+    file = folder / "mark"
     try:
-        fits = resume and hasher.verify(file.read_text(), secret)
-    except (OSError, ValueError, argon2.exceptions.Argon2Error):
-        fits = False
-    try:
-        if not fits:
+        if not (resume and file.is_file() and file.read_bytes() == mark.encode()):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
-            write_text(file, hasher.hash(secret))
+            write_text(file, mark)
     except OSError as e:
         raise PhotoError(target, f"no work folder can be made beside it ({e})", "name another place") from e
     try:

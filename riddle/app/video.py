@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -100,11 +99,12 @@ def _work(
 ) -> FileReport:
     """Protect or restore a clip; done: "protected" or "restored"."""
     codec, clip, embedder = encoder_for(target), probe(source), Embedder()
-    key = passwords.derive_key(passphrase, model.preset.name)
-    change = partial(model.encrypt, key=model.from_key(key))  # codes (N, L, D); decrypts, too
+    change = partial(model.encrypt, key=model.password(passphrase))  # codes (N, L, D); decrypts, too
     notes = [f"identity was not measured: {tracking.RECOGNISER} {embedder.absent}"] if embedder.absent else []
     carried = cliprecord.read(source)[0] if done == "restored" else None
-    with work_folder(target, _settings(model, clip, codec, done, carried), key, resume) as work:
+    settings = _settings(model, clip, codec, done, carried)
+    mark = passwords.derive_key(passphrase, model.preset.name, settings).hex()  # of no use elsewhere: a salt of its own
+    with work_folder(target, mark, resume) as work:
         if carried is None:
             record, faces, found = _surveyed(model, clip, embedder, change, done, strict, work)
             notes += found if done == "protected" else [*found, NO_RECORD]
@@ -132,9 +132,9 @@ def _work(
     return FileReport(source, target, faces, how, [*clip.notes, *notes, f"pictures encoded by {codec}"])
 
 
-def _settings(model: Riddle, clip: Clip, codec: str, done: str, record: ClipRecord | None) -> dict[str, Any]:
-    """All that the work folder's content depends on, but the passphrase."""
-    return {
+def _settings(model: Riddle, clip: Clip, codec: str, done: str, record: ClipRecord | None) -> bytes:
+    """16 bytes that differ with all that the work folder's content depends on, but the passphrase."""
+    settings = {
         "done": done, "source": sha256(clip.path),
         "record": hashlib.sha256(record.to_bytes() if record else b"").hexdigest(),
         "preset": model.preset.name, "weights": model.weights_hash, "mask": model.mask,
@@ -142,6 +142,7 @@ def _settings(model: Riddle, clip: Clip, codec: str, done: str, record: ClipReco
         "pace": [*tracking.PACE, SEGMENT], "encoder": codec, "options": ENCODERS[codec],
         "av": av.__version__, "version": cliprecord.VERSION,
     }  # fmt: skip
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()[: passwords.SALT_BYTES]
 
 
 # Where the faces are
