@@ -63,6 +63,7 @@ class RecordError(PhotoError):
 class Record:
     """Encrypted codes and their places."""
 
+    version = VERSION
     preset: str
     weights: str  # sha256 of generator and encryptor, hex
     size: tuple[int, int]  # width, height of the photo, px

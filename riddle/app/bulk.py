@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from riddle.images import ENDINGS, READ_ONLY
-from riddle.record import SIDECAR, VERSION, read_picture, read_sidecar
+from riddle.record import SIDECAR, read_picture, read_sidecar
 
 
 @dataclass(frozen=True)
@@ -152,17 +152,17 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if Path(path.stem if sidecar else path).suffix.lower() in CLIPS.read:
         from riddle.app import cliprecord  # only clips need PyAV
 
-        (record, where), version = cliprecord.read(path), cliprecord.VERSION
+        record, where = cliprecord.read(path)
         own = {"frames": len(record.times)} if record else {}
     elif sidecar:
-        record, where, version, own = read_sidecar(path), "sidecar", VERSION, {"picture_size": None}
+        record, where, own = read_sidecar(path), "sidecar", {"picture_size": None}
     else:
-        (picture, record, where), version = read_picture(path), VERSION
+        picture, record, where = read_picture(path)
         own = {"picture_size": list(picture.rgb.size)}
     if record is None:
         return {"file": str(path), "protected": False}
     return {
-        "file": str(path), "protected": True, "where": where, "version": version, "preset": record.preset,
+        "file": str(path), "protected": True, "where": where, "version": record.version, "preset": record.preset,
         "weights": record.weights, "size": list(record.size), "faces": record.boxes(),
         "salt": "public" if record.salt is None else "random", "originals": bool(record.originals),
         "record_bytes": len(record.to_bytes()), **own,

@@ -52,7 +52,7 @@ class ClipRecord:
     codes: torch.Tensor  # in z; float32, exact in float16
 
     must_fit = Record.must_fit  # a photo's record has the same fields to compare
-    salt, originals = None, ()  # which a photo's may have
+    version, salt, originals = VERSION, None, ()
 
     def boxes(self) -> list[list[int]]:
         """Where each face's square lies in its first frame: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""

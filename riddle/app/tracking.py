@@ -95,15 +95,6 @@ def follow(model: Riddle, image: Image.Image, where: np.ndarray) -> list[Find]:
     return [find_of(face.mapped(factor, low + (factor - 1) / 2), image.size) for face in found]
 
 
-def distinct(finds: Sequence[Find]) -> list[Find]:
-    """The finds without those of a face that an earlier one is."""
-    kept: list[Find] = []
-    for find in finds:
-        if all(overlap(find.place, other.place) < ONE for other in kept):
-            kept.append(find)
-    return kept
-
-
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two places' squares, taken as upright."""
     (ra, rb), near = (np.hypot(*a[2:]), np.hypot(*b[2:])), np.abs(np.asarray(a[:2]) - np.asarray(b[:2]))
@@ -241,8 +232,9 @@ def survey(model: Riddle, clip: Clip, embedder: Embedder) -> tuple[np.ndarray, l
             finds, searched = [find_of(face, image.size) for face in find_all(image, model.detector)], n
         for known in tracker.live:
             if all(overlap(known.expected(n), find.place) < THERE for find in finds):
-                finds += follow(model, image, known.expected(n))
-        if finds := distinct(finds):
+                near = follow(model, image, known.expected(n))
+                finds += [f for f in near if all(overlap(f.place, other.place) < ONE for other in finds)]
+        if finds:
             faces = model.crops(image, matrix([find.place for find in finds]))
             tracks = tracker.take(n, finds, embedder.embed(faces))
             if clear := [i for i, find in enumerate(finds) if not find.doubt]:
