@@ -19,7 +19,7 @@ from scipy import ndimage
 
 import riddle
 from riddle import passwords
-from riddle.app import bulk, clip, cliprecord, segments, tracking, video
+from riddle.app import bulk, clip, cliprecord, tracking, video
 from riddle.app.cliprecord import ClipRecord
 from riddle.app.tracking import Find, Scenes, Tracker
 from riddle.demo import FRAMED_POINTS, write_clip
@@ -235,7 +235,7 @@ def test_odd_sizes_stay_and_a_missing_encoder_is_told(model, tmp_path, film, mon
     source = film([np.pad(p, ((0, 1), (0, 1), (0, 0)), mode="edge") for p in pan(4)])
     video.protect_video(model, source, tmp_path / "b.mp4", "pw")
     assert read(tmp_path / "b.mp4")[0].shape == (4, SIZE[1] + 1, SIZE[0] + 1, 3)
-    monkeypatch.setattr(segments.av, "codecs_available", {"mpeg4"})
+    monkeypatch.setattr(clip.av, "codecs_available", {"mpeg4"})
     with pytest.raises(PhotoError, match="c.mp4: .* no encoder libx264; .*pip install av"):
         video.protect_video(model, source, tmp_path / "c.mp4", "pw")
 
@@ -444,7 +444,7 @@ def test_resumed_is_the_same_as_uninterrupted(model, tmp_path, film, painted):
     assert painted == list(range(12, 20)), "two segments of six frames were there"
     assert again.faces == report.faces and again.notes == report.notes
     assert np.array_equal(read(whole)[0], read(pieces)[0]) and read(whole)[1] == read(pieces)[1]
-    assert clip.read_tag(whole) == clip.read_tag(pieces) and sound(whole) == sound(pieces)
+    assert cliprecord.read_tag(whole) == cliprecord.read_tag(pieces) and sound(whole) == sound(pieces)
     assert names(tmp_path) == ["a.mp4", "pieces.mp4", "whole.mp4"]
 
 
@@ -491,7 +491,7 @@ def test_the_right_passphrase_brings_the_faces_back_and_a_wrong_one_others(model
     assert apart("restored", "inverted") < 0.8 * apart("wrong", "inverted")
     assert apart("wrong", "restored") > 5 and apart("wrong", "protected") > 1
     assert report.how == "codes" and report.faces[0].status == "restored" and report.faces[0].frames == 10
-    assert not clip.read_tag(paths["restored"]), "a restored clip carries no record"
+    assert not cliprecord.read_tag(paths["restored"]), "a restored clip carries no record"
 
 
 def test_a_record_that_is_too_large_lies_beside_and_without_it_pixels_are_inverted(model, tmp_path, film, monkeypatch):
@@ -499,7 +499,7 @@ def test_a_record_that_is_too_large_lies_beside_and_without_it_pixels_are_invert
     source, safe, sidecar = film(pan(8)), tmp_path / "b.mp4", tmp_path / "b.mp4.riddle"
     report = video.protect_video(model, source, safe, "pw")
     assert any("b.mp4.riddle" in n for n in report.notes)
-    assert not clip.read_tag(safe) and bulk.inspect(safe)["where"] == "sidecar"
+    assert not cliprecord.read_tag(safe) and bulk.inspect(safe)["where"] == "sidecar"
     told = bulk.inspect(sidecar)
     assert told["frames"] == 8 and told["record_bytes"] == sidecar.stat().st_size and len(told["faces"]) == 1
     assert video.restore_video(model, safe, tmp_path / "c.mp4", "pw").how == "codes"
@@ -512,7 +512,7 @@ def test_a_record_that_is_too_large_lies_beside_and_without_it_pixels_are_invert
 def test_a_cut_clip_is_restored_by_time_and_another_one_is_refused(model, tmp_path, film):
     safe, later, small = tmp_path / "b.mkv", tmp_path / "later.mp4", film([p[:80] for p in pan(4)], "small.mp4")
     video.protect_video(model, film(pan(10)), safe, "pw")
-    known, text = clip.probe(safe), clip.read_tag(safe)
+    known, text = clip.probe(safe), cliprecord.read_tag(safe)
     unit = round(1 / RATE / known.time_base)
 
     def shifted():  # the last two frames come three frames later
@@ -520,8 +520,8 @@ def test_a_cut_clip_is_restored_by_time_and_another_one_is_refused(model, tmp_pa
             frame.pts += 3 * unit * (frame.n >= 8)
             yield frame
 
-    segments.write_segment(tmp_path / "piece.mp4", known, "libx264", shifted())
-    segments.join(later, known, [tmp_path / "piece.mp4"], text)
+    clip.write_segment(tmp_path / "piece.mp4", known, "libx264", shifted())
+    clip.join(later, known, [tmp_path / "piece.mp4"], text)
     report = video.restore_video(model, later, tmp_path / "c.mp4", "pw")
     assert report.how == "codes" and any("2 of 10 frames are not in its record" in n for n in report.notes)
     (tmp_path / "small.mp4.riddle").write_bytes(base64.b64decode(text))

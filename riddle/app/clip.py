@@ -1,14 +1,17 @@
-"""Clips of unknown origin, opened safely by PyAV: frames in order and upright, one at a time.
+"""Clips of unknown origin, opened safely by PyAV: frames in order and upright, one at a time; and clips written, in
+segments that are joined with the sound.
 
 `frames(probe("party.mp4"))` gives frames in the order they are shown; `frame.rgb()` is upright, (H, W, 3) uint8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from heapq import merge
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,15 @@ from riddle.images import MAX_PIXELS, PhotoError
 READ = "mov,matroska,avi"  # demuxers; none that opens further files, as playlists do
 COLOURS = ("color_range", "color_primaries", "color_trc", "colorspace")
 TAG = "riddle"  # key of our text in a clip's metadata
+ENDINGS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # what is written
+# No B-frames (bf=0, lag-in-frames=0): one packet a frame, in their order. CRF 18: differences are hard to see.
+ENCODERS = {
+    "libx264": {"crf": "18", "preset": "medium", "bf": "0"},
+    "libvpx-vp9": {
+        "crf": "24", "b": "0", "lag-in-frames": "0", "auto-alt-ref": "0", "deadline": "good", "cpu-used": "5",
+        "row-mt": "1",
+    },
+}  # fmt: skip
 SHORT = 0.1  # share of its declared length that a clip may lack
 
 
@@ -121,8 +133,7 @@ def open_clip(path: str | Path) -> Any:
     """An av.InputContainer. Raises PhotoError for what is no clip of a known kind, or is cut off at its end."""
     path = Path(path)
     if not path.is_file():
-        cause = "it is no regular file" if path.exists() else "there is no such file"
-        raise PhotoError(path, cause, "check the name")
+        raise PhotoError(path, "it is no regular file" if path.exists() else "there is no such file", "check the name")
     if not path.stat().st_size:
         raise PhotoError(path, "it is empty", "fetch it again")
     options = {"format_whitelist": READ, "protocol_whitelist": "file"}
@@ -217,14 +228,122 @@ def frames(clip: Clip) -> Iterator[Frame]:
             raise
         except (av.error.FFmpegError, ValueError) as e:
             raise PhotoError(clip.path, f"it is damaged at {end:.1f} s ({e})", "fetch it again") from e
-        if last is None:
-            raise PhotoError(clip.path, "it has no frame", "record or fetch it again")
         if declared and declared - (end - begin) > max(0.3, SHORT * declared):
             cause = f"it ends after {end - begin:.1f} of {declared:.1f} s: it is cut off"
             raise PhotoError(clip.path, cause, "fetch it again")
 
 
-def read_tag(path: str | Path) -> str:
-    """The text that `join` put into a clip's metadata; "" without one. Raises PhotoError as `open_clip` does."""
-    with open_clip(path) as container:
-        return next((value for key, value in container.metadata.items() if key.lower() == TAG), "")
+# Writing
+
+
+def encoder_for(target: Path) -> str:
+    """Which encoder makes a clip of the target's ending. Raises PhotoError when there is none."""
+    ending = target.suffix.lower()
+    if ending not in ENDINGS:
+        named = ending or "a name without ending"
+        raise PhotoError(target, f"no clip is written as {named}", f"use {', '.join(ENDINGS)}")
+    name = "libvpx-vp9" if ending == ".webm" else "libx264"
+    if name not in av.codecs_available:
+        raise PhotoError(target, f"this build of PyAV has no encoder {name}", "install PyAV's own: pip install av")
+    return name
+
+
+def _create(path: Path, clip: Clip) -> Any:
+    """An av.OutputContainer of the path's ending."""
+    kind, options = ENDINGS[path.suffix.lower()], {}
+    if kind in ("mp4", "mov"):  # movie_timescale: the first time is rounded to it, and 1/1000 s is not exact
+        options = {"movflags": "use_metadata_tags", "movie_timescale": str(max(1000, clip.time_base.denominator))}
+    return av.open(str(path), "w", format=kind, options=options)
+
+
+def write_segment(path: Path, clip: Clip, codec: str, piece: Iterable[Frame]) -> None:
+    """Write consecutive frames of a clip, at their own times, as a clip without sound.
+
+    Each segment has an encoder of its own and no frame that refers to a later one, so that `join` can put the packets
+    of all segments one behind the other.
+    """
+    with _create(path, clip) as out:
+        rate = min(max(clip.rate, Fraction(1)), Fraction(240)).limit_denominator(1001)
+        stream, times = out.add_stream(codec, rate=rate), deque()
+        stream.time_base, context = clip.time_base, stream.codec_context
+        context.width, context.height, context.pix_fmt = *clip.size, clip.pixels
+        context.time_base, context.options = 1 / rate, dict(ENCODERS[codec])  # a tick a frame
+        if clip.aspect:
+            context.sample_aspect_ratio = clip.aspect
+        for name, value in clip.colours.items():
+            setattr(context, name, value)
+
+        def packets() -> Iterator[Any]:
+            for i, frame in enumerate(piece):
+                image = av.VideoFrame.from_ndarray(frame.planes, format=clip.pixels)
+                image.pts, image.time_base = i, context.time_base
+                times.append((frame.pts, frame.duration))
+                yield from stream.encode(image)
+            yield from stream.encode(None)
+
+        for packet in packets():
+            packet.time_base, (packet.pts, packet.duration) = clip.time_base, times.popleft()
+            packet.dts = packet.pts
+            out.mux(packet)
+
+
+def join(target: Path, clip: Clip, segments: list[Path], tag: str = "") -> list[str]:
+    """Write the clip of these segments with the sound of `clip`, and a text into its metadata; returns notes.
+
+    Nothing is encoded again but sound of a codec that the target's container does not take; then the notes say so.
+    Raises PhotoError when the sound cannot be read.
+    """
+    notes: list[str] = []
+    with open_clip(clip.path) as source, av.open(f"file:{segments[0]}") as first, _create(target, clip) as out:
+        video = out.add_stream_from_template(first.streams.video[0])
+        video.time_base = clip.time_base
+        if clip.matrix is not None:
+            video.set_display_matrix(clip.matrix)
+        if tag:
+            out.metadata[TAG] = tag
+        heard = {}  # index of a stream in the source -> ours, and whether its packets are copied
+        for stream in source.streams.audio:
+            try:
+                ours, copied = out.add_stream_from_template(stream), True
+            except ValueError:
+                codec, kind = out.default_audio_codec, ENDINGS[target.suffix.lower()]
+                ours, copied = out.add_stream(codec, rate=48_000 if "opus" in codec else stream.rate), False
+                notes.append(f"{kind} takes no {stream.codec_context.name}: sound encoded as {codec}")
+            if language := stream.metadata.get("language"):
+                ours.metadata["language"] = language
+            heard[stream.index] = ours, copied
+        out.start_encoding()
+        both = _pictures(segments, video), _sounds(source, clip, heard)
+        for _, _, packet in merge(*both, key=lambda item: item[:2]):
+            out.mux(packet)
+    return notes
+
+
+def _pictures(segments: list[Path], video: Any) -> Iterator[tuple[float, int, Any]]:
+    """Packets of pictures: time, 0, packet."""
+    for path in segments:
+        with av.open(f"file:{path}") as segment:
+            for packet in segment.demux(video=0):
+                if packet.pts is not None:  # Matroska keeps no dts
+                    packet.dts, packet.stream = packet.pts, video
+                    yield float(packet.pts * packet.time_base), 0, packet
+
+
+def _sounds(source: Any, clip: Clip, heard: dict[int, tuple[Any, bool]]) -> Iterator[tuple[float, int, Any]]:
+    """Packets of sound by time, the source's own or encoded again: time, 1, packet."""
+    late = float("-inf")
+    try:
+        for packet in source.demux([source.streams[i] for i in heard]) if heard else ():
+            ours, copied = heard[packet.stream.index]
+            if copied:
+                made = [packet] if packet.dts is not None else []
+                packet.stream = ours
+            else:
+                made = [new for sound in packet.decode() for new in ours.encode(sound)]
+            for new in made:
+                late = max(late, float((new.dts or 0) * new.time_base))
+                yield late, 1, new
+        for ours in (ours for ours, copied in heard.values() if not copied):
+            yield from ((late, 1, new) for new in ours.encode(None))
+    except (av.error.FFmpegError, ValueError) as e:
+        raise PhotoError(clip.path, f"its sound cannot be read ({e})", "convert it to AAC or Opus") from e

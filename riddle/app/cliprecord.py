@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from riddle.app.clip import read_tag
+from riddle.app.clip import TAG, open_clip
 from riddle.faces import blending
 from riddle.images import read_file
 from riddle.record import AGAIN, SIDECAR, Record, RecordError, sidecar_path
@@ -158,14 +158,19 @@ def bounded(places: np.ndarray, width: int, height: int) -> np.ndarray:
     """Places (c, 4) float32 that a record takes: a side of 1 px to twice the frame, the centre at most a side outside
     the frame. Places that are so already stay to the bit."""
     places = np.array(places, np.float32)
-    side = np.hypot(places[:, 2], places[:, 3])
-    most = 2 * float(np.sqrt(width * height))
-    for wrong, goal in ((side > most, 0.99 * most), (side < 1, 1.01)):
-        places[wrong, 2:] *= (goal / np.maximum(side[wrong], 1e-6))[:, None]
-        places[wrong & (side < 1e-6), 2:] = (1.01, 0.0)
+    side, most = np.hypot(places[:, 2], places[:, 3]), 2 * float(np.sqrt(width * height))
+    wrong = (side < 1) | (side > most)
+    places[wrong, 2:] *= (np.clip(side, 1.01, 0.99 * most) / np.maximum(side, 1e-6))[wrong, None]
+    places[side < 1e-6, 2:] = (1.01, 0.0)
     side = np.hypot(places[:, 2], places[:, 3])[:, None]
     places[:, :2] = np.clip(places[:, :2], -side, np.float32([width, height]) + side)
     return places
+
+
+def read_tag(path: str | Path) -> str:
+    """The text that `join` put into a clip's metadata; "" without one. Raises PhotoError as `open_clip` does."""
+    with open_clip(path) as container:
+        return next((value for key, value in container.metadata.items() if key.lower() == TAG), "")
 
 
 def read(path: str | Path) -> tuple[ClipRecord | None, str]:

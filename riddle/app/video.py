@@ -16,8 +16,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -30,10 +32,9 @@ from PIL import Image
 
 from riddle import passwords
 from riddle.app import cliprecord, tracking
-from riddle.app.clip import Clip, Frame, frames, probe
+from riddle.app.clip import ENCODERS, Clip, Frame, encoder_for, frames, join, probe, write_segment
 from riddle.app.cliprecord import ClipRecord, matrix
 from riddle.app.photos import FaceReport, FileReport, refuse
-from riddle.app.segments import ENCODERS, encoder_for, join, work_folder, write_segment
 from riddle.app.tracking import Embedder, Track, follow, frames_of, overlap, record_of, survey
 from riddle.faces import blending
 from riddle.files import replace_file, sha256, write_text
@@ -143,6 +144,34 @@ def _settings(model: Riddle, clip: Clip, codec: str, done: str, record: ClipReco
         "av": av.__version__, "version": cliprecord.VERSION,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()[: passwords.SALT_BYTES]
+
+
+@contextmanager
+def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
+    """The folder in which a clip is worked off, `.NAME.riddle-work` beside the target, for its owner only.
+
+    mark            the text given, which differs with the passphrase and all else that the folder's content depends on
+    faces.json      what the first reading found; record.npz, the places and codes that are painted
+    00000.mp4, ...  the finished segments
+
+    With another mark or without `resume` it begins empty. An interruption leaves it; it goes when the clip is done, or
+    refused for what it is. Raises PhotoError when it cannot be made.
+    """
+    folder = target.with_name(f".{target.name}.riddle-work")
+    file = folder / "mark"
+    try:
+        if not (resume and file.is_file() and file.read_bytes() == mark.encode()):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            write_text(file, mark)
+    except OSError as e:
+        raise PhotoError(target, f"no work folder can be made beside it ({e})", "name another place") from e
+    try:
+        yield folder
+    except ValueError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 # Where the faces are
