@@ -126,7 +126,6 @@ class Track:
 
     id: int
     embedding: np.ndarray  # running mean
-    velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))  # px a frame
     frames: list[int] = field(default_factory=list)  # in which it was found
     places: list[np.ndarray] = field(default_factory=list)
     good: int = 0  # from how many of its finds a code follows
@@ -137,15 +136,12 @@ class Track:
     scene: tuple[int, int] = (0, 0)  # its first and last frame
 
     def expected(self, n: int) -> np.ndarray:
-        """Where it should be in frame n: on its way for a few frames, then at rest."""
-        last = self.places[-1]
-        return np.array([*(last[:2] + self.velocity * min(n - self.frames[-1], 5)), *last[2:]])
+        """Where it should be in frame n, by its last finds; see `filled`."""
+        return filled(np.array(self.frames[-5:]), np.stack(self.places[-5:]), np.array([n]))[0]
 
     def update(self, n: int, find: Find, embedding: np.ndarray) -> None:
         """Take a find of frame n."""
         if self.frames:
-            speed = (find.place[:2] - self.places[-1][:2]) / max(1, n - self.frames[-1])
-            self.velocity = 0.5 * self.velocity + 0.5 * speed
             mixed = 0.9 * self.embedding + 0.1 * embedding
             self.embedding = mixed / max(float(np.linalg.norm(mixed)), 1e-9)
         self.frames.append(n)
@@ -231,8 +227,9 @@ def survey(model: Riddle, clip: Clip, embedder: Embedder) -> tuple[np.ndarray, l
         if cut or n - searched >= search:
             finds, searched = [find_of(face, image.size) for face in find_all(image, model.detector)], n
         for known in tracker.live:
-            if all(overlap(known.expected(n), find.place) < THERE for find in finds):
-                near = follow(model, image, known.expected(n))
+            where = known.expected(n)
+            if all(overlap(where, find.place) < THERE for find in finds):
+                near = follow(model, image, where)
                 finds += [f for f in near if all(overlap(f.place, other.place) < ONE for other in finds)]
         if finds:
             faces = model.crops(image, matrix([find.place for find in finds]))
