@@ -98,7 +98,7 @@ def film(tmp_path):
 def read(path):
     """Upright frames (N, H, W, 3) as integers, and their times."""
     found = list(clip.frames(clip.probe(path)))
-    return np.stack([f.rgb() for f in found]).astype(int), [f.seconds for f in found]
+    return np.stack([f.rgb() for f in found]).astype(int), [float(f.pts * f.clip.time_base) for f in found]
 
 
 def sound(path):

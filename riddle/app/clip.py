@@ -72,11 +72,6 @@ class Frame:
     image: Any = field(repr=False)  # av.VideoFrame in clip.pixels
 
     @property
-    def seconds(self) -> float:
-        """When it is shown."""
-        return float(self.pts * self.clip.time_base)
-
-    @property
     def since(self) -> float:
         """Seconds since the first frame."""
         return float((self.pts - self.clip.start) * self.clip.time_base)
