@@ -28,7 +28,7 @@ reproduce: $(STAMP)
 	trap 'kill -TERM -- -$$group' INT TERM HUP; wait $$group
 
 test: $(STAMP)
-	$(PY) -m pytest -q -rs --durations=8 $(TESTS)
+	$(PY) -m pytest -q -rs --durations=8 -n 2 --dist loadgroup $(TESTS)
 
 test-browser: $(STAMP)
 	@which chromium chromium-browser google-chrome >/dev/null 2>&1 || \

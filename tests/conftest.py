@@ -11,8 +11,11 @@ from PIL import Image
 
 
 def pytest_configure(config):
-    # Two threads are as fast as more at test sizes, and leave room for the notebooks' own processes.
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs two workers
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "test_it_runs" not in item.name)  # the notebooks take longest, so they come first
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -152,28 +151,30 @@ def test_each_equation_stands_beside_the_call_that_computes_it():
 
 
 @pytest.fixture(scope="module")
-def executed(request, tmp_path_factory):
-    """{notebook: the future of its executed copy}, in a home of their own.
-
-    Two run at a time, of one thread each. Those that take their faces from the same stages follow each other, so that
-    each stage is made once.
-    """
+def place(tmp_path_factory) -> Path:
+    """A home that all notebooks of a worker share."""
     home = tmp_path_factory.mktemp("home")
     (home / "data").symlink_to(ROOT / "data")
     (home / "results" / "mobile").mkdir(parents=True)
     (home / "results" / "mobile" / "tables").symlink_to(ROOT / "results" / "mobile" / "tables")  # 13 reads them
-    asked = [item.callspec.params["path"] for item in request.session.items if "executed" in item.fixturenames]
-    with ThreadPoolExecutor(1) as staged, ThreadPoolExecutor(1) as others:
-        pools = {path: staged if "dataset" in defaults_of(path) else others for path in asked}
-        yield {path: pool.submit(execute, path, home) for path, pool in pools.items()}
-        for pool in (staged, others):
-            pool.shutdown(cancel_futures=True)
+    return home
 
 
-@each
-def test_it_runs_and_its_numbers_lie_within_their_bounds(path, executed):
+def defaults_of(path: Path) -> dict:
+    """The parameters of a notebook and what they are where nobody says otherwise."""
+    (cell,) = parameters(nbformat.read(path, as_version=4))
+    return {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cell.source).body}
+
+
+# Those that take their faces from the same stages run in one worker, so that each stage is made once.
+STAGED = [pytest.mark.xdist_group("stages")]
+EXECUTED = [pytest.param(p, id=p.stem, marks=STAGED if "dataset" in defaults_of(p) else []) for p in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", EXECUTED)
+def test_it_runs_and_its_numbers_lie_within_their_bounds(path, place):
     """On the bundled faces, which every machine has; a failed assertion of the notebook fails it."""
-    notebook = executed[path].result()
+    notebook = execute(path, place)
     assert all(c.execution_count for c in code(notebook) if c.source.strip())
     numbers = recorded(notebook)
     assert all(v == v for v in numbers.values() if isinstance(v, float)), numbers
@@ -201,12 +202,6 @@ def execute(path: Path, home: Path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return nbformat.read(out, as_version=4)
-
-
-def defaults_of(path: Path) -> dict:
-    """The parameters of a notebook and what they are where nobody says otherwise."""
-    (cell,) = parameters(nbformat.read(path, as_version=4))
-    return {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cell.source).body}
 
 
 def recorded(notebook) -> dict[str, float]:
