@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
 from riddle.models.encryptor import KEPT, RotationCoupling
 from riddle.models.stylegan2 import Generator
@@ -10,7 +11,7 @@ from riddle.presets import get
 from riddle.training import helper
 from riddle.training.frozen import SPREAD
 from riddle.training.helper import CodeJudge, code_loss, importance, linked, load_code_judge
-from riddle.weights import save_tensors
+from riddle.training.loop import finish, run
 
 SMOKE = get("smoke")
 EVEN = torch.ones(64)
@@ -87,14 +88,15 @@ def test_each_code_meets_its_own_passwords(drawn):
 
 def test_a_code_judge_learns_and_comes_back_from_its_file(tmp_path, monkeypatch):
     torch.manual_seed(3)
-    z, mix = torch.randn(2000, 8, 64), torch.randn(64, 128)
     monkeypatch.setattr(helper, "WIDTH", 64)
-    monkeypatch.setattr(helper, "BATCH", 64)
-    pictures = z[:, :3, :1, None].expand(-1, -1, 16, 16)
-    made, cosine = helper.train((z.half(), z.mean(1) @ mix, pictures), 2 * EVEN, 150)
-    assert cosine > 0.5 and torch.equal(made.scale, 2 * EVEN)
-    save_tensors(tmp_path / "judge.safetensors", made.state_dict(), {})
-    again = load_code_judge(tmp_path / "judge.safetensors")
+    z, mix = torch.randn(2000, 8, 64), torch.randn(64, 128)
+    examples = z.half(), z.mean(1) @ mix, z[:, :3, :1, None].expand(-1, -1, 16, 16)
+    config = helper.HelperConfig(out=str(tmp_path), steps=150, batch=64, ema=0.9, bfloat16=False)
+    task = helper.JudgeTask(config, Accelerator(), 2 * EVEN, [part[:100] for part in examples])
+    numbers = run(task, {name: part[100:] for name, part in zip(helper.EXAMPLE, examples, strict=True)})
+    finish(task, "code_judge", numbers, {})
+    made, again = task.average, load_code_judge(tmp_path / "code_judge.safetensors")
+    assert task.validate()["cosine"] > 0.5 and torch.equal(made.scale, 2 * EVEN)
     (guessed, picture), wanted = again(z[:8]), made(z[:8])[1]
     assert torch.allclose(picture, wanted, atol=0.05) and picture.shape == (8, 3, 16, 16)
     assert guessed.shape == (8, 128) and torch.allclose(guessed.norm(dim=1), torch.ones(8), atol=1e-5)

@@ -9,13 +9,13 @@ faces.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import nn
 
 from riddle import losses
@@ -27,13 +27,14 @@ from riddle.presets import get
 from riddle.progress import track
 from riddle.training import recipe
 from riddle.training.frozen import SPREAD, Features, draw_codes, draw_keys, frozen_networks
-from riddle.training.loop import rate_share
-from riddle.weights import load_tensors, save_tensors
+from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, run
+from riddle.weights import load_tensors
 
 SMALL = 16  # px of the guessed picture
 BANDS = (KEPT, 40, 160)  # first components of the bands of z whose lengths count: what shows, and what hardly does
+EXAMPLE = ("z", "embedding", "picture")  # what a face drawn from a code gives
 MEMORY = 50  # steps over which running means are taken
-WIDTH, DROPOUT, DECAY, RATE, BATCH = 768, 0.2, 0.1, 1e-3, 256
+WIDTH, DROPOUT, DECAY = 768, 0.2, 0.1
 
 
 def importance(codes: GaussianCodes) -> torch.Tensor:
@@ -63,13 +64,11 @@ def small(faces: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(faces.float().clamp(-1, 1), SMALL)
 
 
-def teach(judge: CodeJudge, optimiser: torch.optim.Optimizer, z: torch.Tensor, seen: list[torch.Tensor]) -> None:
-    """One step of the judge: 1 - cosine of the embeddings that were seen, and the squared error of the pictures."""
+def guess_loss(judge: CodeJudge, z: torch.Tensor, seen: Sequence[torch.Tensor]) -> torch.Tensor:
+    """1 - cosine with the embeddings that were seen, and the squared error of the pictures."""
     with fast_autocast(z.device):
         embedded, pictures = judge(z)
-    optimiser.zero_grad(set_to_none=True)
-    ((1 - F.cosine_similarity(embedded, seen[0])).mean() + F.mse_loss(pictures, seen[1])).backward()
-    optimiser.step()
+    return (1 - F.cosine_similarity(embedded, seen[0])).mean() + F.mse_loss(pictures, seen[1])
 
 
 def load_code_judge(path: str | Path) -> CodeJudge:
@@ -178,15 +177,52 @@ class Coach:
         old = zip(*(self.examples[i] for i in rows), strict=True)
         z, *seen = (torch.cat([new, torch.stack(part)]) for new, part in zip((z, *seen), old, strict=True))
         self.judge.train().requires_grad_(True)
-        teach(self.judge, self.optimiser, z, seen)
+        self.optimiser.zero_grad(set_to_none=True)
+        guess_loss(self.judge, z, seen).backward()
+        self.optimiser.step()
         self.judge.eval().requires_grad_(False)  # the encryptor's loss goes through it, not to it
         return cosine
 
 
+@dataclass(frozen=True, kw_only=True)
+class HelperConfig(LoopConfig):
+    """Faces and rates."""
+
+    generator: str = ""  # safetensors; without: the bundled weights
+    count: int = 60_000  # faces to draw
+    steps: int = 3000
+    batch: int = 256
+    lr: float = 1e-3  # AdamW
+    warmup: float = 0.05  # share of the training
+
+
+class JudgeTask(Task):
+    """A judge of codes that learns from drawn faces."""
+
+    def __init__(
+        self, config: HelperConfig, accelerator: Accelerator, scale: torch.Tensor, held_out: Sequence[torch.Tensor]
+    ):
+        """scale: (D,), of the components of z; held_out: examples as `draw_examples` gives them, not learned from."""
+        self.held_out = [part.float().to(accelerator.device) for part in held_out]
+        z, embedded, _ = self.held_out
+        judge = CodeJudge(z.shape[1], z.shape[2], embedded.shape[1]).to(accelerator.device)
+        judge.scale.copy_(scale)
+        optimiser = torch.optim.AdamW(judge.parameters(), lr=config.lr, weight_decay=DECAY)
+        super().__init__(config, accelerator, "code_judge", judge, optimiser)
+
+    def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
+        z, *seen = (batch[name].float() for name in EXAMPLE)
+        return guess_loss(self.network, z, seen), {}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The mean cosine of guessed embeddings with those seen, on held-out faces."""
+        z, wanted, _ = self.held_out
+        return {"cosine": round(F.cosine_similarity(self.average(z)[0], wanted).mean().item(), 4)}
+
+
 @torch.no_grad()
-def draw_examples(
-    preset: str, generator: Synthesis, embed: Features, count: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw_examples(preset: str, generator: Synthesis, embed: Features, count: int) -> list[torch.Tensor]:
     """Codes z (count, L, D), F_e's embeddings of their faces (count, E), and the faces, `small`; all in float16.
 
     Half are drawn, half are what the untrained keyed reflection makes of drawn ones.
@@ -199,53 +235,22 @@ def draw_examples(
         with fast_autocast(w.device):
             faces = generator(w)
             made.append((generator.codes.to_gaussian(w).half(), embed(faces).half(), small(faces).half()))
-    z, embedded, pictures = (torch.cat(part)[:count] for part in zip(*made, strict=True))
-    return z, embedded, pictures
+    return [torch.cat(part)[:count] for part in zip(*made, strict=True)]
 
 
-def train(examples: tuple[torch.Tensor, ...], scale: torch.Tensor, steps: int) -> tuple[CodeJudge, float]:
-    """The judge after so many steps on all but a twentieth of the examples, and its mean cosine on that twentieth."""
-    z = examples[0]
-    judge = CodeJudge(z.shape[1], z.shape[2], examples[1].shape[1]).to(z.device)
-    judge.scale.copy_(scale)
-    optimiser = torch.optim.AdamW(judge.parameters(), lr=RATE, weight_decay=DECAY)
-    held = max(1, len(z) // 20)
-    for step in track(range(steps), "code judge"):
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * rate_share(step / steps, 0.05)
-        rows = torch.randint(held, len(z), (BATCH,))
-        picked, *seen = (part[rows].float() for part in examples)
-        teach(judge, optimiser, picked, seen)
-    judge.eval().requires_grad_(False)
-    picked, wanted, _ = (part[:held].float() for part in examples)
-    return judge, F.cosine_similarity(judge(picked)[0], wanted).mean().item()
-
-
-@dataclass(frozen=True, kw_only=True)
-class HelperConfig:
-    """Faces and steps."""
-
-    out: str  # folder of code_judge.safetensors
-    preset: str = "mobile"
-    generator: str = ""  # safetensors; without: the bundled weights
-    count: int = 60_000  # faces to draw
-    steps: int = 3000
-    seed: int = 0
-
-
-def main(argv: list[str] | None = None) -> float:
-    """Command line of this module; returns the mean cosine on held-out examples."""
+def main(argv: list[str] | None = None) -> dict:
+    """Command line of this module; returns the last logged numbers and the cosine on held-out examples."""
     config = recipe.parse(HelperConfig, "helper", __doc__, argv)
     keep_memory()
+    accelerator = make_accelerator(config)
     torch.manual_seed(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator, frozen = frozen_networks(get(config.preset), config.generator, device)
-    examples = draw_examples(config.preset, generator, frozen.embed, config.count)
-    judge, cosine = train(examples, importance(generator.codes).clamp_max(6), config.steps)
-    about = {"preset": config.preset, "faces": config.count, "steps": config.steps, "cosine": round(cosine, 4)}
-    save_tensors(Path(config.out) / "code_judge.safetensors", judge.state_dict(), about)
-    print(json.dumps(about))
-    return cosine
+    generator, frozen = frozen_networks(get(config.preset), config.generator, accelerator.device)
+    examples, held = draw_examples(config.preset, generator, frozen.embed, config.count), max(1, config.count // 20)
+    scale = importance(generator.codes).clamp_max(6)
+    task = JudgeTask(config, accelerator, scale, [part[:held] for part in examples])
+    last = run(task, {name: part[held:] for name, part in zip(EXAMPLE, examples, strict=True)}) | task.validate()
+    about = {"preset": config.preset, "faces": config.count, "steps": last["step"], "cosine": last["cosine"]}
+    return finish(task, "code_judge", last, about)
 
 
 if __name__ == "__main__":
