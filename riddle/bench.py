@@ -205,8 +205,8 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--out", type=Path, help="folder; default: results/<preset>, results/runs/smoke for smoke")
     a = p.parse_args(argv)
     keep_memory()  # returned pages, faulted in again at every call, would be most of the time
-    preset, device, results = get(a.preset), torch.device(a.device), config.home() / "results"
-    folder = a.out or results / ("runs" if preset.name == "smoke" else "") / preset.name
+    preset, device = get(a.preset), torch.device(a.device)
+    folder = a.out or config.results(preset.name)
     precisions = ("bfloat16", "float32") if bfloat16_is_faster(device) else ("float32",)
     model = load(preset, device=device, dtype=precisions[0])
     sides = {preset.resolution: a.batch} | ({1024: 1} if preset.generator == "mobilestylegan" else {})

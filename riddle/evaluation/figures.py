@@ -22,7 +22,7 @@ from riddle.evaluation.baselines import BASELINES, UNAVAILABLE
 from riddle.evaluation.drawing import Block
 from riddle.evaluation.rows import ENCRYPTORS, KFFA, SAME_INVERTED, SAME_PHOTO, paper
 from riddle.evaluation.runs import Run, key_of, need, part_hash, read, stage, why_missing
-from riddle.evaluation.tables import Measured, tidy, write
+from riddle.evaluation.tables import Measured, tidy
 from riddle.faces.detection import detect_in_crop
 from riddle.images import to_bytes, to_tensor
 from riddle.metrics.diversity import kffa
@@ -79,14 +79,6 @@ def embed(recognisers: Mapping[str, Any], faces: torch.Tensor, detector: Any) ->
 def record(line: Measured, values: np.ndarray) -> Measured:
     """A line with the numbers of values (P,), NaN where no face was found."""
     return line.of(bootstrap_interval(values), int(np.isnan(values).sum()))
-
-
-def save(table: pd.DataFrame, name: str, run: Run) -> Path:
-    """Write a table where the run keeps its own, and a complete run's among the results that the repository keeps."""
-    kept = run.kept(f"{name}.csv" if run.data == "celebamask_hq" else f"{name}_{run.data}.csv")
-    if kept is not None and run.preset != "smoke":
-        write(table, kept)
-    return write(table, run.folder / f"{name}.csv")
 
 
 # ---- figures 1, 3, 4, 5, 6 and 9: the same people by every method

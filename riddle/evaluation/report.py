@@ -40,22 +40,7 @@ SOURCES = {
 }
 LONGEST = 40  # rows of a table on the page; the CSV has them all
 WIDTH = 640  # px of a figure inside the HTML file
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 13px } img { max-width: 100% }
-th, td { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; vertical-align: top }
-tr:hover td { background: #f6f6f6 } ul { color: #555; font-size: 13px }
-.holds { color: #14691f; font-weight: 600 } .fails { color: #a01414; font-weight: 600 } .undecided { color: #8a5a00 }
-@media (prefers-color-scheme: dark) {
-  body { background: #16181c; color: #ddd } th, td { border-color: #444 } tr:hover td { background: #22252b }
-  ul { color: #aaa } .holds { color: #6fce7c } .fails { color: #ff8d84 } .undecided { color: #f0b95a }
-}
-"""
-
-
-def results(preset: str) -> Path:
-    """Where the results that the repository keeps lie."""
-    return config.home() / "results" / preset
+STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
@@ -107,7 +92,7 @@ def to_html(markdown: str, folder: Path) -> str:
     for text, name in {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}.items():
         body = body.replace(f"<td>{text}</td>", f'<td class="{name}">{text}</td>')
     title = markdown.splitlines()[0].removeprefix("# ")
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{title}</title><style>\n{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
@@ -116,7 +101,7 @@ def write(preset: str, folder: Path | None = None) -> list[Verdict]:
 
     Returns the verdicts. Raises ValueError for a table that cannot be read.
     """
-    source = results(preset)
+    source = config.results(preset)
     folder, made = folder or source, read_tables(source / "tables")
     markdown = page(preset, made, sorted((source / "figures").glob("figure*.png")))
     for name, text in {"report.md": markdown, "report.html": to_html(markdown, source)}.items():

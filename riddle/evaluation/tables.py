@@ -84,11 +84,12 @@ TEXTS = ("version", "split_hash", "weights", "reference_hash")  # that may look 
 NUMBERS = ("mean", "std", "low", "high", "rate_found", "accuracy", "threshold")  # that may all be empty
 
 
-def write(table: pd.DataFrame, path: Path) -> Path:
-    """Write a table as CSV, four decimals, atomically."""
-    with replace_file(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.4f")
-    return path
+def write(table: pd.DataFrame, *paths: Path) -> Path:
+    """Write a table as CSV, four decimals, atomically, to each of the paths (`Run.tables`); returns the first."""
+    for path in paths:
+        with replace_file(path) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.4f")
+    return paths[0]
 
 
 def read(path: Path) -> pd.DataFrame:
