@@ -1,18 +1,15 @@
-"""Speed, measured: the generator beside the same network on (N, C, H, W) tensors and beside OpenVINO, and what uses it.
+"""Speed, measured: the generator beside the same network on (N, C, H, W) tensors, and what uses it.
 
     python -m riddle.bench --preset mobile    # about three minutes; results/mobile/bench.json and figures/bench.png
 
-A row has the speeds of `ours` and, where the network has that form, of `nchw` and `openvino`. They are called in turn,
-in one process and one precision, so that ratios hold on a busy machine, too. OpenVINO is no dependency: where it is
-installed, it runs the file that the generator's wheel brings. `share` is the arithmetic a second of `ours`, divided by
-what a square matrix product reaches at the same precision.
+A row has the speed of `ours` and, where the network has that form, of `nchw`. They are called in turn, in one process
+and one precision, so that ratios hold on a busy machine, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import importlib
 import itertools
 import json
 import platform
@@ -26,7 +23,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from torch.utils.flop_counter import FlopCounterMode
 
 from riddle import config, demo
 from riddle.app.controller import Controller
@@ -39,7 +35,7 @@ from riddle.presets import get
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask
 from riddle.training.frozen import frozen_networks
 from riddle.training.loop import make_accelerator
-from riddle.weights import WHEEL, WeightsMissingError, wheel_file
+from riddle.weights import WeightsMissingError
 
 
 class NCHW(mobile.MobileStyleGAN):
@@ -106,31 +102,6 @@ def rates(works: dict[str, Callable[[], object]], seconds: float, device: torch.
     return {name: 1 / float(np.median(spent[1:])) for name, spent in times.items()}
 
 
-def matmul_rate(precision: str, seconds: float, device: torch.device, side: int = 2048) -> float:
-    """Floating-point operations a second of a square matrix product: what the machine can do."""
-    a, b = (torch.randn(side, side, device=device).to(getattr(torch, precision)) for _ in range(2))
-    return rates({"": lambda: a @ b}, seconds, device)[""] * 2 * side**3
-
-
-def operations(work: Callable[[], object]) -> int:
-    """Floating-point operations of the convolutions and products in one call."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-def openvino_drawing(w: torch.Tensor, precision: str) -> Callable[[], object] | None:
-    """A call that draws one 1024 px face of code w (1, D) by OpenVINO; None where it is not installed."""
-    try:
-        core = importlib.import_module("openvino").Core()
-    except ImportError:
-        return None
-    hint = {"bfloat16": "bf16", "float32": "f32"}[precision]
-    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    run = core.compile_model(core.read_model(wheel_file(WHEEL, "SynthesisNetwork.xml")), "CPU", options)
-    return lambda: run(w.numpy())
-
-
 def generator_rows(g: Synthesis, side: int, batch: int, seconds: float, precisions: Sequence[str]) -> Iterator[dict]:
     """Forward, and forward with backward to the codes, at `side` px, at each precision, in faces/s."""
     device, forms = g.device, both(g)
@@ -145,14 +116,9 @@ def generator_rows(g: Synthesis, side: int, batch: int, seconds: float, precisio
 
     for backward, precision in itertools.product((False, True), precisions):
         works = {k: lambda n=n, p=precision, b=backward: work(n, p, b) for k, n in forms.items()}
-        if side == 1024 and device.type == "cpu" and not backward:
-            other = openvino_drawing(w[:1, 0], precision)
-            works |= {"openvino": other} if other else {}
-        calls = rates(works, seconds, device)
-        done = calls["ours"] * operations(lambda b=backward: work(g, "float32", b))
-        speeds = {k: v * (1 if k == "openvino" else batch) for k, v in calls.items()}
         name = f"generator at {side} px, forward{' and backward' if backward else ''}, {precision}"
-        yield {"name": name, "unit": "faces/s", **speeds, "share": done / matmul_rate(precision, seconds, device)}
+        calls = rates(works, seconds, device)
+        yield {"name": name, "unit": "faces/s", **{k: v * batch for k, v in calls.items()}}
 
 
 def encryptor_row(model: Riddle, batch: int, seconds: float) -> dict:
@@ -216,12 +182,12 @@ def main(argv: list[str] | None = None) -> dict:
         rows.append(encryptor_row(model, 2, a.seconds))
     except WeightsMissingError as e:
         print(f"encryptor training: n/a ({e})")
-    table = pd.DataFrame(rows, columns=["name", "unit", "ours", "nchw", "openvino", "share"])
+    table = pd.DataFrame(rows, columns=["name", "unit", "ours", "nchw"])
     print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     result = {"preset": preset.name, "batch": a.batch, "machine": machine(device), "rows": rounded}
     write_text(folder / "bench.json", json.dumps(result, indent=1) + "\n")
-    speeds = table.set_index("name")[["ours", "nchw", "openvino"]].astype(float)
+    speeds = table.set_index("name")[["ours", "nchw"]].astype(float)
     speeds = speeds.div(speeds.nchw.fillna(speeds.ours), axis=0).dropna(axis=1, how="all")
     axis = speeds[::-1].plot.barh(xlabel="speed, (N, C, H, W) = 1", ylabel="", figsize=(7.5, 0.55 * len(rows) + 0.9))
     with replace_file(folder / "figures" / "bench.png") as temporary:
