@@ -268,8 +268,6 @@ def seconds(runs: Iterable[Run]) -> pd.DataFrame:
     if not logs:
         return pd.DataFrame(columns=["dataset", "stage", "seconds", "files"])
     times = pd.concat(logs, names=["dataset"]).reset_index().drop_duplicates(["dataset", "stage"], keep="last")
-    deep = times.stage.str.startswith(("embeddings/", "features/", "notebooks/"))
-    parts = times.stage.str.split("/")
-    kinds = times.assign(stage=parts.str[:2].str.join("/").where(deep, parts.str[0])).groupby(["dataset", "stage"])
-    counted = kinds.agg(seconds=("seconds", "sum"), files=("seconds", "size")).reset_index()
+    kind = times.stage.str.extract("((?:embeddings|features|notebooks)/[^/]+|[^/]+)", expand=False)
+    counted = times.groupby(["dataset", kind]).seconds.agg(seconds="sum", files="size").reset_index()
     return counted.sort_values("seconds", ascending=False, ignore_index=True)
