@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from riddle.evaluation import claims, report, tables
+from riddle.evaluation import claims, report, rows, tables
 from riddle.evaluation.claims import FAILS, HOLDS, UNDECIDED, Claim, Rows
 
 MADE = {"dataset": "LFW", "split_hash": "abc123", "seed": 0, "weights": "fedcba"}
@@ -30,7 +30,7 @@ def absent(judge, value, **where):
     return line(judge, 0, **where) | gone
 
 
-RIDDLE, OTHER = Rows("t", {"method": "RiDDLE"}), Rows("t", {"method": "other"})
+RIDDLE, OTHER = Rows("t", {"method": ("RiDDLE",)}), Rows("t", {"method": ("other",)})
 
 
 def asserted(relation, limit=np.nan, than=None, rows=RIDDLE):
@@ -114,7 +114,7 @@ def test_a_judge_seen_in_training_does_not_count():
 
 
 def test_a_claim_may_name_its_column_and_its_interval():
-    claim = asserted("at most", 0.0, rows=Rows("t", {"method": "RiDDLE"}, "accepted"))
+    claim = asserted("at most", 0.0, rows=Rows("t", {"method": ("RiDDLE",)}, "accepted"))
     interval = {"accepted": 0.0, "accepted_low": 0.0, "accepted_high": 0.0}
     assert verdict(claim, line("x", 0.9, **interval)) == HOLDS
     assert verdict(claim, line("x", 0.9, **interval | {"accepted_high": 0.1})) == UNDECIDED
@@ -130,7 +130,7 @@ def test_faces_that_were_not_found_prove_no_protection():
 
 
 def test_what_is_missing_is_named():
-    claim = asserted("at most", 0.05, rows=Rows("t", {"method": "RiDDLE", "kind": "FID"}))
+    claim = asserted("at most", 0.05, rows=Rows("t", {"method": ("RiDDLE",), "kind": ("FID",)}))
     assert claim.judge({}).verdict == "n/a: there is no t.csv"
     assert verdict(claim, line("x", 0.1)) == "n/a: t.csv has no column kind"
     assert verdict(claim, line("x", 0.1, kind="KID")) == "n/a: t.csv has no row RiDDLE, FID"
@@ -157,8 +157,18 @@ def test_what_cannot_be_right_is_said_apart_from_what_fails():
 
 def test_every_claim_reads_a_table_of_the_report():
     for claim in claims.CLAIMS:
-        assert {r.table for r in (claim.rows, claim.than) if r} <= set(report.SOURCES)
+        assert claim.rows.table in report.SOURCES and claim.relation in claims.RELATIONS
+        assert (claim.than is None) == (claim.relation in ("at most", "at least")) and claim.rows.where
+        assert np.isnan(claim.limit) == (claim.relation in ("below", "not above")), claim.text
     assert len({c.text for c in claims.CLAIMS}) == len(claims.CLAIMS)
+
+
+@pytest.mark.parametrize(("table", "wanted"), [("table1", rows.TABLE1), ("table5", rows.TABLE5)])
+def test_every_claim_on_rates_names_rows_that_the_table_has(table, wanted):
+    made = {(row.task, row.method, against) for row in wanted for against in (row.against, None)}
+    asked = [r for c in claims.CLAIMS if c.rows.table == table for r in (c.rows, c.than) if r]
+    asked = [r.where for r in asked if r.where["task"] != ("fidelity",)]
+    assert asked and {(*r["task"], *r["method"], *r.get("against", [None])) for r in asked} <= made
 
 
 # ---- the page

@@ -1,4 +1,7 @@
-"""What the paper says in words, each as an assertion on our tables, with a verdict; the only home of limits.
+"""What the paper says in words, each as an assertion on our tables, with a verdict.
+
+The claims lie in claims.csv beside this module, a line each, and their limits there alone: rows of a table, a relation
+(`RELATIONS`), a limit or other rows.
 
 A verdict is 'holds', 'does not hold', 'undecided' (recognisers disagree, or an interval reaches the limit or is
 missing) or 'n/a: reason'. It asks the whole 95 % interval, by every judge that took no part in training.
@@ -6,18 +9,16 @@ missing) or 'n/a: reason'. It asks the whole 95 % interval, by every judge that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from riddle.evaluation.rows import ALIGNED, COSINE, KFFA, OURS, PHOTO, SAME_INVERTED, SAME_PHOTO, STRANGER
 from riddle.evaluation.tables import is_reason
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-KEPT_APART, RESTORED, DIVERSE, ALIKE = 0.05, 0.95, 0.90, 0.10  # rates, rates, share of pairs, cosine
-BEST_KFFA = 66.45  # degrees, the best of the other methods in the paper's Table 4
 # Relation -> what proves and what disproves it, of our numbers and intervals (x) and those of the other rows (y), and
 # whether one row disproves it: else all must, and where they disagree, it is undecided. NaN proves nothing.
 RELATIONS = {
@@ -40,10 +41,10 @@ class NotAnswered(Exception):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a table: where each of the columns has the value (or one of the values)."""
+    """Rows of a table: where each of the columns has one of the values."""
 
     table: str  # stem of its CSV
-    where: Mapping[str, str | tuple[str, ...]]
+    where: Mapping[str, tuple[str, ...]]
     column: str = ""  # of the number, when it is not `mean`; its interval: <column>_low, <column>_high
 
     def of(self, tables: Tables, found: bool = True) -> pd.DataFrame:
@@ -58,9 +59,9 @@ class Rows:
         if absent := [c for c in (*self.where, number) if c not in rows]:
             raise NotAnswered(f"{self.table}.csv has no column {', '.join(absent)}")
         for column, wanted in self.where.items():
-            rows = rows[rows[column].isin([wanted] if isinstance(wanted, str) else wanted)]
+            rows = rows[rows[column].isin(wanted)]
         if not len(rows):
-            raise NotAnswered(f"{self.table}.csv has no row {', '.join(map(str, self.where.values()))}")
+            raise NotAnswered(f"{self.table}.csv has no row {', '.join(map(' or '.join, self.where.values()))}")
         rows = rows[~rows.judge_seen.astype(bool)]
         bounds = [f"{self.column}_{end}" if self.column else end for end in ("low", "high")]
         low, high = (rows[c] if c in rows else np.nan for c in bounds)
@@ -175,91 +176,18 @@ def sentences(answers: Sequence[Verdict]) -> str:
     return "".join(lines)
 
 
-def _of(table: str, task: str, method: str | tuple[str, ...], **where: str | tuple[str, ...]) -> Rows:
-    return Rows(table, {"task": task, "method": method, **where})
+def _rows(table: str, where: str, column: str = "") -> Rows:
+    """Rows from a cell of claims.csv: 'column=value; column=one value|another'."""
+    pairs = (pair.split("=") for pair in where.split("; "))
+    return Rows(table, {name: tuple(values.split("|")) for name, values in pairs}, column)
 
 
-def _encryptor(name: str, deid: str = "", recovery: str = "", cosine: str = "") -> tuple[Claim, ...]:
-    """What every encryptor is asked; the paper's figures, and where it claims so, beside the paper's own."""
-    protected, restored = _of("table1", "de-identification", name), _of("table1", "recovery", name, against=SAME_PHOTO)
-    alike = _of("table4", "similarity", name, metric=COSINE)
-    stranger = _of("table4", "similarity", "strangers' photos", metric=COSINE, against=STRANGER)
-    claims = (
-        ("a protected face is no longer recognised", "4.2", deid, protected, "at most", KEPT_APART, None, 0.2),
-        ("a wrongly decrypted face is not recognised either", "3.2", "",
-         _of("table1", "de-identification", f"{name}, wrongly decrypted"), "at most", KEPT_APART, None, 0.2),
-        ("a protected face is recognised less than inversion alone would leave it", "", "",
-         protected, "below", np.nan, _of("table1", "unprotected", "inverted")),
-        ("the right password restores the face that inversion gave", "4.3", "",
-         _of("table1", "recovery", name, against=SAME_INVERTED), "at least", RESTORED, None, 0.8),
-        ("the restored face is recognised as its photo", "4.3", recovery, restored, "at least", RESTORED),
-        ("ten passwords make ten people of one face", "4.4", "", _of("table1", "diversity", name), "at least", DIVERSE),
-        ("protected faces have a low cosine with the original", "4.4", cosine, alike, "at most", ALIKE),
-        ("a protected face is no more like its original than a stranger's photo is", "", "",
-         _of("table4", "similarity", name, metric=COSINE, against=SAME_PHOTO), "not above", np.nan, stranger),
-    )  # fmt: skip
-    return tuple(Claim(f"{name}: {said}", section if deid else "", *more) for said, section, *more in claims)
+def _claims() -> Iterator[Claim]:
+    lines = pd.read_csv(Path(__file__).with_name("claims.csv"), dtype=str, keep_default_na=False)
+    for c in lines.itertuples():
+        ours, than = _rows(c.table, c.rows, c.column), _rows(c.table, c.than) if c.than else None
+        limit, broken = float(c.limit or "nan"), float(c.broken or "nan")
+        yield Claim(c.claim, c.section, c.paper, ours, c.relation, limit, than, broken)
 
 
-_OTHERS = ("CIAGAN", "FIT", "Personal")  # that the paper compares diversity with
-_FRECHET = ("FID", "Frechet distance (dlib)")
-_MSE = _of("table2", "recovery", "RiDDLE", metric="MSE", against=SAME_PHOTO)
-_FOUND, _LANDMARKS = ({"metric": metric, "place": ALIGNED} for metric in ("face detection", "landmark distance"))
-CLAIMS: tuple[Claim, ...] = (
-    Claim("The recognisers know people on the aligned photos", "", "",
-          _of("table1", "unprotected", PHOTO), "at least", 0.90),
-    Claim("Inversion keeps the person", "", "", _of("table1", "unprotected", "inverted"), "at least", 0.80),
-    *_encryptor("RiDDLE", "0.016 to 0.032", "0.996 to 1.000", "0.038 to 0.058"),
-    Claim("From the picture's pixels alone (PNG) nearly as many are recognised as from the kept code", "", "",
-          _of("table1", "recovery", "RiDDLE, from PNG pixels", against=SAME_PHOTO), "a share of", 0.90,
-          _of("table1", "recovery", "RiDDLE", against=SAME_PHOTO)),
-    Claim("Training without data leaves de-identification almost unaffected", "3.3", "0.016 to 0.032; 0.025 to 0.037",
-          _of("table1", "de-identification", "RiDDLE data-free"), "near", 0.02,
-          _of("table1", "de-identification", "RiDDLE")),
-    Claim("Restored pictures are nearer to the photos than those trained without data (MSE)", "4.3",
-          "0.002 against 0.004", _MSE, "below",
-          than=_of("table2", "recovery", "RiDDLE data-free", metric="MSE", against=SAME_PHOTO)),
-    Claim("Restored pictures are nearer to the photos than those of other methods (MSE)", "4.3",
-          "0.002 against 0.003 and 0.005", _MSE, "below",
-          than=_of("table2", "recovery", ("FIT", "Personal"), metric="MSE")),
-    Claim("A protected face is still found as a face", "4.5", "1.000 (MTCNN), 0.991 (dlib)",
-          _of("table3", "utility", "RiDDLE", **_FOUND), "at least", 0.99),
-    Claim("The detectors find the photos themselves", "", "",
-          _of("table3", "utility", PHOTO, **_FOUND), "at least", 0.99, broken=0.8),
-    Claim("Landmarks stay nearer to the original's than another person's are", "4.5", "1.7 px (MTCNN), 1.5 px (dlib)",
-          _of("table3", "utility", "RiDDLE", **_LANDMARKS), "below",
-          than=_of("table3", "utility", "another person's photo", **_LANDMARKS)),
-    Claim("Protected faces look more like photos than those of other methods (FID)", "4.5", "15.4 against 23.7 to 32.6",
-          _of("table3", "fidelity", "RiDDLE", metric="FID", against="the same photos"), "below",
-          than=_of("table3", "fidelity", (*_OTHERS, "DeepPrivacy"), metric="FID")),
-    Claim("Wrongly decrypted faces have a low cosine with the original", "4.4", "0.028 to 0.054",
-          _of("table4", "similarity", "RiDDLE, wrongly decrypted", metric=COSINE), "at most", ALIKE),
-    Claim("KFFA is larger than that of any other method in the paper", "4.4",
-          "74.9 to 77.4 degrees; the others at most 66.5",
-          _of("table4", "diversity", "RiDDLE", metric=KFFA), "at least", BEST_KFFA),
-    Claim("The transformer brings better de-identification", "4.6", "0.016 against 0.018",
-          _of("table5", "de-identification", "full"), "below",
-          than=_of("table5", "de-identification", "without transformer")),
-    Claim("The transformer brings better restoration (recovery without it, with it)", "4.6", "0.985 against 0.996",
-          _of("table5", "recovery", "without transformer"), "below", than=_of("table5", "recovery", "full")),
-    Claim("The transformer greatly improves image quality", "4.6", "FID 15.4 against 22.7",
-          _of("table5", "fidelity", "full", metric=_FRECHET), "below",
-          than=_of("table5", "fidelity", "without transformer", metric=_FRECHET)),
-    Claim("Training without data costs image quality", "4.6", "FID 15.4 against 26.8",
-          _of("table5", "fidelity", "full", metric=_FRECHET), "below",
-          than=_of("table5", "fidelity", "without data", metric=_FRECHET)),
-    Claim("Without L_div all passwords make one person of a face", "4.6", "",
-          _of("table5", "diversity", "without identity diversity loss"), "at most", 0.10),
-    Claim("Without L_div recovery is nearly unaffected", "4.6", "0.993; 0.996",
-          _of("table5", "recovery", "without identity diversity loss"), "near", 0.02,
-          _of("table5", "recovery", "full")),
-    Claim("One person's faces cluster less than those of other methods (silhouette)", "4.4", "a picture",
-          _of("figure7", "diversity", "RiDDLE", metric="silhouette"), "below",
-          than=_of("figure7", "diversity", _OTHERS, metric="silhouette")),
-    Claim("200 passwords scatter one person wider than the best other method does in the paper", "4.4",
-          "74.9 to 77.4 degrees; the others at most 66.5",
-          _of("figure7", "diversity", "RiDDLE", metric="mean pairwise angle"), "at least", BEST_KFFA),
-    Claim("Between two passwords the face is never taken for the original", "4.5", "without exception",
-          Rows("figure8", {"task": "interpolation", "path": ("spherical", "linear")}, "accepted"), "at most", 0.0),
-    *_encryptor(OURS),
-)  # fmt: skip
+CLAIMS = tuple(_claims())

@@ -144,15 +144,15 @@ def outcomes(run: Run, variant: str, recognisers: Sequence[str]) -> tuple[dict[s
     for picture, (other, sign, _) in COMPARED.items():
         shift = (faces[picture] - faces["inverted"]).abs().mean((1, 2, 3)).numpy() * 127.5
         line = Measured("qualitative", ENCRYPTORS[variant], "mean absolute difference (0 to 255)", SAME_INVERTED)
-        about = {"worst": -1, "similarity": np.nan, "unfound": -1}
-        lines += tidy([replace(record(line, shift), place=picture)], run, **ABOUT, **about)
+        line = replace(line, place=picture)
+        lines += tidy([record(line, shift)], run, **ABOUT, worst=-1, similarity=np.nan, unfound=-1)
+        line = replace(line, metric="similarity", against=SAME_PHOTO if other == "original" else SAME_INVERTED)
         for by in embedded:
             alike = by.similarity(by.embeddings[sets[picture]], by.embeddings[sets[other]])
-            against = SAME_PHOTO if other == "original" else SAME_INVERTED
-            line = replace(line, metric="similarity", against=against, judge=by.name, place=picture)
             worst, lost = int(np.nan_to_num(sign * alike, nan=-np.inf).argmax()), np.isnan(alike)
             about = {"worst": worst, "similarity": alike[worst], "unfound": int(lost.argmax()) if lost.any() else -1}
-            lines += tidy([replace(record(line, alike), threshold=by.published)], run, **ABOUT, **about)
+            one = replace(line, judge=by.name, threshold=by.published)
+            lines += tidy([record(one, alike)], run, **ABOUT, **about)
     return faces, pd.DataFrame(lines)
 
 
