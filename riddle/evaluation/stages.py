@@ -101,11 +101,10 @@ def places(run: Run, name: str) -> list[Path]:
 
 def table(run: Run, name: str) -> Path:
     """Measure a table and write it."""
-    behind = runs_behind(run, name)
-    parts = [(one, part) for one, parts in behind.items() for part in parts]
+    parts = [(one, part) for part in TABLES[name] for one in runs_of(run, part.datasets)]
     lines = [line for one, part in parts for line in tables.tidy(part.measure(one), one, name, **part.about)]
     systems = (Measured(**row).absent(reason) for row, reason in rows.absent_systems(name))
-    made = pd.DataFrame([*lines, *tables.tidy(systems, next(iter(behind)), name)])
+    made = pd.DataFrame([*lines, *tables.tidy(systems, parts[0][0], name)])
     made = ablations.with_training(made, run.preset) if name == "table5" else made
     return tables.write(made, *places(run, name))
 
