@@ -53,12 +53,12 @@ def folders(table):
 
 PARTS = {f: [p for runs in BEHIND.values() for r in runs if r.folder.name == f for p in runs[r]] for f in RUNS}
 JOBS = {folder: stages.jobs(parts) for folder, parts in PARTS.items()}
-TABLES = {table: place(stages.place(RUN, table)) for table in stages.TABLES}
+TABLES = {table: place(stages.places(RUN, table)[0]) for table in stages.TABLES}
 
 ROOT = place(RUN.folder.parent)
 COMPLETE = RUN.limit is None
 NOTEBOOKS = f"{ROOT}/notebooks" if COMPLETE else f"{ROOT}/notebooks-limit{RUN.limit}"
-KEPT = place(places.home() / "results" / RUN.preset / "notebooks")
+KEPT = place(places.results(RUN.preset) / "notebooks")
 WEIGHTS = sorted(map(place, (places.bundled_folder("zoo") / RUN.preset).glob("*.safetensors")))
 
 
@@ -250,7 +250,7 @@ def given(wildcards):
 
 
 # The copy that the repository keeps is made in the same job: small, and without pictures of real people.
-SLIM = f" && {PYTHON} -m riddle.evaluation.report --slim {{output}} {KEPT}" if COMPLETE else ""
+SLIM = f" && {PYTHON} -m riddle.evaluation.report --slim {{output}} {KEPT}" if COMPLETE and KEPT != NOTEBOOKS else ""
 
 
 rule notebook:

@@ -41,6 +41,11 @@ def home() -> Path:
     return Path(named).expanduser() if named else checkout() or Path.cwd()
 
 
+def results(preset: str) -> Path:
+    """Where the results of a preset lie that the repository keeps; of the untrained smoke preset it keeps none."""
+    return home() / "results" / ("runs" if preset == "smoke" else "") / preset
+
+
 def bundled_folder(kind: str) -> Path:
     """data/zoo or data/samples (`kind`), which travel with the program."""
     folder, installed = home() / "data" / kind, Path(__file__).resolve().parent / "bundled" / kind

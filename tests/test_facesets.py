@@ -220,8 +220,9 @@ def test_a_test_split_is_compared_with_itself(run, home, monkeypatch):
     assert len(here.people) == 3
     assert Run(preset="smoke", dataset="ffhq", limit=2).pairs.names == ("00001.jpg", "00003.jpg")
     assert [r.data for r in runs_of(run, ("lfw", "ffhq"))] == ["ffhq"]
-    assert stages.place(run, "table3").name == "table3.csv"
-    assert stages.place(here, "table3").name == "table3_ffhq.csv"
+    assert [p.name for p in stages.places(run, "table3")] == ["table3.csv"] * 2
+    assert stages.places(here, "table3")[0].name == "table3_ffhq.csv"
+    assert here.tables("figure7")[0].name == "figure7_ffhq.csv"  # which is about CelebA-HQ
 
 
 def test_samples_stand_in_for_a_set_that_is_not_here(run):
@@ -232,10 +233,13 @@ def test_samples_stand_in_for_a_set_that_is_not_here(run):
 
 
 def test_a_limited_run_leaves_alone_what_a_complete_one_made(run):
-    assert run.kept("table1.csv").parts[-4:] == ("results", "smoke", "tables", "table1.csv")
+    own, kept = stages.places(Run("mobile"), "table1")
+    assert own.parts[-5:] == ("results", "runs", "mobile", "tables", "table1_samples.csv")
+    assert kept.parts[-4:] == ("results", "mobile", "tables", "table1_samples.csv")
+    assert set(stages.places(run, "table1")) == {run.folder.parent / "tables" / "table1_samples.csv"}  # untrained
     limited = Run(preset="smoke", limit=5)
-    assert limited.kept("table1.csv") is None and limited.folder.name == "samples-limit5"
-    assert stages.place(limited, "table1").parts[-2:] == ("tables-limit5", "table1_samples.csv")
+    (path,) = stages.places(limited, "table1")
+    assert path.parts[-2:] == ("tables-limit5", "table1_samples.csv") and limited.folder.name == "samples-limit5"
 
 
 def test_no_file_is_looked_for_behind_a_control(home):

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from riddle.evaluation import claims, report, tables
-from riddle.evaluation.claims import FAILS, HOLDS, UNDECIDED, AtLeast, AtMost, Below, Near, NotAbove, Rows, Share
+from riddle.evaluation import claims, report, rows, tables
+from riddle.evaluation.claims import FAILS, HOLDS, UNDECIDED, Claim, Rows
 
 MADE = {"dataset": "LFW", "split_hash": "abc123", "seed": 0, "weights": "fedcba"}
 
@@ -30,7 +30,11 @@ def absent(judge, value, **where):
     return line(judge, 0, **where) | gone
 
 
-RIDDLE, OTHER = Rows("t", {"method": "RiDDLE"}), Rows("t", {"method": "other"})
+RIDDLE, OTHER = Rows("t", {"method": ("RiDDLE",)}), Rows("t", {"method": ("other",)})
+
+
+def asserted(relation, limit=np.nan, than=None, rows=RIDDLE):
+    return Claim("c", "4.2", "0.016", rows, relation, limit, than)
 
 
 def verdict(claim, *lines):
@@ -53,12 +57,12 @@ def verdict(claim, *lines):
 )
 def test_limits_are_judged_by_whole_intervals_of_every_judge(bounds, at_most, at_least):
     lines = [line(f"j{i}", 0.01, lo, hi) for i, (lo, hi) in enumerate(bounds)]
-    assert verdict(AtMost("c", "4", "", RIDDLE, 0.05), *lines) == at_most
-    assert verdict(AtLeast("c", "4", "", RIDDLE, 0.05), *lines) == at_least
+    assert verdict(asserted("at most", 0.05), *lines) == at_most
+    assert verdict(asserted("at least", 0.05), *lines) == at_least
 
 
 def test_order_needs_disjoint_intervals_under_every_judge():
-    claim = Below("c", "4", "", RIDDLE, OTHER)
+    claim = asserted("below", than=OTHER)
     a = [line("x", 0.1, 0.05, 0.15), line("y", 0.5, 0.45, 0.55)]
     above = [line("x", 0.2, 0.16, 0.24, method="other"), line("y", 0.7, 0.6, 0.8, method="other")]
     assert verdict(claim, *a, *above) == HOLDS  # x of one is compared with x of the other, never with y
@@ -70,8 +74,8 @@ def test_order_needs_disjoint_intervals_under_every_judge():
 
 
 @pytest.mark.parametrize("claim", [
-    Below("c", "4", "", RIDDLE, OTHER), Near("c", "4", "", RIDDLE, OTHER, 0.1), NotAbove("c", "4", "", RIDDLE, OTHER),
-    Share("c", "4", "", RIDDLE, OTHER, 0.9),
+    asserted("below", than=OTHER), asserted("near", 0.1, OTHER), asserted("not above", than=OTHER),
+    asserted("a share of", 0.9, OTHER),
 ])  # fmt: skip
 def test_a_number_without_an_interval_decides_nothing(claim):
     """Whatever the points say: 0.141 against 0.142 is no proof of anything."""
@@ -81,13 +85,13 @@ def test_a_number_without_an_interval_decides_nothing(claim):
 
 
 def test_nearness_is_within_the_margin_wherever_in_the_intervals():
-    claim = Near("c", "4", "", RIDDLE, OTHER, 0.02)
+    claim = asserted("near", 0.02, OTHER)
     for low, high, expected in ((0.49, 0.51, HOLDS), (0.49, 0.53, UNDECIDED), (0.53, 0.55, FAILS)):
         assert verdict(claim, line("x", 0.5), line("x", 0.5, low, high, method="other")) == expected
 
 
 def test_no_higher_is_within_the_other_interval_or_below():
-    claim = NotAbove("c", "4", "", RIDDLE, OTHER)
+    claim = asserted("not above", than=OTHER)
     other = [line("x", 0.10, 0.08, 0.12, method="other"), line("y", 0.10, 0.08, 0.12, method="other")]
     for first, expected in (((0.01, 0, 0.02), HOLDS), ((0.12, 0.1, 0.14), HOLDS), ((0.13, 0.11, 0.15), UNDECIDED),
                             ((0.15, 0.13, 0.17), FAILS)):  # fmt: skip
@@ -95,7 +99,7 @@ def test_no_higher_is_within_the_other_interval_or_below():
 
 
 def test_a_share_is_asked_of_every_judge():
-    claim = Share("c", "4", "", RIDDLE, OTHER, 0.9)
+    claim = asserted("a share of", 0.9, OTHER)
     whole = [line("x", 0.8, method="other"), line("y", 0.6, method="other")]
     for first, second, expected in ((0.73, 0.55, HOLDS), (0.73, 0.5, UNDECIDED), (0.5, 0.5, FAILS)):
         assert verdict(claim, line("x", first), line("y", second), *whole) == expected
@@ -104,13 +108,13 @@ def test_a_share_is_asked_of_every_judge():
 
 
 def test_a_judge_seen_in_training_does_not_count():
-    claim = AtMost("c", "4", "", RIDDLE, 0.05)
+    claim = asserted("at most", 0.05)
     assert verdict(claim, line("x", 0.9, seen=True), line("y", 0.01)) == HOLDS
     assert verdict(claim, line("x", 0.01, seen=True)) == "n/a: no number by a judge unseen in training"
 
 
 def test_a_claim_may_name_its_column_and_its_interval():
-    claim = AtMost("c", "4", "", Rows("t", {"method": "RiDDLE"}, "accepted"), 0.0)
+    claim = asserted("at most", 0.0, rows=Rows("t", {"method": ("RiDDLE",)}, "accepted"))
     interval = {"accepted": 0.0, "accepted_low": 0.0, "accepted_high": 0.0}
     assert verdict(claim, line("x", 0.9, **interval)) == HOLDS
     assert verdict(claim, line("x", 0.9, **interval | {"accepted_high": 0.1})) == UNDECIDED
@@ -120,25 +124,25 @@ def test_a_claim_may_name_its_column_and_its_interval():
 
 def test_faces_that_were_not_found_prove_no_protection():
     lost = line("x", 0.0) | {"undetected": 1501}
-    assert verdict(AtMost("c", "4", "", RIDDLE, 0.05), lost) == "n/a: most faces were not found"
-    assert verdict(AtMost("c", "4", "", RIDDLE, 0.05), lost | {"undetected": 1500}) == HOLDS
-    assert verdict(AtLeast("c", "4", "", RIDDLE, 0.95), lost) == FAILS
+    assert verdict(asserted("at most", 0.05), lost) == "n/a: most faces were not found"
+    assert verdict(asserted("at most", 0.05), lost | {"undetected": 1500}) == HOLDS
+    assert verdict(asserted("at least", 0.95), lost) == FAILS
 
 
 def test_what_is_missing_is_named():
-    claim = AtMost("c", "4", "", Rows("t", {"method": "RiDDLE", "kind": "FID"}), 0.05)
+    claim = asserted("at most", 0.05, rows=Rows("t", {"method": ("RiDDLE",), "kind": ("FID",)}))
     assert claim.judge({}).verdict == "n/a: there is no t.csv"
     assert verdict(claim, line("x", 0.1)) == "n/a: t.csv has no column kind"
     assert verdict(claim, line("x", 0.1, kind="KID")) == "n/a: t.csv has no row RiDDLE, FID"
     gone = [absent("x", "n/a: weights missing (no file)", kind="FID")]
     gone.append(absent("y", "n/a: weights missing (encryptor_mlp)", kind="FID"))
     assert verdict(claim, *gone) == "n/a: weights missing (encryptor_mlp)"
-    one = Below("c", "4", "", RIDDLE, OTHER)
+    one = asserted("below", than=OTHER)
     assert verdict(one, line("x", 0.1), line("y", 0.2, method="other")).startswith("n/a: no judge")
 
 
 def test_figures_stand_beside_the_verdict():
-    claim = AtMost("c", "4.2", "0.016", RIDDLE, 0.05)
+    claim = asserted("at most", 0.05)
     answer = claim.judge({"t": pd.DataFrame([line("x", 0.01), line("y", 0.03)])})
     assert (answer.ours, answer.paper, answer.section) == ("0.010 to 0.030 (asked: at most 0.05)", "0.016", "4.2")
     assert claims.sentences([answer]) == "- c: **holds** (0.010 to 0.030 (asked: at most 0.05); paper: 0.016)\n"
@@ -153,8 +157,18 @@ def test_what_cannot_be_right_is_said_apart_from_what_fails():
 
 def test_every_claim_reads_a_table_of_the_report():
     for claim in claims.CLAIMS:
-        assert {r.table for r in (claim.rows, getattr(claim, "than", None)) if r} <= set(report.SOURCES)
+        assert claim.rows.table in report.SOURCES and claim.relation in claims.RELATIONS
+        assert (claim.than is None) == (claim.relation in ("at most", "at least")) and claim.rows.where
+        assert np.isnan(claim.limit) == (claim.relation in ("below", "not above")), claim.text
     assert len({c.text for c in claims.CLAIMS}) == len(claims.CLAIMS)
+
+
+@pytest.mark.parametrize(("table", "wanted"), [("table1", rows.TABLE1), ("table5", rows.TABLE5)])
+def test_every_claim_on_rates_names_rows_that_the_table_has(table, wanted):
+    made = {(row.task, row.method, against) for row in wanted for against in (row.against, None)}
+    asked = [r for c in claims.CLAIMS if c.rows.table == table for r in (c.rows, c.than) if r]
+    asked = [r.where for r in asked if r.where["task"] != ("fidelity",)]
+    assert asked and {(*r["task"], *r["method"], *r.get("against", [None])) for r in asked} <= made
 
 
 # ---- the page

@@ -40,11 +40,10 @@ def differences(preset: str) -> dict[str, str]:
     full, found = trained(preset, "riddle"), {}
     for variant in ABLATIONS:
         own = trained(preset, variant)
-        if variant in ("riddle", *CONTROLS) or not own:
-            continue
-        keys = sorted((set(full) | set(own)) - {"steps done"})
-        pairs = [(k, own.get(k, "unknown"), full.get(k, "unknown")) for k in keys]
-        found[variant] = "; ".join(f"{k} {mine} (full: {its})" for k, mine, its in pairs if mine != its)
+        if own and variant not in ("riddle", *CONTROLS):
+            keys = sorted((set(full) | set(own)) - {"steps done"})
+            pairs = [(k, own.get(k, "unknown"), full.get(k, "unknown")) for k in keys]
+            found[variant] = "; ".join(f"{k} {mine} (full: {its})" for k, mine, its in pairs if mine != its)
     return found
 
 

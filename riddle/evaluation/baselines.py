@@ -17,7 +17,6 @@ UNAVAILABLE = dict.fromkeys(("CIAGAN", "FIT", "Personal", "DeepPrivacy"), "not t
 class Baseline:
     """A de-identification system. protect: faces (N, 3, R, R) in [-1, 1] -> protected ones of the same shape."""
 
-    name: str
     label: str  # as the tables print it, with its strength
     protect: Callable[[torch.Tensor], torch.Tensor]
 
@@ -39,6 +38,6 @@ def mosaic(faces: torch.Tensor) -> torch.Tensor:
 
 
 BASELINES = {
-    "blur": Baseline("blur", f"face blurring (sigma 1/{1 / SIGMA:.0f} of the crop)", blur),
-    "mosaic": Baseline("mosaic", f"mosaicing ({BLOCKS} x {BLOCKS} blocks)", mosaic),
+    "blur": Baseline(f"face blurring (sigma 1/{1 / SIGMA:.0f} of the crop)", blur),
+    "mosaic": Baseline(f"mosaicing ({BLOCKS} x {BLOCKS} blocks)", mosaic),
 }

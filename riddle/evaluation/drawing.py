@@ -34,8 +34,9 @@ def save_fig(name: str, preset: str, real_faces: bool = False, trial: bool = Fal
     Figures that show real faces, those of a trial at smaller scale, and those of the untrained smoke preset go to
     results/runs/, which git ignores. exact: keep every colour; the others are stored in 256.
     """
-    kept = not real_faces and not trial and preset != "smoke"
-    path = config.home() / "results" / ("" if kept else "runs") / preset / "figures" / f"{name}.png"
+    kept = not real_faces and not trial
+    folder = config.results(preset) if kept else config.home() / "results" / "runs" / preset
+    path = folder / "figures" / f"{name}.png"
     with replace_file(path) as temporary:
         plt.gcf().savefig(temporary)
         if kept and not exact:

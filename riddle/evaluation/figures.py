@@ -22,7 +22,7 @@ from riddle.evaluation.baselines import BASELINES, UNAVAILABLE
 from riddle.evaluation.drawing import Block
 from riddle.evaluation.rows import ENCRYPTORS, KFFA, SAME_INVERTED, SAME_PHOTO, paper
 from riddle.evaluation.runs import Run, key_of, need, part_hash, read, stage, why_missing
-from riddle.evaluation.tables import Measured, tidy, write
+from riddle.evaluation.tables import Measured, tidy
 from riddle.faces.detection import detect_in_crop
 from riddle.images import to_bytes, to_tensor
 from riddle.metrics.diversity import kffa
@@ -79,14 +79,6 @@ def embed(recognisers: Mapping[str, Any], faces: torch.Tensor, detector: Any) ->
 def record(line: Measured, values: np.ndarray) -> Measured:
     """A line with the numbers of values (P,), NaN where no face was found."""
     return line.of(bootstrap_interval(values), int(np.isnan(values).sum()))
-
-
-def save(table: pd.DataFrame, name: str, run: Run) -> Path:
-    """Write a table where the run keeps its own, and a complete run's among the results that the repository keeps."""
-    kept = run.kept(f"{name}.csv" if run.data == "celebamask_hq" else f"{name}_{run.data}.csv")
-    if kept is not None and run.preset != "smoke":
-        write(table, kept)
-    return write(table, run.folder / f"{name}.csv")
 
 
 # ---- figures 1, 3, 4, 5, 6 and 9: the same people by every method
@@ -152,15 +144,15 @@ def outcomes(run: Run, variant: str, recognisers: Sequence[str]) -> tuple[dict[s
     for picture, (other, sign, _) in COMPARED.items():
         shift = (faces[picture] - faces["inverted"]).abs().mean((1, 2, 3)).numpy() * 127.5
         line = Measured("qualitative", ENCRYPTORS[variant], "mean absolute difference (0 to 255)", SAME_INVERTED)
-        about = {"worst": -1, "similarity": np.nan, "unfound": -1}
-        lines += tidy([replace(record(line, shift), place=picture)], run, **ABOUT, **about)
+        line = replace(line, place=picture)
+        lines += tidy([record(line, shift)], run, **ABOUT, worst=-1, similarity=np.nan, unfound=-1)
+        line = replace(line, metric="similarity", against=SAME_PHOTO if other == "original" else SAME_INVERTED)
         for by in embedded:
             alike = by.similarity(by.embeddings[sets[picture]], by.embeddings[sets[other]])
-            against = SAME_PHOTO if other == "original" else SAME_INVERTED
-            line = replace(line, metric="similarity", against=against, judge=by.name, place=picture)
             worst, lost = int(np.nan_to_num(sign * alike, nan=-np.inf).argmax()), np.isnan(alike)
             about = {"worst": worst, "similarity": alike[worst], "unfound": int(lost.argmax()) if lost.any() else -1}
-            lines += tidy([replace(record(line, alike), threshold=by.published)], run, **ABOUT, **about)
+            one = replace(line, judge=by.name, threshold=by.published)
+            lines += tidy([record(one, alike)], run, **ABOUT, **about)
     return faces, pd.DataFrame(lines)
 
 

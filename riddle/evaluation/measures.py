@@ -80,17 +80,15 @@ def restorations(run: Run) -> Iterator[Measured]:
 
 def feature_set(run: Run, network: str, item: str) -> Path:
     """Features (M, D) of a face set by a network of `rows.NETWORKS`; NaN where no face is found."""
-    source = facesets.faces(run, item)
-    if network == "dlib":
-        source = facesets.embeddings(run, item, ["dlib"])[1]
+    dlib = network == "dlib"
+    source = facesets.embeddings(run, item, ["dlib"])[1] if dlib else facesets.faces(run, item)
 
     def make() -> dict[str, np.ndarray]:
-        if network == "dlib":
-            return {"features": need(source, "embeddings"), "targets": read(source, "targets")}
-        made = features.extract(network, need(source, "faces"), run.device, f"{network} {item}")
+        seen = need(source, "embeddings" if dlib else "faces")
+        made = seen if dlib else features.extract(network, seen, run.device, f"{network} {item}")
         return {"features": made, "targets": read(source, "targets")}
 
-    weights = network == "dlib" or locate({"squeezenet": "squeezenet1_1"}.get(network, network)) is not None
+    weights = dlib or locate({"squeezenet": "squeezenet1_1"}.get(network, network)) is not None
     made_from = ("features", network, features.RESIZE[network], key_of(source), weights)
     return stage(run, run.folder / "features" / network / f"{item}.npz", made_from, make)
 
@@ -236,25 +234,25 @@ def similarity(by: Embedded, people: np.ndarray, seed: int) -> Iterator[Measured
     photo = sets["photo"][people] if "photo" not in reasons else None
     for item, method in (*rows.MANY.items(), *((item, method) for method, item in rows.SINGLE.items())):
         alike = Measured("similarity", method, rows.COSINE, rows.SAME_PHOTO, by.name)
-        spread, many = Measured("diversity", method, rows.KFFA, rows.AMONG, by.name), item in rows.MANY
-        if reason := reasons.get("photo") or reasons.get(item):
+        spread = replace(alike, task="diversity", metric=rows.KFFA, against=rows.AMONG)
+        reason, many = reasons.get("photo") or reasons.get(item), item in rows.MANY
+        if reason:
             yield alike.absent(reason)
-            yield spread.absent(reason if many else "it has no password")
-        elif many:
-            lost = np.isnan(sets[item][..., 0])
-            yield _over_people(alike, cosine(photo[:, None], sets[item]))
-            yield replace(_over_people(spread, kffa(sets[item]), 2), n=lost.size, undetected=int(lost.sum()))
         else:
-            yield _over_people(alike, cosine(photo, sets[item][people]))
-            yield spread.absent("it has no password")
+            made = sets[item] if many else sets[item][people][:, None]
+            yield _over_people(alike, cosine(photo[:, None], made))
+        if reason or not many:
+            yield spread.absent(reason if many else "it has no password")
+        else:
+            lost = np.isnan(made[..., 0])
+            yield replace(_over_people(spread, kffa(made), 2), n=lost.size, undetected=int(lost.sum()))
     if photo is None or len(people) < 2:
         return
     others = strangers(len(people), seed)
     alike = Measured("similarity", "strangers' photos", rows.COSINE, rows.STRANGER, by.name)
     yield _over_people(alike, cosine(photo[:, None], photo[others]))
     if others.shape[1] > 1:
-        against = f"{others.shape[1]} strangers"
-        spread = Measured("diversity", "strangers' photos", rows.KFFA, against, by.name)
+        spread = replace(alike, task="diversity", metric=rows.KFFA, against=f"{others.shape[1]} strangers")
         yield _over_people(spread, kffa(photo[others]), 2)
     if "inverted" not in reasons:
         inverted = sets["inverted"][people][others]

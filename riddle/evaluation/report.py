@@ -14,20 +14,19 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
 import pandas as pd
-from nbconvert import NotebookExporter
 from nbconvert.filters import markdown2html
-from nbconvert.preprocessors import Preprocessor
 from PIL import Image
 
 from riddle import config
 from riddle.evaluation import tables
 from riddle.evaluation.claims import FAILS, HOLDS, UNDECIDED, Verdict, verdicts
-from riddle.files import replace_file
+from riddle.files import write_text
 
 # Stem of a table's CSV -> (title, number of the notebook that makes it, section of the paper).
 SOURCES = {
@@ -41,23 +40,7 @@ SOURCES = {
 }
 LONGEST = 40  # rows of a table on the page; the CSV has them all
 WIDTH = 640  # px of a figure inside the HTML file
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 13px } img { max-width: 100% }
-th, td { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; vertical-align: top }
-tr:hover td { background: #f6f6f6 } ul { color: #555; font-size: 13px }
-.holds { color: #14691f; font-weight: 600 } .fails { color: #a01414; font-weight: 600 } .undecided { color: #8a5a00 }
-@media (prefers-color-scheme: dark) {
-  body { background: #16181c; color: #ddd } th, td { border-color: #444 } tr:hover td { background: #22252b }
-  ul { color: #aaa } .holds { color: #6fce7c } .fails { color: #ff8d84 } .undecided { color: #f0b95a }
-}
-"""
-_CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
-
-
-def results(preset: str) -> Path:
-    """Where the results that the repository keeps lie."""
-    return config.home() / "results" / preset
+STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
@@ -106,10 +89,10 @@ def to_html(markdown: str, folder: Path) -> str:
             return f"![{match[1]}](data:image/jpeg;base64,{jpeg(image, WIDTH)})"
 
     body = markdown2html(re.sub(r"!\[(.*?)\]\((.*?)\)", inside, markdown))
-    for text, name in _CLASSES.items():
+    for text, name in {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}.items():
         body = body.replace(f"<td>{text}</td>", f'<td class="{name}">{text}</td>')
     title = markdown.splitlines()[0].removeprefix("# ")
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{title}</title><style>\n{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
@@ -118,12 +101,11 @@ def write(preset: str, folder: Path | None = None) -> list[Verdict]:
 
     Returns the verdicts. Raises ValueError for a table that cannot be read.
     """
-    source = results(preset)
+    source = config.results(preset)
     folder, made = folder or source, read_tables(source / "tables")
     markdown = page(preset, made, sorted((source / "figures").glob("figure*.png")))
     for name, text in {"report.md": markdown, "report.html": to_html(markdown, source)}.items():
-        with replace_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     answers = verdicts(made)
     tables.write(pd.DataFrame([asdict(a) for a in answers]), folder / "verdicts.csv")
     return answers
@@ -132,47 +114,41 @@ def write(preset: str, folder: Path | None = None) -> list[Verdict]:
 # ---- executed notebooks
 
 
-class Published(Preprocessor):
-    """An executed notebook that is small and fit to publish: pictures as JPEG, those of cells tagged 'real-faces' left
-    out, no progress bars, widgets and paths of this machine."""
-
-    width = 900  # px of a picture
-
-    def preprocess_cell(self, cell, resources, index):
-        """nbconvert's hook: one cell."""
-        tags = cell.metadata.get("tags", [])
-        cell.metadata = {"tags": tags} if tags else {}
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            for kind in [k for k in data if k.startswith("image/") and k != "image/svg+xml"]:
-                picture = Image.open(io.BytesIO(base64.b64decode(data.pop(kind))))
-                if "real-faces" in tags:
-                    data["text/plain"] = "(a picture of real people, left out; run the notebook to see it)"
-                else:
-                    data["image/jpeg"] = jpeg(picture, self.width)
-        cell.update({"outputs": [o for o in cell.outputs if not _noise(o)]} if "outputs" in cell else {})
-        return cell, resources
-
-
-def _noise(output: dict) -> bool:
-    return output.get("name") == "stderr" or any("widget-view" in kind for kind in output.get("data", {}))
-
-
 def slim(notebook: nbformat.NotebookNode, limit: int = 250_000) -> str:
-    """An executed notebook as `Published` makes it, its pictures smaller until the whole is under `limit` bytes.
+    """An executed notebook that is small and fit to publish: pictures as JPEG, smaller until the whole is under `limit`
+    bytes, those of cells tagged 'real-faces' left out; no progress bars, widgets and paths of this machine.
 
     Raises ValueError when text alone is over the limit.
     """
-    for Published.width in (900, 700, 500, 350, 250):
-        text, _ = NotebookExporter(preprocessors=[Published]).from_notebook_node(notebook)
-        made = nbformat.reads(text, as_version=4)
+    for width in (900, 700, 500, 350, 250):
+        made = deepcopy(notebook)
         made.metadata = {k: v for k, v in made.metadata.items() if k in ("kernelspec", "language_info")}
+        for cell in made.cells:
+            cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+            if "outputs" in cell:
+                cell.outputs = [_published(o, width, cell.metadata) for o in cell.outputs if not _is_noise(o)]
         text = nbformat.writes(made)
         for local in (config.home(), Path.home()):
             text = text.replace(str(local), ".")
         if len(text) < limit:
             return text + "\n"
     raise ValueError(f"the notebook holds over {limit} bytes of text; let it print less")
+
+
+def _is_noise(output: dict) -> bool:
+    return output.get("name") == "stderr" or any("widget-view" in kind for kind in output.get("data", {}))
+
+
+def _published(output: dict, width: int, metadata: dict) -> dict:
+    """An output of a notebook with its pictures as JPEG at most `width` px wide, or without them."""
+    data = output.get("data", {})
+    for kind in [k for k in data if k.startswith("image/") and k != "image/svg+xml"]:
+        picture = data.pop(kind)
+        if "real-faces" in metadata.get("tags", []):
+            data["text/plain"] = "(a picture of real people, left out; run the notebook to see it)"
+        else:
+            data["image/jpeg"] = jpeg(Image.open(io.BytesIO(base64.b64decode(picture))), width)
+    return output
 
 
 def jpeg(image: Image.Image, width: int) -> str:
@@ -195,8 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.slim:
         source, folder = options.slim
-        with replace_file(folder / source.name) as temporary:
-            temporary.write_text(slim(nbformat.read(source, as_version=4)), encoding="utf-8")
+        write_text(folder / source.name, slim(nbformat.read(source, as_version=4)))
         return
     for answer in write(options.preset, options.out):
         print(f"{answer.verdict:14.60}  {answer.claim}  {answer.ours}")

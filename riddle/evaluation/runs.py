@@ -129,9 +129,17 @@ class Run:
         name = self.data if self.limit is None else f"{self.data}-limit{self.limit}"
         return config.home() / "results" / "runs" / self.preset / name
 
-    def kept(self, name: str) -> Path | None:
-        """Where the repository keeps a table of this run, results/<preset>/tables/<name>; None for a limited run."""
-        return None if self.limit is not None else config.home() / "results" / self.preset / "tables" / name
+    def tables(self, name: str, wanted: Sequence[str] = ("celebamask_hq",)) -> list[Path]:
+        """Where a table is written: beside the runs' folders; of a complete run also where the repository keeps it.
+
+        wanted: the data sets that it is about; a table of others, or of fewer, bears the name of its data.
+        """
+        found = [run.data for run in runs_of(self, wanted)]
+        whole = set(found) <= set(wanted) and (self.dataset == "auto" or set(wanted) == {self.dataset})
+        file = f"{name}.csv" if whole else f"{name}_{found[0]}.csv"
+        if self.limit is not None:
+            return [self.folder.parent / f"tables-limit{self.limit}" / file]
+        return [folder / "tables" / file for folder in (self.folder.parent, config.results(self.preset))]
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -260,8 +268,6 @@ def seconds(runs: Iterable[Run]) -> pd.DataFrame:
     if not logs:
         return pd.DataFrame(columns=["dataset", "stage", "seconds", "files"])
     times = pd.concat(logs, names=["dataset"]).reset_index().drop_duplicates(["dataset", "stage"], keep="last")
-    deep = times.stage.str.startswith(("embeddings/", "features/", "notebooks/"))
-    parts = times.stage.str.split("/")
-    kinds = times.assign(stage=parts.str[:2].str.join("/").where(deep, parts.str[0])).groupby(["dataset", "stage"])
-    counted = kinds.agg(seconds=("seconds", "sum"), files=("seconds", "size")).reset_index()
+    kind = times.stage.str.extract("((?:embeddings|features|notebooks)/[^/]+|[^/]+)", expand=False)
+    counted = times.groupby(["dataset", kind]).seconds.agg(seconds="sum", files="size").reset_index()
     return counted.sort_values("seconds", ascending=False, ignore_index=True)

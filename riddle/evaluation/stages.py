@@ -22,7 +22,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from riddle import config
 from riddle.evaluation import ablations, facesets, figures, measures, protocol, recognition, rows, tables
 from riddle.evaluation.runs import Run, runs_of, seconds
 from riddle.evaluation.tables import Measured
@@ -95,27 +94,19 @@ def runs_behind(run: Run, name: str) -> dict[Run, list[Part]]:
     return out
 
 
-def place(run: Run, name: str) -> Path:
-    """Where a table is written, beside the runs' folders; one of fewer data sets than it wants bears their name."""
-    runs, wanted = list(runs_behind(run, name)), {d for part in TABLES[name] for d in part.datasets}
-    whole = any(r.data != "samples" for r in runs) and (run.dataset == "auto" or wanted == {run.dataset})
-    file = f"{name}.csv" if whole else f"{name}_{runs[0].data}.csv"
-    limited = "" if run.limit is None else f"-limit{run.limit}"
-    return config.home() / "results" / "runs" / run.preset / f"tables{limited}" / file
+def places(run: Run, name: str) -> list[Path]:
+    """Where a table is written: `Run.tables`."""
+    return run.tables(name, [d for part in TABLES[name] for d in part.datasets])
 
 
 def table(run: Run, name: str) -> Path:
-    """Measure a table and write it, a complete run's also among the results that the repository keeps."""
-    behind = runs_behind(run, name)
-    parts = [(one, part) for one, parts in behind.items() for part in parts]
+    """Measure a table and write it."""
+    parts = [(one, part) for part in TABLES[name] for one in runs_of(run, part.datasets)]
     lines = [line for one, part in parts for line in tables.tidy(part.measure(one), one, name, **part.about)]
     systems = (Measured(**row).absent(reason) for row, reason in rows.absent_systems(name))
-    made = pd.DataFrame([*lines, *tables.tidy(systems, next(iter(behind)), name)])
+    made = pd.DataFrame([*lines, *tables.tidy(systems, parts[0][0], name)])
     made = ablations.with_training(made, run.preset) if name == "table5" else made
-    path = place(run, name)
-    for written in filter(None, (path, run.kept(path.name))):
-        tables.write(made, written)
-    return path
+    return tables.write(made, *places(run, name))
 
 
 # ---- jobs

@@ -84,27 +84,24 @@ TEXTS = ("version", "split_hash", "weights", "reference_hash")  # that may look 
 NUMBERS = ("mean", "std", "low", "high", "rate_found", "accuracy", "threshold")  # that may all be empty
 
 
-def write(table: pd.DataFrame, path: Path) -> Path:
-    """Write a table as CSV, four decimals, atomically."""
-    with replace_file(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.4f")
-    return path
+def write(table: pd.DataFrame, *paths: Path) -> Path:
+    """Write a table as CSV, four decimals, atomically, to each of the paths (`Run.tables`); returns the first."""
+    for path in paths:
+        with replace_file(path) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.4f")
+    return paths[0]
 
 
 def read(path: Path) -> pd.DataFrame:
     """A table that `write` wrote: texts stay texts, an empty number is NaN. Raises ValueError for another file."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is no table ({e}); remove it and make it again") from e
-    for name in table.columns.difference(TEXTS):
-        filled = table[name] != ""
-        numbers = pd.to_numeric(table[name].where(filled), errors="coerce")
-        if name in NUMBERS or name.startswith("paper") or (filled.any() and numbers[filled].notna().all()):
-            table[name] = numbers
-        elif filled.any() and set(table[name]) <= {"True", "False"}:
-            table[name] = table[name] == "True"
-    return table
+    numbers = table.select_dtypes(["number", "bool"])
+    empty = [c for c in numbers if numbers[c].isna().all() and c not in NUMBERS and not c.startswith("paper")]
+    texts = [c for c in table if c not in numbers or c in empty]
+    return table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
 
 
 # ---- for readers
@@ -121,11 +118,6 @@ MEASURED = (
 )  # fmt: skip
 
 
-def is_absent(values: pd.Series) -> pd.Series:
-    """Where a table's values are 'n/a: reason'."""
-    return values.str.startswith("n/a")
-
-
 def wide(table: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
     """A line for each combination of `rows`, a column for each judge (and metric, where `rows` lack it), cells as text.
 
@@ -139,7 +131,7 @@ def wide(table: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
     rows = list(rows) or [c for c in names if c == "method" or table[c].nunique(dropna=False) > 1]
     several = "metric" not in rows and table.metric.nunique() > 1
     table = table.assign(column=table.metric if several else "")
-    numbered = table[~is_absent(table.value)].sort_values("judge_seen", kind="stable")
+    numbered = table[~table.value.map(is_reason)].sort_values("judge_seen", kind="stable")
     titles = {
         (metric, judge): _title(metric, judge) + (" (seen in training)" if seen else "")
         for metric, judge, seen in zip(numbered.column, numbered.judge, numbered.judge_seen, strict=True)
@@ -185,7 +177,7 @@ def notes(table: pd.DataFrame) -> str:
     values = {c: [v for v in table[c].dropna().unique() if v != ""] for c in PROVENANCE if c in table}
     lines = [f"{c.replace('_', ' ')}: {'; '.join(map(str, listed))}" for c, listed in values.items() if listed]
     if "value" in table:
-        absent = is_absent(table.value)
+        absent = table.value.map(is_reason)
         missing = table[absent & (table.judge != "") & ~table.judge.isin(table.judge[~absent])]
         first = missing.drop_duplicates("judge")
         lines += [f"{judge}: {reason}" for judge, reason in zip(first.judge, first.value, strict=True)]

@@ -22,9 +22,6 @@ class Estimate:
     high: float
     n: int  # items behind the mean
 
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.std:.3f}"
-
 
 def accepted(scores: np.ndarray, thresholds: np.ndarray | float) -> np.ndarray:
     """Scores (P,) strictly above their threshold, as booleans; NaN is never accepted."""
