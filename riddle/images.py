@@ -1,8 +1,9 @@
 """Pictures: opened safely, written whole or not at all, turned into tensors and back.
 
-What is opened: one still picture of JPEG, PNG, WebP, TIFF, BMP, GIF, PPM or AVIF, upright (EXIF orientation), as RGB of
-8 bits. What is written: PNG, JPEG or WebP with the colour profile, an XMP packet where one is given, and nothing else
-of the original's metadata: EXIF and XMP hold places, names, serial numbers, and a thumbnail that shows the face.
+What is opened: one still picture of JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, AVIF or HEIF, by its content and not by its
+ending, upright (EXIF orientation), as RGB of 8 bits. What is written: PNG, JPEG or WebP with the colour profile, an XMP
+packet where one is given, and nothing else of the original's metadata: EXIF and XMP hold places, names, serial numbers,
+and a thumbnail that shows the face.
 
 An XMP packet (ISO 16684-1 and its part 3) lies in a PNG as an iTXt chunk, in a WebP as a chunk, in a JPEG as an APP1
 segment. A segment holds 64 KB; a longer packet goes to the segments of "extended XMP", each with the MD5 of the whole,
@@ -21,19 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import torch
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from riddle.files import replace_file
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF")
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-READ_ONLY = frozenset({".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif"})  # endings of what is opened and not written
+WRITTEN = {"JPEG": ".jpg", "WEBP": ".webp", "HEIF": ".jpg"}  # ending of what comes of a format; of others .png
 LONGEST = {"PNG": 2**31 - 1, "JPEG": 65_535, "WEBP": 16_383}  # px a side
 MAX_BYTES = 512 << 20  # of a file
 MAX_PIXELS = 120_000_000  # of a picture; at 3 bytes each 360 MB
 MAX_PROFILE = 4 << 20  # bytes of a colour profile
+BROKEN = "damaged metadata dropped; if the picture lies on its side, turn it first"
 DEEP = "16 bits a channel reduced to 8"
 _PNG_XMP = "XML:com.adobe.xmp"
 _JPEG_XMP, _JPEG_MORE = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
@@ -44,6 +47,9 @@ _EXTENDED = (  # the packet in the first segment, which names the extension
     ' xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="{}"/></rdf:RDF></x:xmpmeta>'
     '<?xpacket end="r"?>'
 )
+
+
+pillow_heif.register_heif_opener()
 
 
 class PhotoError(ValueError):
@@ -149,13 +155,28 @@ def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Pi
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; the limits here decide
         try:
-            Image.init()
-            image = Image.open(io.BytesIO(source), formats=[f for f in FORMATS if f in Image.OPEN])
+            image = _identified(io.BytesIO(source))
         except Image.DecompressionBombError as e:
             raise PhotoError(name, f"it has more than {MAX_PIXELS // 10**6} megapixels", "reduce it first") from e
         except Exception as e:  # decoders of damaged files raise whatever they stumbled upon
             raise PhotoError(name, "it is no picture that can be read", f"use {', '.join(FORMATS)}") from e
         return _upright(image, name, (DEEP,) if deep else ())
+
+
+def kind_of(path: str | Path) -> str:
+    """The format of a picture file, one of FORMATS, by its first bytes; "" for what is none or cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with _identified(path) as image:
+                return "JPEG" if image.format == "MPO" else image.format
+        except Exception:  # as above
+            return ""
+
+
+def _identified(file: str | Path | io.BytesIO) -> Image.Image:
+    Image.init()
+    return Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
 
 
 def _upright(image: Image.Image, name: str, notes: tuple[str, ...]) -> Picture:
@@ -169,7 +190,12 @@ def _upright(image: Image.Image, name: str, notes: tuple[str, ...]) -> Picture:
         notes = (*notes, "further pictures behind the first (preview, depth) dropped")
     try:
         image.load()
-        return _plain(ImageOps.exif_transpose(image), _read_xmp(image), name, notes)
+        xmp = _read_xmp(image)
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception:  # as above; the pixels are sound
+            notes = (*notes, BROKEN)
+        return _plain(image, xmp, name, notes)
     except PhotoError:
         raise
     except Exception as e:  # as above

@@ -13,7 +13,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,28 +42,31 @@ DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, torch.float32
 class Protected:
     """A photo whose faces are encrypted."""
 
-    image: Image.Image
+    image: Image.Image  # grey where the photo is, and with its transparency
     faces: torch.Tensor  # (k, 3, R, R) in [-1, 1], the encrypted faces
     record: Record  # what `restore` needs besides the password
+    profile: bytes | None = None  # the photo's colour profile
 
     def save(self, path: str | Path, codes: bool = True) -> Path:
         """Write the photo as PNG, JPEG or WebP; its metadata carry the encrypted codes, so that `restore` decrypts
-        the very same code. codes=False leaves them out. Raises PhotoError for another format.
+        the very same code. codes=False leaves them out. Of the photo's own metadata only its colour profile is kept.
+        Raises PhotoError for another format, and for transparency in a JPEG.
         """
-        return save_picture(self.image, path, self.record if codes else None)
+        return save_picture(self.image, path, self.record if codes else None, profile=self.profile)
 
 
 @dataclass(frozen=True)
 class Restored:
     """A photo whose faces are decrypted; with a wrong password they are other people's."""
 
-    image: Image.Image
+    image: Image.Image  # as `Protected` has it
     faces: torch.Tensor  # (k, 3, R, R) in [-1, 1], the decrypted faces
     source: str  # "codes": from the file's record; "inversion": detected and inverted again, so less exact
+    profile: bytes | None = None  # the photo's colour profile
 
     def save(self, path: str | Path) -> Path:
-        """Write the photo in the format of the path's ending."""
-        return save_picture(self.image, path)
+        """Write the photo in the format of the path's ending, with its colour profile."""
+        return save_picture(self.image, path, profile=self.profile)
 
 
 class Riddle:
@@ -279,14 +282,15 @@ class Riddle:
         first, default: what `detect` finds; salt: as for `password`, kept in the record; refine: as for `invert`: then
         `restore` shows the people better. Raises FaceNotFoundError.
         """
-        image = open_picture(photo).rgb
+        picture = open_picture(photo)
         matrices = framed(self.detect(photo, pick) if faces is None else faces)
-        under = self.crops(image, matrices)
+        under = self.crops(picture.rgb, matrices)
         codes = self.encrypt(self.invert(under, refine=refine), self._key(passphrase, salt))
         z = self.generator.codes.to_record(codes)  # rounded first: picture and record are one and the same code
         drawn, large = self.draw(self.generator.codes.to_w(z), matrices)
-        record = Record(self.preset.name, self.weights_hash, image.size, matrices, z.cpu(), salt)
-        return Protected(self.paste(image, under, large, matrices), drawn, record)
+        record = Record(self.preset.name, self.weights_hash, picture.rgb.size, matrices, z.cpu(), salt)
+        pasted = self.paste(picture.rgb, under, large, matrices)
+        return Protected(picture.with_pixels(pasted), drawn, record, picture.profile)
 
     def restore(
         self,
@@ -304,22 +308,24 @@ class Riddle:
         another picture; FaceNotFoundError without record and face.
         """
         if isinstance(photo, Protected):
-            image, name, record = photo.image, "the protected photo", record or photo.record
+            picture, record = open_picture(photo.image, "the protected photo"), record or photo.record
+            picture = replace(picture, profile=photo.profile)
         else:
             picture = open_picture(photo)
-            image, name, record = picture.rgb, picture.name, record or find_record(picture)
+            record = record or find_record(picture)
         if record is None:
             matrices = framed(self.detect(photo) if faces is None else faces)
-            under = self.crops(image, matrices)
+            under = self.crops(picture.rgb, matrices)
             codes, source, salt, shown = self.invert(under), "inversion", None, None
         else:
-            record.must_fit(self.preset, self.weights_hash, image.size, name)
+            record.must_fit(self.preset, self.weights_hash, picture.rgb.size, picture.name)
             matrices, source, salt = record.matrices, "codes", record.salt
             codes = self.generator.codes.to_w(record.codes.to(self.device))
-            under = self.crops(image, matrices)
+            under = self.crops(picture.rgb, matrices)
             shown = self.draw(codes, matrices)[1]
         drawn, large = self.draw(self.decrypt(codes, self._key(passphrase, salt)), matrices)
-        return Restored(self.paste(image, under, large, matrices, shown), drawn, source)
+        pasted = self.paste(picture.rgb, under, large, matrices, shown)
+        return Restored(picture.with_pixels(pasted), drawn, source, picture.profile)
 
 
 def load(

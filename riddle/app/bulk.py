@@ -15,23 +15,35 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from riddle.images import ENDINGS, READ_ONLY
+from PIL import Image
+
+from riddle.images import ENDINGS, FORMATS, WRITTEN, kind_of
 from riddle.record import SIDECAR, read_picture, read_sidecar
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: what is looked for in a folder, and what is written."""
+    """A kind of file."""
 
     name: str
-    read: frozenset[str]
-    write: frozenset[str]
-    otherwise: str  # ending of the result of a source whose own is not written
+    known: frozenset[str]  # endings by which it is looked for in a folder
+    ending: Callable[[Path], str]  # of the result of a file; "" for a file of another kind
 
 
-PHOTOS = Kind("photo", READ_ONLY | set(ENDINGS), frozenset(ENDINGS), ".png")
-_CLIPS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
-CLIPS = Kind("clip", _CLIPS | {".avi"}, _CLIPS, ".mp4")
+def _photo(path: Path) -> str:
+    """Its own ending where that is written; else by its content, and so a photo of an unknown ending is one, too."""
+    own = path.suffix.lower()
+    kind = "" if own in ENDINGS else kind_of(path)
+    return path.suffix if own in ENDINGS else WRITTEN.get(kind, ".png") if kind or own in PHOTOS.known else ""
+
+
+def _clip(path: Path) -> str:
+    own = path.suffix.lower()
+    return path.suffix if own in CLIPS.known - {".avi"} else ".mp4" if own in CLIPS.known else ""
+
+
+PHOTOS = Kind("photo", frozenset(k for k, kind in Image.registered_extensions().items() if kind in FORMATS), _photo)
+CLIPS = Kind("clip", frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}), _clip)
 
 
 class Job(NamedTuple):
@@ -44,13 +56,14 @@ class Job(NamedTuple):
 def plan(
     sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, ending: str | None = None
 ) -> tuple[list[Job], list[Path]]:
-    """The jobs of a command, and the files of its folders that are left out for their ending: one of them may be a
-    photo that nobody protected. Folders are searched throughout, without hidden files and what lies under `out`.
+    """The jobs of a command, and the files of its folders that are left out because they are of another kind. Folders
+    are searched throughout, without hidden files and what lies under `out`.
 
     out: the result of a single file; or a folder, in which results keep names and subfolders; None: beside each file,
     party.protected.jpg or party.restored.jpg by the verb, "protect" or "restore". ending: of the results, default: each
-    source's own where it is written. Raises ValueError for an empty folder, a folder without `out`, and results that
-    would overwrite a source or each other.
+    source's own where it is written. Where two results would have one name, the later one is named by its source's
+    whole name: scan.tif -> scan.tif.png. Raises ValueError for an empty folder, a folder without `out`, and a result
+    that would overwrite a source.
     """
     sources = list(sources)
     named = out is not None and out.suffix and len(sources) == 1 and not sources[0].is_dir() and not out.is_dir()
@@ -61,13 +74,12 @@ def plan(
             if out is None:
                 raise ValueError(f"{source} is a folder; name a folder for the results: -o FOLDER")
             files, folder = _files(source, out), source
-            found = [p for p in files if p.suffix.lower() in kind.read]
-            left_out += [p for p in files if p.suffix.lower() not in kind.read | {SIDECAR}]
+            found = [p for p in files if kind.ending(p)]
+            left_out += [p for p in files if p not in found and p.suffix.lower() != SIDECAR]
             if not found:
-                raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.read))})")
+                raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.known))})")
         for path in found:
-            own = path.suffix if path.suffix.lower() in kind.write else kind.otherwise
-            target = path.with_suffix(f".{ending}" if ending else own)
+            target = path.with_suffix(f".{ending}" if ending else kind.ending(path) or path.suffix or ".png")
             if named:
                 target = out
             elif out is not None:
@@ -89,18 +101,18 @@ def _files(folder: Path, out: Path) -> list[Path]:
 
 
 def _apart(jobs: list[Job]) -> list[Job]:
-    """The jobs, each once. Raises ValueError where a result would overwrite a source or another result."""
-    jobs = list(dict.fromkeys(jobs))
-    sources = {job.source.resolve() for job in jobs}
-    taken: dict[Path, Path] = {}
-    for job in jobs:
-        target = job.target.resolve()
-        if target in sources:
-            raise ValueError(f"{job.target} would overwrite a source; choose another place: -o")
-        if target in taken:
-            raise ValueError(f"{taken[target]} and {job.source} would both become {job.target}; do them separately")
-        taken[target] = job.source
-    return jobs
+    """The jobs, each once and each with a result of its own. Raises ValueError where one would overwrite a source."""
+    sources, taken, apart = {job.source.resolve() for job in jobs}, set(), []
+    for source, target in dict.fromkeys(jobs):
+        if target.resolve() in taken:
+            target = target.with_name(source.name + target.suffix)
+        if target.resolve() in sources:
+            raise ValueError(f"{target} would overwrite a source; choose another place: -o")
+        if target.resolve() in taken:
+            raise ValueError(f"{source} and another source would both become {target}; do them separately")
+        taken.add(target.resolve())
+        apart.append(Job(source, target))
+    return apart
 
 
 def run(jobs: Iterable[Job], work: Callable[[Job], Any], verb: str, force: bool = False) -> Iterator[dict[str, Any]]:
@@ -149,7 +161,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     sidecar = path.suffix == SIDECAR
-    if Path(path.stem if sidecar else path).suffix.lower() in CLIPS.read:
+    if Path(path.stem if sidecar else path).suffix.lower() in CLIPS.known:
         from riddle.app import cliprecord  # only clips need PyAV
 
         record, where = cliprecord.read(path)

@@ -36,7 +36,8 @@ class Exit(IntEnum):
       1    a file could not be done (the others were)
       2    wrong arguments, or no usable passphrase
       3    weights or a package are missing: python -m riddle doctor
-      4    everything was done, but a face was found that could not be protected or restored; it is listed
+      4    everything was done, but a face was found that could not be protected or restored; it is listed;
+           with --strict also where a folder holds other files
       130  interrupted; the same command again goes on where it stopped
     """  # the end of every command's help
 
@@ -110,7 +111,9 @@ def _top() -> None:
 
 Place = Path | None
 PresetName = Annotated[Literal["ffhq1024", "ffhq256", "mobile", "smoke"], Option(help="which networks")]
-Strict = Annotated[bool, Option("--strict", help="refuse a file with a face that cannot be protected")]
+Strict = Annotated[
+    bool, Option("--strict", help="refuse a file with a face that cannot be protected; leave no file of a folder out")
+]
 AsJson = Annotated[bool, Option("--json", help="print one JSON document for scripts, and nothing else")]
 
 
@@ -182,7 +185,7 @@ def protect(
     from riddle.app import bulk, photos
 
     options = {"salt": salt, "keep_original": keep_original, "strict": strict, "sidecar": sidecar}
-    return _run("protect", files, bulk.PHOTOS, partial(photos.protect_file, quality=files.quality, **options))
+    return _run("protect", files, bulk.PHOTOS, partial(photos.protect_file, quality=files.quality, **options), strict)
 
 
 @app.command(epilog=PASSPHRASE + CODES)
@@ -212,7 +215,9 @@ def protect_clips(files: Files, strict: Strict = False) -> Exit:
     """Replace every face in clips: python -m riddle video protect clip.mp4 -o safe.mp4"""
     from riddle.app import bulk, video
 
-    return _run("protect", files, bulk.CLIPS, partial(video.protect_video, resume=not files.force, strict=strict))
+    return _run(
+        "protect", files, bulk.CLIPS, partial(video.protect_video, resume=not files.force, strict=strict), strict
+    )
 
 
 @clips_app.command("restore", epilog=PASSPHRASE + CODES)
@@ -224,8 +229,11 @@ def restore_clips(files: Files) -> Exit:
     return _run("restore", files, bulk.CLIPS, partial(video.restore_video, resume=not files.force))
 
 
-def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
-    """Do all files and tell each outcome. Where nothing is due, no passphrase is asked for and no model loaded."""
+def _run(verb: str, files: Files, kind: Any, work: Callable, strict: bool = False) -> Exit:
+    """Do all files and tell each outcome. Where nothing is due, no passphrase is asked for and no model loaded.
+
+    strict: a file that a folder holds and that is left out is no success.
+    """
     from riddle.app import bulk
     from riddle.progress import track
 
@@ -233,7 +241,7 @@ def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
     left_out = [str(path) for path in left_out]
     if left_out:
         more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
-        _warn(f"left out, no {kind.name} by its ending: {', '.join(left_out[:LISTED])}{more}")
+        _warn(f"left out, no {kind.name}: {', '.join(left_out[:LISTED])}{more}")
     due = files.force or not all(job.target.exists() for job in jobs)
     text, model = _opened(verb, files) if due else ("", None)
     done, code = [], Exit.DONE
@@ -246,7 +254,7 @@ def _run(verb: str, files: Files, kind: Any, work: Callable) -> Exit:
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     counts = bulk.summary(done)
-    if code == Exit.DONE and (counts["failed"] or counts["faces_skipped"]):
+    if code == Exit.DONE and (counts["failed"] or counts["faces_skipped"] or (strict and left_out)):
         code = Exit.FAILED if counts["failed"] else Exit.UNPROTECTED
     total = (
         "{files} files: {done} done, {there} there already, {failed} failed; {faces} faces "

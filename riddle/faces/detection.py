@@ -132,6 +132,8 @@ class MTCNNDetector:
 
     def detect(self, image: Image.Image) -> list[Face]:
         """Faces of an RGB picture, largest first."""
+        if min(image.size) < SMALLEST:  # the package cannot search it
+            return []
         boxes, scores, points = self._model.detect(image.convert("RGB"), landmarks=True)
         if boxes is None:
             return []

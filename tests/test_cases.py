@@ -1,0 +1,116 @@
+"""Files as people have them: broken metadata, wrong endings, odd shapes, names that clash."""
+
+import io
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pillow_heif
+import pytest
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
+
+import riddle
+from riddle.app import bulk
+from riddle.faces import detection
+from riddle.images import BROKEN, kind_of, open_picture
+
+
+def pixels(seed: int = 0, side: int = 48) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def saved(kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels()).save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_a_picture_with_damaged_metadata_opens_and_loses_them(tmp_path):
+    broken = saved("PNG", exif=b"Exif\0\0\0\x08\0\x02\x01\x12\0\x03")
+    raw = PngInfo()
+    raw.add_text("Raw profile type exif", "\nexif\n 12\nnot hexadecimal")
+    for data in (broken, saved("PNG", pnginfo=raw)):
+        picture = open_picture(data)
+        assert (np.asarray(picture.rgb) == pixels()).all() and picture.notes == (BROKEN,)
+        assert not picture.rgb.info
+    assert open_picture(saved("PNG")).notes == ()
+
+
+def test_damaged_pixels_stay_an_error():
+    data = bytearray(saved("PNG"))
+    at = data.index(b"IDAT") + 4
+    data[at : at + 40] = bytes(40)
+    data[at + 40 :] = zlib.compress(b"x")
+    with pytest.raises(ValueError, match="the picture: it is damaged"):
+        open_picture(bytes(data))
+
+
+@pytest.mark.parametrize("size", [(11, 1600), (3000, 19), (1, 1)])
+def test_a_thin_strip_holds_no_face(size):
+    assert detection.load_detector("mtcnn").detect(Image.new("RGB", size)) == []
+    assert detection.find_all(Image.new("RGB", (size[0] + 10, size[1] + 10)), detection.load_detector()) == []
+
+
+def test_heic_is_read(tmp_path):
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 120, 40))).save(file)
+    picture = open_picture(file.getvalue())
+    assert picture.rgb.size == (64, 48) and np.abs(np.asarray(picture.rgb) - [200, 120, 40]).max() < 12
+
+
+def test_a_folder_is_read_by_content_and_written_by_it(tmp_path):
+    """A photo of an unknown ending is one; a photo's ending is tried, so that damage is told; other files are left."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    contents = {
+        "a.jpeg": saved("JPEG"), "b.jfif": saved("JPEG"), "c.heic": saved("JPEG"), "d": saved("WEBP"),
+        "e.tif": saved("TIFF"), "f.jpg": b"no picture", "g.txt": b"a text", "h.mp4": b"\0\0\0\x18ftypisom",
+        "i.riddle": b"",
+    }  # fmt: skip
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    jobs, left_out = bulk.plan([folder], out, bulk.PHOTOS, "protect")
+    written = {job.source.name: job.target.name for job in jobs}
+    assert written == {
+        "a.jpeg": "a.jpeg", "b.jfif": "b.jpg", "c.heic": "c.jpg", "d": "d.webp", "e.tif": "e.png", "f.jpg": "f.jpg"
+    }  # fmt: skip
+    assert [path.name for path in left_out] == ["g.txt", "h.mp4"]
+    assert kind_of(folder / "b.jfif") == "JPEG" and kind_of(folder / "g.txt") == kind_of(tmp_path / "absent") == ""
+
+
+def test_results_that_would_share_a_name_get_two(tmp_path):
+    sources = [tmp_path / name for name in ("a.tif", "a.gif", "a.png", "b.png")]
+    for source in sources:
+        source.write_bytes(b"")
+    jobs, _ = bulk.plan(sources, tmp_path / "out", bulk.PHOTOS, "protect")
+    assert [Path(job.target).name for job in jobs] == ["a.png", "a.gif.png", "a.png.png", "b.png"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return riddle.load("smoke")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
+def test_a_call_keeps_grey_transparency_and_the_colour_profile(tmp_path, model, mode):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = Image.fromarray(pixels(side=96)).convert(mode)
+    if mode.endswith("A"):
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    picture.save(tmp_path / "a.png", icc_profile=profile, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0")
+    points = np.array([(36.0, 40), (60, 40), (48, 52), (38, 66), (58, 66)])
+    face = detection.Face(np.array([20.0, 20, 76, 76]), 1.0, points, None, "none")
+    protected = model.protect(tmp_path / "a.png", "correct horse", faces=[face])
+    protected.save(tmp_path / "b.png")
+    for restored in (model.restore(tmp_path / "b.png", "correct horse"), model.restore(protected, "correct horse")):
+        restored.save(tmp_path / "c.png")
+        for name in ("b.png", "c.png"):
+            with Image.open(tmp_path / name) as made:
+                assert made.mode == mode and not made.getexif()
+                assert made.info.get("icc_profile") == (None if mode.startswith("L") else profile)
+                if mode.endswith("A"):
+                    assert made.getchannel("A").tobytes() == picture.getchannel("A").tobytes()
