@@ -79,17 +79,10 @@ class Riddle:
     """
 
     def __init__(
-        self,
-        preset: str | Preset,
-        generator: nn.Module,
-        encoder: nn.Module,
-        encryptor: nn.Module,
-        parser: nn.Module | None = None,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype | None = None,
-        detector: Any = "auto",
-        mask: str = "auto",
-    ):
+        self, preset: str | Preset, generator: nn.Module, encoder: nn.Module, encryptor: nn.Module,
+        parser: nn.Module | None = None, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None,
+        detector: Any = "auto", mask: str = "auto",
+    ):  # fmt: skip
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; choose float32 or bfloat16")
         if mask not in ("auto", "ellipse", "parser"):
