@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from riddle import networks, weights
 from riddle.machine import bfloat16_is_faster
 from riddle.models.codes import soft_bound
-from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN, haar_matrix, unfold_pixels
+from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN
 from riddle.training.generator import grid
 from riddle.weights import WeightsMissingError
 
@@ -73,21 +73,12 @@ def small() -> MobileStyleGAN:
     return MobileStyleGAN(channels=channels, dim=32).eval().requires_grad_(False)
 
 
-def changed(draw, w) -> list[int]:
-    """Slots of w (1, L, D) of which a picture or features depend."""
-    before, found = draw(w), []
-    for slot in range(w.shape[1]):
-        other = w.clone()
-        other[:, slot] += 1.0
-        if not torch.equal(draw(other), before):
-            found.append(slot)
-    return found
-
-
 @pytest.mark.parametrize(("side", "last"), [(128, 9), (1024, 15)])
 def test_a_picture_depends_on_the_slots_of_its_layers(small, side, last):
     """The picture layer of block i reads 2i + 3, and only the last one is there, so all slots below are read."""
-    assert changed(lambda w: small(w, side), torch.randn(1, 18, 32)) == list(range(last + 1))
+    w, slots = torch.randn(1, 18, 32), torch.eye(18)[:, :, None]
+    drawn = small(w, side)
+    assert [i for i in range(18) if not torch.equal(small(w + slots[i], side), drawn)] == list(range(last + 1))
     assert small(torch.randn(2, 18, 32), side).shape == (2, 3, side, side)
 
 
@@ -100,21 +91,10 @@ def test_bounded_codes_give_bounded_pictures(generator):
         return generator(generator.codes.to_w(z), 1024).abs().max()
 
     assert largest(z[:1]) < 2 and largest(soft_bound(3 * z)) < 30
-    assert soft_bound(1e4 * z).abs().max() <= 3.5
     assert largest(20 * z[:1]) > 1e6
 
 
 # ---- parts
-
-
-def test_the_haar_transform_is_orthogonal_and_equals_its_definition():
-    matrix = haar_matrix(2)
-    assert torch.allclose(matrix @ matrix.T, torch.eye(8))
-    ll, lh, hl, hh = (torch.tensor([a, b]) for a, b in [(1.0, 10.0), (2.0, 20.0), (3.0, 30.0), (4.0, 40.0)])
-    x = torch.stack([ll[0], ll[1], lh[0], hl[0], hh[0], lh[1], hl[1], hh[1]])
-    drawn = unfold_pixels((x @ matrix.T)[None, None, None])[0]
-    assert torch.allclose(drawn[0, 0], (ll + lh + hl + hh) / 2) and torch.allclose(drawn[0, 1], (ll + lh - hl - hh) / 2)
-    assert torch.allclose(drawn[1, 0], (ll - lh + hl - hh) / 2) and torch.allclose(drawn[1, 1], (ll - lh - hl + hh) / 2)
 
 
 def test_samples_are_repeatable_and_truncated_towards_the_mean(generator):

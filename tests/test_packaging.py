@@ -119,35 +119,31 @@ def loaded_by(code):
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        (
-            "import riddle; riddle.__version__",
-            "torch numpy dlib onnxruntime IPython jupyterlab ipywidgets pandas matplotlib",
-        ),
-        ("import riddle.pipeline", "dlib onnxruntime ray jupyter_core IPython matplotlib facenet_pytorch"),
+        ("import riddle; riddle.__version__", "torch numpy dlib onnxruntime IPython ipywidgets pandas matplotlib"),
         # what a training machine may lack
         (
             "import riddle.pipeline, riddle.aligned, riddle.training.encryptor, riddle.faces.recognizers\n"
             "import riddle.faces.detection; riddle.faces.detection.load_detector('auto')",
-            "dlib onnxruntime IPython jupyterlab facenet_pytorch",
+            "dlib onnxruntime ray jupyter_core IPython jupyterlab matplotlib facenet_pytorch",
         ),
     ],
-    ids=["the package", "the pipeline", "training"],
+    ids=["the package", "the pipeline and training"],
 )
 def test_imports_are_light(code, absent):
     assert not set(absent.split()) & loaded_by(code)
 
 
-def imports(path, package):
-    """The riddle modules that a file imports anywhere, absolute."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path, root):
+    """The names that a file of the package imports anywhere, absolute: modules, or what is in them."""
+    package, found = ["riddle", *path.relative_to(root / "riddle").parent.parts], set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base = [*base, *(node.module.split(".") if node.module else [])]
             found |= {".".join([*base, alias.name]) for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {f for f in found if f.split(".")[0] == "riddle"}
+    return found
 
 
 FORBIDDEN = {  # arrows point down only
@@ -157,14 +153,6 @@ FORBIDDEN = {  # arrows point down only
     "training": ("pipeline", "app", "evaluation"),
     "evaluation": ("app", "training"),
 }
-
-
-def test_arrows_point_down_only(root):
-    for layer, above in FORBIDDEN.items():
-        for path in (root / "riddle" / layer).rglob("*.py"):
-            package = ["riddle", *path.relative_to(root / "riddle").parent.parts]
-            for name in imports(path, package):
-                assert not name.startswith(tuple(f"riddle.{a}" for a in above)), f"{path.name} imports {name}"
 
 
 def test_modules_are_small_and_named_for_what_they_do(root):
@@ -194,14 +182,18 @@ def test_no_photo_or_download_is_committed(root):
         assert not path.exists() or path.stat().st_size < 40_000_000, name
 
 
+def test_arrows_point_down_only(root):
+    for layer, above in FORBIDDEN.items():
+        for path in (root / "riddle" / layer).rglob("*.py"):
+            for name in imports(path, root):
+                assert not name.startswith(tuple(f"riddle.{a}" for a in above)), f"{path.name} imports {name}"
+
+
 def test_every_import_is_a_dependency(root, project):
     """A package that only happens to be installed is missing on a fresh machine."""
     declared = {canonicalize_name(Requirement(d).name) for d in project["project"]["dependencies"]}
     owners = {**importlib.metadata.packages_distributions(), "dlib": ["dlib-bin"]}  # a wheel that hides its module
     for path in sorted((root / "riddle").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for name in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"riddle"}:
-                found = {canonicalize_name(o) for o in owners.get(name, [name])}
-                assert found & declared, f"{path} imports {name}, which pyproject.toml does not list"
+        for name in {n.split(".")[0] for n in imports(path, root)} - set(sys.stdlib_module_names) - {"riddle"}:
+            found = {canonicalize_name(o) for o in owners.get(name, [name])}
+            assert found & declared, f"{path} imports {name}, which pyproject.toml does not list"

@@ -1,5 +1,7 @@
 """Recognisers: each network against an independent reference, alignment, the fixed map of the losses, the rules."""
 
+from functools import cache
+
 import facenet_pytorch
 import numpy as np
 import pytest
@@ -21,17 +23,14 @@ from riddle.models.sphereface import SphereFace20
 from riddle.weights import WeightsMissingError, find
 
 MEASURES = ("dlib", "arcface-mobilefacenet", "edgeface-xs", "mobilefacenet-casia", "mobileface-v2")
-LOADED = {}
 
 
+@cache
 def need(name):
     """The recogniser, loaded once; skips where its weights are absent."""
-    if name not in LOADED:
-        reason = recognizers.available([name])[name]
-        if reason is not None:
-            pytest.skip(f"{name}: {reason}; set RIDDLE_WEIGHTS")
-        LOADED[name] = recognizers.load(name)
-    return LOADED[name]
+    if (reason := recognizers.available([name])[name]) is not None:
+        pytest.skip(f"{name}: {reason}; set RIDDLE_WEIGHTS")
+    return recognizers.load(name)
 
 
 def noise(n, size, seed=0):

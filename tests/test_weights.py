@@ -202,36 +202,30 @@ def test_the_published_recogniser_is_converted_on_first_use(home, monkeypatch):
     """Written in ncnn's layout here, from random weights, it comes back as our module's own state dict."""
     torch.manual_seed(0)
     state = {k: torch.rand(v.shape) for k, v in MobileFaceNet().state_dict().items() if not k.endswith("conv.bias")}
-    for layer, count in [(k.removesuffix(".weight"), len(v)) for k, v in state.items() if k.endswith("v.weight")]:
-        norm = layer.replace(".conv", ".bn")
-        state |= {f"{norm}.{k}": torch.rand(count) for k in ("weight", "running_mean", "running_var", "bias")}
-    state |= {f"fc_bn.{k}": torch.rand(128) for k in ("weight", "running_mean", "running_var", "bias")}
     blob, lines = b"", ["7767517", "0 0"]
 
-    def add(line, *arrays, flag=False):
+    def add(line, *arrays, flag=b""):
         nonlocal blob
-        blob += (b"\0" * 4 if flag else b"") + b"".join(a.numpy().astype("<f4").tobytes() for a in arrays)
+        blob += flag + b"".join(a.numpy().astype("<f4").tobytes() for a in arrays)
         lines.append(line)
 
-    def norm(block):
-        return [state[f"{block}.{k}"] for k in ("weight", "running_mean", "running_var", "bias")]
+    def norm(name, count):
+        numbers = {f"{name}.{k}": torch.rand(count) for k in ("weight", "running_mean", "running_var", "bias")}
+        state.update(numbers)
+        return numbers.values()
 
-    for key in list(state):
-        block = key.split(".")[0]
-        if key.endswith(".conv.weight"):
-            w = state[key]
-            add(f"Convolution {block}_conv2d 1 1 a b 0={len(w)} 5=0 6={w.numel()}", w, flag=True)
-            add(f"BatchNorm {block}_batchnorm 1 1 a b 0={len(w)}", *norm(f"{block}.bn"))
-            if f"{block}.prelu.weight" in state:
-                add(f"PReLU {block}_relu 1 1 a b 0={len(w)}", state[f"{block}.prelu.weight"])
-    fc = [state["fc.weight"]] + ([state["fc.bias"]] if "fc.bias" in state else [])
-    add(f"InnerProduct pre_fc1 1 1 a b 0=128 1={len(fc) - 1} 2=65536", *fc, flag=True)
-    add("BatchNorm fc1 1 1 a b 0=128", *norm("fc_bn"))
+    for block, w in [(k.removesuffix(".conv.weight"), w) for k, w in state.items() if k.endswith(".conv.weight")]:
+        add(f"Convolution {block}_conv2d 1 1 a b 0={len(w)} 5=0 6={w.numel()}", w, flag=bytes(4))
+        add(f"BatchNorm {block}_batchnorm 1 1 a b 0={len(w)}", *norm(f"{block}.bn", len(w)))
+        if f"{block}.prelu.weight" in state:
+            add(f"PReLU {block}_relu 1 1 a b 0={len(w)}", state[f"{block}.prelu.weight"])
+    fc = [state[k] for k in ("fc.weight", "fc.bias") if k in state]
+    add(f"InnerProduct pre_fc1 1 1 a b 0=128 1={len(fc) - 1} 2=65536", *fc, flag=bytes(4))
+    add("BatchNorm fc1 1 1 a b 0=128", *norm("fc_bn", 128))
 
     monkeypatch.setenv("RIDDLE_WEIGHTS", str(home / "weights"))
     upstream = home / "weights" / "recognizers" / "upstream"
     upstream.mkdir(parents=True)
-    (upstream / "MobileFaceNet.bin").write_bytes(blob)
     (upstream / "MobileFaceNet.param").write_text("\n".join(lines))
     (upstream / "MobileFaceNet.bin").write_bytes(blob[:-4])
     with pytest.raises(ValueError, match=r"MobileFaceNet\.bin ends inside a layer"):
@@ -240,8 +234,7 @@ def test_the_published_recogniser_is_converted_on_first_use(home, monkeypatch):
     made = find("arcface-mobilefacenet")
     assert made.is_relative_to(home / "cache")
     back = load_tensors(made)
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[k], state[k]) for k in state)
+    assert back.keys() == state.keys() and all(torch.equal(back[k], state[k]) for k in state)
 
 
 def test_lpips_is_frozen_and_has_the_published_backbone():

@@ -6,6 +6,7 @@ import io
 import re
 import warnings
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from riddle import demo, passwords
 from riddle.app import controller as module
 from riddle.app.controller import GAP, SIDE, Bar, Controller, contact_sheet
 from riddle.faces.detection import FaceNotFoundError
-from riddle.images import PhotoError
 
 WORDS = ("correct horse", "battery staple", "letmein")
 
@@ -69,11 +69,8 @@ def test_distances_are_those_of_dlibs_network(controller):
 
 
 def test_a_cosine_recogniser_is_turned_into_a_distance(model, monkeypatch):
-    recogniser = SimpleNamespace(
-        name="stub", distance="cosine", threshold=0.3,
-        from_crop=lambda faces: faces.flatten(1),
-        similarity=lambda a, b: torch.cosine_similarity(a, b, dim=1),
-    )  # fmt: skip
+    recogniser = SimpleNamespace(name="stub", distance="cosine", threshold=0.3, similarity=torch.cosine_similarity)
+    recogniser.from_crop = lambda faces: faces.flatten(1)
     monkeypatch.setattr(module.recognizers, "load", lambda name, device: recogniser)
     c = Controller(model, "stub")
     c.samples(1)
@@ -83,12 +80,9 @@ def test_a_cosine_recogniser_is_turned_into_a_distance(model, monkeypatch):
     assert c.threshold == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize(
-    ("distance", "share", "same"), [(0.0, 0.0, True), (0.3, 0.25, True), (0.6, 0.5, False), (1.2, 1, False), (9, 1, 0)]
-)
-def test_the_threshold_is_the_middle_of_a_bar(distance, share, same):
-    bar = Bar(distance, 0.6)
-    assert bar.share == pytest.approx(share) and bar.same == same
+def test_the_threshold_is_the_middle_of_a_bar():
+    for distance, share, same in ((0, 0, True), (0.3, 0.25, True), (0.6, 0.5, False), (1.2, 1, False), (9, 1, False)):
+        assert Bar(distance, 0.6).share == pytest.approx(share) and Bar(distance, 0.6).same == same
 
 
 def test_faces_are_shown_in_rows(controller):
@@ -120,37 +114,25 @@ def test_the_wall(model, controller):
 
 
 def test_dragging_inverts_nothing_and_derives_no_key_again(model, monkeypatch):
-    counts = {"password": 0, "invert": 0}
-
-    def counted(name, function):
-        def call(*arguments):
-            counts[name] += 1
-            return function(*arguments)
-
-        return call
-
-    monkeypatch.setattr(passwords, "derive_key", counted("password", passwords.derive_key))
-    monkeypatch.setattr(model, "invert", counted("invert", model.invert))
+    key, invert = Mock(wraps=passwords.derive_key), Mock(wraps=model.invert)
+    monkeypatch.setattr(passwords, "derive_key", key)
+    monkeypatch.setattr(model, "invert", invert)
     c = Controller(model)
     c.samples(2)
     for i in range(5):
         c.view(*WORDS, position=i / 4)
     c.view(*WORDS, face=1)
-    assert counts == {"password": 3, "invert": 1}
+    assert (key.call_count, invert.call_count) == (3, 1)
 
 
 def test_a_photo_that_fails_leaves_the_faces(controller):
     before = controller.thumbnails()
     with pytest.raises(FaceNotFoundError, match="no face found in wall.png; choose a photo"):
         controller.open(png(Image.new("RGB", (120, 90), "gray")), "wall.png")
-    with pytest.raises(PhotoError, match="notes.txt"):
-        controller.open(b"no picture at all", "notes.txt")
     assert controller.thumbnails() == before
 
 
 def test_bad_requests(model, controller):
-    with pytest.raises(ValueError, match="passphrase is empty"):
-        controller.view(" ", "b", "c")
     with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
         controller.view(*WORDS, position=1.5)
     with pytest.raises(ValueError, match="no face yet"):
