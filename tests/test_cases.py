@@ -114,3 +114,31 @@ def test_a_call_keeps_grey_transparency_and_the_colour_profile(tmp_path, model, 
                 assert made.info.get("icc_profile") == (None if mode.startswith("L") else profile)
                 if mode.endswith("A"):
                     assert made.getchannel("A").tobytes() == picture.getchannel("A").tobytes()
+
+
+@pytest.mark.parametrize("angle", [60, 90, 180])
+def test_a_face_that_lies_is_found_where_it_is(root, angle):
+    face = Image.open(root / "data" / "samples" / "002.jpg").resize((160, 160))
+    photo = Image.new("RGB", (320, 320), (120, 120, 120))
+    photo.paste(face, (80, 80))
+    detector = detection.load_detector()
+    (upright,) = detection.find_all(photo, detector)
+    (found,) = detection.find_all(photo.rotate(angle, fillcolor=(120, 120, 120)), detector)
+    turn = np.exp(-1j * np.deg2rad(angle))  # y points down
+    x, y = (upright.points - 159.5).T
+    wanted = (x + 1j * y) * turn
+    eyes = np.hypot(*(upright.points[1] - upright.points[0]))
+    assert np.abs(found.points - 159.5 - np.stack([wanted.real, wanted.imag], 1)).mean() < 0.15 * eyes
+
+
+def test_a_find_of_a_turned_picture_is_told_in_the_pixels_of_the_picture_itself():
+    marks = np.array([(3.0, 1), (7, 1), (5, 4), (4, 6), (6, 6)])
+    picture = np.zeros((8, 12), np.uint8)
+    for i, (x, y) in enumerate(marks.astype(int), 1):
+        picture[y, x] = i
+    for quarters in (1, 2, 3):
+        view = np.asarray(Image.fromarray(picture).rotate(90 * quarters, expand=True))
+        seen = np.array([np.argwhere(view == i)[0][::-1] for i in range(1, 6)], float)
+        box = np.concatenate([seen.min(0), seen.max(0)])
+        face = detection.Face(box, 1.0, seen, None, "none").turned_back(quarters, (12, 8))
+        assert (face.points == marks).all() and face.box.tolist() == [3, 1, 7, 6] and face.landmarks is None

@@ -225,7 +225,7 @@ def survey(model: Riddle, clip: Clip, embedder: Embedder) -> tuple[np.ndarray, l
             starts.append(n)
         finds: list[Find] = []
         if cut or n - searched >= search:
-            finds, searched = [find_of(face, image.size) for face in find_all(image, model.detector)], n
+            finds, searched = [find_of(face, image.size) for face in find_all(image, model.detector, turned=False)], n
         for known in tracker.live:
             where = known.expected(n)
             if all(overlap(where, find.place) < THERE for find in finds):
