@@ -359,6 +359,13 @@ def test_places_between_before_and_after_the_finds():
     assert np.hypot(*(far[:2] - places[0, :2])) <= 10 + 1e-9, "at most half a side"
 
 
+def test_overlap_of_squares():
+    a = np.array([0.0, 0, 10, 0])
+    assert tracking.overlap(a, a) == 1 and tracking.overlap(a, a + [20, 0, 0, 0]) == 0
+    assert tracking.overlap(a, a + [5, 0, 0, 0]) == pytest.approx(50 / 150)
+    assert tracking.overlap(a, np.array([0.0, 0, 5, 0])) == pytest.approx(25 / 100)
+
+
 def test_how_steady_a_face_stays_is_measured_before_and_after(model, tmp_path, film, monkeypatch):
     def brightness(faces):  # a degree a grey level
         grey = torch.deg2rad((faces.mean((1, 2, 3)) + 1) * 127.5)
