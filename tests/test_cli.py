@@ -409,6 +409,9 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
     assert run("restore", safe, "-o", tmp_path / "back.png", *words, "--json") == Exit.DONE
     assert told(capsys)["files"][0]["how"] == "original"
     assert np.array_equal(np.asarray(Image.open(tmp_path / "back.png")), pixels)
+    monkeypatch.setenv("RIDDLE_PASSPHRASE", "wrong horse")
+    assert run("restore", safe, "-o", tmp_path / "guess.png", *words) == Exit.DONE  # strangers, no error
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "guess.png")), pixels)
 
 
 # What is here
