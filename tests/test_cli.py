@@ -25,19 +25,12 @@ from riddle.app import bulk, cli, doctor, passphrase, photos
 from riddle.app.cli import Exit
 from riddle.app.photos import FaceReport, FileReport, PhotoError
 from riddle.assets import Asset
-from riddle.faces.detection import Face
+from riddle.demo import KnownFaces
 from riddle.presets import PRESETS
 from riddle.record import read_picture, save_picture
 from riddle.weights import WeightsMissingError
 
 POINTS = np.array([[70.0, 80], [110, 80], [90, 100], [74, 124], [106, 124]])  # an upright face of 40 px eye to eye
-
-
-class OneFace:
-    """Finds the same face in any picture."""
-
-    def detect(self, image):
-        return [Face(np.array([*POINTS.min(0) - 15, *POINTS.max(0) + 15]), 1.0, POINTS, None, "one")]
 
 
 def stub(calls, verb, done, how):
@@ -386,7 +379,7 @@ def test_an_unusable_passphrase_file_is_an_error(tmp_path, content, cause):
 
 def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="untrained"):
-        smoke = riddle.load("smoke", detector=OneFace())
+        smoke = riddle.load("smoke", detector=KnownFaces([POINTS]))
     monkeypatch.setattr(riddle, "load", lambda *a, **k: smoke, raising=False)
     monkeypatch.setenv("RIDDLE_PASSPHRASE", "correct horse")
     pixels = np.random.default_rng(0).integers(0, 256, (200, 180, 3), dtype=np.uint8)
@@ -417,6 +410,9 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
     assert run("restore", safe, "-o", tmp_path / "back.png", *words, "--json") == Exit.DONE
     assert told(capsys)["files"][0]["how"] == "original"
     assert np.array_equal(np.asarray(Image.open(tmp_path / "back.png")), pixels)
+    monkeypatch.setenv("RIDDLE_PASSPHRASE", "wrong horse")
+    assert run("restore", safe, "-o", tmp_path / "guess.png", *words) == Exit.DONE  # strangers, no error
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "guess.png")), pixels)
 
 
 # What is here

@@ -11,6 +11,7 @@ import resource
 import struct
 import sys
 import zlib
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -164,26 +165,29 @@ def test_any_value_in_a_header(key, value):
     n = struct.unpack("<I", data[8:12])[0]
     text = json.dumps(json.loads(data[12 : 12 + n]) | {key: value}).encode()
     body = data[:8] + struct.pack("<I", len(text)) + text + data[12 + n : -8]
-    try:
+    with suppress(PhotoError):
         Record.from_bytes(body + hashlib.sha256(body).digest()[:8])
-    except PhotoError:
-        pass
 
 
 @LIMITS
 @given(st.binary(max_size=300))
 def test_any_text_in_a_packet(data):
     for text in (data, b"<riddle:record>" + data, b'riddle:record="' + data.hex().encode()):
-        try:
+        with suppress(PhotoError):
             find_record(Picture(Image.new("RGB", (1, 1)), "x.png", xmp=text))
-        except PhotoError:
-            pass
 
 
-@pytest.mark.parametrize("size", [(12_001, 10_000), (10_000, 10_000_000), (2**31 - 1, 2**31 - 1)])
-def test_small_files_of_large_pictures(size):
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((12_001, 10_000), "12001 x 10000 px, more than 120 megapixels; reduce it"),
+        ((10_000, 10_000_000), "more than 120 megapixels; reduce it"),
+        ((2**31 - 1, 2**31 - 1), "more than 120 megapixels; reduce it"),
+    ],
+)
+def test_small_files_of_large_pictures(size, said):
     """Refused by what the header says, before a pixel is unpacked."""
     parts = [(b"IHDR", struct.pack(">IIBBBBB", *size, 1, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(10_000)))]
     chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
-    with pytest.raises(PhotoError, match="megapixels"):
+    with pytest.raises(PhotoError, match=said):
         open_picture(PNG + b"".join(chunks))

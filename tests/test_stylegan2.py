@@ -61,40 +61,27 @@ def naive_synthesize(g, w):
     return skip
 
 
-def make(dtype=torch.float32):
+def make():
     torch.manual_seed(1)
-    p = get("smoke")
-    g = Generator.of(p)
+    g = Generator.of(get("smoke"))
     for name, parameter in g.named_parameters():  # zeros would hide noise and biases
         if "modulation" not in name and name.endswith(("noise.weight", "bias")):
             torch.nn.init.normal_(parameter, std=0.3)
-    return g.to(dtype)
+    return g
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
-def test_values_and_gradients_equal_the_grouped_formulation(dtype, tolerance):
+def test_values_and_gradients_equal_the_grouped_formulation():
     """The demodulation is float32 in the network whatever the input, hence not 1e-12 in float64."""
-    g = make(dtype)
-    w = torch.randn(3, g.n_latent, g.style_dim, dtype=dtype, requires_grad=True)
-    probe = torch.randn(3, 3, 32, 32, dtype=dtype)
+    g = make().double()
+    w = torch.randn(3, g.n_latent, g.style_dim, dtype=torch.double, requires_grad=True)
+    probe = torch.randn(3, 3, 32, 32, dtype=torch.double)
     results = []
     for synthesize in (g, lambda w: naive_synthesize(g, w)):
         out = synthesize(w)
         parameters = [p for n, p in g.named_parameters() if not n.startswith("style.")]
         results.append((out, *torch.autograd.grad((out * probe).sum(), [w, *parameters])))
     for ours, oracle in zip(*results, strict=True):
-        assert (ours - oracle).abs().max() <= tolerance * oracle.abs().max().clamp_min(1)
-
-
-def test_autocast_stays_near():
-    g = make().eval()
-    w = g.broadcast(g.map(torch.randn(2, g.style_dim)))
-    with torch.no_grad():
-        plain = g(w)
-        with torch.autocast("cpu", torch.bfloat16):
-            cast = g(w)
-    assert cast.dtype == torch.float32
-    assert (cast - plain).square().mean().sqrt() < 0.02 * plain.square().mean().sqrt()
+        assert (ours - oracle).abs().max() <= 1e-5 * oracle.abs().max().clamp_min(1)
 
 
 def test_state_dict_is_the_common_ports():
@@ -129,12 +116,10 @@ def test_state_dict_is_the_common_ports():
         side = 2 ** ((i + 5) // 2)
         expected[f"noises.noise_{i}"] = (1, 1, side, side)
 
-    p = get("ffhq256")
     with torch.device("meta"):
-        g = Generator.of(p)
+        g = Generator.of(get("ffhq256"))
     own = {k: tuple(v.shape) for k, v in g.state_dict().items() if not k.startswith("codes.")}
-    assert own == expected
-    assert g.n_latent == 14 == p.n_latent
+    assert own == expected and g.n_latent == 14
 
 
 def test_smaller_faces_are_means_over_pixels():
