@@ -88,6 +88,25 @@ def test_results_that_would_share_a_name_get_two(tmp_path):
     assert [Path(job.target).name for job in jobs] == ["a.png", "a.gif.png", "a.png.png", "b.png"]
 
 
+def test_a_result_that_is_a_source_stops_no_other(tmp_path):
+    """`protect *.jpg` once more, beside the results of the first time."""
+    sources = [tmp_path / name for name in ("a.jpg", "a.protected.jpg", "b.jpg")]
+    for source in sources:
+        source.write_bytes(source.name.encode())
+
+    def work(job):
+        job.target.write_bytes(b"made")
+        return detection.Face(np.zeros(4), 1.0, np.zeros((5, 2)), None, "none")
+
+    for force, status in ((False, ["failed", "done", "done"]), (True, ["failed", "done", "done"])):
+        jobs, _ = bulk.plan(sources, None, bulk.PHOTOS, "protect")
+        outcomes = list(bulk.run(jobs, work, "protect", force))
+        assert [outcome["status"] for outcome in outcomes] == status
+        assert "a.protected.jpg is" in outcomes[0]["reason"] and sources[1].read_bytes() == b"a.protected.jpg"
+        for made in (tmp_path / "a.protected.protected.jpg", tmp_path / "b.protected.jpg"):
+            made.unlink()
+
+
 @pytest.fixture(scope="module")
 def model():
     with warnings.catch_warnings():

@@ -63,7 +63,7 @@ def plan(
     party.protected.jpg or party.restored.jpg by the verb, "protect" or "restore". ending: of the results, default: each
     source's own where it is written. Where two results would have one name, the later one is named by its source's
     whole name: scan.tif -> scan.tif.png. Raises ValueError for an empty folder, a folder without `out`, and a result
-    that would overwrite a source.
+    that would overwrite its source.
     """
     sources = list(sources)
     named = out is not None and out.suffix and len(sources) == 1 and not sources[0].is_dir() and not out.is_dir()
@@ -101,15 +101,15 @@ def _files(folder: Path, out: Path) -> list[Path]:
 
 
 def _apart(jobs: list[Job]) -> list[Job]:
-    """The jobs, each once and each with a result of its own. Raises ValueError where one would overwrite a source."""
-    sources, taken, apart = {job.source.resolve() for job in jobs}, set(), []
+    """The jobs, each once and each with a result of its own. Raises ValueError where one would overwrite its source;
+    where it would overwrite another's, `run` tells it."""
+    taken, apart = set(), []
     for source, target in dict.fromkeys(jobs):
-        if target.resolve() in taken:
-            target = target.with_name(source.name + target.suffix)
-        if target.resolve() in sources:
+        if target.resolve() == source.resolve():
             raise ValueError(f"{target} would overwrite a source; choose another place: -o")
-        if target.resolve() in taken:
-            raise ValueError(f"{source} and another source would both become {target}; do them separately")
+        name, more = source.name, 1
+        while target.resolve() in taken:
+            target, name, more = target.with_name(name + target.suffix), f"{source.name}.{more + 1}", more + 1
         taken.add(target.resolve())
         apart.append(Job(source, target))
     return apart
@@ -121,11 +121,15 @@ def run(jobs: Iterable[Job], work: Callable[[Job], Any], verb: str, force: bool 
     work: does a job and returns a report, a dataclass; force: do those again that are there. Yields for each job the
     report's values with source, target, status ("done", "there" already, "failed") and reason (of "there" and
     "failed"), all plain values for JSON. Where `verb` is "protect", a target that is there and carries no record is a
-    failure: it may be somebody's own photo.
+    failure: it may be somebody's own photo. So is, with `force`, one that is a source.
     """
+    jobs = list(jobs)
+    sources = {job.source.resolve() for job in jobs}
     for job in jobs:
         report, reason = {}, ""
         try:
+            if force and job.target.resolve() in sources:
+                raise ValueError(f"{job.target} is a source, and --force would overwrite it; choose another place: -o")
             if job.target.exists() and not force:
                 if verb == "protect" and not _is_protected(job.target):
                     remedy = "name another result, or --force overwrites it"
