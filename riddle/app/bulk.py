@@ -33,13 +33,17 @@ class Kind:
 def _photo(path: Path) -> str:
     """Its own ending where that is written; else by its content, and so a photo of an unknown ending is one, too."""
     own = path.suffix.lower()
-    kind = "" if own in ENDINGS else kind_of(path)
-    return path.suffix if own in ENDINGS else WRITTEN.get(kind, ".png") if kind or own in PHOTOS.known else ""
+    if own in ENDINGS:
+        return path.suffix
+    kind = kind_of(path)
+    return WRITTEN.get(kind, ".png") if kind or own in PHOTOS.known else ""
 
 
 def _clip(path: Path) -> str:
     own = path.suffix.lower()
-    return path.suffix if own in CLIPS.known - {".avi"} else ".mp4" if own in CLIPS.known else ""
+    if own == ".avi":
+        return ".mp4"
+    return path.suffix if own in CLIPS.known else ""
 
 
 PHOTOS = Kind("photo", frozenset(k for k, kind in Image.registered_extensions().items() if kind in FORMATS), _photo)
@@ -69,17 +73,20 @@ def plan(
     named = out is not None and out.suffix and len(sources) == 1 and not sources[0].is_dir() and not out.is_dir()
     jobs, left_out = [], []
     for source in sources:
-        found, folder = [source], source.parent
+        folder = source.parent
         if source.is_dir():
             if out is None:
                 raise ValueError(f"{source} is a folder; name a folder for the results: -o FOLDER")
-            files, folder = _files(source, out), source
-            found = [p for p in files if kind.ending(p)]
-            left_out += [p for p in files if p not in found and p.suffix.lower() != SIDECAR]
+            folder = source
+            endings = {path: kind.ending(path) for path in _files(source, out)}
+            found = {path: own for path, own in endings.items() if own}
+            left_out += [path for path, own in endings.items() if not own and path.suffix.lower() != SIDECAR]
             if not found:
                 raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.known))})")
-        for path in found:
-            target = path.with_suffix(f".{ending}" if ending else kind.ending(path) or path.suffix or ".png")
+        else:
+            found = {source: kind.ending(source) or source.suffix or ".png"}
+        for path, own in found.items():
+            target = path.with_suffix(f".{ending}" if ending else own)
             if named:
                 target = out
             elif out is not None:

@@ -219,11 +219,10 @@ def find_all(image: Image.Image, detector: Any, turned: bool = True) -> list[Fac
         for face in (face for searcher in searchers for face in searcher.detect(view)):
             face = face.turned_back(quarters, mirrored.size).mapped(*views[0][1:])
             centre = face.points.mean(0)
-            sure = confirmed(image, face, searchers[-1])
-            if sure < CONFIRMED or (centre < 0).any() or (centre > size).any():
+            if (centre < 0).any() or (centre > size).any():
                 continue
-            rivals = [other for other in found if _same(face, other)]
-            if all(confirmed(image, other, searchers[-1]) < sure for other in rivals):
+            sure, rivals = confirmed(image, face, searchers[-1]), [other for other in found if _same(face, other)]
+            if sure >= CONFIRMED and all(confirmed(image, other, searchers[-1]) < sure for other in rivals):
                 found = [*(other for other in found if not _same(face, other)), face]
     return sorted(found, key=lambda f: -f.area)
 
