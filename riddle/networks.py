@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -117,3 +118,13 @@ def _filled(network: nn.Module, preset: Preset, part: str, folder: str | Path | 
     except RuntimeError as e:
         raise ValueError(f"the weights {file} do not fit preset {preset.name!r}: {str(e)[:300]}") from e
     return network
+
+
+def sha256(*networks: nn.Module) -> str:
+    """Over names and values of all weights and buffers: 64 hex digits."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -6,9 +6,10 @@ Gaussian space of codes (riddle.models.codes), the same for every slot of the co
     NFKC -> UTF-8 -> Argon2id (3 passes, 64 MiB, 4 lanes, 32 bytes)
          -> SHAKE-256 stream -> 52-bit uniforms -> inverse normal distribution -> z
 
-Every arrow is a published function, so another program, in another language, finds the same z. The salt is either
-public, one for each preset: then a bare picture opens with the passphrase alone. Or it is random, one for each file,
-and kept in its metadata: then no table made beforehand helps to guess, and a file that lost its metadata is lost.
+Every arrow is a published function, so another program, in another language, finds the same z. A file with a record has
+a random salt, kept in the record: no table made beforehand helps to guess. HKDF makes of the 32 bytes a key for each
+face and one for the seal, so no two faces share one. A picture without a record has the preset's public salt and one
+key for all its faces.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from statistics import NormalDist
 import numpy as np
 import torch
 from argon2.low_level import Type, hash_secret_raw
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from riddle.models.codes import GaussianCodes
 
@@ -65,6 +68,11 @@ def derive_key(passphrase: str, preset: str, salt: bytes | None = None) -> bytes
     )  # fmt: skip
 
 
+def subkey(secret: bytes, purpose: str) -> bytes:
+    """HKDF-SHA256 (RFC 5869) of a derived key for one purpose: 32 bytes, which tell nothing of those for another."""
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"riddle 4 {purpose}".encode()).derive(secret)
+
+
 def normal_from_key(key: bytes, size: int) -> np.ndarray:
     """`size` standard normal numbers from a key, float32 (size,).
 
@@ -88,6 +96,11 @@ def to_password(codes: GaussianCodes, z: torch.Tensor, n_latent: int) -> torch.T
 def from_key(key: bytes, codes: GaussianCodes, n_latent: int) -> torch.Tensor:
     """The password of a derived key, (1, L, D)."""
     return to_password(codes, torch.from_numpy(normal_from_key(key, len(codes.mean)))[None], n_latent)
+
+
+def face_passwords(secret: bytes, n: int, codes: GaussianCodes, n_latent: int) -> torch.Tensor:
+    """The passwords of a file's n faces, (n, L, D), one each."""
+    return torch.cat([from_key(subkey(secret, f"face {i}"), codes, n_latent) for i in range(n)])
 
 
 def password(

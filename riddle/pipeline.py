@@ -13,7 +13,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,45 +28,17 @@ from riddle import networks, passwords
 from riddle.faces import alignment, blending
 from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, doubtful, find_all, framed, load_detector
 from riddle.images import open_picture, to_image, to_tensor
+from riddle.models.codes import lit
 from riddle.models.inversion import LiteEncoder
 from riddle.models.mobilestylegan import SIDES
 from riddle.presets import Preset, get
-from riddle.record import Record, find_record, save_picture
+from riddle.protected import Protected, Restored
+from riddle.record import Record, find_record, look_of
+from riddle.seal import Sealed
 
 Photo = str | Path | Image.Image
 PICKS = ("all", "largest", "center")
 DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, torch.float32: None, torch.bfloat16: torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Protected:
-    """A photo whose faces are encrypted."""
-
-    image: Image.Image  # grey where the photo is, and with its transparency
-    faces: torch.Tensor  # (k, 3, R, R) in [-1, 1], the encrypted faces
-    record: Record  # what `restore` needs besides the password
-    profile: bytes | None = None  # the photo's colour profile
-
-    def save(self, path: str | Path, codes: bool = True) -> Path:
-        """Write the photo as PNG, JPEG or WebP; its metadata carry the encrypted codes, so that `restore` decrypts
-        the very same code. codes=False leaves them out. Of the photo's own metadata only its colour profile is kept.
-        Raises PhotoError for another format, and for transparency in a JPEG.
-        """
-        return save_picture(self.image, path, self.record if codes else None, profile=self.profile)
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A photo whose faces are decrypted; with a wrong password they are other people's."""
-
-    image: Image.Image  # as `Protected` has it
-    faces: torch.Tensor  # (k, 3, R, R) in [-1, 1], the decrypted faces
-    source: str  # "codes": from the file's record; "inversion": detected and inverted again, so less exact
-    profile: bytes | None = None  # the photo's colour profile
-
-    def save(self, path: str | Path) -> Path:
-        """Write the photo in the format of the path's ending, with its colour profile."""
-        return save_picture(self.image, path, profile=self.profile)
 
 
 class Riddle:
@@ -108,12 +80,7 @@ class Riddle:
     @cached_property
     def weights_hash(self) -> str:
         """sha256 of generator and encryptor, on which the meaning of a code depends: 64 hex digits."""
-        digest = hashlib.sha256()
-        for network in (self.generator, self.encryptor):
-            for name, value in sorted(network.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return networks.sha256(self.generator, self.encryptor)
 
     @torch.no_grad()
     def _batched(self, network: Callable, x: torch.Tensor, batch: int) -> torch.Tensor:
@@ -189,8 +156,21 @@ class Riddle:
         """n random keys, (n, L, D), by seed."""
         return passwords.random_keys(n, seed, self.generator.codes, self.preset.n_latent)
 
-    def _key(self, key: str | torch.Tensor, salt: bytes | None = None) -> torch.Tensor:
-        return key.to(self.device) if isinstance(key, torch.Tensor) else self.password(key, salt)
+    def secret(self, passphrase: str | torch.Tensor, salt: bytes | None = None) -> bytes:
+        """What seals and opens records, 32 bytes: of a passphrase and its salt, or of a key (N, L, D)."""
+        if isinstance(passphrase, torch.Tensor):
+            return hashlib.sha256(passphrase.detach().cpu().float().contiguous().numpy().tobytes()).digest()
+        return passwords.derive_key(passphrase, self.preset.name, salt)
+
+    def keys(self, passphrase: str | torch.Tensor, secret: bytes, salt: bytes | None, n: int) -> torch.Tensor:
+        """The keys of a file's n faces, (n, L, D) or (1, L, D): one each by a random salt, one for all by the public
+        one, or the keys given; secret: of the same passphrase and salt."""
+        if salt is None or isinstance(passphrase, torch.Tensor):
+            return self.from_key(secret) if isinstance(passphrase, str) else passphrase.to(self.device)
+        return passwords.face_passwords(secret, n, self.generator.codes, self.preset.n_latent)
+
+    def _key(self, key: str | torch.Tensor) -> torch.Tensor:
+        return key.to(self.device) if isinstance(key, torch.Tensor) else self.password(key)
 
     @torch.no_grad()
     def encrypt(self, w: torch.Tensor, key: str | torch.Tensor) -> torch.Tensor:
@@ -268,57 +248,79 @@ class Riddle:
         faces: Sequence[Face] | None = None,
         salt: bytes | None = None,
         refine: int | None = None,
+        record: bool = True,
     ) -> Protected:
         """Replace the faces of a photo by encrypted ones; outside the faces the photo stays as it is.
 
-        photo: path or picture; passphrase: text, or a key (1, L, D) or (k, L, D); faces: those to replace, largest
-        first, default: what `detect` finds; salt: as for `password`, kept in the record; refine: as for `invert`: then
-        `restore` shows the people better. Raises FaceNotFoundError.
+        photo: path or picture; passphrase: text, which gives each face its own key, or a key (1, L, D) or (k, L, D);
+        faces: those to replace, largest first, default: what `detect` finds; salt: 16 bytes, default: random ones, so
+        that every file shows other strangers; refine: as for `invert`: then `restore` shows the people better; record:
+        False leaves nothing but pixels, by one key for all faces and the preset's public salt. Raises
+        FaceNotFoundError; ValueError for a salt and no record to keep it.
+
+        What is pasted has the fine slots of the face behind it, and so the photo's light; the record's codes are
+        encrypted in all slots.
         """
         picture = open_picture(photo)
         matrices = framed(self.detect(photo, pick) if faces is None else faces)
         under = self.crops(picture.rgb, matrices)
-        codes = self.encrypt(self.invert(under, refine=refine), self._key(passphrase, salt))
-        z = self.generator.codes.to_record(codes)  # rounded first: picture and record are one and the same code
-        drawn, large = self.draw(self.generator.codes.to_w(z), matrices)
-        record = Record(self.preset.name, self.weights_hash, picture.rgb.size, matrices, z.cpu(), salt)
-        pasted = self.paste(picture.rgb, under, large, matrices)
-        return Protected(picture.with_pixels(pasted), drawn, record, picture.profile)
+        if salt and not record:
+            raise ValueError("a salt needs the record to keep it: leave out salt=, or record=False")
+        salt = salt or (passwords.random_salt() if record else None)
+        secret = self.secret(passphrase, salt)
+        keys = self.keys(passphrase, secret, salt, len(matrices))
+        encrypted = self.encrypt(self.invert(under, refine=refine), keys)
+        z = self.generator.codes.to_record(encrypted)  # rounded first: picture and record are one and the same code
+        codes = self.generator.codes.to_w(z)
+        drawn, large = self.draw(lit(codes, self.decrypt(codes, keys)), matrices)
+        image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices))
+        size, kept = picture.rgb.size, None
+        if record:
+            kept = Record(self.preset.name, self.weights_hash, size, salt, matrices, z.cpu(), look_of(image))
+        return Protected(image, drawn, kept, secret, picture.profile)
 
     def restore(
         self,
         photo: Photo | Protected,
         passphrase: str | torch.Tensor,
         *,
-        record: Record | None = None,
+        record: Sealed | None = None,
         faces: Sequence[Face] | None = None,
     ) -> Restored:
         """Decrypt the faces of a protected photo.
 
-        With a record (the picture's own, or `record`, from a sidecar) the stored codes are decrypted; without one the
-        faces are detected (or given as `faces`) and inverted again, which is less exact: `source` says which. A wrong
-        password gives other faces, not an error. Raises RecordError for a record of another preset, other weights or
-        another picture; FaceNotFoundError without record and face.
+        The right password opens the record (the picture's own, or `record`, from a sidecar), and its codes are
+        decrypted. A wrong one does not, and there may be no record: then the faces are detected (or given as `faces`),
+        inverted again and decrypted, which shows strangers, or people less exactly: `source` says which. Raises
+        RecordError for a record that is damaged, or of another preset, other weights or another picture;
+        FaceNotFoundError where faces are needed and none is found.
         """
         if isinstance(photo, Protected):
-            picture, record = open_picture(photo.image, "the protected photo"), record or photo.record
-            picture = replace(picture, profile=photo.profile)
+            picture, record = open_picture(photo.image, "the protected photo"), record or photo.sealed
+            picture, photo = replace(picture, profile=photo.profile), photo.image
         else:
             picture = open_picture(photo)
             record = record or find_record(picture)
-        if record is None:
-            matrices = framed(self.detect(photo) if faces is None else faces)
-            under = self.crops(picture.rgb, matrices)
-            codes, source, salt, shown = self.invert(under), "inversion", None, None
-        else:
+        salt = None if record is None else record.salt
+        secret, opened = self.secret(passphrase, salt), None
+        if record is not None:
             record.must_fit(self.preset, self.weights_hash, picture.rgb.size, picture.name)
-            matrices, source, salt = record.matrices, "codes", record.salt
-            codes = self.generator.codes.to_w(record.codes.to(self.device))
-            under = self.crops(picture.rgb, matrices)
-            shown = self.draw(codes, matrices)[1]
-        drawn, large = self.draw(self.decrypt(codes, self._key(passphrase, salt)), matrices)
+            opened = Record.open(record, secret, picture.name)
+        if opened is not None:
+            opened.must_fit(self.preset, picture.rgb, picture.name)
+            matrices, codes = opened.matrices, self.generator.codes.to_w(opened.codes.to(self.device))
+        else:
+            matrices = framed(self.detect(photo) if faces is None else faces)
+            codes = self.invert(self.crops(picture.rgb, matrices))
+        decrypted, shown = self.decrypt(codes, self.keys(passphrase, secret, salt, len(matrices))), None
+        if opened is not None:
+            shown = self.draw(lit(codes, decrypted), matrices)[1]  # as `protect` drew it
+        else:
+            decrypted = lit(decrypted, codes)
+        under = self.crops(picture.rgb, matrices)
+        drawn, large = self.draw(decrypted, matrices)
         pasted = self.paste(picture.rgb, under, large, matrices, shown)
-        return Restored(picture.with_pixels(pasted), drawn, source, picture.profile)
+        return Restored(picture.with_pixels(pasted), drawn, "codes" if opened else "inversion", picture.profile)
 
 
 def load(

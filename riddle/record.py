@@ -1,31 +1,22 @@
-"""What a protected photo carries besides its pixels: the record, in the picture's XMP packet or in a file beside it.
+"""What a protected photo carries besides its pixels: the sealed record, in its XMP packet or in a file beside it.
 
-Version 3, as bytes; all integers little-endian, unsigned:
+The seal's content (riddle.seal) is a numpy .npz file of these arrays:
 
-    6   "RIDDLE"
-    2   version: 3
-    4   n, the header's length
-    n   header, JSON in UTF-8: preset; weights, the sha256 of generator and encryptor; size of the photo, [width,
-        height]; code_shape, [L, D]; matrices, six numbers a face, row by row: crop's unit square -> photo's pixels;
-        salt, hex, or null for the preset's public salt; originals, the length of each sealed original (or [])
-    .   the encrypted codes in z (`models.codes`), where every component counts alike, float16, face by face: k x L x D
-        x 2 bytes
-    .   the sealed originals, one behind the other (riddle.app.photos says what is in them)
-    8   the first bytes of the SHA-256 of all before
+    codes      (k, L, D) float16, the encrypted codes in z (`models.codes`), where every component counts alike
+    matrices   (k, 2, 3) float64, each crop's unit square -> the photo's pixels
+    look       (8, 8) uint8, the protected photo in grey, by which the record of another photo is refused
+    originals  uint8, PNG files of the faces' own squares, one behind the other, or none
+    lengths    (k,) int64, theirs
 
-A reader ignores fields that it does not know; a change that it must not ignore is another version. Versions 1 and 2
-have the same form, with codes in w of models that riddle no longer has. Nothing in the record opens a face without the
-passphrase; all of it is public. In XMP the record is one property, `riddle:record`, in base64.
+In XMP the sealed record is one property, `riddle:record`, in base64.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import json
+import io
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,15 +26,13 @@ import torch
 from PIL import Image
 
 from riddle.faces.blending import box
-from riddle.images import PhotoError, Picture, encode, open_picture, read_file, write_file
+from riddle.images import Picture, encode, open_picture, read_file, write_file
 from riddle.presets import Preset
+from riddle.seal import AGAIN, RecordError, Sealed, seal
 
-MAGIC, VERSION = b"RIDDLE", 3  # riddle 0.1 wrote version 1, riddle 0.2 version 2
 SIDECAR = ".riddle"  # added to the picture's whole name
 MAX_RECORD = 40 << 20  # bytes; Pillow reads at most 64 MB of text from a PNG
-MAX_HEADER, MAX_FACES, MAX_SLOTS, MAX_WIDTH = 1 << 20, 2048, 64, 4096
-AGAIN = "restore from the file that protect saved"
-_HEAD, _CHECK = struct.Struct("<6sHI"), 8
+LOOK, ALIKE = 8, 0.5  # px of `look`; the correlation of two of one photo, edited in between, is more
 _NAMESPACE = "urn:riddle-faces:protected/"
 _PACKET = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -55,129 +44,74 @@ _PACKET = (
 _PROPERTY = re.compile(rb"riddle:record\s*(?:>|=\s*[\"'])([A-Za-z0-9+/=\s]*)")
 
 
-class RecordError(PhotoError):
-    """The record of a protected photo is damaged, or belongs to another model or picture."""
-
-
 @dataclass(frozen=True)
 class Record:
     """Encrypted codes and their places."""
 
-    version = VERSION
     preset: str
     weights: str  # sha256 of generator and encryptor, hex
     size: tuple[int, int]  # width, height of the photo, px
+    salt: bytes  # of the passphrase
     matrices: np.ndarray  # (k, 2, 3): each crop's unit square -> photo pixels
     codes: torch.Tensor  # (k, L, D) in z, encrypted, exact in float16
-    salt: bytes | None = None  # of the passphrase; None: the preset's public one
-    originals: tuple[bytes, ...] = ()  # sealed; none, or one a face
+    look: np.ndarray  # (8, 8) uint8
+    originals: tuple[bytes, ...] = ()  # PNG files; none, or one a face
 
     def boxes(self) -> list[list[int]]:
         """Where each face's square lies in the photo: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
         return [list(box(m, self.size)) for m in self.matrices]
 
-    def must_fit(self, preset: Preset, weights: str, size: tuple[int, int], name: str) -> None:
-        """Raises RecordError, with the file's name, unless a model of `preset` and `weights` (sha256, hex) can decrypt
-        these codes for a picture of `size` (width, height)."""
-        if self.preset != preset.name:
-            cause = f"it was protected by preset {self.preset!r}, this model is {preset.name!r}"
-            raise RecordError(name, cause, f"load that one: riddle.load({self.preset!r}), or --preset {self.preset}")
-        if self.weights != weights:
-            cause = f"it was protected with other weights ({self.weights[:12]}, not {weights[:12]})"
-            raise RecordError(name, cause, "load the release or the folder of weights that protected it")
-        if self.size != size:
-            cause = "it is {} x {} px, but its record is of {} x {}".format(*size, *self.size)
-            raise RecordError(name, cause, "restore the file as it was saved")
-        if self.codes.shape[1:] != (preset.n_latent, preset.style_dim):
-            cause = f"its codes are {tuple(self.codes.shape[1:])}, and preset {self.preset!r} has others"
-            raise RecordError(name, cause, AGAIN)
-
-    def to_bytes(self) -> bytes:
-        """The record as the module's description has it."""
-        header = {
-            "preset": self.preset,
-            "weights": self.weights,
-            "size": list(self.size),
-            "code_shape": list(self.codes.shape[1:]),
-            "matrices": [[float(x) for x in m.ravel()] for m in self.matrices],
-            "salt": None if self.salt is None else self.salt.hex(),
-            "originals": [len(sealed) for sealed in self.originals],
-        }
-        text = json.dumps(header, separators=(",", ":")).encode()
-        body = _HEAD.pack(MAGIC, VERSION, len(text)) + text
-        body += self.codes.numpy().astype("<f2").tobytes() + b"".join(self.originals)
-        return body + hashlib.sha256(body).digest()[:_CHECK]
+    def seal(self, secret: bytes) -> Sealed:
+        """The record as a file carries it; secret: 32 bytes, of the passphrase under `salt`."""
+        out = io.BytesIO()
+        np.savez(
+            out, codes=self.codes.numpy().astype("<f2"), matrices=np.asarray(self.matrices, "<f8"), look=self.look,
+            originals=np.frombuffer(b"".join(self.originals), np.uint8),
+            lengths=np.array([len(png) for png in self.originals], "<i8"),
+        )  # fmt: skip
+        return seal(out.getvalue(), secret, "photo", self.preset, self.weights, self.size, self.salt)
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str = "the picture") -> Record:
-        """The record in bytes. Raises RecordError, with the file's name, when it is damaged, too large, too old or too
-        new."""
+    def open(cls, sealed: Sealed, secret: bytes, name: str | Path) -> Record | None:
+        """The record within; None with the secret of another passphrase. Raises RecordError, with the file's name, when
+        it is authentic and yet none."""
+        content = sealed.open(secret)
+        if content is None:
+            return None
         try:
-            if len(data) < _HEAD.size + _CHECK:
-                raise ValueError(f"{len(data)} bytes are too few for a record")
-            magic, version, length = _HEAD.unpack_from(data)
-            if magic != MAGIC:
-                raise ValueError("it does not begin as a record does")
-            _check_version(version, data[_HEAD.size : _HEAD.size + min(length, MAX_HEADER)], name)
-            if hashlib.sha256(data[:-_CHECK]).digest()[:_CHECK] != data[-_CHECK:]:
-                raise ValueError("the check sum differs")
-            if length > MAX_HEADER or _HEAD.size + length > len(data):
-                raise ValueError("the header is longer than it may be")
-            header = json.loads(data[_HEAD.size : _HEAD.size + length].decode())
-            return cls._checked(header, memoryview(data)[_HEAD.size + length : -_CHECK])
-        except RecordError:
-            raise
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as e:
+            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+                if sum(member.file_size for member in stored.zip.infolist()) > MAX_RECORD:
+                    raise ValueError(f"it is larger than {MAX_RECORD >> 20} MB")
+                codes, matrices, look, png, lengths = (
+                    stored[k].astype(t, casting="safe") for k, t in
+                    (("codes", "f4"), ("matrices", "f8"), ("look", "u1"), ("originals", "u1"), ("lengths", "i8"))
+                )  # fmt: skip
+            k = len(codes)
+            if codes.ndim != 3 or not k or matrices.shape != (k, 2, 3) or not np.isfinite(codes).all():
+                raise ValueError(f"codes of shape {codes.shape}")
+            _check_places(matrices, *sealed.size)
+            if look.shape != (LOOK, LOOK) or lengths.shape not in ((0,), (k,)) or lengths.sum() != png.size:
+                raise ValueError("not every face has its original")
+            ends = np.cumsum([0, *lengths])
+            originals = tuple(png[a:b].tobytes() for a, b in zip(ends, ends[1:], strict=False))
+        except Exception as e:  # numpy and zipfile raise whatever they stumble upon
             raise RecordError(name, f"its record is damaged ({e})", AGAIN) from e
+        codes = torch.from_numpy(codes)
+        return cls(sealed.preset, sealed.weights, sealed.size, sealed.salt, matrices, codes, look, originals)
 
-    @classmethod
-    def _checked(cls, header: dict, body: memoryview) -> Record:
-        """The record of a header and what follows it. Raises ValueError, KeyError or TypeError."""
-        preset, weights = header["preset"], header["weights"]
-        if not (isinstance(preset, str) and len(preset) <= 64 and isinstance(weights, str) and len(weights) == 64):
-            raise ValueError("preset or weights are no names")
-        width, height = _whole(header["size"], 2, 1 << 31)
-        slots, wide = _whole(header["code_shape"], 2, MAX_WIDTH)
-        k = len(header["matrices"])
-        if not 0 < k <= MAX_FACES or slots > MAX_SLOTS:
-            raise ValueError(f"{k} faces of {slots} slots")
-        matrices = np.array(header["matrices"], dtype=np.float64).reshape(k, 2, 3)
-        _check_places(matrices, width, height)
-        salt = None if header["salt"] is None else bytes.fromhex(header["salt"])
-        if salt is not None and len(salt) != 16:
-            raise ValueError("the salt has not 16 bytes")
-        lengths = header["originals"]
-        if lengths and len(lengths) != k:
-            raise ValueError("not every face has its original")
-        at = 2 * k * slots * wide
-        ends = np.cumsum([at, *_whole(lengths, len(lengths), MAX_RECORD)]).tolist()
-        if ends[-1] != len(body):
-            raise ValueError(f"{len(body)} bytes behind the header, not {ends[-1]}")
-        codes = np.frombuffer(body[:at], "<f2").astype(np.float32).reshape(k, slots, wide)
-        if not np.isfinite(codes).all():
-            raise ValueError("codes that are not finite")
-        originals = tuple(bytes(body[a:b]) for a, b in zip(ends, ends[1:], strict=False))
-        return cls(preset, weights, (width, height), matrices, torch.from_numpy(codes), salt, originals)
+    def must_fit(self, preset: Preset, photo: Image.Image, name: str | Path) -> None:
+        """Raises RecordError, with the file's name, for a photo that does not look like the one of this record, and for
+        codes that are none of `preset`."""
+        if self.codes.shape[1:] != (preset.n_latent, preset.style_dim):
+            raise RecordError(name, f"its codes are {tuple(self.codes.shape[1:])}, none of {preset.name!r}", AGAIN)
+        looks = np.stack([look_of(photo), self.look]).reshape(2, -1).astype(float)
+        if looks.std(1).min() > 2 and np.corrcoef(looks)[0, 1] < ALIKE:
+            raise RecordError(name, "its record is that of another photo", AGAIN)
 
 
-def _check_version(version: int, header: bytes, name: str | Path) -> None:
-    if version > VERSION:
-        cause = f"its record is of version {version}, this program reads version {VERSION}"
-        raise RecordError(name, cause, "update riddle")
-    if version < VERSION:
-        try:
-            preset = str(json.loads(header)["preset"])[:64]
-        except (KeyError, TypeError, ValueError, RecursionError):
-            preset = "unknown"
-        model = f"an older model (version {version}, preset {preset})"
-        cause = f"this file was protected with {model}, which this version of riddle no longer has"
-        raise RecordError(name, cause, f"open it with riddle 0.{version}")
-
-
-def _whole(values: list, n: int, most: int) -> list[int]:
-    if len(values) != n or not all(type(v) is int and 0 < v <= most for v in values):
-        raise ValueError(f"{n} whole numbers of 1 to {most} were expected")
-    return values
+def look_of(photo: Image.Image) -> np.ndarray:
+    """A photo in grey, (8, 8) uint8."""
+    return np.asarray(photo.convert("L").resize((LOOK, LOOK), Image.Resampling.BOX))
 
 
 @np.errstate(all="ignore")
@@ -197,16 +131,15 @@ def _check_places(matrices: np.ndarray, width: int, height: int) -> None:
 # ---- in a picture
 
 
-def packet(record: Record, name: str | Path) -> bytes:
-    """The record as an XMP packet. Raises RecordError when it is too large for a picture's metadata."""
-    data = record.to_bytes()
-    if len(data) > MAX_RECORD:
-        cause = f"its record has {len(data) >> 20} MB, and a picture carries {MAX_RECORD >> 20}"
+def packet(record: Sealed, name: str | Path) -> bytes:
+    """A sealed record as an XMP packet. Raises RecordError when it is too large for a picture's metadata."""
+    if len(record.data) > MAX_RECORD:
+        cause = f"its record has {len(record.data) >> 20} MB, and a picture carries {MAX_RECORD >> 20}"
         raise RecordError(name, cause, "keep fewer originals, or reduce the photo")
-    return _PACKET.format(base64.b64encode(data).decode()).encode()
+    return _PACKET.format(base64.b64encode(record.data).decode()).encode()
 
 
-def find_record(picture: Picture) -> Record | None:
+def find_record(picture: Picture) -> Sealed | None:
     """The record in a picture's XMP packet; None without one. Raises RecordError for a damaged one."""
     match = _PROPERTY.search(picture.xmp)
     if match is None:
@@ -218,11 +151,11 @@ def find_record(picture: Picture) -> Record | None:
         data = base64.b64decode(text, validate=True)
     except binascii.Error as e:
         raise RecordError(picture.name, f"its record is damaged (no base64: {e})", AGAIN) from e
-    return Record.from_bytes(data, picture.name)
+    return Sealed.from_bytes(data, picture.name, "photo")
 
 
 def save_picture(
-    image: Image.Image, path: str | Path, record: Record | None = None, sidecar: bool = False, **options: Any
+    image: Image.Image, path: str | Path, record: Sealed | None = None, sidecar: bool = False, **options: Any
 ) -> Path:
     """Write a PNG, JPEG or WebP, with its record when one is given; each file whole or not at all, the sidecar first.
 
@@ -233,7 +166,7 @@ def save_picture(
     block = packet(record, path) if record is not None else b""  # refuses what is too large, for a sidecar too
     data = encode(image, path, packet=b"" if sidecar else block, **options)
     if sidecar:
-        write_file(sidecar_path(path), record.to_bytes())
+        write_file(sidecar_path(path), record.data)
     return write_file(path, data)
 
 
@@ -245,12 +178,12 @@ def sidecar_path(picture: str | Path) -> Path:
     return Path(f"{picture}{SIDECAR}")
 
 
-def read_sidecar(path: str | Path) -> Record:
+def read_sidecar(path: str | Path) -> Sealed:
     """The record in a photo's sidecar. Raises PhotoError when it cannot be read, RecordError when it is damaged."""
-    return Record.from_bytes(read_file(path, MAX_RECORD), str(path))
+    return Sealed.from_bytes(read_file(path, MAX_RECORD), str(path), "photo")
 
 
-def read_picture(path: str | Path, sidecar: str | Path | None = None) -> tuple[Picture, Record | None, str]:
+def read_picture(path: str | Path, sidecar: str | Path | None = None) -> tuple[Picture, Sealed | None, str]:
     """A picture, its record, and where that is: in the "sidecar" when one is named, else in the "metadata", else in the
     sidecar beside it; None and "" without one.
 

@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from PIL import Image, ImageCms
 import riddle
 from riddle import images, passwords
 from riddle.app import bulk
-from riddle.app.photos import FaceReport, protect_file, restore_file
+from riddle.app.photos import INVERTED, NOT_OPENED, FaceReport, protect_file, restore_file
 from riddle.demo import FRAMED_POINTS
 from riddle.faces.detection import Face, find_all
 from riddle.images import PhotoError, open_picture
 from riddle.pipeline import Riddle
-from riddle.record import Record, RecordError, find_record, read_picture
+from riddle.record import read_picture, read_sidecar
+from riddle.seal import RecordError
 
 POINTS = FRAMED_POINTS * 60  # of a face whose crop is a square of 60 px
 GREY = (120, 120, 120)
@@ -73,6 +75,7 @@ def base():
 @pytest.fixture
 def model(base, monkeypatch):
     monkeypatch.setattr(passwords, "MEMORY_KIB", 64)  # as strong a derivation as tests need
+    monkeypatch.setattr(passwords, "random_salt", partial(np.random.default_rng(0).bytes, 16))  # the same every time
     return with_detector(base, Markers())
 
 
@@ -115,14 +118,17 @@ def test_protect_and_restore(model, source, tmp_path, ending):
     restored = restore_file(model, target, back, "pw")
     assert restored.how == "codes" and restored.faces[0].status == "restored"
     assert np.array_equal(pixels(back), np.asarray(model.restore(target, "pw").image))
+    wrong = restore_file(model, target, tmp_path / "wrong.png", "pW")
+    assert (wrong.how, wrong.notes) == ("inversion", [NOT_OPENED])
+    assert wrong.faces[0].box == pytest.approx((30, 40, 90, 100), abs=1) and wrong.faces[0].status == "restored"
+    assert np.abs(pixels(tmp_path / "wrong.png") - pixels(back))[50:90, 40:80].mean() > 5
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 def test_kept_originals_return_to_the_pixel_for_the_right_password_only(model, source, tmp_path, ending):
     target, back = tmp_path / f"out.{ending}", tmp_path / "back.png"
     protect_file(model, source, target, "pw", keep_original=True, quality=60)
-    seen = bulk.inspect(target)
-    assert seen["originals"] and seen["salt"] == "random"
+    assert b"IHDR" not in read_picture(target)[1].data  # no PNG in clear
     report = restore_file(model, target, back, "pw")
     assert report.how == "original" and report.notes == []
     x1, y1, x2, y2 = report.faces[0].box
@@ -132,8 +138,7 @@ def test_kept_originals_return_to_the_pixel_for_the_right_password_only(model, s
         lossy = restore_file(model, target, tmp_path / f"back.{ending}", "pw")
         assert lossy.how == "original" and lossy.notes[0].endswith("restore to .png for the exact ones")
     wrong = restore_file(model, target, back, "pW")
-    assert wrong.how == "codes"  # a stranger, not an error; a seal tells a wrong key anyway, so the owner is told
-    assert len(wrong.notes) == 1 and "do not open" in wrong.notes[0]
+    assert wrong.how == "inversion" and wrong.notes == [NOT_OPENED]  # a stranger, not an error
     for other, least in ((source, 5), (target, 1)):
         assert np.abs(pixels(back) - pixels(other))[50:90, 40:80].mean() > least
 
@@ -148,41 +153,49 @@ def test_originals_outlive_the_weights(model, source, tmp_path):
         restore_file(later, target, back, "wrong")
 
 
-def test_the_salt_is_public_or_the_files_own(model, source, tmp_path):
-    public, own, again = (tmp_path / n for n in ("public.png", "own.png", "again.png"))
-    for path, salt in ((public, "public"), (own, "random"), (again, "random")):
-        protect_file(model, source, path, "pw", salt=salt)
-        assert bulk.inspect(path)["salt"] == salt
-    codes = [read_picture(p)[1].codes for p in (public, own, again)]
-    assert not any((codes[a] - codes[b]).abs().max() < 0.01 for a, b in ((0, 1), (1, 2), (0, 2)))
-    inverted = model.generator.codes.to_gaussian(model.encrypt(model.invert(model.align(source)), "pw"))
-    assert (codes[0] - inverted).abs().max() < 0.01  # the passphrase alone opens a bare picture
-    assert restore_file(model, own, tmp_path / "back.png", "pw").how == "codes"
+def test_every_file_shows_other_strangers(model, source, tmp_path):
+    one, two, back = tmp_path / "one.png", tmp_path / "two.png", tmp_path / "back.png"
+    for target in (one, two):
+        protect_file(model, source, target, "pw")
+        assert restore_file(model, target, back, "pw").how == "codes"
+    assert read_picture(one)[1].salt != read_picture(two)[1].salt
+    assert np.abs(pixels(one) - pixels(two))[50:90, 40:80].mean() > 5
 
 
-def test_without_metadata_the_faces_are_inverted_again_and_the_report_says_so(model, source, tmp_path):
-    report = restore_file(model, source, tmp_path / "back.png", "pw")
-    assert report.how == "inversion" and "inverted again" in report.notes[-1]
+def test_without_a_record_there_are_only_pixels_and_the_faces_are_inverted_again(model, source, tmp_path):
+    target, back = tmp_path / "out.png", tmp_path / "back.png"
+    for options in ({"keep_original": True}, {"sidecar": True}):
+        with pytest.raises(ValueError, match="leave out --no-record"):
+            protect_file(model, source, target, "pw", record=False, **options)
+    protect_file(model, source, target, "pw", sidecar=True)  # an earlier result, whose record must not stay
+    assert protect_file(model, source, target, "pw", record=False).how == "protected"
+    assert only(tmp_path, "party.png", "out.png") and Image.open(target).info == {}
+    for path in (target, source):
+        report = restore_file(model, path, back, "pw")
+        assert (report.how, report.notes) == ("inversion", [INVERTED])
     assert report.faces == [FaceReport((30, 40, 90, 100), "restored")]
-    assert np.array_equal(pixels(tmp_path / "back.png"), np.asarray(model.restore(photo(), "pw").image))
+    assert np.array_equal(pixels(back), np.asarray(model.restore(source, "pw").image))
 
 
 def test_a_sidecar_restores_a_stripped_picture(model, source, tmp_path):
     target, back = tmp_path / "out.png", tmp_path / "back.png"
     report = protect_file(model, source, target, "pw", sidecar=True)
     assert only(tmp_path, "party.png", "out.png", "out.png.riddle") and "out.png.riddle" in report.notes[-1]
-    assert find_record(open_picture(target)) is None and bulk.inspect(target)["where"] == "sidecar"
+    assert Image.open(target).info == {} and bulk.inspect(target)["where"] == "sidecar"
     beside = tmp_path / "out.png.riddle"
-    assert Record.from_bytes(beside.read_bytes()).size == (200, 160) and bulk.inspect(beside)["picture_size"] is None
+    assert read_sidecar(beside).size == (200, 160) and bulk.inspect(beside)["picture_size"] is None
     assert restore_file(model, target, back, "pw").how == "codes"
     moved = beside.rename(tmp_path / "elsewhere")
     assert read_picture(target)[1] is None
     with pytest.raises(PhotoError, match="absent.riddle: there is no such file"):
         restore_file(model, target, back, "pw", sidecar=tmp_path / "absent.riddle")
     assert restore_file(model, target, back, "pw", sidecar=moved).how == "codes"
-    photo(size=(201, 160)).save(target)
-    with pytest.raises(PhotoError, match="201 x 160 px, but its record is of 200 x 160"):
-        restore_file(model, target, back, "pw", sidecar=moved)
+    assert restore_file(model, target, back, "pW", sidecar=moved).how == "inversion"
+    other, larger = photo(((120, 80, 60),)), photo(size=(201, 160))
+    for image, message in ((other, "of another photo"), (larger, "201 x 160 px, but its record is of 200 x 160")):
+        image.save(target)
+        with pytest.raises(RecordError, match=message):
+            restore_file(model, target, back, "pw", sidecar=moved)
 
 
 @pytest.mark.parametrize("sidecar", [False, True])
@@ -211,7 +224,7 @@ def test_orientation_is_applied_and_metadata_are_dropped(model, tmp_path):
         opened = Image.open(target)
         assert opened.size == (200, 160) and b"secret" not in target.read_bytes() and not opened.getexif()
         restore_file(model, target, back, "pw")
-        bare = model.protect(path, "pw").save(tmp_path / f"bare.{ending}", codes=False)
+        bare = model.protect(path, "pw", record=False).save(tmp_path / f"bare.{ending}")
         assert Image.open(bare).size == (200, 160) and b"secret" not in bare.read_bytes()
         assert opened.info["icc_profile"] == Image.open(back).info["icc_profile"] == profile
 
@@ -389,7 +402,7 @@ def test_faces_beyond_the_border_and_over_each_other_return_to_the_pixel(model, 
     target, back = tmp_path / "out.png", tmp_path / "back.png"
     assert restore_file(model, target, back, "pw").how == "original"
     assert np.array_equal(pixels(back), pixels(tmp_path / "party.png"))
-    assert restore_file(model, target, back, "other").how == "codes"
+    assert restore_file(model, target, back, "other").how == "inversion"
 
 
 def test_half_a_face_at_the_border_is_found():

@@ -118,3 +118,18 @@ def test_colours_match_alike_at_every_side():
     assert matched.shape == (3, 256, 256)
     assert (F.adaptive_avg_pool2d(matched, 32) - small).abs().mean() < 0.02
     assert (small - face).abs().mean() > 0.1
+
+
+def test_a_face_that_gets_brighter_keeps_its_dark_eyes_and_fades_into_white():
+    face, where = torch.full((3, 32, 32), -0.4), torch.ones(32, 32)  # a brightness of 0.3
+    face[:, 10:12, 8:12], face[:, 20, 20] = -0.96, 0.8  # of 0.02, and of 0.9
+    matched = (blending.match_colours(face, torch.full((3, 32, 32), 0.2), where) + 1) / 2
+    assert matched[:, 28:].mean() == pytest.approx(0.6, abs=0.03)
+    assert matched[:, 10:12, 8:12].max() < 0.08 and 0.9 < matched[:, 20, 20].max() <= 1
+
+
+def test_highlights_rise_to_white_without_a_step():
+    x = torch.linspace(0, 3, 1000)
+    y = blending.shoulder(x)
+    assert torch.equal(y[x <= 0.75], x[x <= 0.75]) and y.max() <= 1
+    assert (y.diff() >= 0).all() and y.diff().max() < 0.0031

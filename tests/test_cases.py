@@ -124,8 +124,11 @@ def test_a_call_keeps_grey_transparency_and_the_colour_profile(tmp_path, model, 
     points = np.array([(36.0, 40), (60, 40), (48, 52), (38, 66), (58, 66)])
     face = detection.Face(np.array([20.0, 20, 76, 76]), 1.0, points, None, "none")
     protected = model.protect(tmp_path / "a.png", "correct horse", faces=[face])
-    protected.save(tmp_path / "b.png")
-    for restored in (model.restore(tmp_path / "b.png", "correct horse"), model.restore(protected, "correct horse")):
+    file = protected.save(tmp_path / "b.png")
+    right, same = model.restore(file, "correct horse"), model.restore(protected, "correct horse")
+    wrong = model.restore(file, "wrong horse", faces=[face])
+    assert (right.source, wrong.source) == ("codes", "inversion")
+    for restored in (right, same, wrong):
         restored.save(tmp_path / "c.png")
         for name in ("b.png", "c.png"):
             with Image.open(tmp_path / name) as made:

@@ -28,6 +28,7 @@ from riddle.assets import Asset
 from riddle.demo import KnownFaces
 from riddle.presets import PRESETS
 from riddle.record import read_picture, save_picture
+from riddle.seal import VERSION
 from riddle.weights import WeightsMissingError
 
 POINTS = np.array([[70.0, 80], [110, 80], [90, 100], [74, 124], [106, 124]])  # an upright face of 40 px eye to eye
@@ -142,8 +143,10 @@ def test_help_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "words", ["protect", "protect a.jpg --quality 0", "protect a.jpg --salt none", "video", "jump", "info a --force"]
-)
+    "words",
+    ["protect", "protect a.jpg --quality 0", "protect a.jpg --format gif", "protect a.jpg --no-record --keep-original",
+     "protect a.jpg --no-record --sidecar", "video", "jump", "info a --force"],
+)  # fmt: skip
 def test_wrong_arguments_are_one_line_and_their_exit_code(words, capsys):
     assert run(*words.split()) == Exit.USAGE
     out, err = capsys.readouterr()
@@ -192,16 +195,19 @@ def test_plans_that_would_lose_something_are_usage_errors(stubs, folder, tmp_pat
 def test_options_reach_the_work(stubs, tmp_path):
     (tmp_path / "a.png").write_bytes(b"photo")
     weights = ("--preset", "ffhq256", "--weights", tmp_path, "--device", "cuda", "--detector", "mtcnn")
-    options = ("--salt", "random", "--keep-original", "--strict", "--sidecar", "--quality", "80")
+    options = ("--keep-original", "--strict", "--sidecar", "--quality", "80")
     assert run("protect", tmp_path / "a.png", "--format", "jpg", *weights, *options) == Exit.DONE
     load, call = stubs
     assert load == ("load", ("ffhq256", "cuda"), {"weights": tmp_path, "detector": "mtcnn"})
-    wanted = {"salt": "random", "keep_original": True, "strict": True, "sidecar": True, "quality": 80}
+    wanted = {"keep_original": True, "strict": True, "sidecar": True, "record": True, "quality": 80}
     assert call == ("protect", "a.png", "correct horse", wanted) and (tmp_path / "a.protected.jpg").exists()
     assert run("restore", tmp_path / "a.protected.jpg", "--sidecar", tmp_path / "x.riddle") == Exit.DONE
     wanted = {"sidecar": tmp_path / "x.riddle", "quality": 95}
     assert stubs[-1] == ("restore", "a.protected.jpg", "correct horse", wanted)
     assert (tmp_path / "a.restored.jpg").exists()
+    assert run("protect", tmp_path / "a.png", "--no-record") == Exit.DONE
+    wanted = {"keep_original": False, "strict": False, "sidecar": False, "record": False, "quality": 95}
+    assert stubs[-1] == ("protect", "a.png", "correct horse", wanted)
 
 
 def test_a_folder_is_done_and_one_bad_file_does_not_stop_it(stubs, folder, tmp_path, capsys):
@@ -273,7 +279,7 @@ def test_what_is_there_and_is_no_protected_photo_is_never_overwritten(
 
     monkeypatch.setattr(bulk, "inspect", inspect)
     assert run("protect", folder / "a.jpg", "-o", mine) == Exit.FAILED
-    assert "not a protected file" in capsys.readouterr().out and mine.read_bytes() == b"holiday"
+    assert "carries no record of a protected file" in capsys.readouterr().out and mine.read_bytes() == b"holiday"
     assert run("restore", folder / "a.jpg", "-o", mine) == Exit.DONE and mine.read_bytes() == b"holiday"
 
 
@@ -397,22 +403,33 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
 
     assert run("info", safe, source, "--json") == Exit.DONE
     carried, bare = told(capsys)["files"]
-    assert carried["originals"] and carried["weights"] == smoke.weights_hash and not bare["protected"]
-    assert (carried["preset"], carried["salt"], len(carried["faces"])) == ("smoke", "random", 1)
+    size, length = [180, 200], len(read_picture(safe)[1].data)
+    assert bare == {"file": str(source), "protected": False} and carried == {
+        "file": str(safe), "protected": True, "where": "metadata", "version": VERSION, "preset": "smoke",
+        "weights": smoke.weights_hash, "size": size, "record_bytes": length, "picture_size": size,
+    }  # fmt: skip
     scaled, cut = tmp_path / "scaled.png", tmp_path / "cut.png"
     save_picture(Image.open(safe).resize((90, 100)), scaled, read_picture(safe)[1])
     cut.write_bytes(safe.read_bytes()[:-5000])
     assert run("info", safe, source, scaled, cut, tmp_path / "absent.jpg") == Exit.FAILED
     text = capsys.readouterr().out
     said = ("preset smoke", "carries no record", "180 x 200 px; the file has 90 x 100 now", "cut.png: it is damaged")
-    assert all(words in text for words in (*said, f"FAILED  {tmp_path}/absent.jpg"))
+    assert all(words in text for words in (*said, "faces      sealed", f"FAILED  {tmp_path}/absent.jpg"))
 
     assert run("restore", safe, "-o", tmp_path / "back.png", *words, "--json") == Exit.DONE
     assert told(capsys)["files"][0]["how"] == "original"
     assert np.array_equal(np.asarray(Image.open(tmp_path / "back.png")), pixels)
     monkeypatch.setenv("RIDDLE_PASSPHRASE", "wrong horse")
-    assert run("restore", safe, "-o", tmp_path / "guess.png", *words) == Exit.DONE  # strangers, no error
+    assert run("restore", safe, "-o", tmp_path / "guess.png", *words, "--json") == Exit.DONE  # strangers, no error
+    (guess,) = told(capsys)["files"]
+    assert guess["how"] == "inversion" and guess["notes"] == [photos.NOT_OPENED]
     assert not np.array_equal(np.asarray(Image.open(tmp_path / "guess.png")), pixels)
+
+    bare = tmp_path / "bare.png"
+    assert run("protect", source, "-o", bare, "--no-record", *words, "--json") == Exit.DONE
+    assert told(capsys)["files"][0]["how"] == "protected" and not bulk.inspect(bare)["protected"]
+    assert run("restore", bare, "-o", tmp_path / "other.png", *words, "--json") == Exit.DONE
+    assert told(capsys)["files"][0]["how"] == "inversion"
 
 
 # What is here

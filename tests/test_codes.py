@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from riddle.models.codes import BOUND, FLOOR, GaussianCodes, soft_bound
+from riddle.models.codes import BOUND, FINE, FLOOR, GaussianCodes, lit, soft_bound
 from riddle.networks import published_generator
 
 FRESH = 4096
@@ -34,6 +34,12 @@ def test_there_and_back(generator, fresh):
     back = codes.to_gaussian(codes.to_w(other))
     assert back.shape == other.shape and (back - other).abs().max() < 1e-2  # small deviations cost digits
     assert (back - other)[..., :100].abs().max() < 1e-3
+
+
+def test_a_face_in_the_light_of_another_keeps_its_coarse_slots():
+    face, other = torch.randn(2, 3, 10, 16, generator=torch.Generator().manual_seed(0))
+    mixed = lit(face, other)
+    assert torch.equal(mixed[:, :FINE], face[:, :FINE]) and torch.equal(mixed[:, FINE:], other[:, FINE:])
 
 
 def test_fresh_codes_are_white(generator, fresh):

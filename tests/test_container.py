@@ -14,100 +14,203 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from riddle import passwords, record
-from riddle.app import bulk, photos
+from riddle.app import bulk
 from riddle.images import encode, open_picture
-from riddle.record import Record, RecordError, find_record, packet, read_picture, save_picture, sidecar_path
+from riddle.presets import get
+from riddle.record import Record, find_record, look_of, packet, read_picture, save_picture, sidecar_path
+from riddle.seal import RecordError, Sealed, padded, seal
 
 GOLDEN = Path(__file__).parent / "golden" / "protected_v1.png"
 ENDINGS = ("png", "jpg", "webp")
-SALT = bytes(range(16))
-
-
-def make(k=2, shape=(8, 64), size=(80, 60), **fields):
-    codes = torch.randn(k, *shape, generator=torch.Generator().manual_seed(k)).half().float()
-    matrices = np.tile(np.array([[20.0, -3, 12], [3, 20, 9]]), (k, 1, 1)) + np.arange(k)[:, None, None] * [0, 0, 1e-3]
-    return Record("smoke", "ab" * 32, size, matrices, codes, **fields)
-
-
-def equal(a, b):
-    same = (a.preset, a.weights, a.size, a.salt, a.originals) == (b.preset, b.weights, b.size, b.salt, b.originals)
-    return same and np.array_equal(a.matrices, b.matrices) and torch.equal(a.codes, b.codes)
+SALT, SECRET = bytes(range(16)), bytes(range(32))
 
 
 def picture(size=(80, 60)):
     return Image.effect_mandelbrot(size, (-2, -1, 1, 1), 20).convert("RGB")
 
 
-# The record
+def make(k=2, shape=(8, 64), seed=0, **fields):
+    codes = torch.randn(k, *shape, generator=torch.Generator().manual_seed(seed)).half().float()
+    matrices = np.tile(np.array([[20.0, -3, 12], [3, 20, 9]]), (k, 1, 1)) + np.arange(k)[:, None, None] * [0, 0, 1e-3]
+    fields = {"salt": SALT, "look": look_of(picture())} | fields
+    return Record("smoke", "ab" * 32, (80, 60), matrices=matrices + [0, 0, 1e-3 * seed], codes=codes, **fields)
+
+
+def equal(sealed, b):
+    """Whether a sealed record holds this one."""
+    a = Record.open(sealed, SECRET, "x")
+    same = (a.preset, a.weights, a.size, a.salt, a.originals) == (b.preset, b.weights, b.size, b.salt, b.originals)
+    return same and all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("matrices", "codes", "look"))
+
+
+def read(data):
+    return Sealed.from_bytes(data, "party.png", "photo")
+
+
+def parts(data):
+    """A sealed record's header, its nonce and its ciphertext."""
+    start = 12 + struct.unpack("<I", data[8:12])[0]
+    return json.loads(data[12:start]), data[start : start + 12], data[start + 12 : -8]
+
+
+def joined(header, *rest, version=4):
+    """The bytes of a header and what follows, with the right check sum."""
+    text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
+    return summed(b"RIDDLE" + struct.pack("<HI", version, len(text)) + text + b"".join(rest))
+
+
+def summed(data):
+    return data + hashlib.sha256(data).digest()[:8]
+
+
+# The seal
 
 
 def test_the_bytes_are_as_documented_and_the_record_returns_from_them():
-    record = make(salt=SALT, originals=(b"one", b"second one"))
-    data = record.to_bytes()
-    assert data[:6] == b"RIDDLE" and struct.unpack("<HI", data[6:12])[0] == 3
-    n = struct.unpack("<I", data[8:12])[0]
-    header = json.loads(data[12 : 12 + n])
-    assert header == {
-        "preset": "smoke", "weights": "ab" * 32, "size": [80, 60], "code_shape": [8, 64], "salt": SALT.hex(),
-        "matrices": [m.ravel().tolist() for m in record.matrices], "originals": [3, 10],
-    }  # fmt: skip
-    codes = data[12 + n : 12 + n + 2 * 2 * 8 * 64]
-    assert np.array_equal(np.frombuffer(codes, "<f2").reshape(2, 8, 64), record.codes.numpy())
-    assert data[12 + n + len(codes) : -8] == b"onesecond one"
-    assert data[-8:] == hashlib.sha256(data[:-8]).digest()[:8]
-    later = rewritten(record, {"mood": "sunny"})  # a field of a later program is ignored
-    assert equal(Record.from_bytes(data), record) and equal(Record.from_bytes(later), record)
+    """Opened here by hand."""
+    record = make(originals=(b"one", b"second one"))
+    data = record.seal(SECRET).data
+    header, nonce, ciphertext = parts(data)
+    known = {"kind": "photo", "preset": "smoke", "weights": "ab" * 32, "size": [80, 60], "salt": SALT.hex()}
+    assert header == known and joined(header, nonce, ciphertext) == data
+    clear = data[: -len(nonce + ciphertext) - 8]
+    plain = AESGCM(passwords.subkey(SECRET, "record")).decrypt(nonce, ciphertext, clear)
+    n = struct.unpack("<Q", plain[:8])[0]
+    assert len(plain) == padded(n + 8) and not any(plain[n + 8 :])
+    with np.load(io.BytesIO(plain[8 : n + 8])) as stored:
+        assert np.array_equal(stored["codes"], record.codes) and stored["codes"].dtype == np.float16
+        assert np.array_equal(stored["matrices"], record.matrices) and np.array_equal(stored["look"], record.look)
+        assert (stored["originals"].tobytes(), stored["lengths"].tolist()) == (b"onesecond one", [3, 10])
+    assert equal(read(data), record) and equal(make().seal(SECRET), make())
+    assert Record.open(read(data), bytes(32), "x") is None
+    later = joined(header | {"mood": "sunny"}, nonce, ciphertext)  # a field more is read, but it was not sealed
+    assert read(later).size == (80, 60) and read(later).open(SECRET) is None
 
 
-def rewritten(record, change, body=None):
-    """The record's bytes with another header and a right check sum."""
-    data = record.to_bytes()
-    n = struct.unpack("<I", data[8:12])[0]
-    header = json.loads(data[12 : 12 + n])
-    header = change(header) if callable(change) else {**header, **change}
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    data = data[:8] + struct.pack("<I", len(text)) + text + (data[12 + n : -8] if body is None else body)
-    return data + hashlib.sha256(data).digest()[:8]
+def test_what_is_in_clear_depends_on_no_face():
+    """Everything else differs from file to file, and the length with the number of faces alone."""
+    looks = [np.full((8, 8), v, np.uint8) for v in (0, 99)]
+    made = [make(seed=i, salt=passwords.random_salt(), look=look) for i, look in enumerate(looks)]
+    (a, nonce_a, text_a), (b, nonce_b, text_b) = (parts(record.seal(SECRET).data) for record in made)
+    assert a | {"salt": ""} == b | {"salt": ""} and a["salt"] != b["salt"]
+    assert len(text_a) == len(text_b) and nonce_a != nonce_b
+    _, again, text = parts(made[0].seal(SECRET).data)
+    assert again != nonce_a and sum(x == y for x, y in zip(text, text_a, strict=True)) < 0.02 * len(text)
+
+
+def test_few_sizes_and_little_filling():
+    lengths = range(1, 1 << 18)
+    filled = [padded(n) for n in lengths]
+    assert all(n <= m <= 1.12 * n for n, m in zip(lengths, filled, strict=True)) and filled == sorted(filled)
+    assert len(set(filled[1 << 16 : 1 << 17])) <= 33 and all(padded(m) == m for m in set(filled))
+
+
+def test_every_changed_byte_is_seen():
+    """By the check sum, or, where that was made right again, by the seal."""
+    data = make(1, (2, 8)).seal(SECRET).data
+    assert read(data).open(SECRET) is not None
+    for i in range(len(data)):
+        changed = data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :]
+        for broken in (changed, data[:i], data[:i] + data[i + 1 :]):
+            with pytest.raises(RecordError, match=r"party\.png: "):
+                read(broken)
+        for forged in (changed[:-8], data[: max(i - 8, 0)]) if i < len(data) - 8 else ():
+            try:
+                assert read(summed(forged)).open(SECRET) is None
+            except RecordError:
+                pass
+
+
+def test_what_was_sealed_together_opens_together_only():
+    mine, other = make().seal(SECRET), make(seed=1, salt=bytes(16)).seal(SECRET)
+    (header, nonce, text), (header2, nonce2, text2) = parts(mine.data), parts(other.data)
+    forged = [(header, nonce2, text2), (header2, nonce, text), (header, nonce, text2), (header, nonce2, text)]
+    changes = {"salt": "00" * 16, "size": [60, 80], "weights": "cd" * 32, "preset": "mobile"}
+    forged += [({**header, k: v}, nonce, text) for k, v in changes.items()]
+    assert not any(read(joined(*f)).open(SECRET) for f in forged)
+    assert mine.open(SECRET[::-1]) is None
+    clip = joined({**header, "kind": "clip"}, nonce, text)
+    assert Sealed.from_bytes(clip, "x", "clip").open(SECRET) is None
+    with pytest.raises(RecordError, match="the record of a clip"):
+        read(clip)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"size": [80]}, {"size": [80, -1]}, {"size": [80, 1 << 40]}, {"size": ["80", "60"]}, {"size": [True, 60]},
-        {"code_shape": [16, 64]}, {"code_shape": [8, 64, 1]}, {"code_shape": None}, {"code_shape": [1 << 30, 1 << 30]},
-        {"matrices": []}, {"matrices": [[1, 2]]}, {"matrices": "abcdef"}, {"matrices": {}},
-        {"matrices": [[20, 0, 0, 0, 20, 0], [float("nan"), 0, 0, 0, 20, 0]]},
-        {"matrices": [[20, 0, 0, 0, 20, 0], [1e300, 0, 0, 0, 1e300, 0]]},
-        {"matrices": [[20, 0, 0, 0, 20, 0], [20, 0, 0, 0, 40, 0]]},
-        {"matrices": [[20, 0, 0, 0, 20, 0], [20, 0, 5000, 0, 20, 0]]},
-        {"matrices": [[20, 0, 0, 0, 20, 0], [0.01, 0, 5, 0, 0.01, 5]]},
-        {"matrices": [[20, 0, 0, 0, 20, 0], [4000, 0, -2000, 0, 4000, -2000]]},
-        {"salt": "00"}, {"salt": 5}, {"salt": "zz" * 16}, {"preset": ["smoke"]}, {"weights": "ab"},
-        {"originals": [1]}, {"originals": [1, 2]}, {"originals": [-1, 1]}, {"originals": 3},
-        lambda h: b"[" * 100_000, lambda h: b"\xff\xfe", lambda h: [1, 2], lambda h: {}, lambda h: b"9" * 100_000,
+        {"size": None}, {"salt": "00"}, {"salt": 5}, {"salt": None}, {"salt": "zz" * 16}, {"preset": ["smoke"]},
+        {"preset": "x" * 65}, {"weights": "ab"}, {"kind": "film"}, {"kind": ["photo"]},
+        b"[" * 4000, b"\xff\xfe", b"[1,2]", b"{}", b"9" * 4000, b" " * 5000,
     ],
 )  # fmt: skip
 def test_headers_that_make_no_sense(change):
+    header, *rest = parts(make().seal(SECRET).data)
     with pytest.raises(RecordError, match=r"party\.png: its record is damaged"):
-        Record.from_bytes(rewritten(make(), change), "party.png")
+        read(joined(change if isinstance(change, bytes) else header | change, *rest))
 
 
 def test_damage_and_versions():
-    data = make().to_bytes()
+    data = make().seal(SECRET).data
     for broken in (b"", data[:5], data[:40], data[:-1], data + b"x", b"X" + data[1:], data[:200] + b"#" + data[201:]):
         with pytest.raises(RecordError, match="damaged"):
-            Record.from_bytes(broken)
-    with pytest.raises(RecordError, match="version 4.*update riddle"):
-        Record.from_bytes(data[:6] + b"\4\0" + data[8:])
-    infinite = make().codes.numpy().astype("<f2").copy()
-    infinite[1, 2, 3] = np.inf
-    with pytest.raises(RecordError, match="finite"):
-        Record.from_bytes(rewritten(make(), {}, infinite.tobytes()))
+            read(broken)
+    with pytest.raises(RecordError, match="version 5.*update riddle"):
+        read(joined(*parts(data), version=5))
+    with pytest.raises(RecordError, match=r"older riddle \(record version 3, preset smoke\); open it with riddle 0\.3"):
+        read(joined(*parts(data), version=3))
+
+
+SQUARE, BYTES = [[20, 0, 0], [0, 20, 0]], np.zeros(41 << 20, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"matrices": np.zeros((0, 2, 3))}, {"matrices": np.ones((2, 2))}, {"matrices": np.array(["a", "b"])},
+        {"matrices": [SQUARE]}, {"matrices": [[[20, 0, 0, 0], [0, 20, 0, 0]]] * 2},
+        {"matrices": [SQUARE, [[np.nan, 0, 0], [0, 20, 0]]]}, {"matrices": [SQUARE, [[1e300, 0, 0], [0, 1e300, 0]]]},
+        {"matrices": [SQUARE, [[20, 0, 0], [0, 40, 0]]]}, {"matrices": [SQUARE, [[20, 0, 5000], [0, 20, 0]]]},
+        {"matrices": [SQUARE, [[0.01, 0, 5], [0, 0.01, 5]]]},
+        {"matrices": [SQUARE, [[4000, 0, -2000], [0, 4000, -2000]]]},
+        {"codes": np.full((2, 8, 64), np.inf, np.float16)}, {"codes": np.full((2, 8, 64), 1e300)},
+        {"codes": np.zeros((2, 512), np.float16)}, {"codes": np.zeros((1, 8, 64), np.float16)},
+        {"codes": np.zeros((2, 8, 64), "M8[s]")}, {"codes": np.zeros((0, 8, 64)), "matrices": np.zeros((0, 2, 3))},
+        {"look": np.zeros((8, 9), np.uint8)}, {"look": np.full((8, 8), "x")}, {"look": np.zeros((8, 8))},
+        {"lengths": [1], "originals": BYTES[:1]}, {"lengths": [1, 2]}, {"lengths": [0.0, 1.0], "originals": BYTES[:1]},
+        {"lengths": [[1], [0]], "originals": BYTES[:1]}, {"lengths": [1, len(BYTES) - 1], "originals": BYTES},
+        b"", b"PK\3\4", b"\x93NUMPY", b"text" * 99,
+    ],
+)  # fmt: skip
+def test_content_that_makes_no_sense(change):
+    """Sealed with the right key, and yet by no program of ours."""
+    content, out = make().seal(SECRET).open(SECRET), io.BytesIO()
+    with np.load(io.BytesIO(content)) as stored:
+        np.savez_compressed(out, **{**stored, **(change if isinstance(change, dict) else {})})
+    content = change if isinstance(change, bytes) else out.getvalue()
+    sealed = seal(content, SECRET, "photo", "smoke", "ab" * 32, (80, 60), SALT)
+    assert sealed.open(SECRET) == content
+    with pytest.raises(RecordError, match=r"party\.png: its record is damaged"):
+        Record.open(sealed, SECRET, "party.png")
+
+
+def test_the_record_of_another_photo_is_refused():
+    photo, record = picture(), make()
+    small = photo.resize((20, 15)).resize(photo.size)
+    brighter, duller = ImageEnhance.Brightness(photo).enhance(1.4), ImageEnhance.Contrast(photo).enhance(0.6)
+    for same in (photo, open_picture(encode(photo, "x.jpg", quality=30)).rgb, small, brighter, duller):
+        record.must_fit(get("smoke"), same, "party.png")
+    for other in (photo.transpose(Image.Transpose.ROTATE_180), Image.linear_gradient("L").resize(photo.size)):
+        with pytest.raises(RecordError, match=r"party\.png: its record is that of another photo"):
+            record.must_fit(get("smoke"), other, "party.png")
+
+
+def test_codes_of_another_model_are_refused():
+    with pytest.raises(RecordError, match=r"its codes are \(\d+, \d+\), none of 'mobile'"):
+        make().must_fit(get("mobile"), picture(), "party.png")
 
 
 # The metadata block
@@ -117,11 +220,11 @@ def test_damage_and_versions():
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_block_is_standard_and_the_pixels_are_the_pictures(tmp_path, ending, faces):
     """Pillow and an XML parser, which know nothing of ours, find the packet and the record in it."""
-    carried = make(faces)
+    carried = make(faces).seal(SECRET)
     path = save_picture(picture(), tmp_path / f"out.{ending}", carried)
-    assert equal(find_record(open_picture(path)), carried)
+    assert find_record(open_picture(path)) == carried and equal(read_picture(path)[1], make(faces))
     with Image.open(path) as opened:
-        assert equal(find_record(open_picture(opened)), carried)
+        assert find_record(open_picture(opened)) == carried
         seen = opened.info.get("XML:com.adobe.xmp") or opened.info["xmp"]
         assert np.array_equal(np.asarray(opened), np.asarray(Image.open(io.BytesIO(encode(picture(), path)))))
     text = seen if isinstance(seen, str) else seen.decode()
@@ -130,12 +233,12 @@ def test_the_block_is_standard_and_the_pixels_are_the_pictures(tmp_path, ending,
     if ending == "jpg" and faces == 100:
         assert found is None and "HasExtendedXMP" in text
     else:
-        assert base64.b64decode(found.text) == carried.to_bytes()
+        assert base64.b64decode(found.text) == carried.data
 
 
 def test_extended_segments_are_as_documented(tmp_path):
     """XMP specification, part 3, 1.1.3.1: GUID, length and offset; a reader may meet them in any order."""
-    path = save_picture(picture(), tmp_path / "out.jpg", make(100))
+    path = save_picture(picture(), tmp_path / "out.jpg", make(100).seal(SECRET))
     main, *more = (data for name, data in Image.open(path).applist if name == "APP1")
     assert len(more) > 2 and all(len(s) < 65_534 for s in (main, *more))
     head = len(b"http://ns.adobe.com/xmp/extension/\0")
@@ -155,7 +258,7 @@ def test_extended_segments_are_as_documented(tmp_path):
 
 
 def test_an_editors_form_of_the_packet_is_read():
-    text = packet(make(), "x").decode()
+    text = packet(make().seal(SECRET), "x").decode()
     code = re.search("<riddle:record>(.*)</riddle:record>", text)[1]
     wrapped = re.sub("(.{76})", r"\1\n   ", code)
     attribute = f'<rdf:Description riddle:record = "{code}" dc:format="image/png"/>'
@@ -168,10 +271,11 @@ def test_an_editors_form_of_the_packet_is_read():
 
 @pytest.mark.parametrize("sidecar", [False, True])
 def test_a_record_too_large_is_refused(monkeypatch, tmp_path, sidecar):
-    block = packet(make(), "x")
+    sealed = make().seal(SECRET)
+    block = packet(sealed, "x")
     monkeypatch.setattr(record, "MAX_RECORD", 1000)
     with pytest.raises(RecordError, match="originals"):
-        save_picture(picture(), tmp_path / "out.png", make(), sidecar=sidecar)
+        save_picture(picture(), tmp_path / "out.png", sealed, sidecar=sidecar)
     with pytest.raises(RecordError, match="larger"):
         find_record(replace(open_picture(picture()), xmp=block))
     assert not list(tmp_path.iterdir())
@@ -180,69 +284,59 @@ def test_a_record_too_large_is_refused(monkeypatch, tmp_path, sidecar):
 # The file
 
 
-def test_inspect_tells_what_a_file_carries(tmp_path):
-    path = tmp_path / "out.jpg"
-    save_picture(picture(), path, make(salt=SALT, originals=(b"a", b"b")))
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_sidecar_holds_the_same_record(tmp_path, ending):
+    path, sealed = tmp_path / f"out.{ending}", make().seal(SECRET)
+    save_picture(picture(), path, sealed, sidecar=True)
+    assert find_record(open_picture(path)) is None and read_picture(path)[1:] == (sealed, "sidecar")
+    assert sidecar_path(path).read_bytes() == sealed.data and equal(read_picture(path)[1], make())
+
+
+def test_inspect_tells_what_everybody_can_read(tmp_path):
+    path, sealed = tmp_path / "out.jpg", make(originals=(b"a", b"b")).seal(SECRET)
+    save_picture(picture(), path, sealed)
     seen = bulk.inspect(path)
-    size = len(make(salt=SALT, originals=(b"a", b"b")).to_bytes())
     assert seen == {
-        "file": str(path), "protected": True, "where": "metadata", "version": 3, "preset": "smoke",
-        "weights": "ab" * 32, "size": [80, 60], "faces": [[9, 9, 33, 33], [9, 9, 34, 34]], "salt": "random",
-        "originals": True, "record_bytes": size, "picture_size": [80, 60],
+        "file": str(path), "protected": True, "where": "metadata", "version": 4, "preset": "smoke",
+        "weights": "ab" * 32, "size": [80, 60], "record_bytes": len(sealed.data), "picture_size": [80, 60],
     }  # fmt: skip
     json.dumps(seen)
-    save_picture(picture((40, 30)), path, make())  # scaled since
+    save_picture(picture((40, 30)), path, sealed)  # scaled since
     seen = bulk.inspect(path)
     assert (seen["size"], seen["picture_size"]) == ([80, 60], [40, 30])
-    sidecar_path(path).write_bytes(make(3).to_bytes())  # what lies inside goes before
-    assert equal(read_picture(path)[1], make()) and bulk.inspect(path)["where"] == "metadata"
+    sidecar_path(path).write_bytes(make(3).seal(SECRET).data)  # what lies inside goes before
+    assert read_picture(path)[1:] == (sealed, "metadata") and bulk.inspect(path)["where"] == "metadata"
     picture().save(tmp_path / "bare.jpg")
     assert bulk.inspect(tmp_path / "bare.jpg") == {"file": str(tmp_path / "bare.jpg"), "protected": False}
-
-
-# Sealed originals
-
-
-def test_seals_open_with_the_key_and_no_other():
-    key, crops = b"k" * 32, [((9, 9), picture((24, 24))), ((0, 30), picture((10, 12)).convert("L"))]
-    record = make(salt=SALT, originals=photos.seal(crops, key, SALT))
-    opened = photos.unseal(record, key)
-    assert [corner for corner, _ in opened] == [(9, 9), (0, 30)]
-    for (_, a), (_, b) in zip(crops, opened, strict=True):
-        assert np.array_equal(np.asarray(a.convert("RGB")), np.asarray(b))
-    assert photos.unseal(record, b"j" * 32) is None
-    assert photos.unseal(make(), key) is None
-    first, second = record.originals
-    for changed in ((second, first), (first, second[:-1]), (first, b""), (first[:20] + b"#" + first[21:], second)):
-        assert photos.unseal(replace(record, originals=changed), key) is None
-    assert photos.unseal(replace(record, salt=bytes(16)), key) is None
-
-
-def test_seals_are_as_documented():
-    """Opened here by hand."""
-    key = passwords.derive_key("correct horse", "smoke", SALT)
-    sealed = photos.seal([((7, 300), picture((5, 6)))] * 2, key, SALT)
-    cipher = AESGCM(HKDF(SHA256(), 32, salt=None, info=b"riddle original v1").derive(key))
-    plain = cipher.decrypt(sealed[1][:12], sealed[1][12:], SALT + b"\1\0\0\0")
-    assert struct.unpack("<II", plain[:8]) == (7, 300)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(plain[8:]))), np.asarray(picture((5, 6))))
-    assert sealed[0][:12] != sealed[1][:12]  # a nonce is used once
 
 
 # Files of earlier programs
 
 
+@pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("where", ["metadata", "sidecar"])
-def test_a_file_of_an_older_model_says_so(tmp_path, where):
-    """Written by riddle 0.1: one face of a 44 x 42 px photo, preset smoke, its original sealed inside."""
-    path = tmp_path / "old.png"
-    path.write_bytes(GOLDEN.read_bytes())
+def test_a_file_of_an_older_riddle_says_so(tmp_path, where, version):
+    """Written by riddle 0.1: one face of a 44 x 42 px photo, preset smoke. Versions 2 and 3 have the same form."""
+    path, photo = tmp_path / "old.png", open_picture(GOLDEN)
+    code = re.search(b"<riddle:record>(.*?)</", photo.xmp)[1]
+    data = base64.b64decode(code)
+    data = data[:6] + bytes([version]) + data[7:]
+    path.write_bytes(encode(photo.rgb, path, packet=photo.xmp.replace(code, base64.b64encode(data))))
     if where == "sidecar":
         path = sidecar_path(path)
-        path.write_bytes(base64.b64decode(re.search(b"<riddle:record>(.*?)</", open_picture(GOLDEN).xmp)[1]))
+        path.write_bytes(data)
     said = (
-        rf"{path.name}: this file was protected with an older model \(version 1, preset smoke\), which this version of"
-        r" riddle no longer has; open it with riddle 0\.1"
+        rf"{path.name}: this file was protected by an older riddle \(record version {version}, preset smoke\);"
+        rf" open it with riddle 0\.{version}"
     )
     with pytest.raises(RecordError, match=said):
         bulk.inspect(path)
+    many = data[:8] + struct.pack("<I", 1 << 19) + data[12:100] + b" " * (1 << 19)
+    with pytest.raises(RecordError, match="preset smoke"):
+        read(many)
+
+
+@pytest.mark.parametrize(("start", "version"), [(b"RIDCLP", 2), (b"PK\3\4", 3)])
+def test_a_clip_of_an_older_riddle_says_so(start, version):
+    with pytest.raises(RecordError, match=rf"clip\.mp4.*older riddle.*open it with riddle 0\.{version}"):
+        Sealed.from_bytes(start + bytes(100), "clip.mp4", "clip")

@@ -1,6 +1,7 @@
 """Passwords: derivation against a second implementation, determinism, distribution, interpolation."""
 
 import hashlib
+import hmac
 import math
 import unicodedata
 
@@ -91,6 +92,27 @@ def test_a_password_is_the_w_of_its_normals_in_every_slot(codes):
     z = torch.from_numpy(passwords.normal_from_key(key, 64))
     assert torch.equal(a, codes.to_w(z[None])[:, None].expand(1, 8, 64))
     assert torch.equal(a, passwords.from_key(key, codes, 8)) and not torch.allclose(a, b, atol=0.05)
+
+
+def test_subkeys_are_hkdf_and_differ_by_purpose():
+    """RFC 5869, worked out here by HMAC."""
+    secret = bytes(range(32))
+    for purpose in ("record", "face 0"):
+        extracted = hmac.digest(bytes(32), secret, "sha256")
+        expanded = hmac.digest(extracted, f"riddle 4 {purpose}".encode() + b"\1", "sha256")
+        assert passwords.subkey(secret, purpose) == expanded
+    made = {passwords.subkey(s, p) for s in (secret, bytes(32)) for p in ("record", "face 0", "face 1", "face 11")}
+    assert len(made) == 8 and not made & {secret, bytes(32)}
+
+
+def test_each_face_has_its_own_password(codes):
+    secrets = [passwords.derive_key("x", "smoke", bytes([i]) * 16) for i in range(2)]
+    faces = passwords.face_passwords(secrets[0], 3, codes, 8)
+    assert torch.equal(faces, passwords.face_passwords(secrets[0], 3, codes, 8)) and faces.shape == (3, 8, 64)
+    assert torch.equal(faces[1:2], passwords.from_key(passwords.subkey(secrets[0], "face 1"), codes, 8))
+    assert torch.equal(faces[:2], passwords.face_passwords(secrets[0], 2, codes, 8))
+    every = torch.cat([faces, passwords.face_passwords(secrets[1], 3, codes, 8)]).flatten(1)
+    assert torch.pdist(every).min() > 0.5 * torch.pdist(passwords.random_keys(6, 0, codes, 8).flatten(1)).min()
 
 
 def test_random_keys(codes):

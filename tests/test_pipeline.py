@@ -14,13 +14,15 @@ from riddle.demo import FRAMED_POINTS, KnownFaces
 from riddle.faces import alignment, blending
 from riddle.faces.detection import AutoDetector, FaceNotFoundError
 from riddle.images import PhotoError, open_picture, to_image
+from riddle.models.codes import lit
 from riddle.models.encryptor import MLPEncryptor, build_encryptor
 from riddle.pipeline import Riddle
 from riddle.presets import get
-from riddle.record import RecordError, find_record
+from riddle.record import Record, find_record
+from riddle.seal import RecordError
 from riddle.weights import WeightsMissingError, save_tensors
 
-SMOKE = get("smoke")
+SMOKE, SALT = get("smoke"), bytes(range(16))
 # Five points of an upright face of about 40 px between the eyes, and of a smaller, tilted one.
 LARGE = np.array([[70.0, 80], [110, 80], [90, 100], [74, 124], [106, 124]])
 SMALL = np.array([[201.0, 60], [219, 66], [208, 72], [199, 80], [213, 85]])
@@ -42,8 +44,9 @@ def build(encryptor=None, detector=None, **options):
 
 
 @pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
+def quick_keys_and_fine_slots(monkeypatch):
     monkeypatch.setattr(passwords, "MEMORY_KIB", 64)  # as strong a derivation as tests need
+    monkeypatch.setattr("riddle.models.codes.FINE", 6)  # of the 8 of "smoke" two are fine, as of the 10 of "mobile"
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +162,13 @@ def test_bfloat16_stays_near_and_leaves_passwords_alone(model):
 
 
 def test_protect_puts_the_encrypted_faces_into_the_photo_and_changes_nothing_else(model, photo):
-    out = model.protect(photo, "correct horse")
+    out = model.protect(photo, "correct horse", salt=SALT)
     before, after = np.asarray(photo), np.asarray(out.image)
     outside, original = untouched(photo), model.align(photo)
     assert outside.mean() > 0.3 and np.array_equal(before[outside], after[outside])
-    assert torch.allclose(
-        out.faces, model.synthesize(model.encrypt(model.invert(original), "correct horse")), atol=0.02
-    )
+    codes = model.encrypt(model.invert(original), model.keys("correct horse", out.secret, SALT, 2))
+    light = model.decrypt(codes, model.keys("correct horse", out.secret, SALT, 2))
+    assert torch.allclose(out.faces, model.synthesize(lit(codes, light)), atol=0.02)
     x, y = np.rint(LARGE[2]).astype(int)
     u, v = np.rint(alignment.crop_points(LARGE[2:3], alignment.framing_matrix(LARGE), 32)[0]).astype(int)
     drawn = blending.match_colours(out.faces[0], original[0], blending.core(32))
@@ -176,9 +179,9 @@ def test_protect_puts_the_encrypted_faces_into_the_photo_and_changes_nothing_els
 
 
 def test_restore_returns_the_inverted_faces_with_the_right_password_only(mirror, photo, inverted, tmp_path):
-    path = mirror.protect(photo, "correct horse").save(tmp_path / "out.png")
+    path = mirror.protect(photo, "correct horse", salt=SALT).save(tmp_path / "out.png")
     back, wrong = mirror.restore(path, "correct horse"), mirror.restore(path, "wrong horse")
-    assert back.source == wrong.source == "codes"
+    assert (back.source, wrong.source) == ("codes", "inversion")
     assert (back.faces - inverted).abs().max() < 0.05  # half precision of the stored codes
     assert (wrong.faces - inverted).abs().mean() > 10 * (back.faces - inverted).abs().mean()
     outside = untouched(photo)
@@ -186,15 +189,17 @@ def test_restore_returns_the_inverted_faces_with_the_right_password_only(mirror,
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
-def test_every_format_carries_the_record_of_encrypted_codes(mirror, photo, tmp_path, ending):
-    out = mirror.protect(photo, "pw")
+def test_every_format_carries_the_sealed_record_of_encrypted_codes(mirror, photo, tmp_path, ending):
+    out = mirror.protect(photo, "pw", salt=SALT)
     path = out.save(tmp_path / f"out.{ending}")
-    record = find_record(open_picture(path))
-    assert (record.preset, record.weights, record.size) == ("smoke", mirror.weights_hash, photo.size)
-    codes = mirror.encrypt(mirror.invert(mirror.align(photo)), "pw")
-    assert torch.allclose(record.codes, mirror.generator.codes.to_gaussian(codes), atol=5e-3, rtol=2e-3)
-    assert np.allclose(record.matrices[1], alignment.framing_matrix(SMALL))
-    assert record.salt is None and record.originals == ()
+    sealed, own = find_record(open_picture(path)), mirror.invert(mirror.align(photo))
+    assert (sealed.preset, sealed.weights, sealed.size) == ("smoke", mirror.weights_hash, photo.size)
+    assert sealed.salt == SALT and Record.open(sealed, mirror.secret("wrong", SALT), path) is None
+    record, keys = Record.open(sealed, out.secret, path), mirror.keys("pw", out.secret, SALT, 2)
+    z = mirror.generator.codes.to_gaussian(mirror.encrypt(own, keys))  # the fine slots too
+    assert torch.allclose(record.codes, z, atol=5e-3, rtol=2e-3)
+    assert torch.allclose(mirror.decrypt(mirror.generator.codes.to_w(record.codes), keys), own, atol=5e-3, rtol=2e-3)
+    assert np.allclose(record.matrices[1], alignment.framing_matrix(SMALL)) and record.originals == ()
     restored = mirror.restore(out, "pw")
     assert ending != "png" or np.array_equal(np.asarray(Image.open(path)), np.asarray(out.image))
     for source in (path, str(path), Image.open(path)):
@@ -202,11 +207,19 @@ def test_every_format_carries_the_record_of_encrypted_codes(mirror, photo, tmp_p
         assert back.source == "codes" and torch.equal(back.faces, restored.faces)
         if ending == "png":
             assert np.array_equal(np.asarray(back.image), np.asarray(restored.image))
-    bare = out.save(tmp_path / f"bare.{ending}", codes=False)  # its faces are inverted again
-    assert find_record(open_picture(bare)) is None
-    back = mirror.restore(bare, "pw")
-    expected = mirror.synthesize(mirror.decrypt(mirror.invert(mirror.align(bare)), "pw"))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_without_a_record_the_faces_are_inverted_again_in_the_light_of_the_picture(mirror, photo, tmp_path, ending):
+    out = mirror.protect(photo, "pw", record=False)
+    path = out.save(tmp_path / f"bare.{ending}")
+    assert out.record is out.sealed is find_record(open_picture(path)) is None
+    own, seen = mirror.invert(mirror.align(photo)), mirror.invert(mirror.align(path))
+    assert torch.allclose(out.faces, mirror.synthesize(lit(mirror.encrypt(own, "pw"), own)), atol=0.02)
+    back, expected = mirror.restore(path, "pw"), mirror.synthesize(lit(mirror.decrypt(seen, "pw"), seen))
     assert back.source == "inversion" and torch.allclose(back.faces, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="a salt needs the record"):
+        mirror.protect(photo, "pw", record=False, salt=bytes(16))
 
 
 def test_a_key_for_each_face(mirror, photo, inverted):
@@ -216,13 +229,22 @@ def test_a_key_for_each_face(mirror, photo, inverted):
     assert right.max() < 0.05 and swapped.mean() > 5 * right.mean()
 
 
-def test_a_salt_of_ones_own(mirror, photo, inverted, tmp_path):
-    salt = bytes(range(16))
-    assert not torch.allclose(mirror.password("pw", salt), mirror.password("pw"), atol=0.05)
-    path = mirror.protect(photo, "pw", salt=salt).save(tmp_path / "out.png")
-    assert find_record(open_picture(path)).salt == salt
-    assert (mirror.restore(path, "pw").faces - inverted).abs().max() < 0.05
-    assert (mirror.restore(path, mirror.password("pw")).faces - inverted).abs().mean() > 0.1
+def test_every_file_and_every_face_has_a_key_of_its_own_unless_the_salt_is_given(mirror, photo, inverted):
+    one, two, given, again = (mirror.protect(photo, "pw", salt=salt) for salt in (None, None, SALT, SALT))
+    assert np.array_equal(np.asarray(given.image), np.asarray(again.image))
+    assert torch.equal(given.record.codes, again.record.codes)
+    for a, b in ((one, two), (one, given)):
+        assert a.record.salt != b.record.salt and (a.faces - b.faces).abs().mean() > 0.1
+        assert not torch.allclose(a.record.codes, b.record.codes, atol=0.05)
+        assert not np.array_equal(np.asarray(a.image), np.asarray(b.image))
+    for out in (one, two, given):
+        assert (mirror.restore(out, "pw").faces - inverted).abs().max() < 0.05
+    keys, w = mirror.keys("pw", given.secret, SALT, 2), mirror.generator.codes.to_w(given.record.codes)
+    assert not torch.allclose(keys[0], keys[1], atol=0.05)
+    right, swapped = ((mirror.synthesize(mirror.decrypt(w, k)) - inverted).abs() for k in (keys, keys.flip(0)))
+    assert right.max() < 0.05 and swapped.mean() > 5 * right.mean()
+    public = mirror.restore(given, mirror.password("pw"))
+    assert public.source == "inversion" and (public.faces - inverted).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -231,7 +253,7 @@ def test_a_salt_of_ones_own(mirror, photo, inverted, tmp_path):
         ({"preset": "mobile"}, "preset 'mobile'"),
         ({"weights": "f" * 64}, "other weights"),
         ({"size": (259, 190)}, "260 x 190"),
-        ({"codes": torch.zeros(2, 16, 32)}, "its codes are"),
+        ({"look": np.eye(8, dtype=np.uint8) * 255}, "another photo"),
     ],
 )
 def test_records_that_do_not_fit_say_why(model, photo, tmp_path, change, message):

@@ -64,7 +64,9 @@ def measured(task, method, against, pairs, by, people=None):
     people = pairs.one_per_person(30, 0) if people is None else people
     at = protocol.thresholds(pairs, by)
     made = [
-        protocol.rate(row, pairs, by, at, people) for row in rows.TABLE1 if (row.task, row.method) == (task, method)
+        protocol.rate(row, pairs, by, at, people, people)
+        for row in rows.TABLE1
+        if (row.task, row.method) == (task, method)
     ]
     (found,) = [number for number in made if number.against == against]
     return found

@@ -9,6 +9,7 @@ import base64
 import json
 from dataclasses import asdict, replace
 from fractions import Fraction
+from functools import partial
 from types import SimpleNamespace
 
 import av
@@ -22,13 +23,15 @@ import riddle
 from riddle import passwords
 from riddle.app import bulk, clip, cliprecord, tracking, video
 from riddle.app.cliprecord import ClipRecord
+from riddle.app.steadiness import steadiness
 from riddle.app.tracking import Find, Tracker
 from riddle.demo import FRAMED_POINTS, write_clip
 from riddle.faces.detection import Face
 from riddle.images import PhotoError
+from riddle.models import codes as spaces
 from riddle.models.encryptor import build_encryptor
 from riddle.pipeline import Riddle
-from riddle.record import RecordError
+from riddle.seal import RecordError
 
 SIZE, SIDE, RATE = (160, 120), 48, 10
 MARK = SIDE // 6
@@ -105,6 +108,13 @@ def read(path):
 def sound(path):
     with av.open(str(path)) as container:
         return [(p.pts * p.time_base, bytes(p)) for p in container.demux(audio=0) if p.dts is not None]
+
+
+def opened(model, path, passphrase="pw"):
+    """A clip's record, None for another passphrase; its salt; what gives the keys of n faces."""
+    sealed = cliprecord.read(path)[0]
+    secret = model.secret(passphrase, sealed.salt)
+    return ClipRecord.open(sealed, secret, path), sealed.salt, partial(model.keys, passphrase, secret, sealed.salt)
 
 
 def names(folder):
@@ -387,11 +397,11 @@ def test_steadiness_by_hand():
     steps = np.array([0, 0.1, 0.4, np.nan, 0.9])
     points = np.full((5, 5, 2), [10.0, 0.0]) * steps[:, None, None]
     embeddings = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1], [1, 0]])
-    got = video.steadiness(np.array([0, 1, 2, 3, 6]), embeddings, points, np.full(5, 10.0))
+    got = steadiness(np.array([0, 1, 2, 3, 6]), embeddings, points, np.full(5, 10.0))
     # Cosines 1, 0, 1; frame 6 follows none. The points bend once, by 0.4 - 2 * 0.1 + 0.
     assert got == {"identity": 0.66667, "person": round(float(np.hypot(3, 2)) / 5, 5), "jitter": 0.2}
     one = np.array([4]), np.full((1, 1), np.nan), points[:1], np.ones(1)
-    assert video.steadiness(*one) == {"identity": None, "person": None, "jitter": None}
+    assert steadiness(*one) == {"identity": None, "person": None, "jitter": None}
 
 
 # Interruption
@@ -427,20 +437,24 @@ def interrupted(painted, at, model, source, target):
     return target.with_name(f".{target.name}.riddle-work")
 
 
-def test_resumed_is_the_same_as_uninterrupted(model, tmp_path, film, painted):
+def test_resumed_is_the_same_as_uninterrupted(model, tmp_path, film, painted, monkeypatch):
+    salts = iter([b"a" * 16, b"a" * 16, b"b" * 16])  # of the whole clip, of the interrupted one, of no other
+    monkeypatch.setattr(passwords, "random_salt", lambda: next(salts))
     source, whole, pieces = film(pan(20), sound=tone(2)), tmp_path / "whole.mp4", tmp_path / "pieces.mp4"
     report = video.protect_video(model, source, whole, "pw")
     work = interrupted(painted, 15, model, source, pieces)
-    assert names(work) == ["00000.mp4", "00001.mp4", "faces.json", "mark", "record.npz"]
+    assert names(work) == ["00000.mp4", "00001.mp4", "faces.json", "mark", "record.npz", "salt"]
     assert not pieces.exists() and work.stat().st_mode & 0o077 == 0, "it is nobody else's to read"
     assert len(read(work / "00001.mp4")[0]) == 6, "a segment is an ordinary clip"
-    mark = (work / "mark").read_text()
-    assert len(mark) == 64 and mark != passwords.derive_key("pw", "smoke").hex(), "it is not the key"
+    mark, secrets = (work / "mark").read_text(), [model.secret("pw", salt).hex() for salt in (None, b"a" * 16)]
+    assert len(mark) == 64 and mark not in secrets, "it is not the key"
     again = video.protect_video(model, source, pieces, "pw", resume=True)
     assert painted == list(range(12, 20)), "two segments of six frames were there"
     assert again.faces == report.faces and again.notes == report.notes
     assert np.array_equal(read(whole)[0], read(pieces)[0]) and read(whole)[1] == read(pieces)[1]
-    assert cliprecord.read_tag(whole) == cliprecord.read_tag(pieces) and sound(whole) == sound(pieces)
+    (one, salt, _), (other, same, _) = opened(model, whole), opened(model, pieces)
+    assert salt == same == b"a" * 16 and next(salts) == b"b" * 16 and one.to_bytes() == other.to_bytes()
+    assert sound(whole) == sound(pieces)
     assert names(tmp_path) == ["a.mp4", "pieces.mp4", "whole.mp4"]
 
 
@@ -457,10 +471,10 @@ def test_a_failure_at_the_end_leaves_nothing(model, tmp_path, film, monkeypatch)
 
 @pytest.mark.parametrize("resume, passphrase", [(False, "pw"), (True, "another")])
 def test_what_was_begun_otherwise_is_not_gone_on_with(model, tmp_path, film, painted, resume, passphrase):
-    source = film(pan(14))
-    interrupted(painted, 8, model, source, tmp_path / "b.mp4")
-    video.protect_video(model, source, tmp_path / "b.mp4", passphrase, resume=resume)
-    assert painted == list(range(14))
+    source, target = film(pan(14)), tmp_path / "b.mp4"
+    salt = (interrupted(painted, 8, model, source, target) / "salt").read_bytes()
+    video.protect_video(model, source, target, passphrase, resume=resume)
+    assert painted == list(range(14)) and opened(model, target)[1] != salt
 
 
 # Restoring
@@ -476,7 +490,7 @@ def test_the_right_passphrase_brings_the_faces_back_and_a_wrong_one_others(model
     video.protect_video(plain, source, paths["inverted"], "pw")
     video.protect_video(model, source, paths["protected"], "pw")
     report = video.restore_video(model, paths["protected"], paths["restored"], "pw")
-    video.restore_video(model, paths["protected"], paths["wrong"], "pW")
+    wrong = video.restore_video(model, paths["protected"], paths["wrong"], "pW")
     shown = {name: read(path)[0] for name, path in paths.items()}
 
     def apart(a, b):
@@ -487,7 +501,53 @@ def test_the_right_passphrase_brings_the_faces_back_and_a_wrong_one_others(model
     assert apart("restored", "inverted") < 0.8 * apart("wrong", "inverted")
     assert apart("wrong", "restored") > 5 and apart("wrong", "protected") > 1
     assert report.how == "codes" and report.faces[0].status == "restored" and report.faces[0].frames == 10
+    assert wrong.how == "inversion" and video.NOT_OPENED in wrong.notes and wrong.faces[0].status == "restored"
     assert not cliprecord.read_tag(paths["restored"]), "a restored clip carries no record"
+
+
+def test_each_face_has_its_own_key_and_is_shown_in_its_own_light(model, tmp_path, film, monkeypatch):
+    shown, paint, space, safe = {}, video.paint, model.generator.codes, tmp_path / "b.mp4"
+
+    def noted(model, frame, faces):
+        shown.update({(number, frame.n): code for number, _, code in faces})
+        paint(model, frame, faces)
+
+    monkeypatch.setattr(spaces, "FINE", 4)  # the smallest generator has coarse slots only
+    monkeypatch.setattr(video, "paint", noted)
+    video.protect_video(model, film([scene({2: (28, 26), 1: (85, 44)})] * 4), safe, "pw")
+    record, _, keys = opened(model, safe)
+    assert (keys(2)[0] - keys(2)[1]).abs().mean() > 0.1, "a key of its own"
+    own = space.to_record(model.decrypt(space.to_w(record.codes), keys(2).repeat_interleave(3, 0)))
+    assert record.every == 2 and len(own) == 6 and len(shown) == 8 and (own - record.codes).abs().mean() > 0.1
+    for number, n in [(0, 0), (0, 2), (1, 0), (1, 2)]:
+        code, k = shown[number, n], 3 * number + n // 2
+        assert torch.equal(code[:4], record.codes[k, :4]) and torch.allclose(code[4:], own[k, 4:], atol=1e-2)
+
+
+def test_codes_are_changed_face_by_face_whatever_their_number(model):
+    count, space, keys = np.array([99, 28]), model.generator.codes, model.random_password(2)
+    tracks, codes = np.stack([[0, 4], [0, 0], count], 1), torch.zeros(129, 8, 64)  # one more than are changed at once
+    record = ClipRecord("smoke", "a" * 64, SIZE, 1, np.arange(99) / 10, tracks, np.ones((127, 4)), codes)
+    got = video.changed(model, record, lambda n: keys[:n]).codes
+    each = space.to_record(model.encrypt(space.to_w(codes[:2]), keys))
+    assert (each[0] - each[1]).abs().mean() > 0.1
+    assert torch.allclose(got[:100], each[0], atol=1e-2) and torch.allclose(got[100:], each[1], atol=1e-2)
+
+
+def test_only_the_passphrase_opens_the_tag_and_a_damaged_one_is_told(model, tmp_path, film):
+    source, safe, broken = film(pan(4)), tmp_path / "b.mp4", tmp_path / "broken.mp4"
+    video.protect_video(model, source, safe, "pw")
+    record, salt, _ = opened(model, safe)
+    assert len(record.times) == 4 and record.tracks.tolist() == [[0, 0, 4]]
+    assert opened(model, safe, "pW")[0] is None and cliprecord.read(safe)[0].open(model.secret("pw")) is None
+    video.protect_video(model, source, tmp_path / "again.mp4", "pw")
+    assert opened(model, tmp_path / "again.mp4")[1] != salt, "every clip has its own salt"
+    tag = cliprecord.read_tag(safe).encode()
+    for byte in (b"A" if tag[99:100] != b"A" else b"B", b"-", b"\xff"):  # another letter, none of base64's, no text
+        broken.write_bytes(safe.read_bytes().replace(tag, tag[:99] + byte + tag[100:]))
+        with pytest.raises(RecordError, match="broken.mp4: its record is damaged"):
+            video.restore_video(model, broken, tmp_path / "c.mp4", "pw")
+    assert names(tmp_path) == ["a.mp4", "again.mp4", "b.mp4", "broken.mp4"]
 
 
 def test_a_record_that_is_too_large_lies_beside_and_without_it_pixels_are_inverted(model, tmp_path, film, monkeypatch):
@@ -497,8 +557,11 @@ def test_a_record_that_is_too_large_lies_beside_and_without_it_pixels_are_invert
     assert any("b.mp4.riddle" in n for n in report.notes)
     assert not cliprecord.read_tag(safe) and bulk.inspect(safe)["where"] == "sidecar"
     told = bulk.inspect(sidecar)
-    assert told["frames"] == 8 and told["record_bytes"] == sidecar.stat().st_size and len(told["faces"]) == 1
+    assert told["record_bytes"] == sidecar.stat().st_size and not {"frames", "faces"} & set(told), "it is sealed"
     assert video.restore_video(model, safe, tmp_path / "c.mp4", "pw").how == "codes"
+    sidecar.write_bytes(sidecar.read_bytes()[:-1])
+    with pytest.raises(RecordError, match="b.mp4.riddle: its record is damaged"):
+        video.restore_video(model, safe, tmp_path / "c.mp4", "pw")
     sidecar.unlink()
     assert bulk.inspect(safe) == {"file": str(safe), "protected": False}
     bare = video.restore_video(model, source, tmp_path / "d.mp4", "pw")  # its markers are whole
@@ -543,8 +606,15 @@ def record():
     return ClipRecord("smoke", "a" * 64, (60, 50), 2, np.arange(8) / 10, tracks, places, codes)
 
 
+SECRET, SALT = bytes(32), bytes(16)
+
+
+def reopened(record):
+    return ClipRecord.open(record.seal(SECRET, SALT), SECRET, "x.mp4")
+
+
 def test_a_record_comes_back_as_it_was_written(record):
-    again = ClipRecord.from_bytes(record.to_bytes(), "x.mp4")
+    again = reopened(record)
     assert (again.preset, again.weights, again.size, again.every) == ("smoke", "a" * 64, (60, 50), 2)
     assert all(np.array_equal(getattr(again, k), getattr(record, k)) for k in ("times", "tracks", "places", "codes"))
     assert [record.frame(t) for t in (0, 0.3, 0.301, 0.35, 2)] == [0, 3, 3, None, None]
@@ -555,33 +625,43 @@ def test_a_record_comes_back_as_it_was_written(record):
     assert np.array_equal(again.faces(6)[0][1], record.places[8])
 
 
-def test_a_damaged_record_is_refused_or_says_the_same(record):
-    data, rng = record.to_bytes(), np.random.default_rng(1)
+def test_damaged_content_is_refused_or_says_the_same(record):
+    data, rng, known = record.to_bytes(), np.random.default_rng(1), ("x.mp4", "smoke", "a" * 64, (60, 50))
     for at in [*range(12), *rng.integers(12, len(data), 150).tolist()]:
         broken = bytearray(data)
         broken[at] ^= int(rng.integers(1, 256))
         try:
-            again = ClipRecord.from_bytes(bytes(broken), "x.mp4")
+            again = ClipRecord.from_bytes(bytes(broken), *known)
         except RecordError as e:
             assert "x.mp4: its record is" in str(e)
         else:  # a byte that no reader needs, such as a date
             assert again.to_bytes() == data
     for length in [0, 5, 11, 60, *rng.integers(0, len(data), 40).tolist()]:
         with pytest.raises(RecordError, match="x.mp4: its record is damaged"):
-            ClipRecord.from_bytes(data[:length], "x.mp4")
+            ClipRecord.from_bytes(data[:length], *known)
 
 
-def test_a_record_of_another_version_or_of_too_much_is_refused(record, monkeypatch):
-    with pytest.raises(RecordError, match=r"older version.*riddle 0\.2"):
-        ClipRecord.from_bytes(b"RIDCLP\x02\0", "x.mp4")
-    large = replace(record, codes=torch.zeros(8, 64, 4096)).to_bytes()
+def test_a_damaged_older_or_newer_record_is_refused(record, tmp_path):
+    data, rng, beside = record.seal(SECRET, SALT).data, np.random.default_rng(1), tmp_path / "x.mp4.riddle"
+    refused = {data[:n]: "is damaged" for n in [5, 11, 60, *rng.integers(0, len(data), 40).tolist()]}
+    for at in [*range(6), *rng.integers(8, len(data), 150).tolist()]:
+        refused[data[:at] + bytes([data[at] ^ int(rng.integers(1, 256))]) + data[at + 1 :]] = "is damaged"
+    refused |= {
+        b"RIDCLP\x02\0": r"an older riddle \(record version 2, preset unknown\); open it with riddle 0.2",
+        record.to_bytes(): r"an older riddle \(record version 3, preset unknown\); open it with riddle 0.3",
+        data[:6] + b"\3" + data[7:]: r"an older riddle \(record version 3, preset smoke\); open it with riddle 0.3",
+        data[:6] + b"\5" + data[7:]: "of version 5, this program reads version 4; update riddle",
+    }
+    for stored, cause in refused.items():
+        beside.write_bytes(stored)
+        with pytest.raises(RecordError, match=f"x.mp4.riddle: .*{cause}"):
+            cliprecord.read(beside)
+
+
+def test_a_record_of_too_much_is_refused(record, monkeypatch):
     monkeypatch.setattr(cliprecord, "MAX_RECORD", 1 << 20)
     with pytest.raises(RecordError, match="larger than 1 MB"):
-        ClipRecord.from_bytes(large, "x.mp4")
-    data = record.to_bytes()
-    monkeypatch.setattr(cliprecord, "VERSION", 2)
-    with pytest.raises(RecordError, match="of version 3, this program reads version 2; update riddle"):
-        ClipRecord.from_bytes(data, "x.mp4")
+        reopened(replace(record, codes=torch.zeros(8, 64, 4096)))
 
 
 @pytest.mark.parametrize(
@@ -600,7 +680,7 @@ def test_a_record_of_another_version_or_of_too_much_is_refused(record, monkeypat
 )
 def test_a_record_that_is_whole_and_hostile_is_refused(record, change, cause):
     with pytest.raises(RecordError, match=cause):
-        ClipRecord.from_bytes(replace(record, **change).to_bytes(), "x.mp4")
+        reopened(replace(record, **change))
 
 
 def test_places_are_bounded_and_their_matrices_are_squares():

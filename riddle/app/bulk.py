@@ -19,6 +19,7 @@ from PIL import Image
 
 from riddle.images import ENDINGS, FORMATS, WRITTEN, kind_of
 from riddle.record import SIDECAR, read_picture, read_sidecar
+from riddle.seal import VERSION
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def run(jobs: Iterable[Job], work: Callable[[Job], Any], verb: str, force: bool 
             if job.target.exists() and not force:
                 if verb == "protect" and not _is_protected(job.target):
                     remedy = "name another result, or --force overwrites it"
-                    raise ValueError(f"{job.target} is there and is not a protected file; {remedy}")
+                    raise ValueError(f"{job.target} is there and carries no record of a protected file; {remedy}")
                 older = job.source.exists() and job.target.stat().st_mtime < job.source.stat().st_mtime
                 status = "there"
                 reason = f"there already{', older than its source' if older else ''}; --force makes it anew"
@@ -163,20 +164,18 @@ def summary(outcomes: Iterable[dict[str, Any]]) -> dict[str, int]:
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """What a protected photo or clip, or a sidecar of either, carries; no passphrase needed.
+    """What everybody can read of a protected photo or clip, or of a sidecar of either.
 
-    Keys: file, protected; where it is: where ("metadata" or "sidecar"), version, preset, weights, size, faces (boxes
-    in pixels), salt ("public" or "random"), originals, record_bytes; of a clip frames; of a photo picture_size, [width,
-    height] of the picture itself, null for a sidecar: other than size where it was scaled or cropped since. Raises
-    PhotoError for what is neither or is damaged, RecordError for a damaged record.
+    Keys: file, protected; where it is: where ("metadata" or "sidecar"), version, preset, weights, size, record_bytes;
+    of a photo picture_size, [width, height] of the picture itself, null for a sidecar: other than size where it was
+    scaled or cropped since. Raises PhotoError for what is neither or is damaged, RecordError for a damaged record.
     """
     path = Path(path)
-    sidecar = path.suffix == SIDECAR
+    sidecar, own = path.suffix == SIDECAR, {}
     if Path(path.stem if sidecar else path).suffix.lower() in CLIPS.known:
         from riddle.app import cliprecord  # only clips need PyAV
 
         record, where = cliprecord.read(path)
-        own = {"frames": len(record.times)} if record else {}
     elif sidecar:
         record, where, own = read_sidecar(path), "sidecar", {"picture_size": None}
     else:
@@ -185,10 +184,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if record is None:
         return {"file": str(path), "protected": False}
     return {
-        "file": str(path), "protected": True, "where": where, "version": record.version, "preset": record.preset,
-        "weights": record.weights, "size": list(record.size), "faces": record.boxes(),
-        "salt": "public" if record.salt is None else "random", "originals": bool(record.originals),
-        "record_bytes": len(record.to_bytes()), **own,
+        "file": str(path), "protected": True, "where": where, "version": VERSION, "preset": record.preset,
+        "weights": record.weights, "size": list(record.size), "record_bytes": len(record.data), **own,
     }  # fmt: skip
 
 
@@ -224,10 +221,7 @@ def carries(found: dict[str, Any]) -> list[str]:
     if "error" in found:
         return [f"FAILED  {found['error']}"]
     if not found["protected"]:
-        return [f"{found['file']}: carries no record; never protected, or its metadata were stripped on the way"]
-    public = "public: the passphrase alone opens it, even without this record"
-    random = "random, kept here: without this record it cannot be opened"
-    sealed = "sealed inside: with the passphrase the exact pixels come back"
+        return [f"{found['file']}: carries no record: never protected, or without one, or it was stripped on the way"]
     now = found.get("picture_size") or found["size"]
     changed = "" if now == found["size"] else f"; the file has {now[0]} x {now[1]} now, so it cannot be restored"
     return [
@@ -235,9 +229,7 @@ def carries(found: dict[str, Any]) -> list[str]:
         f"    record     version {found['version']}, {found['record_bytes']:,} bytes, in its {found['where']}",
         f"    model      preset {found['preset']}, generator and encryptor {found['weights'][:12]}",
         f"    picture    {found['size'][0]} x {found['size'][1]} px{changed}",
-        f"    faces      {len(found['faces'])}, at {'; '.join(map(_corners, found['faces']))}",
-        f"    salt       {public if found['salt'] == 'public' else random}",
-        f"    originals  {sealed if found['originals'] else 'not inside: what comes back is the inverted face'}",
+        "    faces      sealed: how many, where and whose they are, only the passphrase says",
     ]
 
 

@@ -159,9 +159,8 @@ def takes(shared: type) -> Callable[[Callable], Callable]:
 
 # Photos and clips
 
-SALT = """public: the passphrase alone opens even a bare picture; random: harder to guess, but a file that loses its
-metadata is lost"""
-KEEP = "seal the faces' own pixels inside (random salt): exact, but whoever has the file can test a guess"
+KEEP = "seal the faces' own pixels inside: the right passphrase brings them back exactly"
+BARE = "leave nothing but pixels: restoring then rarely brings the people back"
 
 
 @app.command(epilog=PASSPHRASE + CODES)
@@ -169,9 +168,9 @@ KEEP = "seal the faces' own pixels inside (random salt): exact, but whoever has 
 def protect(
     files: Photos,
     strict: Strict = False,
-    salt: Annotated[Literal["public", "random"], Option(help=SALT)] = "public",
     keep_original: Annotated[bool, Option("--keep-original", help=KEEP)] = False,
     sidecar: Annotated[bool, Option("--sidecar", help="write what restoring needs to RESULT.riddle")] = False,
+    no_record: Annotated[bool, Option("--no-record", help=BARE)] = False,
 ) -> Exit:
     """Replace every face in photos.
 
@@ -184,7 +183,9 @@ def protect(
     """
     from riddle.app import bulk, photos
 
-    options = {"salt": salt, "keep_original": keep_original, "strict": strict, "sidecar": sidecar}
+    if no_record and (keep_original or sidecar):
+        raise ValueError("--keep-original and --sidecar need the record; leave out --no-record")
+    options = {"keep_original": keep_original, "strict": strict, "sidecar": sidecar, "record": not no_record}
     return _run("protect", files, bulk.PHOTOS, partial(photos.protect_file, quality=files.quality, **options), strict)
 
 

@@ -1,10 +1,10 @@
 """What a protected clip carries: where each face is in each frame, and its encrypted codes.
 
-The record is a numpy .npz file: in base64 in the tag `riddle` of the clip's metadata or, with more than MAX_INSIDE
-bytes, as the file `clip.mp4.riddle` beside the clip. Its arrays:
+The sealed record (riddle.seal) is in base64 in the tag `riddle` of the clip's metadata or, with more than MAX_INSIDE
+bytes, the file `clip.mp4.riddle` beside the clip. Its size is that of the upright frames. Its content is a numpy .npz
+file of these arrays:
 
-    header   JSON: version, 3; preset; weights, sha256 of generator and encryptor; size of the upright frames, [w, h];
-             every, the frames from one code to the next
+    every    int64, the frames from one code to the next
     times    (N,) float64, each frame's, in seconds since the first
     tracks   (T, 3) int64: a face's number, its first frame, the count of its frames, which are consecutive
     places   (M, 4) float32, face by face, a row a frame: centre x and y of the face's square, and the vector of its
@@ -18,7 +18,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +29,9 @@ import torch
 from riddle.app.clip import TAG, open_clip
 from riddle.faces import blending
 from riddle.images import read_file
-from riddle.record import AGAIN, SIDECAR, Record, RecordError, sidecar_path
+from riddle.record import SIDECAR, sidecar_path
+from riddle.seal import AGAIN, RecordError, Sealed, seal
 
-VERSION = 3  # 2 was a format of riddle 0.2's own
 MAX_INSIDE, MAX_RECORD = 4 << 20, 2 << 30  # bytes in the metadata; unpacked
 MAX_EVERY, MAX_SIDE = 1 << 10, 1 << 20
 APART = 0.002  # s by which a frame's time may differ from the record's: Matroska rounds to 0.001
@@ -50,9 +49,6 @@ class ClipRecord:
     tracks: np.ndarray
     places: np.ndarray
     codes: torch.Tensor  # in z; float32, exact in float16
-
-    must_fit = Record.must_fit  # a photo's record has the same fields to compare
-    version, salt, originals = VERSION, None, ()
 
     def boxes(self) -> list[list[int]]:
         """Where each face's square lies in its first frame: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
@@ -77,38 +73,41 @@ class ClipRecord:
 
     def to_bytes(self) -> bytes:
         """The .npz file."""
-        header = {"version": VERSION} | {name: getattr(self, name) for name in ("preset", "weights", "size", "every")}
         out = io.BytesIO()
         np.savez_compressed(
-            out, header=np.array(json.dumps(header)), times=self.times, tracks=self.tracks, places=self.places,
+            out, every=self.every, times=self.times, tracks=self.tracks, places=self.places,
             codes=self.codes.numpy().astype("<f2"),
         )  # fmt: skip
         return out.getvalue()
 
+    def seal(self, secret: bytes, salt: bytes) -> Sealed:
+        """The record as a clip carries it; secret: 32 bytes, of the passphrase under `salt`."""
+        return seal(self.to_bytes(), secret, "clip", self.preset, self.weights, self.size, salt)
+
     @classmethod
-    def from_bytes(cls, data: bytes, name: str | Path) -> ClipRecord:
-        """The content of a .npz file. Raises RecordError, with the clip's name, when it is damaged, too large, too old
-        or too new."""
-        if data.startswith(b"RIDCLP"):
-            raise RecordError(name, "it was protected by an older version, 0.2", "restore it with riddle 0.2")
+    def open(cls, sealed: Sealed, secret: bytes, name: str | Path) -> ClipRecord | None:
+        """The record within; None with the secret of another passphrase. Raises RecordError as `from_bytes` does."""
+        content = sealed.open(secret)
+        return None if content is None else cls.from_bytes(content, name, sealed.preset, sealed.weights, sealed.size)
+
+    @classmethod
+    def from_bytes(
+        cls, content: bytes, name: str | Path, preset: str, weights: str, size: tuple[int, int]
+    ) -> ClipRecord:
+        """The record in a .npz file. Raises RecordError, with the clip's name, when it is damaged or too large."""
         try:
-            with zipfile.ZipFile(io.BytesIO(data)) as file:
+            with zipfile.ZipFile(io.BytesIO(content)) as file:
                 if sum(member.file_size for member in file.infolist()) > MAX_RECORD:
                     raise ValueError(f"it is larger than {MAX_RECORD >> 20} MB")
-            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-                header = json.loads(str(stored["header"]))
-                if header["version"] > VERSION:
-                    cause = f"its record is of version {header['version']}, this program reads version {VERSION}"
-                    raise RecordError(name, cause, "update riddle")
+            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
                 arrays = {k: stored[k].astype(t, casting="safe") for k, t in
                           (("times", "f8"), ("tracks", "i8"), ("places", "f4"), ("codes", "f4"))}  # fmt: skip
+                every = int(stored["every"])
             arrays["codes"] = torch.from_numpy(arrays["codes"])
-            record = cls(header["preset"], header["weights"], tuple(header["size"]), header["every"], **arrays)
+            record = cls(preset, weights, size, every, **arrays)
             record._check()
             return record
-        except RecordError:
-            raise
-        except Exception as e:  # numpy, zipfile and json raise whatever they stumble upon in damaged bytes
+        except Exception as e:  # numpy and zipfile raise whatever they stumble upon in damaged bytes
             raise RecordError(name, f"its record is damaged ({e})", AGAIN) from e
 
     @np.errstate(all="ignore")
@@ -119,8 +118,6 @@ class ClipRecord:
             if not holds:
                 raise ValueError(otherwise)
 
-        names = isinstance(self.preset, str) and len(self.preset) <= 64 and len(self.weights) == 64
-        must(names, "preset or weights are no names")
         numbers = [(v, MAX_SIDE) for v in self.size] + [(self.every, MAX_EVERY)]
         small = len(numbers) == 3 and all(type(v) is int and 0 < v <= most for v, most in numbers)
         must(small, "size or steps are no numbers of a clip")
@@ -173,8 +170,8 @@ def read_tag(path: str | Path) -> str:
         return next((value for key, value in container.metadata.items() if key.lower() == TAG), "")
 
 
-def read(path: str | Path) -> tuple[ClipRecord | None, str]:
-    """A record and where it is: "metadata" or "sidecar"; None and "" without one. path: a clip, or a sidecar.
+def read(path: str | Path) -> tuple[Sealed | None, str]:
+    """A sealed record and where it is: "metadata" or "sidecar"; None and "" without one. path: a clip, or a sidecar.
 
     Raises PhotoError when the clip cannot be read, RecordError when what it carries is no record.
     """
@@ -182,10 +179,10 @@ def read(path: str | Path) -> tuple[ClipRecord | None, str]:
     if beside.suffix != SIDECAR:
         if text := read_tag(path):
             try:
-                return ClipRecord.from_bytes(base64.b64decode(text.encode(), validate=True), path), "metadata"
+                return Sealed.from_bytes(base64.b64decode(text.encode(), validate=True), path, "clip"), "metadata"
             except binascii.Error as e:
                 raise RecordError(path, f"its record is damaged ({e})", AGAIN) from e
         beside = sidecar_path(path)
         if not beside.is_file():
             return None, ""
-    return ClipRecord.from_bytes(read_file(beside, MAX_RECORD), path), "sidecar"
+    return Sealed.from_bytes(read_file(beside, MAX_RECORD), beside, "clip"), "sidecar"

@@ -7,42 +7,25 @@
 A face that was found and not protected stands in the report as skipped, with the reason; `strict` refuses such a photo.
 A target is written whole, after everything else succeeded, or not at all.
 
-A record (riddle.record) may also carry the original pixels, sealed. A sealed original is
-
-    12  nonce
-    .   AES-256-GCM of: x, y of its corner in the photo (two little-endian u32), then a PNG of the pixels;
-        the authenticated data are the salt and the face's number (u32)
-
-under the key HKDF-SHA256(Argon2id(passphrase, the file's random salt), info="riddle original v1"). The passphrase's
-password comes from the same Argon2id key through SHAKE-256, so the two share no bytes and cost one derivation. Sealing
-tells whoever has the file whether a guessed passphrase is right, which encrypted codes alone do not say.
+With `keep_original` the sealed record (riddle.record) also carries the faces' own pixels.
 """
 
 from __future__ import annotations
 
 import io
-import secrets
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from PIL import Image
 
-from riddle import passwords
 from riddle.faces import alignment
 from riddle.faces.detection import SMALLEST, Face, doubtful, find_all
 from riddle.images import PhotoError, Picture, open_picture, picture_format
 from riddle.pipeline import Riddle
 from riddle.record import Record, read_picture, save_picture, sidecar_path
 
-Crop = tuple[tuple[int, int], Image.Image]  # corner x, y in the photo; pixels
-_NONCE, _CORNER = 12, struct.Struct("<II")
 INSIDE = 0.4  # share of a framed face that must lie in the photo
 MOST = 5  # faces named in one message
 PROFILE = 0.4  # distance of the eyes, in distances of eyes and mouth: about 1 from the front, 0.4 turned by 66 degrees
@@ -50,13 +33,10 @@ AGAIN = (
     "the photo had been protected before: restoring this file gives the strangers of that time; protect the original"
     " instead, or keep the file that was protected first"
 )
-INVERTED = (
-    "the photo carries no record: its faces were found and inverted again, which is less exact, and fails if it was"
-    " protected with a random salt"
-)
-SEALED = (
-    "the originals sealed inside do not open: the passphrase is another one than that of protecting, or the file was"
-    " changed; what is shown comes from the codes"
+INVERTED = "the photo carries no record: its faces were found and inverted again, which rarely brings the people back"
+NOT_OPENED = (
+    "the record does not open: the passphrase is another one than that of protecting, or the file was changed; what is"
+    " shown are strangers"
 )
 
 
@@ -133,35 +113,35 @@ def protect_file(
     target: str | Path,
     passphrase: str,
     *,
-    salt: str = "public",
     keep_original: bool = False,
     strict: bool = False,
+    record: bool = True,
     sidecar: bool = False,
     quality: int = 95,
 ) -> FileReport:
     """Write a photo in which every face that can be is an encrypted one.
 
-    target: .png, .jpg or .webp; salt: "public", so that the passphrase alone opens even a bare picture, or "random",
-    kept in the file; keep_original: the original pixels of the faces go along, sealed (random salt); strict: refuse
-    a photo with a face that cannot be protected; sidecar: the record in `target`.riddle, the picture bare; quality:
-    1 to 100, of JPEG and WebP.
+    target: .png, .jpg or .webp; keep_original: the original pixels of the faces go along in the record; strict: refuse
+    a photo with a face that cannot be protected; record: False leaves nothing but pixels; sidecar: the record in
+    `target`.riddle, the picture bare; quality: 1 to 100, of JPEG and WebP.
     Raises PhotoError for a photo that cannot be read, for what `refuse` names, and for a target that cannot be
-    written; ValueError for a bad passphrase.
+    written; ValueError for a bad passphrase, and for an option that needs the record that is not wanted.
     """
     source, target = Path(source), Path(target)
     picture_format(target)  # an ending that is not written is refused before any work
-    own_salt = passwords.random_salt() if salt == "random" or keep_original else None
-    key = passwords.derive_key(passphrase, model.preset.name, own_salt)
+    if not record and (keep_original or sidecar):
+        raise ValueError("originals and a sidecar are parts of the record: leave out --no-record")
     picture = open_picture(source)
     faces, reports = _sorted_out(model, picture, "protected")
     refuse(source, reports, strict)
-    protected = model.protect(picture.rgb, model.from_key(key), faces=faces, salt=own_salt)
-    record, notes = protected.record, list(picture.notes)
+    protected, notes = model.protect(picture.rgb, passphrase, faces=faces, record=record), list(picture.notes)
     if keep_original:
-        crops = [((x1, y1), picture.rgb.crop((x1, y1, x2, y2))) for x1, y1, x2, y2 in record.boxes()]
-        record = replace(record, originals=seal(crops, key, own_salt))
+        crops = [_png(picture.rgb.crop(corners)) for corners in protected.record.boxes()]
+        protected = replace(protected, record=replace(protected.record, originals=tuple(crops)))
     image = picture.with_pixels(protected.image)
-    save_picture(image, target, record, sidecar, profile=picture.profile, quality=quality)
+    save_picture(image, target, protected.sealed, sidecar, profile=picture.profile, quality=quality)
+    if not record:
+        sidecar_path(target).unlink(missing_ok=True)  # of an earlier result of this name
     if sidecar:
         notes.append(f"the record lies in {sidecar_path(target)}")
     if b"riddle:record" in picture.xmp or sidecar_path(source).is_file():
@@ -180,73 +160,40 @@ def restore_file(
 ) -> FileReport:
     """Write a protected photo with its faces decrypted; a wrong passphrase gives other faces, not an error.
 
-    `how` of the report: "original", the sealed pixels themselves; "codes", from the record's codes; "inversion",
-    the faces found and inverted again, less exact, where the photo has no record. sidecar: default `source`.riddle
-    where there is one. Raises PhotoError; RecordError, a PhotoError, for a record that is damaged or of another model.
+    `how` of the report: "original", the pixels that the record keeps; "codes", from the record's codes; "inversion",
+    the faces found and inverted again, where the photo has no record or it does not open. sidecar: default
+    `source`.riddle where there is one. Raises PhotoError; RecordError, a PhotoError, for a record that is damaged, of
+    another model, or of another photo.
     """
     source, target = Path(source), Path(target)
     lossless = picture_format(target) == "PNG"
-    picture, record, _ = read_picture(source, sidecar)
-    key = passwords.derive_key(passphrase, model.preset.name, record and record.salt)
-    notes, faces, originals = list(picture.notes), None, None
+    picture, sealed, _ = read_picture(source, sidecar)
+    notes, faces, record = list(picture.notes), None, None
+    if sealed is not None:
+        record = Record.open(sealed, model.secret(passphrase, sealed.salt), source)
+        exact = record is not None and record.originals  # pixels outlive the weights
+        sealed.must_fit(model.preset, sealed.weights if exact else model.weights_hash, picture.rgb.size, source)
     if record is None:
         faces, reports = _sorted_out(model, picture, "restored")
         refuse(source, reports)
-        notes.append(INVERTED)
+        notes.append(NOT_OPENED if sealed else INVERTED)
     else:
+        record.must_fit(model.preset, picture.rgb, source)
         reports = [FaceReport(tuple(box), "restored") for box in record.boxes()]
-        originals = unseal(record, key, str(source))
-    if originals is not None:
-        if picture.rgb.size != record.size:
-            cause = "it is {} x {} px, but its record is of {} x {}".format(*picture.rgb.size, *record.size)
-            raise PhotoError(source, cause, "restore the file as it was saved")
+    if record is not None and record.originals:
         rgb, how = picture.rgb.copy(), "original"
-        for corner, pixels in originals:
-            rgb.paste(pixels, corner)
+        for (x1, y1, *_), png in zip(record.boxes(), record.originals, strict=True):
+            rgb.paste(open_picture(png, str(source)).rgb, (x1, y1))
         if not lossless:
             notes.append(f"{target.suffix} compresses the original pixels again; restore to .png for the exact ones")
     else:
-        if record is not None:
-            record.must_fit(model.preset, model.weights_hash, picture.rgb.size, str(source))
-            notes += [SEALED] if record.originals else []
-        restored = model.restore(picture.rgb, model.from_key(key), record=record, faces=faces)
+        restored = model.restore(picture.rgb, passphrase, record=sealed, faces=faces)
         rgb, how = restored.image, restored.source
     save_picture(picture.with_pixels(rgb), target, profile=picture.profile, quality=quality)
     return FileReport(source, target, reports, how, notes)
 
 
-# Sealed originals
-
-
-def _cipher(key: bytes) -> AESGCM:
-    return AESGCM(HKDF(SHA256(), 32, salt=None, info=b"riddle original v1").derive(key))
-
-
-def seal(crops: list[Crop], key: bytes, salt: bytes) -> tuple[bytes, ...]:
-    """Seal crops; key: of the passphrase, 32 bytes; salt: the file's, 16 bytes."""
-    cipher, sealed = _cipher(key), []
-    for number, (corner, pixels) in enumerate(crops):
-        out = io.BytesIO()
-        pixels.save(out, "PNG")
-        nonce, plain = secrets.token_bytes(_NONCE), _CORNER.pack(*corner) + out.getvalue()
-        sealed.append(nonce + cipher.encrypt(nonce, plain, salt + struct.pack("<I", number)))
-    return tuple(sealed)
-
-
-def unseal(record: Record, key: bytes, name: str = "the picture") -> list[Crop] | None:
-    """The original crops; None with a wrong key, or where the record has none.
-
-    Raises PhotoError for a sealed crop that is authentic and yet no picture.
-    """
-    if not record.originals or record.salt is None:
-        return None
-    cipher, crops = _cipher(key), []
-    for number, sealed in enumerate(record.originals):
-        try:
-            plain = cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], record.salt + struct.pack("<I", number))
-        except (InvalidTag, ValueError):
-            return None
-        if len(plain) < _CORNER.size:
-            raise PhotoError(name, "a sealed original is empty", "protect the photo again")
-        crops.append((_CORNER.unpack_from(plain), open_picture(plain[_CORNER.size :], name).rgb))
-    return crops
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()

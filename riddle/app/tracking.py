@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -268,14 +268,8 @@ def _cover(tracks: list[Track], hold: int) -> None:
             face.end += 1
 
 
-def record_of(
-    times: np.ndarray, tracks: list[Track], clip: Clip, model: Riddle, change: Callable[[torch.Tensor], torch.Tensor]
-) -> ClipRecord:
-    """The record of what `survey` returned: each face's places and codes, smoothed over time.
-
-    change: encrypts or decrypts codes (N, L, D). Places are kept in float32 and codes as float16 has them in z, so that
-    what is drawn is what the record holds.
-    """
+def record_of(times: np.ndarray, tracks: list[Track], clip: Clip, model: Riddle) -> ClipRecord:
+    """The record of what `survey` returned, not encrypted: each face's places and codes, smoothed over time."""
     step, sigma = frames_of(STEP, clip.rate), max(SIGMA, 1 / float(clip.rate))
     shape, rows = (model.preset.n_latent, model.preset.style_dim), []
     places, codes = [np.empty((0, 4), np.float32)], [torch.empty(0, *shape)]
@@ -286,7 +280,7 @@ def record_of(
             places.append(bounded(smoothed(times[covered], face.place_in(covered), sigma), *clip.upright_size))
             k = face.begin // step + np.arange(code_count(face.begin, len(covered), step))
             w = torch.from_numpy(_steadied(face, k)).view(-1, *shape)
-            codes += [model.generator.codes.to_record(change(part)).cpu() for part in w.split(128)]
+            codes.append(model.generator.codes.to_record(w.to(model.device)).cpu())
     return ClipRecord(
         model.preset.name, model.weights_hash, clip.upright_size, step, times,
         np.array(rows, np.int64).reshape(-1, 3), np.concatenate(places), torch.cat(codes),

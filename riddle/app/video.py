@@ -17,7 +17,6 @@ import base64
 import hashlib
 import json
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -33,21 +32,21 @@ from PIL import Image
 from riddle import passwords
 from riddle.app import cliprecord, tracking
 from riddle.app.clip import ENCODERS, Clip, Frame, encoder_for, frames, join, probe, write_segment
-from riddle.app.cliprecord import ClipRecord, matrix
-from riddle.app.photos import FaceReport, FileReport, refuse
-from riddle.app.tracking import Embedder, Track, follow, frames_of, overlap, record_of, survey
+from riddle.app.cliprecord import ClipRecord, code_count, matrix
+from riddle.app.photos import NOT_OPENED, FaceReport, FileReport, refuse
+from riddle.app.steadiness import Values, measure
+from riddle.app.tracking import Embedder, Track, frames_of, record_of, survey
 from riddle.faces import blending
 from riddle.files import replace_file, sha256, write_text
 from riddle.images import PhotoError, write_file
+from riddle.models.codes import lit
 from riddle.pipeline import Riddle
 from riddle.progress import track
-from riddle.record import AGAIN, RecordError, sidecar_path
+from riddle.record import sidecar_path
+from riddle.seal import AGAIN, VERSION, RecordError, Sealed
 
 SEGMENT = 4.0  # s of a segment
-NO_RECORD = (
-    "the clip carries no record: its faces were found and inverted again, which is less exact than by the record"
-)
-Values = dict[str, float | None]
+NO_RECORD = "the clip carries no record: its faces were found and inverted again, which rarely brings the people back"
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,9 @@ def restore_video(
 ) -> FileReport:
     """Write a protected clip with its faces decrypted; a wrong passphrase gives other faces, not an error.
 
-    The faces come from the clip's record, its own or that in `source`.riddle; where it has none they are found and
-    inverted again. Otherwise as `protect_video`; raises RecordError, a PhotoError, for a record that is damaged or of
-    another model or clip.
+    The faces come from the clip's record, its own or that in `source`.riddle; where it has none, or it does not open,
+    they are found and inverted again. Otherwise as `protect_video`; raises RecordError, a PhotoError, for a record that
+    is damaged or of another model or clip.
     """
     return _work(model, Path(source), Path(target), passphrase, "restored", False, resume)
 
@@ -100,18 +99,26 @@ def _work(
 ) -> FileReport:
     """Protect or restore a clip; done: "protected" or "restored"."""
     codec, clip, embedder = encoder_for(target), probe(source), Embedder()
-    change = partial(model.encrypt, key=model.password(passphrase))  # codes (N, L, D); decrypts, too
     notes = [f"identity was not measured: {tracking.RECOGNISER} {embedder.absent}"] if embedder.absent else []
-    carried = cliprecord.read(source)[0] if done == "restored" else None
-    settings = _settings(model, clip, codec, done, carried)
+    sealed = cliprecord.read(source)[0] if done == "restored" else None
+    settings = _settings(model, clip, codec, done, sealed)
     mark = passwords.derive_key(passphrase, model.preset.name, settings).hex()  # of no use elsewhere: a salt of its own
     with work_folder(target, mark, resume) as work:
+        salt = sealed.salt if sealed else _salt(work) if done == "protected" else None
+        secret = model.secret(passphrase, salt)
+        keys = partial(model.keys, passphrase, secret, salt)
+        carried = None
+        if sealed is not None:
+            sealed.must_fit(model.preset, model.weights_hash, clip.upright_size, str(source))
+            carried = ClipRecord.open(sealed, secret, source)
         if carried is None:
-            record, faces, found = _surveyed(model, clip, embedder, change, done, strict, work)
-            notes += found if done == "protected" else [*found, NO_RECORD]
+            record, faces, found = _surveyed(model, clip, embedder, keys, done, strict, work)
+            notes += found if done == "protected" else [*found, NOT_OPENED if sealed else NO_RECORD]
         else:
-            carried.must_fit(model.preset, model.weights_hash, clip.upright_size, str(source))
-            faces, record = _faces(carried, done), _decrypted(model, carried, change)
+            faces, record = _faces(carried, done), changed(model, carried, keys)
+        data = record.seal(secret, salt).data if done == "protected" else b""
+        if done == "protected":  # painted in the light of the faces behind them
+            record = replace(record, codes=lit(record.codes, changed(model, record, keys).codes))
         segments, missed, count = _paint(model, clip, record, codec, target.suffix.lower(), work)
         if missed and carried is None:  # the record is of this very clip
             raise PhotoError(source, "it changed while it was read", "wait until it is complete")
@@ -119,7 +126,7 @@ def _work(
             raise RecordError(source, "its frames are not those that its record tells of", AGAIN)
         if missed:
             notes.append(f"{missed} of {count} frames are not in its record: left as they were")
-        result, data = segments[0].with_stem("result"), record.to_bytes() if done == "protected" else b""
+        result = segments[0].with_stem("result")
         inside = len(data) <= cliprecord.MAX_INSIDE
         notes += join(result, clip, segments, base64.b64encode(data).decode() if inside else "")
         measures = measure(model, {"source": clip, "target": probe(result)}, record, embedder)
@@ -133,17 +140,25 @@ def _work(
     return FileReport(source, target, faces, how, [*clip.notes, *notes, f"pictures encoded by {codec}"])
 
 
-def _settings(model: Riddle, clip: Clip, codec: str, done: str, record: ClipRecord | None) -> bytes:
+def _settings(model: Riddle, clip: Clip, codec: str, done: str, sealed: Sealed | None) -> bytes:
     """16 bytes that differ with all that the work folder's content depends on, but the passphrase."""
     settings = {
         "done": done, "source": sha256(clip.path),
-        "record": hashlib.sha256(record.to_bytes() if record else b"").hexdigest(),
+        "record": hashlib.sha256(sealed.data if sealed else b"").hexdigest(),
         "preset": model.preset.name, "weights": model.weights_hash, "mask": model.mask,
         "detector": getattr(model.detector, "name", type(model.detector).__name__),
         "pace": [*tracking.PACE, SEGMENT], "encoder": codec, "options": ENCODERS[codec],
-        "av": av.__version__, "version": cliprecord.VERSION,
+        "av": av.__version__, "version": VERSION,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()[: passwords.SALT_BYTES]
+
+
+def _salt(work: Path) -> bytes:
+    """The salt of a clip that is being protected: a random one, the same after an interruption."""
+    file = work / "salt"
+    if not file.exists():
+        write_file(file, passwords.random_salt())
+    return file.read_bytes()
 
 
 @contextmanager
@@ -151,7 +166,8 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
     """The folder in which a clip is worked off, `.NAME.riddle-work` beside the target, for its owner only.
 
     mark            the text given, which differs with the passphrase and all else that the folder's content depends on
-    faces.json      what the first reading found; record.npz, the places and codes that are painted
+    salt            of a clip that is being protected
+    faces.json      what the first reading found; record.npz, the places and the encrypted or decrypted codes
     00000.mp4, ...  the finished segments
 
     With another mark or without `resume` it begins empty. An interruption leaves it; it goes when the clip is done, or
@@ -178,19 +194,23 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
 
 
 def _surveyed(
-    model: Riddle, clip: Clip, embedder: Embedder, change: Callable, done: str, strict: bool, work: Path
+    model: Riddle, clip: Clip, embedder: Embedder, keys: Callable, done: str, strict: bool, work: Path
 ) -> tuple[ClipRecord, list[ClipFace], list[str]]:
     """The record of the clip's faces, what is known of each, and notes: from the work folder or from reading the
     clip."""
     kept, data = work / "faces.json", work / "record.npz"
     if not kept.exists():
         times, tracks = survey(model, clip, embedder)
-        record = record_of(times, tracks, clip, model, change)
+        own = record_of(times, tracks, clip, model)
+        record = changed(model, own, keys)
+        if done == "restored":
+            record = replace(record, codes=lit(record.codes, own.codes))
         faces = _faces(record, done, {face.id: len(face.frames) for face in tracks})
         faces += [_skipped(times, face, clip) for face in tracks if not face.good]
         write_file(data, record.to_bytes())
         write_text(kept, json.dumps({"faces": [asdict(face) for face in faces], "notes": _watch(times, tracks, clip)}))
-    told, record = json.loads(kept.read_text()), ClipRecord.from_bytes(data.read_bytes(), data)
+    about = model.preset.name, model.weights_hash, clip.upright_size
+    told, record = json.loads(kept.read_text()), ClipRecord.from_bytes(data.read_bytes(), data, *about)
     faces = [ClipFace(**face | {"box": tuple(face["box"])}) for face in told["faces"]]
     refuse(clip.path, faces, strict)
     return record, faces, told["notes"]
@@ -230,9 +250,17 @@ def _watch(times: np.ndarray, tracks: list[Track], clip: Clip) -> list[str]:
     ]
 
 
-def _decrypted(model: Riddle, record: ClipRecord, change: Callable) -> ClipRecord:
-    space, parts = model.generator.codes, record.codes.to(model.device).split(128)
-    return replace(record, codes=torch.cat([space.to_gaussian(change(space.to_w(part))).cpu() for part in parts]))
+def changed(model: Riddle, record: ClipRecord, keys: Callable[[int], torch.Tensor]) -> ClipRecord:
+    """A record with its codes encrypted, or decrypted; keys: n -> passwords (1 or n, L, D) of its n faces."""
+    _, first, count = record.tracks.T
+    face = torch.from_numpy(np.repeat(np.arange(len(first)), code_count(first, count, record.every)))
+    if not len(face):
+        return record
+    space, given, codes = model.generator.codes, keys(len(first)).expand(len(first), -1, -1), []
+    for part in torch.arange(len(face)).split(128):
+        w = space.to_w(record.codes[part].to(model.device))
+        codes.append(space.to_record(model.encrypt(w, given[face[part]])).cpu())
+    return replace(record, codes=torch.cat(codes))
 
 
 # Painting
@@ -271,56 +299,3 @@ def paint(model: Riddle, frame: Frame, faces: list[tuple[int, np.ndarray, torch.
     w = model.generator.codes.to_w(torch.stack(codes).to(model.device))
     drawn = model.draw(w, matrices)[1]
     frame.replace(before, np.asarray(model.paste(image, model.crops(image, matrices), drawn, matrices)))
-
-
-# How steady each face stays: the same person in every frame, and where it was a moment ago
-
-
-def measure(
-    model: Riddle, clips: dict[str, Clip], record: ClipRecord, embedder: Embedder
-) -> dict[int, dict[str, Values]]:
-    """What `steadiness` says of each face of a record, by its number, in each clip, by its name: number -> measure ->
-    name -> value."""
-    out: dict[int, dict[str, Values]] = defaultdict(lambda: defaultdict(dict))
-    for name, clip in clips.items():
-        seen: dict[int, list[tuple]] = defaultdict(list)
-        for frame in track(frames(clip), f"measure {name}", len(record.times), "frame", leave=False):
-            if not (found := record.faces(record.frame(frame.since))):
-                continue
-            image, places = Image.fromarray(frame.rgb()), [place for _, place, _ in found]
-            embeddings = np.full((len(found), 1), np.nan)
-            if embedder.recogniser is not None:
-                embeddings = embedder.embed(model.crops(image, matrix(places)))
-            for (number, place, _), embedding in zip(found, embeddings, strict=True):
-                row = frame.n, embedding, _landmarks(model, image, place), float(np.hypot(*place[2:]))
-                seen[number].append(row)
-        for number, rows in seen.items():
-            for what, value in steadiness(*map(np.array, zip(*rows, strict=True))).items():
-                out[number][what][name] = value
-    return out
-
-
-def _landmarks(model: Riddle, image: Image.Image, place: np.ndarray) -> np.ndarray:
-    """The five points (5, 2) of the face at a place, px; NaN where none is found there."""
-    found = {overlap(find.place, place): find.face.points for find in follow(model, image, place)}
-    return found[max(found)] if found and max(found) >= tracking.THERE else np.full((5, 2), np.nan)
-
-
-def steadiness(
-    numbers: np.ndarray, embeddings: np.ndarray, points: np.ndarray, sides: np.ndarray
-) -> dict[str, float | None]:
-    """How steady a face stays from frame to frame.
-
-    numbers: (N,) of its frames; embeddings: (N, E); points: (N, 5, 2) in px, NaN where they were not found; sides: (N,)
-    of the face, px. Returns identity, the cosine of consecutive frames' embeddings; person, the cosine of all with
-    their mean; jitter, the second difference of the points, in sides of the face. None: nothing was measured.
-    """
-    follows = np.diff(numbers) == 1
-    bends = np.hypot(*np.moveaxis(np.diff(points, 2, axis=0), -1, 0)).mean(1) / sides[2:]
-    measured = {
-        "identity": (embeddings[1:] * embeddings[:-1]).sum(1)[follows],
-        "person": np.linalg.norm(embeddings.mean(0, keepdims=True), axis=1),
-        "jitter": bends[follows[1:] & follows[:-1]],
-    }
-    known = {name: values[np.isfinite(values)] for name, values in measured.items()}
-    return {name: round(float(values.mean()), 5) if len(values) else None for name, values in known.items()}

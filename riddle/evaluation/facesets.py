@@ -1,12 +1,13 @@
 """The sets of faces that the tables compare, by name: `photo`, `inverted`, `blur`, `mosaic`, or variant and action.
 
     riddle                    encrypted, each picture by its own random password
+    riddle-lit                encrypted, drawn in the light of the photo as `protect` pastes it
     riddle-wrong              decrypted with a wrong password
     riddle-restored           decrypted with the right one, from the code that was kept
     riddle-png                restored from the encrypted picture: 8 bits a channel, inverted again, decrypted
     riddle-jpeg75             the same after JPEG compression of that quality
     riddle-pasted             the same from the photo: pasted back, detected and cropped again
-                              (these three of `Run.people` only: an inversion takes a second a face)
+                              (these three of `Run.few` only: an inversion takes seconds a face)
     riddle-passwords          ten passwords for each of `Run.people`
     riddle-wrong-passwords    encrypted by their own password, decrypted with ten wrong ones
 
@@ -30,18 +31,19 @@ import riddle
 from riddle.aligned import align
 from riddle.evaluation import recognition
 from riddle.evaluation.baselines import BASELINES
-from riddle.evaluation.rows import PASSWORDS, PEOPLE, PIXELS, RECOGNISERS
+from riddle.evaluation.rows import FEW, PASSWORDS, PEOPLE, PIXELS, RECOGNISERS
 from riddle.evaluation.runs import NotMade, Run, is_current, key_of, need, part_hash, read, save, stage
 from riddle.faces import alignment, detection, recognizers
 from riddle.files import digest
 from riddle.images import jpeg, to_bytes, to_tensor
+from riddle.models.codes import lit
 from riddle.presets import VARIANTS, get
 from riddle.progress import track
 
 BATCH = 64  # faces at a time through a network
 NEAR = 0.35  # of the crop's side: a face found farther from its place in the photo is another one
 PLAIN = ("photo", "inverted", *BASELINES)
-ACTIONS = ("", "wrong", "restored", *PIXELS, "passwords", "wrong-passwords")
+ACTIONS = ("", "lit", "wrong", "restored", *PIXELS, "passwords", "wrong-passwords")
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,9 @@ def faces(run: Run, item: str) -> Path:
     if item == "photo" or item in BASELINES:
         make, setup = _plain, BASELINES[item].label if item in BASELINES else ""
     elif of.action in PIXELS:
-        source, make, setup = faces(run, of.variant), _from_pixels, run.seed
+        source, make, setup = faces(run, of.variant), _from_pixels, (run.seed, FEW)
         if of.action == "pasted":  # the mask of the paste comes from the parser, the crop from the detector
-            setup = (run.seed, part_hash(run.preset, "parser"), run.detector)
+            setup += (part_hash(run.preset, "parser"), run.detector, "lit")
     else:
         source, make, setup = codes(run), _from_codes, (run.seed, PASSWORDS, PEOPLE)
     made_from = ("faces", item, key_of(source), weights, setup)
@@ -173,7 +175,9 @@ def codes_of(run: Run, of: FaceSet, model: riddle.Riddle) -> tuple[torch.Tensor,
     out = [model.encrypt(*both) for both in zip(w.split(BATCH), first.split(BATCH), strict=True)]
     if second is not None:
         out = [model.decrypt(*both) for both in zip(out, second.split(BATCH), strict=True)]
-    return torch.cat(out).cpu(), targets
+    if of.action == "lit":
+        out = map(lit, out, w.to(model.device).split(BATCH))
+    return torch.cat(list(out)).cpu(), targets
 
 
 def _own_password(run: Run, model: riddle.Riddle, wrong: bool = False) -> torch.Tensor:
@@ -184,16 +188,16 @@ def _own_password(run: Run, model: riddle.Riddle, wrong: bool = False) -> torch.
     return model.random_password(len(run.pairs.names), seed=3 * run.seed + wrong)
 
 
-def few(run: Run, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The faces (M, R, R, 3) of `Run.people` in a set's file, and their pictures (M,). Raises NotMade."""
+def of_people(path: Path, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The faces (M, R, R, 3) of these pictures in a set's file, and which pictures (M,). Raises NotMade."""
     pictures, targets = need(path, "faces"), read(path, "targets")
-    wanted = np.isin(targets, run.people)
+    wanted = np.isin(targets, people)
     return pictures[wanted], targets[wanted]
 
 
 def _from_pixels(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
     """Restored faces of few people from encrypted pictures alone."""
-    pictures, targets = few(run, source)
+    pictures, targets = of_people(source, run.few)
     if of.action == "pasted":
         pictures, targets = recropped(run, of.variant, pictures, targets)
     elif of.action.startswith("jpeg"):
@@ -212,8 +216,8 @@ def pasted(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) -> It
     """Each target's photo with its picture pasted back as `protect` does, and the picture's matrix (2, 3).
 
     pictures: (M, R, R, 3) uint8 of the set `item`, in the order of the targets (M,). A set with codes is drawn from
-    them as large as its places need; the set "photo" leaves the photos as they are. Raises DatasetMissingError; NotMade
-    for the samples.
+    them, in the photo's light, as large as its places need; the set "photo" leaves the photos as they are. Raises
+    DatasetMissingError; NotMade for the samples.
     """
     if run.data == "samples":
         raise NotMade("the bundled faces have no photo around them")
@@ -221,7 +225,7 @@ def pasted(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) -> It
     matrices, under, w = read(source, "matrices")[targets], read(source, "faces")[targets], None
     model = None if item == "photo" else of.model(run)
     if model is not None and item not in BASELINES:
-        w, rows = codes_of(run, of, model)
+        w, rows = codes_of(run, parse(f"{item}-lit") if of.variant else of, model)
         w = w[np.searchsorted(rows, targets)]
     for i, target in enumerate(track(targets, f"{item} in photos")):
         photo, matrix = run.photos.image(run.pairs.names[target]), matrices[i]

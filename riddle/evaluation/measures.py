@@ -134,7 +134,7 @@ def detected(run: Run, item: str) -> Path:
     made, photos = facesets.faces(run, item), facesets.aligned(run)
 
     def make() -> dict[str, np.ndarray]:
-        pictures, targets = facesets.few(run, made)
+        pictures, targets = facesets.of_people(made, run.people)
         detectors, seen = {name: detection.load_detector(name) for name in rows.DETECTORS}, {}
         for name, detector in detectors.items():
             seen[f"{name} {rows.ALIGNED}"] = detection.detect_in_crop(to_tensor(pictures), detector, run.workers)
@@ -147,7 +147,7 @@ def detected(run: Run, item: str) -> Path:
         arrays = {f"{where} {k}": v for where, found in seen.items() for k, v in recognition.to_arrays(found).items()}
         return {k: v for k, v in arrays.items() if k.endswith((" box", " points", " landmarks"))} | {"targets": targets}
 
-    made_from = ("detected", key_of(made), key_of(photos), run.people.tolist(), part_hash(run.preset, "parser"))
+    made_from = ("detected", key_of(made), key_of(photos), run.people.tolist(), part_hash(run.preset, "parser"), "lit")
     return stage(run, run.folder / "detected" / f"{item}.npz", made_from, make)
 
 

@@ -38,11 +38,11 @@ def rates(run: Run, wanted: Sequence[Row]) -> Iterator[Measured]:
     for item in sets:
         facesets.embeddings(run, item)  # all recognisers share its crops
     protected = read(facesets.codes(run), "targets")
-    people = run.people if protected is None else run.people[np.isin(run.people, protected)]
+    people, few = (who if protected is None else who[np.isin(who, protected)] for who in (run.people, run.few))
     for name in RECOGNISERS:
         by = facesets.embedded(run, name, sets)
         at = {} if "photo" in by.reasons else thresholds(run.pairs, by)
-        yield from (rate(row, run.pairs, by, at, people) for row in wanted)
+        yield from (rate(row, run.pairs, by, at, people, few) for row in wanted)
 
 
 def thresholds(pairs: Pairs, by: Embedded) -> dict[int, float]:
@@ -53,11 +53,11 @@ def thresholds(pairs: Pairs, by: Embedded) -> dict[int, float]:
     return fold_thresholds(by.similarity(photo[pairs.a], photo[pairs.b]), pairs.same, pairs.fold, FAR)
 
 
-def rate(row: Row, pairs: Pairs, by: Embedded, at: dict[int, float], people: np.ndarray) -> Measured:
+def rate(row: Row, pairs: Pairs, by: Embedded, at: dict[int, float], people: np.ndarray, few: np.ndarray) -> Measured:
     """One row of Table 1 or 5 by one recogniser, at the thresholds `at` by fold.
 
-    people: (M,) indices of the pictures behind many passwords and behind a row of few. Diversity: of the pairs among
-    the faces that many passwords make of one photo, the share that is taken for two people.
+    people: (M,) indices of the pictures behind many passwords; few: (F,), behind a row of few. Diversity: of the pairs
+    among the faces that many passwords make of one photo, the share that is taken for two people.
     """
     itself = row.itself or pairs.of_themselves
     against = SAME_PHOTO if itself and row.against == OTHER_PHOTO else row.against
@@ -75,7 +75,7 @@ def rate(row: Row, pairs: Pairs, by: Embedded, at: dict[int, float], people: np.
     else:
         first = pairs.b if row.itself else pairs.a
         every = by.similarity(by.embeddings[row.reference][first], by.embeddings[row.faces][pairs.b])
-        same = pairs.same & np.isin(pairs.b, people) if row.few else pairs.same
+        same = pairs.same & np.isin(pairs.b, few) if row.few else pairs.same
         scores, folds = every[same], pairs.fold[same]
         limits = np.array([at[int(f)] for f in folds])
         yes = accepted(scores, limits)

@@ -20,7 +20,7 @@ import pandas as pd
 
 from riddle import config
 from riddle.data import DatasetMissingError, ImageSet, load
-from riddle.evaluation.rows import LABELS, PEOPLE
+from riddle.evaluation.rows import FEW, LABELS, PEOPLE
 from riddle.files import digest, replace_file, sha256
 from riddle.presets import CONTROLS, VARIANTS
 from riddle.weights import WeightsMissingError, bundled
@@ -163,6 +163,11 @@ class Run:
     def people(self) -> np.ndarray:
         """Pictures (M,) of at most `PEOPLE` different people."""
         return self.pairs.one_per_person(PEOPLE, self.seed)
+
+    @cached_property
+    def few(self) -> np.ndarray:
+        """`FEW` of these pictures, which are inverted again."""
+        return self.pairs.one_per_person(FEW, self.seed)
 
 
 @cache

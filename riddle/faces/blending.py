@@ -1,9 +1,9 @@
 """Paste back: a rendered face returns to its place in the photo under a feathered mask, and is taken out again.
 
 Outside the mask the photo stays bit for bit what it was. A protected photo shows P = (1 - a) O + a S: the original O
-under the stranger S, by the mask a. Who has the record can draw S, and so a; along the mask's soft rim, where a < 1,
+under the stranger S, by the mask a. Who opens the record can draw S, and so a; along the mask's soft rim, where a < 1,
 O follows: (P - a S) / (1 - a). Pasting the restored face over P itself would leave a share a (1 - a) of the stranger
-there, a ghost of up to a quarter around the face. This needs no password: nothing may be hidden in the rim.
+there, a ghost of up to a quarter around the face.
 """
 
 from __future__ import annotations
@@ -90,12 +90,17 @@ def skin(logits: torch.Tensor) -> torch.Tensor:
     return both if both.sum() > 0.3 * inner.sum() else inner
 
 
+def shoulder(x: torch.Tensor, start: float = 0.75) -> torch.Tensor:
+    """Brightness with highlights that fade into white at 1: the identity up to `start`, below 1 beyond."""
+    return torch.where(x > start, start + (1 - start) * torch.tanh((x - start) / (1 - start)), x)
+
+
 def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """A rendered face in the photo's light: its skin has the photo's colours, so that no seam shows where they meet.
 
     face: (3, S, S) in [-1, 1], the rendering; under: (3, R, R), the photo's crop, S a multiple of R; where: (R, R)
-    weights of the pixels that show skin in both. Returns (3, S, S). Brightness moves as its average around a pixel does
-    (over a quarter of the side): down by a factor, up by a factor of the distance to white. Colour, what is left
+    weights of the pixels that show skin in both. Returns (3, S, S). Brightness moves by the factor that moves its
+    average around a pixel (over a quarter of the side) to the photo's: black eyes stay black. Colour, what is left
     without brightness, takes the photo's average and at most its spread (Reinhard et al., 2001): else white highlights
     on rosy skin turn blue when it becomes pale.
     """
@@ -116,7 +121,7 @@ def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) 
         F.interpolate(around(x)[None], face.shape[1:], mode="bilinear", align_corners=False)[0]
         for x in (grey_small, grey_under)
     )
-    brightness = torch.where(goal < now, grey * goal / now, 1 - (1 - grey) * (1 - goal) / (1 - now))
+    brightness = shoulder(grey * goal / now)
     colour, colour_under = small - grey_small, under - grey_under
     centre, goal = mean(colour), mean(colour_under)
     spread, spread_under = ((mean((c - m).square()).sum()) ** 0.5 for c, m in ((colour, centre), (colour_under, goal)))

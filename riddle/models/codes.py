@@ -16,6 +16,7 @@ from torch import nn
 SLOPE = 0.2  # of the mapping network's last leaky ReLU
 FLOOR = 1e-2  # of a component's std: what hardly varies is not whitened into noise
 BOUND = 3.5  # z beyond this draws no face any more
+FINE = 8  # slots from here on, of 64 px and more, set light and colours (StyleGAN, section 3.1)
 
 
 class GaussianCodes(nn.Module):
@@ -57,6 +58,11 @@ class GaussianCodes(nn.Module):
         self.basis.copy_(basis.flip(1))
         self.std.copy_(variance.flip(0).clamp_min(0).sqrt().clamp_min(FLOOR))
         return self
+
+
+def lit(codes: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
+    """Faces in the light of others: codes (N, L, D) with the fine slots of `light` (N, L, D), either in w or in z."""
+    return torch.cat([codes[:, :FINE], light[:, FINE:]], 1)
 
 
 def soft_bound(z: torch.Tensor, bound: float = BOUND) -> torch.Tensor:
