@@ -63,8 +63,9 @@ def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.045) -> np.n
 
     That is where the new face shows face, or neck in place of a face; not where the old one has hair or a hat, which
     stay in front, nor where the new one has them over a face: hair that starts at a rim looks cut. The soft rim, some
-    `soften` of the side wide, lies inside, except around the old face's glasses, which go whole. Of `core` all but the
-    old skin under new hair is in the mask: a parser that takes an eye for hair must not leave it in the photo.
+    `soften` of the side wide, lies inside, except around the old face's glasses, which go whole. Of `core`, where one
+    of the two shows face or nearly so, all but the old skin under new hair is in the mask: a parser that takes an eye
+    for hair must not leave it in the photo.
     """
     before, after = old.argmax(0), new.argmax(0)
 
@@ -79,7 +80,9 @@ def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.045) -> np.n
     within = smoothstep(2 * (wide @ inside @ wide.T).numpy() - 1)
     without = smoothstep((narrow @ glasses @ narrow.T).numpy() / 0.2)
     over_skin = (of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0])).float().cpu()
-    inner = core(side) * (1 - wide @ over_skin @ wide.T)
+    either = (of(FACE_CLASSES, before) | of(FACE_CLASSES, after)).float().cpu()
+    near = torch.from_numpy(smoothstep(2 * (wide @ either @ wide.T).numpy()))
+    inner = core(side) * near * (1 - wide @ over_skin @ wide.T)
     return np.maximum(np.maximum(within, without), inner.numpy())
 
 
