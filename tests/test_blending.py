@@ -103,6 +103,10 @@ def test_the_outline_leaves_hair_in_front_and_takes_glasses_whole():
     assert covered[20, 16] < 0.1 < same[20, 16] and covered[20, 48] > 0.3
     worn = blending.outline(logits(glasses=True), logits())
     assert worn[32, 4] > 0.5 and worn[32, 60] > 0.5 and same[32, 4] == 0
+    turned = logits()
+    turned[0, :, 44:] = 9  # both faces end there, in profile before a wall
+    aside = blending.outline(turned, turned)
+    assert aside[36, 48] < 0.1 < same[36, 48] and aside[40, 32] == 1
     blind = torch.zeros(19, side, side)  # a parser that sees nothing but background
     blind[0] = 1
     assert np.allclose(blending.outline(blind, blind), blending.core(side).numpy())
