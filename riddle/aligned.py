@@ -1,4 +1,4 @@
-"""Aligned faces of a data set: the main face of each photo, cropped for a preset; cached under what made them."""
+"""Aligned faces of a data set: the main face of each photo, cropped for a preset and kept in a cache."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AlignedSet:
 
 
 def aligned(images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2) -> AlignedSet:
-    """What `align` gives, kept in results/cache under everything that made it."""
+    """The result of `align`, kept in results/cache under a hash of everything that made it."""
     side = presets.get(preset).resolution
     file = _cached(images, detector, "faces", f"-{side}.npz")
     if not file.exists():
@@ -95,7 +95,7 @@ def _version(package: str) -> str:
 
 @dataclass(frozen=True)
 class _Crops(Dataset):
-    """Of each photo its face's matrix (2, 3) and crop (R, R, 3) uint8; None for both without a face."""
+    """Gives the matrix (2, 3) and the crop (R, R, 3) uint8 of each photo's face; None for both without a face."""
 
     images: ImageSet
     side: int  # px of the crops

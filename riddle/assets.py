@@ -1,4 +1,4 @@
-"""The networks of others that do not travel with the program; `assets.toml` lists them."""
+"""The networks of others that are not part of this program; `assets.toml` lists them."""
 
 from __future__ import annotations
 

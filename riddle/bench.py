@@ -1,4 +1,4 @@
-"""Speed, measured: the generator beside the same network on (N, C, H, W) tensors and beside OpenVINO, and what uses it.
+"""Measure speed: the generator, the same network on (N, C, H, W) tensors and in OpenVINO, and the generator's users.
 
     python -m riddle.bench --preset mobile    # about three minutes; results/mobile/bench.json and figures/bench.png
 
@@ -85,7 +85,7 @@ def haar(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 
 def both(generator: Synthesis) -> dict[str, Synthesis]:
-    """A generator by the column of its row, and a copy in (N, C, H, W) form where there is one."""
+    """{column: generator}: the generator, and a copy in (N, C, H, W) form if there is one."""
     forms = {"ours": generator}
     if type(generator) is mobile.MobileStyleGAN:
         forms["nchw"] = copy.deepcopy(generator)
@@ -94,7 +94,7 @@ def both(generator: Synthesis) -> dict[str, Synthesis]:
 
 
 def rates(works: dict[str, Callable[[], object]], seconds: float, device: torch.device) -> dict[str, float]:
-    """Calls a second of each, called in turn: inverse of the median time, after one to warm up, at least three."""
+    """Calls per second of each, called in turn: the inverse of the median of at least three times after a warm-up."""
     times = {name: [] for name in works}
     while min(map(len, times.values())) < 4 or sum(map(sum, times.values())) < seconds * len(works):
         for name, work in works.items():
@@ -179,7 +179,7 @@ def protect_row(model: Riddle, side: int, seconds: float, people: int = 2) -> di
 
 
 def slider_row(model: Riddle, seconds: float) -> dict:
-    """What a position of the slider of notebook 15 costs: three faces, their distances, one JPEG of 256 px panels."""
+    """Cost of a position of the slider of notebook 15: three faces, their distances, one JPEG of 256 px panels."""
     controller, places = Controller(model), itertools.cycle(np.linspace(0, 1, 11))
     controller.samples(1)
     words = "correct horse", "battery staple", "letmein"
@@ -188,7 +188,7 @@ def slider_row(model: Riddle, seconds: float) -> dict:
 
 
 def machine(device: torch.device) -> dict:
-    """What the numbers were measured on."""
+    """The machine on which the numbers were measured."""
     info = Path("/proc/cpuinfo")
     known = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else [*known, platform.machine()][0]

@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, data, weights, caches. The environment says it:
+"""Places of the checkout, data, weights and caches. The environment sets them:
 
 RIDDLE_DATA      folders of data sets (several: separated as in PATH)
 RIDDLE_WEIGHTS   folders of networks (the same)
@@ -20,12 +20,12 @@ def _folders(variable: str) -> list[Path]:
 
 
 def data_folders() -> list[Path]:
-    """Where data sets are looked for, in order; ends with the checkout's data/."""
+    """The folders searched for data sets, in order; the last is the checkout's data/."""
     return [*_folders("RIDDLE_DATA"), home() / "data"]
 
 
 def weight_folders() -> list[Path]:
-    """Where networks are looked for, in order."""
+    """The folders searched for networks, in order."""
     return _folders("RIDDLE_WEIGHTS")
 
 
@@ -42,7 +42,7 @@ def home() -> Path:
 
 
 def results(preset: str) -> Path:
-    """Where the results of a preset lie that the repository keeps; of the untrained smoke preset it keeps none."""
+    """The folder of a preset's results; git ignores that of the untrained smoke preset."""
     return home() / "results" / ("runs" if preset == "smoke" else "") / preset
 
 

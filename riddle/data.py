@@ -84,8 +84,8 @@ class ImageSet:
     split: train, val, test or all. Raises DatasetMissingError where there is no image, ValueError for an unknown split.
     """
 
-    title = ""  # as tables name it
-    places: tuple[str, ...] = ()  # of a published set: files or folders that are looked for, in order
+    title = ""  # its name in tables
+    places: tuple[str, ...] = ()  # of a published set: file or folder names to search, in order
     origin = ""  # where to get it
     framed = False  # each picture is one face in FFHQ's framing: no detector crops it
 
@@ -133,7 +133,7 @@ class ImageSet:
         return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
     def _names_of(self, split: str) -> list[str]:
-        """By splits.json in the set or beside it; else by a hash of each name, 90:5:5.
+        """The names of a split: by splits.json in the set or beside it, else by a hash of each name, 90:5:5.
 
         The hash cannot know which photos show one person; splits.json keeps a person within one split.
         """
@@ -193,7 +193,7 @@ class CelebAMaskHQ(ImageSet):
 def _by_sides(mask: np.ndarray) -> np.ndarray:
     """The mask, with left and right exchanged where its photo was mirrored and its labels were not, as some copies of
     the set have it: a person's left lies right in the picture."""
-    for left, right in ((4, 5), (6, 7), (8, 9)):  # eyes, else brows, else ears tell
+    for left, right in ((4, 5), (6, 7), (8, 9)):  # the eyes decide, else the brows, else the ears
         columns = [np.flatnonzero((mask == i).any(0)) for i in (left, right)]
         if len(columns[0]) and len(columns[1]):
             if columns[0].mean() > columns[1].mean():
@@ -268,7 +268,7 @@ class Samples(ImageSet):
     title, framed = "bundled synthetic faces", True
 
 
-SOURCES = {"lfw": LFW, "ffhq": FFHQ, "celebamask_hq": CelebAMaskHQ}  # what is looked for
+SOURCES = {"lfw": LFW, "ffhq": FFHQ, "celebamask_hq": CelebAMaskHQ}  # the sets that are searched for
 
 
 def locate(key: str) -> Path:

@@ -189,7 +189,7 @@ def loss_networks(preset: Preset, faces: torch.Tensor) -> tuple[LossNetworks, nn
 
 
 def _options(out: str, preset: str, steps: int, batch: int, seed: int, saves: int = 1) -> dict[str, Any]:
-    """What every training here is told; torch's random numbers begin anew. saves: how many checkpoints."""
+    """The options of every training here; restarts torch's random numbers. saves: number of checkpoints."""
     torch.manual_seed(seed)
     return {
         "out": out or tempfile.mkdtemp(prefix="riddle-demo-"), "preset": preset, "steps": steps, "batch": batch,

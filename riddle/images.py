@@ -1,4 +1,4 @@
-"""Pictures: opened safely, written whole or not at all, turned into tensors and back.
+"""Open pictures safely, write them whole or not at all, turn them into tensors and back.
 
 What is opened: one still picture of JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, AVIF or HEIF, by its content and not by its
 ending, upright (EXIF orientation), as RGB of 8 bits. What is written: PNG, JPEG or WebP with the colour profile, an XMP
@@ -31,7 +31,7 @@ from riddle.files import replace_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF")
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-WRITTEN = {"JPEG": ".jpg", "WEBP": ".webp", "HEIF": ".jpg"}  # ending of what comes of a format; of others .png
+WRITTEN = {"JPEG": ".jpg", "WEBP": ".webp", "HEIF": ".jpg"}  # format of a source -> ending of its result; others: .png
 LONGEST = {"PNG": 2**31 - 1, "JPEG": 65_535, "WEBP": 16_383}  # px a side
 MAX_BYTES = 512 << 20  # of a file
 MAX_PIXELS = 120_000_000  # of a picture; at 3 bytes each 360 MB

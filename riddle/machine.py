@@ -1,4 +1,4 @@
-"""What makes this machine fast: memory that is kept, and bfloat16 where it pays."""
+"""Speed on this machine: keep memory, and use bfloat16 where it is faster."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def keep_memory(top_pad: int = 256 << 20) -> bool:
 
 @cache
 def bfloat16_is_faster(device: str | torch.device = "cpu") -> bool:
-    """Whether a convolution of the generator's kind runs faster in bfloat16 than in float32: measured, a few ms.
+    """True if a convolution like the generator's runs faster in bfloat16 than in float32: measured, a few ms.
 
     A GPU with bfloat16 and a CPU with AMX gain severalfold; of CPUs with the AVX512-bf16 instructions alone one took
     twice as long in them, another half as long (measured: 168 against 291, and 602 against 325 GFLOP/s on two cores).

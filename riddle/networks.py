@@ -121,7 +121,7 @@ def _filled(network: nn.Module, preset: Preset, part: str, folder: str | Path | 
 
 
 def sha256(*networks: nn.Module) -> str:
-    """Over names and values of all weights and buffers: 64 hex digits."""
+    """A hash of the names and values of all weights and buffers: 64 hex digits."""
     digest = hashlib.sha256()
     for network in networks:
         for name, value in sorted(network.state_dict().items()):

@@ -1,4 +1,4 @@
-"""Passwords: what a passphrase, or a seed, becomes before the encryptor sees it.
+"""Passwords: made from a passphrase or a seed, for the encryptor.
 
 In the paper a password is a randomly sampled latent. So here: a password is the w of a standard normal z in the
 Gaussian space of codes (riddle.models.codes), the same for every slot of the code. A passphrase reaches z by
@@ -7,8 +7,8 @@ Gaussian space of codes (riddle.models.codes), the same for every slot of the co
          -> SHAKE-256 stream -> 52-bit uniforms -> inverse normal distribution -> z
 
 Every arrow is a published function, so another program, in another language, finds the same z. A file with a record has
-a random salt, kept in the record: no table made beforehand helps to guess. HKDF makes of the 32 bytes a key for each
-face and one for the seal, so no two faces share one. A picture without a record has the preset's public salt and one
+a random salt, kept in the record: no table made beforehand helps to guess. HKDF derives a key for each face and one for
+the seal from the 32 bytes, so no two faces share one. A picture without a record has the preset's public salt and one
 key for all its faces.
 """
 
@@ -108,7 +108,7 @@ def password(
 ) -> torch.Tensor:
     """The password of a passphrase, (1, L, D); salt as for `derive_key`.
 
-    About 0.1 s, on purpose: so costs each guess of an attacker.
+    It takes about 0.1 s on purpose: an attacker pays this for each guess.
     """
     return from_key(derive_key(passphrase, preset, salt), codes, n_latent)
 

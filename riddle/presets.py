@@ -1,4 +1,4 @@
-"""One code path, several scales: a `Preset` is all that distinguishes a test from the paper.
+"""Several scales of one code path: a test differs from the paper only in its `Preset`.
 
 A `Variant` is an encryptor that stands in the tables: the paper's, its ablations, ours, and the controls.
 """
@@ -75,7 +75,7 @@ def get(preset: str | Preset) -> Preset:
 
 @dataclass(frozen=True)
 class Variant:
-    """An encryptor of Table 5: its name there, its weights, and what distinguishes its training."""
+    """An encryptor of Table 5: its name there, its weights, and the settings of its training."""
 
     label: str  # as in the paper, where the paper has it
     file: str  # <file>.safetensors of a preset, and what `riddle.load(encryptor=...)` takes; no file holds a control

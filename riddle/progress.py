@@ -1,4 +1,4 @@
-"""Progress that reads well where it is seen: a bar that moves on a terminal, in a log a line now and then."""
+"""Show progress: on a terminal a bar that moves, in a log a line now and then."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Lines:
 
 
 def track(items: Iterable[Any] | None, label: str, total: int | None = None, unit: str = "it", **options: Any) -> tqdm:
-    """The items, one after another, with their progress on stderr; total: how many, where `items` has no length.
+    """Yield the items and show the progress on stderr; total: their number, where `items` has no length.
 
     Without items: a bar to be moved by `update`. options: further ones of tqdm's.
     """

@@ -1,4 +1,4 @@
-"""What `Riddle.protect` and `Riddle.restore` return."""
+"""The results of `Riddle.protect` and `Riddle.restore`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from riddle.seal import Sealed
 class Protected:
     """A photo whose faces are encrypted."""
 
-    image: Image.Image  # grey where the photo is, and with its transparency
+    image: Image.Image  # grey if the photo is grey, and with its transparency
     faces: torch.Tensor  # (k, 3, R, R) in [-1, 1], the encrypted faces as they are pasted, in the photo's light
     record: Record | None  # what `restore` needs besides the password
     secret: bytes = field(repr=False)  # of the password, 32 bytes: it seals the record

@@ -1,10 +1,10 @@
-"""Many files, one after another: which result belongs to which source, what is there already, what went wrong.
+"""Process many files in turn: pair each source with its result, skip what is done, report what fails.
 
     jobs, left_out = plan([Path("holiday")], Path("safe"), PHOTOS, "protect")
     for outcome in run(jobs, lambda job: protect_file(model, *job, "correct horse"), "protect"):
         print(outcome["target"], outcome["status"], outcome["reason"])
 
-A stopped run is resumed by running it again: nothing that is there is made anew or overwritten unless asked to.
+A stopped run is resumed by running it again: it makes no result again and overwrites nothing unless asked to.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Kind:
     """A kind of file."""
 
     name: str
-    known: frozenset[str]  # endings by which it is looked for in a folder
-    ending: Callable[[Path], str]  # of the result of a file; "" for a file of another kind
+    known: frozenset[str]  # endings of the files that are taken from a folder
+    ending: Callable[[Path], str]  # file -> ending of its result; "" for a file of another kind
 
 
 def _photo(path: Path) -> str:
-    """Its own ending where that is written; else by its content, and so a photo of an unknown ending is one, too."""
+    """Its own ending if we write that format; else one for its content, which may be a photo under any ending."""
     own = path.suffix.lower()
     if own in ENDINGS:
         return path.suffix
@@ -109,8 +109,8 @@ def _files(folder: Path, out: Path) -> list[Path]:
 
 
 def _apart(jobs: list[Job]) -> list[Job]:
-    """The jobs, each once and each with a result of its own. Raises ValueError where one would overwrite its source;
-    where it would overwrite another's, `run` tells it."""
+    """Drop repeated jobs and give each job a result of its own. Raises ValueError for a job that would overwrite its
+    source; `run` reports one that would overwrite another's source."""
     taken, apart = set(), []
     for source, target in dict.fromkeys(jobs):
         if target.resolve() == source.resolve():
@@ -126,10 +126,10 @@ def _apart(jobs: list[Job]) -> list[Job]:
 def run(jobs: Iterable[Job], work: Callable[[Job], Any], verb: str, force: bool = False) -> Iterator[dict[str, Any]]:
     """Do jobs one after another; one that fails does not stop the rest.
 
-    work: does a job and returns a report, a dataclass; force: do those again that are there. Yields for each job the
+    work: does a job and returns a report, a dataclass; force: redo those whose result exists. Yields for each job the
     report's values with source, target, status ("done", "there" already, "failed") and reason (of "there" and
-    "failed"), all plain values for JSON. Where `verb` is "protect", a target that is there and carries no record is a
-    failure: it may be somebody's own photo. So is, with `force`, one that is a source.
+    "failed"), all plain values for JSON. If `verb` is "protect", an existing target without a record is a failure: it
+    may be somebody's own photo. With `force`, a target that is also a source is a failure.
     """
     jobs = list(jobs)
     sources = {job.source.resolve() for job in jobs}
@@ -148,14 +148,14 @@ def run(jobs: Iterable[Job], work: Callable[[Job], Any], verb: str, force: bool 
             else:
                 job.target.parent.mkdir(parents=True, exist_ok=True)
                 status, report = "done", asdict(work(job))
-        except Exception as e:  # whatever it is, the next file may do better
+        except Exception as e:  # after any error, go on with the next file
             expected = isinstance(e, ValueError | OSError)
             status, reason = "failed", str(e) if expected else f"{job.source}: {type(e).__name__}: {e}"
         yield report | {"source": str(job.source), "target": str(job.target), "status": status, "reason": reason}
 
 
 def summary(outcomes: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """How many files were done, were there, failed; how many faces were protected or restored, and skipped."""
+    """Counts of files done, already there and failed, and of faces protected or restored, and skipped."""
     outcomes = list(outcomes)
     files = Counter(outcome["status"] for outcome in outcomes)
     faces = Counter(face["status"] == "skipped" for outcome in outcomes for face in outcome.get("faces", []))
@@ -164,7 +164,7 @@ def summary(outcomes: Iterable[dict[str, Any]]) -> dict[str, int]:
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """What everybody can read of a protected photo or clip, or of a sidecar of either.
+    """Read the public part of a protected photo or clip, or of its sidecar.
 
     Keys: file, protected; where it is: where ("metadata" or "sidecar"), version, preset, weights, size, record_bytes;
     of a photo picture_size, [width, height] of the picture itself, null for a sidecar: other than size where it was
@@ -200,7 +200,7 @@ def _is_protected(path: Path) -> bool:
 
 
 def told(outcome: dict[str, Any]) -> list[str]:
-    """Lines for people about an outcome of `run`."""
+    """Describe an outcome of `run` in lines of text."""
     if outcome["status"] == "failed":
         return [f"FAILED  {outcome['reason']}"]
     where = f"{outcome['source']} -> {outcome['target']}"
@@ -217,7 +217,7 @@ def told(outcome: dict[str, Any]) -> list[str]:
 
 
 def carries(found: dict[str, Any]) -> list[str]:
-    """Lines for people about what `inspect` found, or why it could not."""
+    """Describe the findings of `inspect`, or its error, in lines of text."""
     if "error" in found:
         return [f"FAILED  {found['error']}"]
     if not found["protected"]:

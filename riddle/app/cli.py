@@ -63,13 +63,13 @@ app.add_typer(clips_app, name="video")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code. Here alone an error becomes a code and a line."""
+    """Run a command; returns its exit code. Only this function turns errors into a code and a line."""
     words, message = sys.argv[1:] if argv is None else [*argv], ""
     try:
         code = int(app(words, prog_name="python -m riddle", standalone_mode=False) or Exit.DONE)
     except typer.TyperException as e:
         code, message = e.exit_code, e.format_message()
-    except (ValueError, OSError) as e:  # before the work, which tells of its own errors file by file
+    except (ValueError, OSError) as e:  # errors before the work; the work reports its own, file by file
         code, message = Exit.USAGE, str(e)
     except NotReadyError as e:
         code, message = Exit.MISSING, f"{e}; python -m riddle doctor says what is here"
@@ -231,9 +231,9 @@ def restore_clips(files: Files) -> Exit:
 
 
 def _run(verb: str, files: Files, kind: Any, work: Callable, strict: bool = False) -> Exit:
-    """Do all files and tell each outcome. Where nothing is due, no passphrase is asked for and no model loaded.
+    """Process all files and print each outcome. If nothing is due, ask for no passphrase and load no model.
 
-    strict: a file that a folder holds and that is left out is no success.
+    strict: a file of a folder that is left out counts against success.
     """
     from riddle.app import bulk
     from riddle.progress import track
@@ -271,7 +271,7 @@ def _opened(verb: str, files: Files) -> tuple[str, Any]:
     from riddle import passwords
 
     text = passphrase.read(files.passphrase_file, verb == "protect", _warn)
-    passwords.derive_key(text, files.preset)  # refuses what is no passphrase, before the slow loading
+    passwords.derive_key(text, files.preset)  # an unusable passphrase fails here, before the slow loading
     try:
         return text, riddle.load(files.preset, files.device, weights=files.weights, detector=files.detector)
     except (ImportError, OSError, ValueError, RuntimeError) as e:

@@ -1,5 +1,5 @@
-"""Clips of unknown origin, opened safely by PyAV: frames in order and upright, one at a time; and clips written, in
-segments that are joined with the sound.
+"""Read clips of unknown origin safely with PyAV: frames in order and upright, one at a time. Write clips in segments,
+and join these with the sound.
 
 `frames(probe("party.mp4"))` gives frames in the order they are shown; `frame.rgb()` is upright, (H, W, 3) uint8.
 """
@@ -23,8 +23,8 @@ from riddle.images import MAX_PIXELS, PhotoError
 READ = "mov,matroska,avi"  # demuxers; none that opens further files, as playlists do
 COLOURS = ("color_range", "color_primaries", "color_trc", "colorspace")
 TAG = "riddle"  # key of our text in a clip's metadata
-ENDINGS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # what is written
-# No B-frames (bf=0, lag-in-frames=0): one packet a frame, in their order. CRF 18: differences are hard to see.
+ENDINGS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # formats that we write
+# No B-frames (bf=0, lag-in-frames=0): one packet for each frame, in their order. CRF 18: differences are hard to see.
 ENCODERS = {
     "libx264": {"crf": "18", "preset": "medium", "bf": "0"},
     "libvpx-vp9": {
@@ -37,13 +37,13 @@ SHORT = 0.1  # share of its declared length that a clip may lack
 
 @dataclass(frozen=True)
 class Clip:
-    """What is known of a clip before its frames are read."""
+    """A clip's properties, known before its frames are read."""
 
     path: Path
     size: tuple[int, int]  # width, height as stored, px
     rate: Fraction  # frames a second, on average
     time_base: Fraction  # seconds a unit of pts
-    estimate: int  # frames, as far as its header tells; 0: unknown
+    estimate: int  # number of frames by its header; 0: unknown
     matrix: tuple[int, ...] | None  # display matrix, 9 numbers; None: stored upright
     aspect: Fraction | None  # of a pixel
     colours: dict[str, int]  # those of COLOURS
@@ -57,7 +57,7 @@ class Clip:
 
     @property
     def pixels(self) -> str:
-        """Pixel format of its frames here: 4:2:0, which has no odd sides."""
+        """Pixel format of its frames here: 4:2:0, or 4:4:4 for odd sides."""
         return "yuv444p" if self.size[0] % 2 or self.size[1] % 2 else "yuv420p"
 
 
@@ -100,7 +100,7 @@ class Frame:
 
 
 def _turn(matrix: tuple[int, ...] | None) -> tuple[bool, int, int]:
-    """Whether a display matrix swaps rows and columns, and the step (1 or -1) along each after that."""
+    """True if a display matrix swaps rows and columns; then the step (1 or -1) along each."""
     if matrix is None:
         return False, 1, 1
     swapped = matrix[0] == 0
@@ -125,7 +125,7 @@ def stored(pixels: np.ndarray, matrix: tuple[int, ...] | None) -> np.ndarray:
 
 
 def open_clip(path: str | Path) -> Any:
-    """An av.InputContainer. Raises PhotoError for what is no clip of a known kind, or is cut off at its end."""
+    """An av.InputContainer. Raises PhotoError for a file that is no known clip or is cut off."""
     path = Path(path)
     if not path.is_file():
         raise PhotoError(path, "it is no regular file" if path.exists() else "there is no such file", "check the name")
@@ -141,12 +141,12 @@ def open_clip(path: str | Path) -> Any:
 
 
 def _moving(container: Any) -> list[Any]:
-    """The video streams; a cover picture is none."""
+    """The video streams, without cover pictures."""
     return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
 
 
 def probe(path: str | Path) -> Clip:
-    """What a clip is. Raises PhotoError when it cannot be read, has no picture or no frame, or one too large."""
+    """A clip's properties. Raises PhotoError when it cannot be read, has no picture or no frame, or one too large."""
     path = Path(path)
     with open_clip(path) as container:
         if not (streams := _moving(container)):
@@ -188,7 +188,7 @@ def _matrix(frame: Any) -> tuple[int, ...] | None:
 
 
 def _declared(container: Any, video: Any) -> float | None:
-    """How long the pictures are said to last, in seconds."""
+    """The declared length of the pictures, in seconds."""
     if video.duration:
         return float(video.duration * video.time_base)
     words = {k.lower(): v for k, v in video.metadata.items()}.get("duration", "").split(":")
@@ -232,7 +232,7 @@ def frames(clip: Clip) -> Iterator[Frame]:
 
 
 def encoder_for(target: Path) -> str:
-    """Which encoder makes a clip of the target's ending. Raises PhotoError when there is none."""
+    """The encoder for a clip with the target's ending. Raises PhotoError when there is none."""
     ending = target.suffix.lower()
     if ending not in ENDINGS:
         named = ending or "a name without ending"
@@ -285,7 +285,7 @@ def write_segment(path: Path, clip: Clip, codec: str, piece: Iterable[Frame]) ->
 def join(target: Path, clip: Clip, segments: list[Path], tag: str = "") -> list[str]:
     """Write the clip of these segments with the sound of `clip`, and a text into its metadata; returns notes.
 
-    Nothing is encoded again but sound of a codec that the target's container does not take; then the notes say so.
+    Only sound whose codec the target's container does not take is encoded again; the notes say so.
     Raises PhotoError when the sound cannot be read.
     """
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""What a protected clip carries: where each face is in each frame, and its encrypted codes.
+"""The record in a protected clip: the place of each face in each frame, and its encrypted codes.
 
 The sealed record (riddle.seal) is in base64 in the tag `riddle` of the clip's metadata or, with more than MAX_INSIDE
 bytes, the file `clip.mp4.riddle` beside the clip. Its size is that of the upright frames. Its content is a numpy .npz
@@ -7,7 +7,7 @@ file of these arrays:
     every    int64, the frames from one code to the next
     times    (N,) float64, each frame's, in seconds since the first
     tracks   (T, 3) int64: a face's number, its first frame, the count of its frames, which are consecutive
-    places   (M, 4) float32, face by face, a row a frame: centre x and y of the face's square, and the vector of its
+    places   (M, 4) float32, face by face, one row per frame: centre x and y of the face's square, and the vector of its
              upper side, in px of the upright frame
     codes    (K, L, D) float16, in z, face by face, those of the frames j * every, from the last one at or before a
              face's first frame to the first one after its last; between them a code is the mean of the two, by distance
@@ -51,17 +51,17 @@ class ClipRecord:
     codes: torch.Tensor  # in z; float32, exact in float16
 
     def boxes(self) -> list[list[int]]:
-        """Where each face's square lies in its first frame: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
+        """Each face's square in its first frame: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
         count = self.tracks[:, 2]
         return [list(blending.box(matrix(p), self.size)) for p in self.places[np.cumsum(count) - count]]
 
     def frame(self, seconds: float) -> int | None:
-        """The number of the frame that is shown at a time since the first one; None without one."""
+        """The number of the frame shown `seconds` after the first one; None if there is none."""
         i = int(np.abs(self.times - seconds).argmin())
         return i if abs(self.times[i] - seconds) <= APART else None
 
     def faces(self, n: int | None) -> list[tuple[int, np.ndarray, torch.Tensor]]:
-        """The faces in frame n, the largest first: track, place (4,), code (L, D) in z. None: none."""
+        """The faces in frame n, the largest first: track, place (4,), code (L, D) in z; n None: no faces."""
         found, row, code = [], 0, 0
         for track, first, count in self.tracks.tolist():
             if n is not None and first <= n < first + count:
@@ -86,7 +86,7 @@ class ClipRecord:
 
     @classmethod
     def open(cls, sealed: Sealed, secret: bytes, name: str | Path) -> ClipRecord | None:
-        """The record within; None with the secret of another passphrase. Raises RecordError as `from_bytes` does."""
+        """Open a sealed record; None if the secret is not its own. Raises RecordError as `from_bytes` does."""
         content = sealed.open(secret)
         return None if content is None else cls.from_bytes(content, name, sealed.preset, sealed.weights, sealed.size)
 
@@ -107,12 +107,12 @@ class ClipRecord:
             record = cls(preset, weights, size, every, **arrays)
             record._check()
             return record
-        except Exception as e:  # numpy and zipfile raise whatever they stumble upon in damaged bytes
+        except Exception as e:  # numpy and zipfile raise errors of many kinds for damaged bytes
             raise RecordError(name, f"its record is damaged ({e})", AGAIN) from e
 
     @np.errstate(all="ignore")
     def _check(self) -> None:
-        """Raises ValueError or TypeError for what no clip has: a face of any other size would ask for huge pictures."""
+        """Raise ValueError or TypeError for impossible values: a face of a wrong size would need a huge picture."""
 
         def must(holds: bool, otherwise: str) -> None:
             if not holds:
@@ -136,7 +136,7 @@ class ClipRecord:
 
 
 def code_count(first: int | np.ndarray, count: int | np.ndarray, every: int) -> int | np.ndarray:
-    """How many codes a face in `count` frames has."""
+    """The number of codes of a face in `count` frames."""
     return (first + count - 1) // every - first // every + 2
 
 

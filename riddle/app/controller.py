@@ -1,4 +1,4 @@
-"""What the interactive page shows, without the page: faces to choose from, what the slider draws, a wall of strangers.
+"""The contents of the interactive page: faces to choose from, the faces of the slider, a wall of strangers.
 
     controller = Controller(riddle.load("mobile"))
     controller.open("party.jpg")                     # or controller.samples()
@@ -30,8 +30,8 @@ from riddle.pipeline import Riddle
 
 PANELS = ("Original", "Encrypted", "Restored", "Wrong password")
 SAMPLES = 8  # bundled faces to choose from
-COLUMNS = 4  # of a picture of faces; so many rows has the wall of strangers
-LONGEST = 2048  # px a side in which faces are looked for
+COLUMNS = 4  # of a picture of faces; the wall of strangers has as many rows
+LONGEST = 2048  # px a side; a larger photo is reduced before faces are searched
 SIDE, GAP = 192, 8  # px of a face, and between two
 
 
@@ -62,7 +62,7 @@ class View:
 
     @property
     def strangers(self) -> int:
-        """How many of them the recogniser takes for somebody else."""
+        """The number of faces that the recogniser takes for somebody else."""
         return sum(not bar.same for bar in self.bars)
 
     def picture(self, side: int = SIDE) -> bytes:
@@ -83,13 +83,13 @@ class Controller:
     """Faces, passwords and distances behind the page.
 
     model: see riddle.pipeline; recogniser: whose distance is shown, see riddle.faces.recognizers; dlib's comes with the
-    installation and took no part in training. Every face goes through it by one fixed map: no detection while the
-    slider moves. Raises KeyError for an unknown recogniser, WeightsMissingError for one without weights.
+    installation and took no part in training. It sees every face through one fixed map, without detection, so
+    the slider stays fast. Raises KeyError for an unknown recogniser, WeightsMissingError for one without weights.
     """
 
     def __init__(self, model: Riddle, recogniser: str = "dlib"):
         self.model, self.recogniser = model, recognizers.load(recogniser, model.device)
-        # Cosine recognisers compare by similarity; their distance is 1 less it.
+        # Cosine recognisers compare by similarity; their distance is 1 minus it.
         self._zero = 0.0 if self.recogniser.distance == "euclidean" else 1.0
         self.threshold = self._zero - self.recogniser.threshold
         self._key = lru_cache(maxsize=64)(model.password)
@@ -98,7 +98,7 @@ class Controller:
     # Faces to choose from
 
     def open(self, photo: str | Path | bytes | Image.Image, name: str = "") -> int:
-        """Take the faces of a photo, largest first; returns how many. The faces before are kept when it fails.
+        """Take the faces of a photo, largest first; returns how many. If it fails, the earlier faces stay.
 
         photo: a path, a file's bytes or a picture, reduced to LONGEST px; name: for messages. Raises PhotoError for
         what is no picture, FaceNotFoundError when no face is found in it.

@@ -1,6 +1,6 @@
-"""What this machine has and what it lacks: packages, weights, networks of others, data sets.
+"""Examine this machine: its packages, weights, networks of others and data sets.
 
-The modules that need torch are imported where they are used: without torch the rest is still told.
+The modules that need torch are imported where they are used, so the rest works without torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Item = dict[str, Any]  # name; here; detail: its version or place, else why it i
 
 
 def examine(preset: str = "mobile") -> dict[str, list[Item]]:
-    """What was found, by sections; nothing is downloaded. Photos can be protected where all `needed` items are here."""
+    """The findings by section, without downloads. If all `needed` items are here, photos can be protected."""
     system = [_item("riddle", str, __version__), _item("python", platform.python_version)]
     found = {
         "system": [*system, _item("accelerator", _accelerator)],
@@ -43,7 +43,7 @@ def networks() -> list[Item]:
 
 
 def _item(name: str, find: Callable[..., Any], *arguments: Any, needed: bool = False, use: str = "") -> Item:
-    """What `find` gives, or the message of what it raises, which says what to do."""
+    """An item from the result of `find`, or from its error message, which says what to do."""
     try:
         detail, here = str(find(*arguments)), True
     except Exception as e:  # a broken installation fails in its own ways
@@ -71,7 +71,7 @@ def _declared() -> list[str]:
 
 
 def _tried(preset: str) -> str:
-    """Load all that protecting a photo needs, and search an empty picture: what is installed may still be broken."""
+    """Load all that protecting a photo needs, and search an empty picture: an installed package may be broken."""
     from PIL import Image
 
     import riddle
@@ -84,7 +84,7 @@ def _tried(preset: str) -> str:
 
 
 def _network(name: str) -> Any:
-    """Where a network of others lies. Raises LookupError, with how to get it, where it is not here."""
+    """The place of a network of others. If it is not here, raises LookupError that says how to get it."""
     from riddle import weights
 
     asset = ASSETS[name]

@@ -1,5 +1,5 @@
-"""Where the command line gets a passphrase: a file, the environment, or a question. Never an argument: arguments are
-seen by everybody on the machine and stay in the shell's history.
+"""Read the command line's passphrase from a file, the environment or the terminal. It is never an argument: everybody
+on the machine sees arguments, and they stay in the shell's history.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 VARIABLE = "RIDDLE_PASSPHRASE"
-MOST = 64 << 10  # bytes of a file; more is another file, named by mistake
+MOST = 64 << 10  # bytes of a file; a larger one was named by mistake
 
 
 class PassphraseError(ValueError):
-    """No passphrase could be had, or not a usable one."""
+    """There is no passphrase, or no usable one."""
 
 
 def read(file: Path | None, twice: bool, warn: Callable[[str], None]) -> str:
-    """The passphrase: of `file` when one is named, else of RIDDLE_PASSPHRASE, else asked for on the terminal.
+    """The passphrase from `file` if one is named, else from RIDDLE_PASSPHRASE, else from the terminal.
 
-    twice: ask again and compare, since a slip while protecting locks the owner out; warn: told when others can read
-    the file. Raises PassphraseError.
+    twice: ask again and compare, since a slip while protecting locks the owner out; warn: called with a message if
+    others can read the file. Raises PassphraseError.
     """
     if file is not None:
         text = _of_file(file, warn)

@@ -1,4 +1,4 @@
-"""How steady each face of a clip stays: the same person in every frame, and where it was a moment ago."""
+"""Measure how steady each face of a clip is: its identity and its landmarks from frame to frame."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ Values = dict[str, float | None]
 def measure(
     model: Riddle, clips: dict[str, Clip], record: ClipRecord, embedder: Embedder
 ) -> dict[int, dict[str, Values]]:
-    """What `steadiness` says of each face of a record, by its number, in each clip, by its name: number -> measure ->
-    name -> value."""
+    """`steadiness` of each face of a record in each clip: number of the face -> measure -> clip's name -> value."""
     out: dict[int, dict[str, Values]] = defaultdict(lambda: defaultdict(dict))
     for name, clip in clips.items():
         seen: dict[int, list[tuple]] = defaultdict(list)
@@ -50,7 +49,7 @@ def _landmarks(model: Riddle, image: Image.Image, place: np.ndarray) -> np.ndarr
 def steadiness(
     numbers: np.ndarray, embeddings: np.ndarray, points: np.ndarray, sides: np.ndarray
 ) -> dict[str, float | None]:
-    """How steady a face stays from frame to frame.
+    """Measure how steady a face is from frame to frame.
 
     numbers: (N,) of its frames; embeddings: (N, E); points: (N, 5, 2) in px, NaN where they were not found; sides: (N,)
     of the face, px. Returns identity, the cosine of consecutive frames' embeddings; person, the cosine of all with

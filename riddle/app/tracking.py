@@ -1,4 +1,4 @@
-"""The first reading of a clip: which faces it shows, where each is in every frame, and the record that follows from it.
+"""The first reading of a clip: find its faces, follow them from frame to frame, and make the record.
 
 A place is a face's square as four numbers: centre x and y, and the vector of its upper side, in pixels. An embedding
 is a unit vector that tells faces apart: a recogniser's or, where none is on this machine, the face's pixels.
@@ -28,22 +28,22 @@ from riddle.progress import track
 
 RECOGNISER = "arcface-mobilefacenet"
 SEARCH = 0.15  # s from one search of the whole frame to the next; known faces are followed in every frame
-PATIENCE = 1.0  # s for which a face may be out of sight and is still covered throughout
-HOLD = 0.3  # s for which a face is covered before it is first and after it is last seen
+PATIENCE = 1.0  # s; longest gap in which an unseen face is still covered
+HOLD = 0.3  # s that are covered before a face is first seen and after it is last seen
 STEP = 0.2  # s from one code to the next
 SIGMA = 0.12  # s, of the weights that smooth places
-STEADY = 0.5  # how far a code is drawn to the mean of its face's codes: 0 keeps all expression, 1 is one picture
+STEADY = 0.5  # how far each code moves towards the mean of its face: 0 keeps all expression, 1 gives one picture
 PACE = (SEARCH, PATIENCE, HOLD, STEP, SIGMA, STEADY)
 THERE = 0.45  # overlap from which two squares may be one face
 ONE = 0.6  # overlap from which two finds of one frame are one face
 REACH = 1.0  # sides that a face may have moved while it was not seen
-CUT = 28.0  # mean change of grey levels (of 255) from frame to frame that is another scene, where a usual one is small
+CUT = 28.0  # mean change of grey levels (0 to 255) that starts a new scene, if the changes before were small
 AROUND = 1.6  # sides of the region in which a known face is looked for
 SEEN_AS = 160  # px of a face's square in that region
 
 
 class Embedder:
-    """Embeddings, and the cosine from which two are one person: `same` anywhere, `loose` in one place."""
+    """Makes embeddings. Two of them are one person from a cosine of `same` on; in one place, of `loose` on."""
 
     def __init__(self) -> None:
         self.absent = recognizers.available([RECOGNISER])[RECOGNISER]  # why there is no recogniser; "" when there is
@@ -68,7 +68,7 @@ class Find:
 
     face: Face
     place: np.ndarray  # (4,)
-    doubt: str  # why no code follows from it (too small, in profile, ...); "" when one does
+    doubt: str  # why the face cannot be inverted (too small, in profile, ...); "" when it can
 
 
 def find_of(face: Face, size: tuple[int, int]) -> Find:
@@ -82,7 +82,7 @@ def find_of(face: Face, size: tuple[int, int]) -> Find:
 
 
 def follow(model: Riddle, image: Image.Image, where: np.ndarray) -> list[Find]:
-    """The faces around a place: of a face that was there a frame ago, far cheaper than a search of the frame."""
+    """Find the faces around the place of a face one frame ago: far cheaper than a search of the whole frame."""
     side = max(float(np.hypot(*where[2:])), 8.0)
     low = np.floor(np.clip(where[:2] - AROUND / 2 * side, 0, image.size)).astype(int)
     high = np.ceil(np.clip(where[:2] + AROUND / 2 * side, 0, image.size)).astype(int)
@@ -128,15 +128,15 @@ class Track:
     embedding: np.ndarray  # running mean
     frames: list[int] = field(default_factory=list)  # in which it was found
     places: list[np.ndarray] = field(default_factory=list)
-    good: int = 0  # from how many of its finds a code follows
-    doubt: str = ""  # why none follows from the last of the others
+    good: int = 0  # number of its finds that can be inverted
+    doubt: str = ""  # why the latest of the others cannot be inverted
     codes: dict[int, tuple[float, np.ndarray]] = field(default_factory=dict)  # weights and sums around frames k * step
     begin: int = 0  # first and last frame in which it is covered
     end: int = 0
     scene: tuple[int, int] = (0, 0)  # its first and last frame
 
     def expected(self, n: int) -> np.ndarray:
-        """Where it should be in frame n, by its last finds; see `filled`."""
+        """Its expected place in frame n, from its last finds; see `filled`."""
         return filled(np.array(self.frames[-5:]), np.stack(self.places[-5:]), np.array([n]))[0]
 
     def update(self, n: int, find: Find, embedding: np.ndarray) -> None:
@@ -153,7 +153,7 @@ class Track:
         return filled(np.array(self.frames), np.stack(self.places), wanted)
 
     def add_code(self, n: int, code: np.ndarray, step: int) -> None:
-        """Count the code of frame n among those of the frames k * step around it, by a Gaussian weight."""
+        """Add the code of frame n to the sums of the frames k * step around it, with Gaussian weights."""
         sigma = 0.75 * step
         for k in range(-(-(n - int(3 * sigma)) // step), (n + int(3 * sigma)) // step + 1):
             weight = float(np.exp(-0.5 * ((k * step - n) / sigma) ** 2))
@@ -177,7 +177,7 @@ class Tracker:
     def take(self, n: int, finds: Sequence[Find], embeddings: np.ndarray) -> list[Track]:
         """The track of each find of frame n; a find that continues none begins one.
 
-        The pairs fit best in their sum, by overlap and likeness together: so two people who cross keep their own.
+        The pairs have the best sum of overlap and likeness, so two people who cross keep their own tracks.
         """
         fits = [[self._fit(t, n, f, e) for f, e in zip(finds, embeddings, strict=True)] for t in self.live]
         fits = np.array(fits).reshape(len(self.live), len(finds))
@@ -192,7 +192,7 @@ class Tracker:
         return [chosen[i] for i in range(len(finds))]
 
     def _fit(self, track: Track, n: int, find: Find, embedding: np.ndarray) -> float:
-        """How well a find continues a track; 0: not at all."""
+        """Score of a find as the continuation of a track; 0: it is none."""
         where, alike = track.expected(n), float(track.embedding @ embedding)
         shared = overlap(where, find.place)
         sides = np.hypot(*where[2:]), np.hypot(*find.place[2:])
@@ -205,7 +205,7 @@ class Tracker:
 
 
 def frames_of(seconds: float, rate: Fraction) -> int:
-    """How many frames a time is, at least one; rate: frames a second, taken as 5 to 240."""
+    """A time in frames, at least one; rate: frames a second, taken as 5 to 240."""
     return max(1, round(seconds * float(min(max(rate, 5), 240))))
 
 
@@ -235,7 +235,7 @@ def survey(model: Riddle, clip: Clip, embedder: Embedder) -> tuple[np.ndarray, l
             faces = model.crops(image, matrix([find.place for find in finds]))
             tracks = tracker.take(n, finds, embedder.embed(faces))
             if clear := [i for i, find in enumerate(finds) if not find.doubt]:
-                # without gradient steps: they end elsewhere in each frame, and the stranger would change
+                # without gradient steps: these end differently in each frame, so the stranger would change
                 codes = model.invert(faces[clear], refine=0).cpu().numpy()
                 for i, code in zip(clear, codes, strict=True):
                     tracks[i].add_code(n, code, step)
@@ -288,7 +288,7 @@ def record_of(times: np.ndarray, tracks: list[Track], clip: Clip, model: Riddle)
 
 
 def _steadied(face: Track, wanted: np.ndarray) -> np.ndarray:
-    """The codes k `wanted` of a face, between those that there are on the line, drawn to their mean; float32."""
+    """A face's codes k `wanted`, interpolated along straight lines and moved towards their mean; float32."""
     known = np.array(sorted(face.codes))
     weights = np.array([face.codes[k][0] for k in known])
     sums = np.stack([face.codes[k][1] for k in known]).reshape(len(known), -1)
@@ -297,15 +297,15 @@ def _steadied(face: Track, wanted: np.ndarray) -> np.ndarray:
 
 
 def _between(known: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The rows (M, C) at `wanted` (M,), on straight lines between those (N, C) `known` at (N,), and at rest beyond."""
+    """The rows (M, C) at `wanted` (M,), on straight lines between those (N, C) `known` at (N,), constant beyond."""
     return np.stack([np.interp(wanted, known, column) for column in rows.T], 1)
 
 
 def filled(seen: np.ndarray, places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Places (M, 4) in the frames `wanted` (M,), of a face seen in the frames `seen` (N,) at `places` (N, 4).
 
-    Between two finds on the straight line; before the first and after the last one on the way it was going, at most
-    half a side of it.
+    Between two finds the face moves on a straight line. Before the first and after the last one it keeps its
+    direction, for at most half a side.
     """
     out = _between(seen, places, wanted)
     for end, direction in ((0, -1), (-1, 1)):

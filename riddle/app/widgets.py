@@ -27,8 +27,8 @@ def _bar(bar: Bar) -> dict[str, Any]:
 
 
 class Page(anywidget.AnyWidget):
-    """The whole page. A dragged slider queues no work: Jupyter's page keeps one message of a widget under way, and of
-    what changes meanwhile it sends the newest."""
+    """The whole page. A dragged slider queues no work: Jupyter sends one message of a widget at a time, and then
+    only the newest values."""
 
     _esm = PAGE / "page.js"
     _css = PAGE / "page.css"
@@ -69,7 +69,7 @@ class Page(anywidget.AnyWidget):
     def _offer(self) -> None:
         self.choices = self.controller.thumbnails()
         if self.chosen:
-            self.chosen = 0  # which is observed
+            self.chosen = 0  # its observer shows the face
         else:
             self._show(self._view, self._wall)
 
@@ -78,7 +78,7 @@ class Page(anywidget.AnyWidget):
         try:
             for step in steps:
                 step()
-        except Exception as e:  # whatever it is, the visitor may go on with another photo or passphrase
+        except Exception as e:  # after any error, the visitor may try another photo or passphrase
             self.message = str(e)
 
     def _view(self) -> None:

@@ -1,4 +1,4 @@
-"""What training was behind the variants of Table 5 (section 4.6)."""
+"""The training behind the variants of Table 5 (section 4.6)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from riddle.weights import WeightsMissingError, bundled, load_metadata
 
 
 def trained(preset: str, variant: str) -> dict[str, str]:
-    """What a variant's weights say of their training: {} for weights that are absent or say nothing.
+    """A variant's training, from its weights' metadata: {} for weights that are absent or have none.
 
     Numbers of riddle.training.encryptor's metadata, and those that an ablation adds; a control: 0 steps.
     """
@@ -34,8 +34,8 @@ def trained(preset: str, variant: str) -> dict[str, str]:
 def differences(preset: str) -> dict[str, str]:
     """{variant: how its training differs from the full method's beyond what it ablates}; '' where it does not.
 
-    Variants without weights and controls are left out. Steps done are no difference: a budget of minutes buys each its
-    own.
+    Variants without weights and controls are left out. The number of steps is no difference: within a budget of
+    minutes each takes its own.
     """
     full, found = trained(preset, "riddle"), {}
     for variant in ABLATIONS:

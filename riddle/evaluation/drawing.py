@@ -78,7 +78,7 @@ def legend(figure: Figure) -> None:
 
 @dataclass(frozen=True)
 class Block:
-    """Columns of faces under one heading, a row a person."""
+    """Columns of faces under one heading, one row per person."""
 
     title: str  # over the columns, with a line below it; "" for none
     columns: tuple[str, ...]  # titles of the C columns, () for none
@@ -139,7 +139,7 @@ def _headings(axis: Axes, blocks: Sequence[Block], step: int, between: int, poin
 
 
 def pictures(labelled: Mapping[str, Image.Image], columns: int | None = None, width: float = 4.2) -> Figure:
-    """Photos under their labels; columns: how many a row, default all; width: inches of each."""
+    """Photos under their labels; columns: number per row, default all; width: inches of each."""
     tallest = max(image.height / image.width for image in labelled.values())
     figure, axes = panels(len(labelled), columns or len(labelled), width, width * tallest + 0.3)
     for axis, (label, image) in zip(axes, labelled.items(), strict=True):
@@ -150,7 +150,7 @@ def pictures(labelled: Mapping[str, Image.Image], columns: int | None = None, wi
 
 
 def label_maps(maps: torch.Tensor) -> torch.Tensor:
-    """Class maps (N, R, R) of a parser -> pictures (N, 3, R, R) in [-1, 1], one colour a class."""
+    """Class maps (N, R, R) of a parser -> pictures (N, 3, R, R) in [-1, 1], one colour per class."""
     colours = torch.from_numpy(plt.get_cmap("tab20")(np.arange(20))[:, :3].astype(np.float32))
     colours[0] = 0.1  # background
     return (colours[maps.long()] * 2 - 1).permute(0, 3, 1, 2)
@@ -160,7 +160,7 @@ def label_maps(maps: torch.Tensor) -> torch.Tensor:
 
 
 def read_log(path: str | Path) -> pd.DataFrame:
-    """A run's log.jsonl: one line a logged step. Raises FileNotFoundError."""
+    """A run's log.jsonl: one line per logged step. Raises FileNotFoundError."""
     return pd.read_json(path, lines=True)
 
 
@@ -197,9 +197,9 @@ def curves(
 
 
 def marks(parts: Mapping[str, pd.DataFrame]) -> Figure:
-    """Parts of a table, {title: lines with a number}: a panel each, a row a method, a dot a judge.
+    """Parts of a table, {title: lines with a number}: one panel per part, one row per method, one dot per judge.
 
-    Lines: the 95 % intervals; strokes: the paper's numbers.
+    Bars: the 95 % intervals; strokes: the paper's numbers.
     """
     methods, judges = ([*dict.fromkeys(itertools.chain(*(p[c] for p in parts.values())))] for c in ("method", "judge"))
     figure, axes = panels(len(parts), 4, 11 / max(len(parts), 2), 0.6 + 0.25 * len(methods))
@@ -219,9 +219,9 @@ def marks(parts: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def paths(table: pd.DataFrame) -> Figure:
-    """Figure 8's numbers, as `figures.figure8` makes them: a panel a recogniser, identity distances along each path.
+    """Figure 8's numbers, from `figures.figure8`: identity distances along each path, one panel per recogniser.
 
-    Grey: nearer than the recogniser's threshold, so taken for the same person.
+    Grey: below the recogniser's threshold, so the same person.
     """
     figure, axes = panels(table.judge.nunique(), 5, 2.3, 2.4)
     for axis, (name, rows) in zip(axes, table.groupby("judge", sort=False), strict=True):

@@ -7,12 +7,12 @@
     riddle-png                restored from the encrypted picture: 8 bits a channel, inverted again, decrypted
     riddle-jpeg75             the same after JPEG compression of that quality
     riddle-pasted             the same from the photo: pasted back, detected and cropped again
-                              (these three of `Run.few` only: an inversion takes seconds a face)
+                              (these three for `Run.few` only: inverting a face takes seconds)
     riddle-passwords          ten passwords for each of `Run.people`
     riddle-wrong-passwords    encrypted by their own password, decrypted with ten wrong ones
 
 Variants are those of `riddle.presets.VARIANTS`: datafree-restored, mlp-png and so on. Each function below is a stage:
-it returns the stage's file, made where it is not there (riddle.evaluation.runs).
+it returns the stage's file and makes it first where it is not there (riddle.evaluation.runs).
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def faces(run: Run, item: str) -> Path:
 
 
 def _plain(run: Run, of: FaceSet, photos: Path) -> dict[str, np.ndarray]:
-    """The photos, or what a baseline makes of those that get protected."""
+    """The photos, or those to protect after a baseline."""
     targets = np.flatnonzero(read(photos, "present")) if of.name == "photo" else _targets(run, photos)
     pictures = read(photos, "faces")[targets]
     if of.name != "photo":
@@ -149,7 +149,7 @@ def _plain(run: Run, of: FaceSet, photos: Path) -> dict[str, np.ndarray]:
 
 
 def _from_codes(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
-    need(source, "codes")  # without them no model is asked for
+    need(source, "codes")  # without codes no model is needed
     model = of.model(run)
     w, targets = codes_of(run, of, model)
     drawn = [to_bytes(model.synthesize(part)) for part in track(w.split(BATCH), of.name)]
@@ -264,7 +264,7 @@ def recropped(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) ->
     return np.stack(crops), np.array(kept, targets.dtype)
 
 
-# ---- what is seen in them
+# ---- detections and embeddings
 
 
 def found(run: Run, item: str) -> Path:
@@ -282,7 +282,7 @@ def embeddings(run: Run, item: str, names: Sequence[str] = RECOGNISERS) -> list[
     """One set of faces by each recogniser, files embeddings/<recogniser>/<item>.npz: `embeddings` (M, E), aligned by
     the points found in each face itself, and `targets` (M,).
 
-    Returns the file of detections, then a file a recogniser.
+    Returns the file of detections, then one file per recogniser.
     """
     source, began = found(run, item), time.monotonic()
     paths = {name: run.folder / "embeddings" / name / f"{item}.npz" for name in names}
@@ -294,7 +294,7 @@ def embeddings(run: Run, item: str, names: Sequence[str] = RECOGNISERS) -> list[
         made = faces(run, item)
         e = recognition.embed(able, read(made, "faces"), recognition.from_arrays(source))
         arrays |= {name: {"embeddings": e[name], "targets": read(made, "targets")} for name in able}
-    for name in lacking:  # their time is said in equal parts
+    for name in lacking:  # the time is divided equally between them
         save(run, paths[name], keys[name], arrays[name], (time.monotonic() - began) / len(lacking))
     return [source, *paths.values()]
 
@@ -305,7 +305,7 @@ def _recogniser(run: Run, name: str) -> Path:
     def make() -> dict[str, np.ndarray]:
         return {"published": np.array(float(recognition.load(name, run.device).threshold))}
 
-    here = recognizers.available([name])[name]  # when the weights arrive, the stage is made again
+    here = recognizers.available([name])[name]  # part of the key: the stage is made again when the weights arrive
     return stage(run, run.folder / "embeddings" / f"{name}.npz", ("judge", name, here), make)
 
 

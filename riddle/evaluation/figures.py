@@ -1,4 +1,4 @@
-"""What the paper's Figures 1 and 3 to 9 show: faces for `drawing.faces_grid`, and the numbers beside them.
+"""The contents of the paper's Figures 1 and 3 to 9: faces for `drawing.faces_grid`, and the numbers beside them.
 
 Pictures, codes and embeddings are the tables' own (riddle.evaluation.facesets).
 """
@@ -35,7 +35,7 @@ PEOPLE, PASSWORDS = 5, 200  # figure 7
 SPREAD, STRANGERS = ("mean pairwise angle", "silhouette"), "photos of different people"  # its metrics and yardstick
 PATHS = {"slerp": "spherical", "linear": "linear"}  # of figure 8, as `passwords.interpolate` names them
 ABOUT = {"undetected_rule": "left out, and counted", "interval": "95 %, bootstrap over people"}  # every number
-# Picture -> (what it is compared with, 1: the most alike fails, -1: the least alike, the failure in words).
+# Picture -> (its reference; 1 if the most similar face is the worst, -1 if the least similar is; the worst in words).
 COMPARED = {
     "protected": ("original", 1, "the protected face most like its original"),
     "restored": ("inverted", -1, "the restored face least like the inverted one"),
@@ -131,11 +131,11 @@ def figure9(models: Mapping[str, Riddle], who: People, seed: int = 0) -> dict[st
 
 
 def outcomes(run: Run, variant: str, recognisers: Sequence[str]) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
-    """Figure 1 in numbers: what an encryptor makes of a run's pictures, each under a password of its own.
+    """Figure 1 in numbers: a run's pictures through an encryptor, each under a password of its own.
 
-    Returns {picture: faces (N, 3, R, R)} and a tidy line a picture of COMPARED and measure: how it differs from the
-    inverted face in pixels; its similarity by each recogniser. Beside the mean stand the number of the `worst` face,
-    its similarity, and the number of an `unfound` face, in which no detector finds one; -1 for none.
+    Returns {picture: faces (N, 3, R, R)} and one tidy line for each picture of COMPARED and each measure: its
+    difference from the inverted face in pixels; its similarity by each recogniser. A line also has the number of the
+    `worst` face, its similarity, and the number of an `unfound` face, in which no detector finds one; -1 for none.
     """
     sets = {"original": "photo", "inverted": "inverted", "protected": variant}
     sets |= {"restored": f"{variant}-restored", "wrong password": f"{variant}-wrong"}
@@ -221,10 +221,10 @@ def spread(e: np.ndarray, labels: np.ndarray, euclidean: bool = False) -> dict[s
 def diversity(
     run: Run, scattered: Mapping[str, Path], recognisers: Mapping[str, Any], strangers: torch.Tensor, **about: Any
 ) -> pd.DataFrame:
-    """Figure 7 in numbers, a tidy line a recogniser, method and metric; scattered: {method: its `scatter`}.
+    """Figure 7 in numbers, one tidy line per recogniser, method and metric; scattered: {method: its `scatter`}.
 
-    strangers: faces (N, 3, R, R) of N people, which show how far apart people are; about: further columns. Beside the
-    angle stands the paper's KFFA on CelebA-HQ (table 4), the same for ten passwords.
+    strangers: faces (N, 3, R, R) of N people, which show how far apart people are; about: further columns. Lines of
+    the angle also have the paper's KFFA on CelebA-HQ (table 4), the same angle for ten passwords.
     """
     records, photos = [], embed(recognisers, strangers, run.detector)
     absent = {b.label: "it makes the same face whatever the password" for b in BASELINES.values()} | UNAVAILABLE
@@ -235,7 +235,7 @@ def diversity(
         for method, (reason, e, labels) in sets.items():
             found = dict.fromkeys(SPREAD, reason) if reason else spread(e, labels, recogniser.distance == "euclidean")
             lost = 0 if reason else int(np.isnan(e).any(1).sum())
-            for metric, value in [*found.items()][: 1 if method == STRANGERS else None]:  # they are one face each
+            for metric, value in [*found.items()][: 1 if method == STRANGERS else None]:  # strangers have one face each
                 line = Measured("diversity", method, metric, "faces of the same photo", name)
                 line = line.absent(value) if isinstance(value, str) else line.of(value)
                 records.append(replace(line, n=0 if reason else len(e) - lost, undetected=lost))
@@ -268,10 +268,10 @@ def figure8(
 ) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
     """Each person's face under `steps` passwords on the way between two of its own.
 
-    Returns {path: faces (N, steps, 3, R, R)} and a tidy line a recogniser, path and place t on it: the identity
+    Returns {path: faces (N, steps, 3, R, R)} and one tidy line per recogniser, path and place t on it: the identity
     distance to the photo (1 - cosine, or Euclidean where the recogniser compares so); `accepted`, the share still taken
     for the person, with its interval; `step`, the mean distance from the face before; `ends`, from the first to the
-    last. Path "inverted": nothing encrypted.
+    last. Path "inverted": no encryption.
     """
     n, t, walks = len(who.rows), torch.linspace(0, 1, steps), {}
     a, b = model.random_password(2 * n, run.seed).unflatten(0, (n, 2)).unbind(1)

@@ -34,7 +34,7 @@ def mean_of(values: np.ndarray) -> Estimate:
 
 LPIPS = {"squeezenet": ("squeeze", "squeezenet1_1"), "alexnet": ("alex", "alexnet")}  # judge -> net, its weights
 PIXEL_METRICS = {"MSE": restoration.mse, "SSIM": restoration.ssim, "PSNR": restoration.psnr}
-_lpips = cache(load_lpips)  # once a process
+_lpips = cache(load_lpips)  # loaded once per process
 
 
 def restored(run: Run, item: str) -> Path:
@@ -96,7 +96,7 @@ def feature_set(run: Run, network: str, item: str) -> Path:
 def distances(run: Run, sets: Mapping[str, str], halves: bool = True) -> Iterator[Measured]:
     """Frechet distance and KID of sets of faces {method: set} to the photos that they were made from.
 
-    halves: also half of the photos against the faces made from the others; of the photos themselves only that.
+    halves: also half of the photos against the faces made from the others; for the photos themselves, only this.
     """
     everyone = run.pairs.targets
     order, half = np.random.default_rng(run.seed).permutation(everyone), len(everyone) // 2
@@ -108,7 +108,7 @@ def distances(run: Run, sets: Mapping[str, str], halves: bool = True) -> Iterato
         photos = feature_set(run, network, "photo")
         about = {"resize": features.RESIZE[network], "reference_hash": key_of(photos)}
         for method, item in sets.items():
-            made = photos if read(photos, "reason") else feature_set(run, network, item)  # one try at its weights
+            made = photos if read(photos, "reason") else feature_set(run, network, item)  # one try only
             for metric, distance in zip(titles, (fidelity.frechet, fidelity.kid), strict=True):
                 for against, real, protected in compared[item == "photo" :]:
                     number = Measured("fidelity", method, metric, against, network, **about)
@@ -159,7 +159,7 @@ def _in_crop(face: detection.Face, matrix: np.ndarray, side: int) -> detection.F
 
 
 def _change(of: Callable) -> Callable:
-    """How much a measure of one face differs between two."""
+    """The difference between the values of a measure of one face."""
     return lambda a, b: np.abs(of(a) - of(b))
 
 
@@ -175,7 +175,7 @@ UTILITY = {  # metric -> (array that it reads, function of two arrays); lengths 
 def usefulness(run: Run, place: str, detector: str) -> Iterator[Measured]:
     """Detection rate, and distances to the same detector's findings on the original, for each method.
 
-    Only dlib has 68 landmarks; its landmark distance is of all of them.
+    Only dlib has 68 landmarks; its landmark distance uses all of them.
     """
     metrics = list(UTILITY)[: None if detector == "dlib" else 2]
     original, prefix, unit = detected(run, "photo"), f"{detector} {place}", rows.SIDE / get(run.preset).resolution
@@ -191,7 +191,7 @@ def usefulness(run: Run, place: str, detector: str) -> Iterator[Measured]:
         found = np.isfinite(read(path, f"{prefix} box")).all(1)
         yield rate.of(mean_of(found), int((~found).sum()))
         others = slice(None)
-        if item == "photo":  # against itself all would be zero
+        if item == "photo":  # compared with itself, all distances would be zero
             if len(found) < 2:
                 continue
             others, rate = strangers(len(found), run.seed, each=1)[:, 0], replace(rate, method=rows.ANOTHER)
@@ -228,7 +228,7 @@ def similarities(run: Run) -> Iterator[Measured]:
 def similarity(by: Embedded, people: np.ndarray, seed: int) -> Iterator[Measured]:
     """Every row of Table 4 by one recogniser; people: (n,) pictures of different persons, ascending.
 
-    What strangers give through the same crop and alignment stands beside: no method need do better.
+    Strangers' photos, cropped and aligned in the same way, are the reference.
     """
     sets, reasons = by.embeddings, by.reasons
     photo = sets["photo"][people] if "photo" not in reasons else None

@@ -1,10 +1,10 @@
-"""Tables 1 and 5: what is compared with what, at which threshold, and what is counted.
+"""Tables 1 and 5: the comparisons, their thresholds, and the counting.
 
 Table 1: pairs of LFW's pairs.txt, ten folds of 300 + 300. Per recogniser and fold, the threshold is that of the other
 nine folds' unprotected negative pairs at a false accept rate of 0.001. De-identification: in each same-person pair the
 second photo is replaced by its protected version, and the rate is the share still accepted; a wrongly decrypted face
-counts as one. Recovery: a photo (or its inversion) against its own restored version. A pair in which no face is found
-is not accepted, and its number stands beside the rate; `rate_found` leaves such pairs out.
+counts as protected. Recovery: a photo (or its inversion) against its own restored version. A pair in which no face is
+found is not accepted; `undetected` counts such pairs, and `rate_found` leaves them out.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def thresholds(pairs: Pairs, by: Embedded) -> dict[int, float]:
 def rate(row: Row, pairs: Pairs, by: Embedded, at: dict[int, float], people: np.ndarray, few: np.ndarray) -> Measured:
     """One row of Table 1 or 5 by one recogniser, at the thresholds `at` by fold.
 
-    people: (M,) indices of the pictures behind many passwords; few: (F,), behind a row of few. Diversity: of the pairs
-    among the faces that many passwords make of one photo, the share that is taken for two people.
+    people: (M,) indices of the pictures behind many passwords; few: (F,), the same for a row of few. Diversity: the
+    share of pairs, among one photo's faces under many passwords, that the recogniser takes for two people.
     """
     itself = row.itself or pairs.of_themselves
     against = SAME_PHOTO if itself and row.against == OTHER_PHOTO else row.against

@@ -1,4 +1,4 @@
-"""What detectors and recognisers see in a set of faces: detections as arrays, embeddings by several recognisers."""
+"""Detections in a set of faces, as arrays, and embeddings of the faces by several recognisers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def from_arrays(path: Path) -> list[detection.Face | None]:
 
 @cache
 def load(name: str, device: str = "cpu") -> Recognizer:
-    """A recogniser, loaded once a process. Raises WeightsMissingError."""
+    """A recogniser, loaded once per process. Raises WeightsMissingError."""
     return recognizers.load(name, device=device)
 
 
@@ -61,8 +61,8 @@ def embed(
 ) -> dict[str, np.ndarray]:
     """{recogniser: embeddings (M, E) float32} of pictures (M, R, R, 3) uint8, each aligned by the points found in it.
 
-    found: as `detection.detect_in_crop` gives them, in the pictures' own pixels; rows of NaN where none was found. A
-    face is cropped once for all recognisers of one alignment. Raises ValueError when the numbers of pictures and
+    found: as `detection.detect_in_crop` gives them, in the pictures' own pixels; rows of NaN where none was found.
+    Recognisers with the same alignment share crops. Raises ValueError when the numbers of pictures and
     detections differ.
     """
     if len(pictures) != len(found):
@@ -71,7 +71,7 @@ def embed(
     out = {name: np.full((len(pictures), r.dim), np.nan, np.float32) for name, r in loaded.items()}
     alike: dict[tuple, list[str]] = {}
     for name, recogniser in loaded.items():
-        spec = recogniser.spec  # what decides a crop; dlib's own follows 68 points where there are any
+        spec = recogniser.spec  # it decides the crop; that of dlib uses 68 points where there are any
         alike.setdefault((spec.size, spec.stretch, spec.targets.tobytes(), name == "dlib"), []).append(name)
     for part in np.split(rows, range(BATCH, len(rows), BATCH)):
         for names in alike.values() if len(part) else ():
@@ -86,7 +86,7 @@ def embed(
 def stranger_threshold(
     recogniser: Recognizer, embeddings: np.ndarray, pairs: int = 60_000, share: float = 0.001, seed: int = 0
 ) -> float:
-    """The similarity that `share` of so many random pairs of different rows of embeddings (N, E) exceed.
+    """The similarity that a `share` of random pairs exceeds; a pair: two different rows of embeddings (N, E).
 
     Rows are faces of different people; those of NaN, where no face was found, are left out.
     """

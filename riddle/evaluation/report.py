@@ -1,4 +1,4 @@
-"""All tables and figures of a preset on one page, paper beside ours, as markdown and HTML; notebooks fit to publish.
+"""Write all tables and figures of a preset on one page, as markdown and HTML; make notebooks fit to publish.
 
     python -m riddle.evaluation.report --preset mobile    # results/mobile/report.md, report.html and verdicts.csv
     python -m riddle.evaluation.report --slim results/runs/mobile/notebooks/05_table1.ipynb results/mobile/notebooks

@@ -1,4 +1,4 @@
-"""What Tables 1 to 5 compare, as data: sets of faces, recognisers, rows; and the numbers that the paper prints.
+"""The contents of Tables 1 to 5 as data: sets of faces, recognisers, rows; and the numbers that the paper prints.
 
 The paper's numbers (Li et al., CVPR 2023) lie in paper.csv beside this module, each with the row and the column in
 which our tables show it; an empty cell there means "any".
@@ -30,14 +30,14 @@ RECOGNISERS = (
 # dlib's embeddings of two strangers have a cosine of 0.83: it compares by distance, and has no place among angles.
 ANGULAR = tuple(name for name in RECOGNISERS if name != "dlib")
 
-PASSWORDS = 10  # a face, for diversity
-PEOPLE = 150  # behind diversity, Table 4 and Table 3's utility: as many as CelebA-HQ's test split has
-FEW = 50  # of them behind what is restored from pixels: each is inverted again, for seconds
+PASSWORDS = 10  # per face, for diversity
+PEOPLE = 150  # of diversity, Table 4 and Table 3's utility: as many as CelebA-HQ's test split has
+FEW = 50  # of them, for faces restored from pixels: inverting each again takes seconds
 
-# Encryptors with rows of their own in Tables 1 to 4. Ours never bears the paper's name.
+# Encryptors with rows of their own in Tables 1 to 4. Our own encryptor has a name of its own.
 OURS = VARIANTS["coupling"].label
 ENCRYPTORS = {"riddle": "RiDDLE", "datafree": "RiDDLE data-free", "coupling": OURS}
-# What a face is restored from when its code was not kept: action of riddle.evaluation.facesets -> label.
+# Sources to restore from without the stored code: action of riddle.evaluation.facesets -> label.
 PIXELS = {"png": "from PNG pixels", "jpeg75": "from JPEG 75", "pasted": "from the pasted photo"}
 # Many passwords of one photo: face set -> method.
 MANY = {
@@ -58,7 +58,7 @@ ACCEPTED, APART, COSINE, KFFA = "share accepted", "share of pairs apart", "ident
 
 @dataclass(frozen=True)
 class Row:
-    """A rate: how often a recogniser takes `faces` for `reference`; diversity: how often for two people.
+    """A rate: the share of `faces` that a recogniser takes for `reference`; diversity: of pairs taken for two people.
 
     `faces` are made of the second picture of a pair; `reference` is of the first, or of the same one (`itself`).
     """
@@ -72,12 +72,12 @@ class Row:
 
     @property
     def metric(self) -> str:
-        """What the rate is the share of."""
+        """The metric's name: the share that the rate states."""
         return APART if self.task == "diversity" else ACCEPTED
 
     @property
     def against(self) -> str:
-        """What the faces are compared with, for readers."""
+        """The reference of the faces, in words."""
         if self.task == "diversity":
             return AMONG
         return OTHER_PHOTO if not self.itself else SAME_PHOTO if self.reference == "photo" else SAME_INVERTED
@@ -146,8 +146,8 @@ ALIGNED, PASTED = "aligned face", "photo, face pasted back"
 NETWORKS = {"squeezenet": "SqueezeNet pool", "dlib": "dlib", "inception": "Inception"}  # of features
 DETECTORS = ("mtcnn", "dlib")
 SIDE = 256  # px of the crop whose pixels are the unit of length: the scale of the paper's own pictures
-FID_FACES = 5000  # fewer, and the paper's FID is no comparison
-# What the paper's successors measure and no network at hand can tell.
+FID_FACES = 5000  # with fewer, the paper's FID is not comparable
+# Measures of later papers that no network here can compute.
 NO_NETWORK = ("gaze", "expression agreement", "age agreement", "gender agreement")
 
 # ---- Table 4: method -> face set of one picture a person
@@ -168,7 +168,7 @@ def published(table: str, line: Mapping[str, Any]) -> dict[str, float | None]:
     """The paper's numbers beside a line of one of our tables: {column: number}, None where the paper has none.
 
     Table 3 shows no FID beside one of fewer than `FID_FACES` faces. Table 5 shows the paper's FID beside every Frechet
-    distance, in a column of its own: by other features it is no comparison.
+    distance, in a column of its own: on other features the two are not comparable.
     """
     known = paper()[paper().table == table]
     out: dict[str, float | None] = dict.fromkeys(known.column)
@@ -183,7 +183,7 @@ def published(table: str, line: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def absent_systems(table: str) -> Iterator[tuple[dict[str, str], str]]:
-    """(columns that name a row, reason) of what the paper's table has and nothing here can measure."""
+    """(columns that name a row, reason) of the rows of the paper's table that nothing here can measure."""
     known = paper()[paper().table == table]
     if not known.method.isin(UNAVAILABLE).any():
         return

@@ -1,8 +1,8 @@
 """One run of the tables' stages: its settings, its pairs of pictures, and the cache of the files that its stages leave.
 
 A stage's file is an .npz that carries `key`, the hash of everything that made it. It is made again when that
-changes, so a run resumes where it stopped and never mixes old weights with new ones. What cannot be made leaves its
-`reason`, and so does everything that needs it; the tables print it: 'n/a: reason'.
+changes, so a run resumes where it stopped and never mixes old weights with new ones. A stage that cannot be made
+writes its `reason`, and so does every stage that needs it; the tables print it: 'n/a: reason'.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Pairs:
 
     @cached_property
     def persons(self) -> np.ndarray:
-        """(N,) who is on each picture: LFW's name without its number; elsewhere every picture is a person's only."""
+        """(N,) the person on each picture: LFW's name without its number; elsewhere each picture is another person."""
         names = self.names if self.of_themselves else [n.rsplit("/")[-1].rsplit("_", 1)[0] for n in self.names]
         return np.array(names)
 
@@ -86,7 +86,7 @@ def self_pairs(names: Sequence[str]) -> Pairs:
 
 @dataclass(frozen=True)
 class Run:
-    """What distinguishes one run of the stages from another."""
+    """The settings of one run of the stages."""
 
     preset: str = "mobile"
     dataset: str = "auto"  # a key of `LABELS`, "auto": lfw; where it is not found, "samples" stand in for all but "lfw"
@@ -102,7 +102,7 @@ class Run:
 
     @cached_property
     def data(self) -> str:
-        """The data set that is used in fact."""
+        """The data set that is actually used."""
         wanted = "lfw" if self.dataset == "auto" else self.dataset
         return wanted if self.dataset in ("lfw", "samples") or _is_here(wanted) else "samples"
 
@@ -125,14 +125,14 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the stages leave their files; a limited run never touches a complete one."""
+        """The folder of the stages' files; a limited run has another one than a complete run."""
         name = self.data if self.limit is None else f"{self.data}-limit{self.limit}"
         return config.home() / "results" / "runs" / self.preset / name
 
     def tables(self, name: str, wanted: Sequence[str] = ("celebamask_hq",)) -> list[Path]:
-        """Where a table is written: beside the runs' folders; of a complete run also where the repository keeps it.
+        """The paths of a table: beside the runs' folders; for a complete run also in the repository's results.
 
-        wanted: the data sets that it is about; a table of others, or of fewer, bears the name of its data.
+        wanted: the data sets that it is about; a table of others, or of fewer, has its data in the name.
         """
         found = [run.data for run in runs_of(self, wanted)]
         whole = set(found) <= set(wanted) and (self.dataset == "auto" or set(wanted) == {self.dataset})
@@ -206,11 +206,11 @@ def part_hash(preset: str, part: str) -> str | None:
 
 
 class NotMade(Exception):
-    """Why a stage, or a number, could not be made; the tables print it."""
+    """A stage, or a number, cannot be made; the tables print the reason."""
 
 
 def stage(run: Run, path: Path, made_from: tuple, make: Callable[[], dict[str, np.ndarray]]) -> Path:
-    """`path`, made unless it was made from the same things; `NotMade` and absent weights leave their reason in it."""
+    """Return `path`; make it unless it was made from the same things. After `NotMade` and without weights: a reason."""
     key = digest(*made_from)
     if is_current(path, key):
         return path
@@ -225,7 +225,7 @@ def stage(run: Run, path: Path, made_from: tuple, make: Callable[[], dict[str, n
 
 
 def why_missing(e: WeightsMissingError) -> str:
-    """Why weights are missing, without local paths and addresses: tables are published."""
+    """The reason for missing weights, without local paths and addresses: tables are published."""
     cause = e.cause.replace(f"{config.home()}/", "").split(" (http")[0]
     return f"weights missing ({cause})"
 

@@ -35,9 +35,9 @@ class Part:
 
     datasets: tuple[str, ...]  # each that is found; where none is, the bundled samples
     measure: Callable[[Run], Iterator[Measured]]
-    sets: Collection[str]  # of faces behind it
-    recognisers: tuple[str, ...] = ()  # that see them
-    about: Mapping[str, str] = field(default_factory=dict)  # of how the numbers were made
+    sets: Collection[str]  # the face sets that it needs
+    recognisers: tuple[str, ...] = ()  # the recognisers that see these
+    about: Mapping[str, str] = field(default_factory=dict)  # notes on how the numbers were made
 
 
 _PAIRED, _PICTURES = ("lfw",), ("celebamask_hq", "ffhq")
@@ -95,7 +95,7 @@ def runs_behind(run: Run, name: str) -> dict[Run, list[Part]]:
 
 
 def places(run: Run, name: str) -> list[Path]:
-    """Where a table is written: `Run.tables`."""
+    """The paths of a table: `Run.tables`."""
     return run.tables(name, [d for part in TABLES[name] for d in part.datasets])
 
 
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         for item in items:
             made = make(run, item)
             for path in made if isinstance(made, list) else [made]:
-                path.touch()  # Snakemake goes by times: found up to date counts as made now
+                path.touch()  # touch files that are current, because Snakemake compares times
                 print(path)
 
 

@@ -50,18 +50,18 @@ class Measured:
     reference_hash: str = ""  # of the set that a distance between sets refers to
 
     def of(self, e: Estimate, undetected: int = 0, digits: int = 3) -> Measured:
-        """With an estimate's numbers; one of nothing says that no face was found."""
+        """A copy with an estimate's numbers; an estimate of nothing says that no face was found."""
         if not e.n:
             return replace(self.absent("no face was found"), undetected=undetected)
         spread = e.std if np.isfinite(e.std) else 0.0
         largest = max(abs(e.mean), spread, 1.0)
-        digits = max(0, min(digits, 3 - int(np.log10(largest))))  # of a distance of thousands no decimals are read
+        digits = max(0, min(digits, 3 - int(np.log10(largest))))  # large values need no decimals
         text = f"{e.mean:.{digits}f}" + (f" ± {e.std:.{digits}f}" if np.isfinite(e.std) else "")
         numbers = {"mean": e.mean, "std": e.std, "low": e.low, "high": e.high, "n": e.n}
         return replace(self, value=text, undetected=undetected, **numbers)
 
     def absent(self, reason: str) -> Measured:
-        """Without numbers, for a reason."""
+        """A copy without numbers, with the reason."""
         return replace(self, value=f"n/a: {reason.removeprefix('n/a: ')}")
 
 
@@ -143,7 +143,7 @@ def wide(table: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
         cells = [known.get(key, for_all.get(key[0], "")) for key in titles]
         if not any(cells):  # no judge of this line has a number anywhere
             cells[0] = part.value.iloc[0]
-        cells = ["n/a" if c in cells[:i] and is_reason(c) else c for i, c in enumerate(cells)]  # a reason is said once
+        cells = ["n/a" if c in cells[:i] and is_reason(c) else c for i, c in enumerate(cells)]  # a reason stands once
         line = dict(zip(rows, values, strict=True)) | dict(zip(titles.values(), cells, strict=True))
         line |= {c: int(part[c].max()) for c in ("n", "undetected")}
         lines.append(line if several else line | dict(part[beside].max()))
@@ -155,7 +155,7 @@ def _title(metric: str, judge: str) -> str:
 
 
 def is_reason(cell: str) -> bool:
-    """Whether a cell says why there is no number."""
+    """True for a cell that says why there is no number."""
     return cell.startswith("n/a: ")
 
 
@@ -173,7 +173,7 @@ def _cell(value: Any) -> str:
 
 
 def notes(table: pd.DataFrame) -> str:
-    """What a reader needs beside the numbers, as a markdown list: provenance, and judges without any number."""
+    """Notes on a table as a markdown list: provenance, and judges without any number."""
     values = {c: [v for v in table[c].dropna().unique() if v != ""] for c in PROVENANCE if c in table}
     lines = [f"{c.replace('_', ' ')}: {'; '.join(map(str, listed))}" for c, listed in values.items() if listed]
     if "value" in table:
@@ -198,9 +198,9 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def apart(table: pd.DataFrame, method: str, than: str) -> pd.DataFrame:
-    """A line a number that two methods share by a judge unseen in training, and whether their intervals are apart.
+    """One row for each number that both methods have, by judges unseen in training, and the verdict of the intervals.
 
-    `verdict`: 'higher' or 'lower' where the 95 % intervals do not touch, else 'not told apart'.
+    `verdict`: 'higher' or 'lower' if the 95 % intervals do not touch, else 'not told apart'.
     """
     numbers = table[table["mean"].notna() & ~table.judge_seen]
     keys = ["dataset", "task", "metric", "judge", "place"]
@@ -214,9 +214,9 @@ def apart(table: pd.DataFrame, method: str, than: str) -> pd.DataFrame:
 
 
 def sentences(pairs: pd.DataFrame, said: Mapping[str, str] | None = None) -> str:
-    """Lines of `apart` as a markdown list.
+    """Rows of `apart` as a markdown list.
 
-    said: what each verdict means, in words; without it those not told apart are only counted.
+    said: {verdict: its meaning in words}; without it the rows not told apart are only counted.
     """
     shown, lines = pairs if said else pairs[pairs.verdict != "not told apart"], []
     for line in shown.to_dict("records"):

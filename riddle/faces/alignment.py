@@ -1,4 +1,4 @@
-"""The framing: where a face's crop lies in a photo, and the crop itself.
+"""The framing: the place of a face's crop in a photo, and the crop itself.
 
 Coordinates are pixel indices (the centre of the first pixel is 0, 0), x before y. Five points are the
 left eye, right eye, nose tip, left and right corner of the mouth, left meaning left in the picture.

@@ -1,8 +1,8 @@
 """Paste back: a rendered face returns to its place in the photo under a feathered mask, and is taken out again.
 
 Outside the mask the photo stays bit for bit what it was. A protected photo shows P = (1 - a) O + a S: the original O
-under the stranger S, by the mask a. Who opens the record can draw S, and so a; along the mask's soft rim, where a < 1,
-O follows: (P - a S) / (1 - a). Pasting the restored face over P itself would leave a share a (1 - a) of the stranger
+under the stranger S, by the mask a. The opened record gives S, and so a; along the mask's soft rim, where a < 1,
+O is (P - a S) / (1 - a). Pasting the restored face over P itself would leave a share a (1 - a) of the stranger
 there, a ghost of up to a quarter around the face.
 """
 
@@ -22,10 +22,10 @@ GLASSES, GLASSES_RIM = 3, 0.015  # their class; how far around them a mask goes,
 HAIR_CLASSES, NECK_CLASSES = (13, 14), (16, 17)  # hair, hat; necklace, neck
 # Half axes of `core` and its centre's distance below the crop's, of the side.
 CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
-SPREAD, FLOOR = 0.22, 0.1  # of the side, of a pixel's surroundings: their width, the weight of the average in them
+SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; the weight of the average in them
 STRIP = 256  # rows blended at once
 MOST = 0.95  # of the mask: beyond it, `unblend` would enlarge rounding and compression over twentyfold
-INNER = 0.4  # of the mask: where `paste_inside` begins; farther out the surroundings themselves are better
+INNER = 0.4  # of the mask: where `paste_inside` begins; farther out the surroundings stay as they are
 
 
 def smoothstep(x: np.ndarray) -> np.ndarray:
@@ -59,13 +59,13 @@ def core(side: int) -> torch.Tensor:
 
 
 def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.045) -> np.ndarray:
-    """Where a new face replaces an old one, from a parser's logits of both, (19, R, R) each; (R, R) in [0, 1].
+    """The mask (R, R) in [0, 1] by which a new face replaces an old one, from a parser's logits (19, R, R) of both.
 
-    That is where the new face shows face, or neck in place of a face; not where the old one has hair or a hat, which
-    stay in front, nor where the new one has them over a face: hair that starts at a rim looks cut. The soft rim, some
-    `soften` of the side wide, lies inside, except around the old face's glasses, which go whole. Of `core`, where one
-    of the two shows face or nearly so, all but the old skin under new hair is in the mask: a parser that takes an eye
-    for hair must not leave it in the photo.
+    It holds the pixels where the new face shows face, or neck in place of a face. It leaves out the old face's hair
+    and hat, which stay in front, and the new one's over a face: hair that starts at a rim looks cut. The soft rim,
+    about `soften` of the side wide, lies inside; the old face's glasses are replaced whole. Where one of the two shows
+    face or nearly so, `core` is in the mask, except old skin under new hair: the parser may take an eye for hair, and
+    the eye must not stay in the photo.
     """
     before, after = old.argmax(0), new.argmax(0)
 
@@ -82,13 +82,13 @@ def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.045) -> np.n
     over_skin = (of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0])).float().cpu()
     either = (of(FACE_CLASSES, before) | of(FACE_CLASSES, after)).float().cpu()
     near = torch.from_numpy(smoothstep(2 * (wide @ either @ wide.T).numpy()))
-    blind = (near * core(side)).sum() < 0.5 * core(side).sum()  # then nothing is to be believed of the parser
+    blind = (near * core(side)).sum() < 0.5 * core(side).sum()  # then the parser is wrong
     inner = core(side) * (1 if blind else near) * (1 - wide @ over_skin @ wide.T)
     return np.maximum(np.maximum(within, without), inner.numpy())
 
 
 def skin(logits: torch.Tensor) -> torch.Tensor:
-    """Where all N faces of a parser's logits (N, 19, R, R) show skin, (R, R) in [0, 1]; `core` where that is little."""
+    """Pixels (R, R), 0 or 1, where all N faces of a parser's logits (N, 19, R, R) show skin; `core` if they are few."""
     both = torch.isin(logits.argmax(1), torch.tensor(SKIN_CLASSES, device=logits.device)).all(0).float().cpu()
     inner = core(both.shape[-1])
     return both if both.sum() > 0.3 * inner.sum() else inner
@@ -154,8 +154,8 @@ def paste(photo: np.ndarray, face: Image.Image, matrix: np.ndarray, outline: np.
 def unblend(photo: np.ndarray, shown: Image.Image, matrix: np.ndarray, outline: np.ndarray | None = None) -> None:
     """Take a face out of `photo` in place, as far as something of the original is left under it.
 
-    shown: the face as it was pasted, its colours matched; the rest as for `paste`. Inside, where nothing is left of the
-    original, what remains has no meaning.
+    shown: the face as it was pasted, its colours matched; the rest as for `paste`. Pixels inside, where nothing is left
+    of the original, have no meaning.
     """
     for part, mask, face in _layers(photo, shown, matrix, outline):
         a = np.minimum(mask, MOST)

@@ -26,11 +26,11 @@ from riddle.processes import end_with_parent
 from riddle.weights import WeightsMissingError
 
 DETECTORS = ("auto", "dlib", "mtcnn")
-SMALLEST = 20  # px, side of a framed face; below it nobody is recognised, and no code says who
+SMALLEST = 20  # px, side of a framed face; a smaller one shows too little to be recognised
 DOUBTFUL = 0.9  # MTCNN's score below which its find alone is no face
 PART = 1600  # px a side of what is searched at once
 LOOK = 160  # px a side of the crop of a second look
-CONFIRMED = 0.85  # of `confirmed`, from which a find in a turned photo is a face
+CONFIRMED = 0.85  # value of `confirmed` from which a find in a turned photo is a face
 CROP_SIDE = 128  # px to which a small crop is enlarged before detection: dlib's HOG window is 80 px
 CROP_MARGIN = 0.2  # of the side, continued by its edge around a crop, so that a face at its rim lies inside
 
@@ -191,7 +191,7 @@ def find_all(image: Image.Image, detector: Any, turned: bool = True) -> list[Fac
     The "auto" detector stops where dlib finds one face; here both search, so that a turned or small face beside a
     frontal one is not missed. The photo is mirrored beyond its border, where half a face becomes a whole one. One
     larger than PART is searched reduced, and in full size part by part. turned: also turned by quarters, for people who
-    lie or stand on their head; of finds of one face the one stays whose place a second look confirms best.
+    lie or stand on their head; of several finds of one face, the best by `confirmed` stays.
     """
     if min(image.size) < SMALLEST:
         return []
@@ -228,8 +228,7 @@ def find_all(image: Image.Image, detector: Any, turned: bool = True) -> list[Fac
 
 
 def confirmed(image: Image.Image, face: Face, detector: Any) -> float:
-    """How well a second look, at the face's crop, confirms its place: the score there less the distance of both finds'
-    points in eye distances; 1 at best, 0 where nothing is found."""
+    """Detect again in the face's own crop; score minus landmark distance (in eye distances), 1 at best; no find: 0."""
     try:
         matrix = alignment.framing_matrix(face.points)
     except ValueError:  # the points coincide
@@ -241,18 +240,18 @@ def confirmed(image: Image.Image, face: Face, detector: Any) -> float:
 
 
 def doubtful(face: Face) -> bool:
-    """Whether MTCNN alone takes it for a face, and is not sure."""
+    """True for a face that MTCNN alone finds, with a low score."""
     return face.detector == "mtcnn" and face.score < DOUBTFUL
 
 
 def _starts(length: int) -> list[int]:
-    """Where parts of PART px begin that overlap by a fifth and reach the end."""
+    """Starts of parts of PART px that overlap by a fifth and reach the end."""
     last = max(0, length - PART)
     return sorted({min(start, last) for start in range(0, last + PART, PART - PART // 5)})
 
 
 def _same(a: Face, b: Face) -> bool:
-    """Whether two finds are one face: their centres are nearer than 0.4 of the larger one's side."""
+    """True if two finds are one face: their centres are nearer than 0.4 of the larger one's side."""
     return float(np.hypot(*(a.points.mean(0) - b.points.mean(0)))) < 0.4 * float(np.sqrt(max(a.area, b.area)))
 
 

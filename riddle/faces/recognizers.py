@@ -55,7 +55,7 @@ DLIB_POINTS = np.array([(47.1, 46.1), (99.9, 46.1), (73.5, 76.1), (50.0, 102.5),
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of a recogniser before its weights are loaded."""
+    """A recogniser's properties, known before its weights are loaded."""
 
     build: Callable[[Path], nn.Module]  # weights file -> network: (N, 3, size, size) in [-1, 1] -> (N, E)
     size: int  # px, side of its crops
@@ -182,7 +182,7 @@ def negative_distance(a: Any, b: Any) -> Any:
 
 
 def similarity_of(name: str) -> Callable[[Any, Any], Any]:
-    """How a recogniser compares two embeddings: a function (N, E), (N, E) -> (N,), without loading it."""
+    """A recogniser's comparison of embeddings, a function (N, E), (N, E) -> (N,), without loading it."""
     return negative_distance if SPECS[name].distance == "euclidean" else cosine
 
 

@@ -1,4 +1,4 @@
-"""How different the faces are that several passwords make of one person."""
+"""Measure how much one person's faces under several passwords differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pairs(embeddings: np.ndarray, similarity: Callable[[np.ndarray, np.ndarray],
 
 
 def distinct(scores: np.ndarray, thresholds: np.ndarray | float) -> np.ndarray:
-    """Which pairs of faces a recogniser takes for two people, as booleans of the shape of their similarities (N, P).
+    """True for pairs that a recogniser takes for two people, in the shape of their similarities (N, P).
 
     thresholds: a number, or (N, 1). A pair with a face that was not found (NaN) does not count as distinct: a face
     too broken to be found is no new identity.

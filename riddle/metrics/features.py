@@ -19,7 +19,7 @@ from riddle.images import to_tensor
 from riddle.progress import track
 from riddle.weights import find
 
-# name -> how pictures reach it: a distance depends on the filter (Parmar et al., CVPR 2022).
+# name -> how pictures are resized for it: a distance depends on the filter (Parmar et al., CVPR 2022).
 RESIZE = {
     "squeezenet": "none",
     "inception": "bilinear to 299 px, no antialiasing (pytorch-fid)",

@@ -1,4 +1,4 @@
-"""How close a set of pictures is to another, on the features (N, D) of any network.
+"""Distances between sets of pictures, on the features (N, D) of any network.
 
 The caller names the features: a distance on dlib's features is 'Frechet distance (dlib)', only one on the FID
 Inception network is 'FID'.
@@ -13,7 +13,7 @@ import numpy as np
 from riddle.metrics.identity import Estimate
 
 DRAWS = 200  # of a bootstrap of a distance between sets
-People = tuple[np.ndarray, np.ndarray]  # who is in each row of two sets: (N,) and (M,)
+People = tuple[np.ndarray, np.ndarray]  # the person in each row of two sets: (N,) and (M,)
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -71,7 +71,7 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _resampled(people: People, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """How often a bootstrap draws each row of two sets: a person's rows are drawn together, also across the sets."""
+    """The number of times a bootstrap draws each row of two sets: a person's rows together, also across the sets."""
     everyone = np.union1d(*people)
     draw = np.random.default_rng(seed)
     for _ in range(DRAWS):

@@ -1,7 +1,7 @@
-"""How close a restored face is to the one it should be, picture by picture (Table 2).
+"""Distances of restored faces from the faces that they should be, picture by picture (Table 2).
 
-Faces are tensors (N, 3, R, R) in [-1, 1]; every metric gives one number a picture, (N,), on intensities in [0, 1]:
-only so the paper's MSE of 0.002 and PSNR of 26.5 dB agree.
+Faces are tensors (N, 3, R, R) in [-1, 1]; every metric gives one number per picture, (N,), on intensities in [0, 1].
+The paper's MSE of 0.002 and PSNR of 26.5 dB agree only on this scale.
 """
 
 from __future__ import annotations

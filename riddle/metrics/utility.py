@@ -1,4 +1,4 @@
-"""What a protected face is still good for (Table 3): where it is found, its landmarks, pose and openness.
+"""Utility of protected faces (Table 3): their boxes, landmarks, pose, and openness of eyes and mouth.
 
 Landmarks (N, 68, 2) are dlib's, x before y, y downwards; rows of NaN stand for faces that were not found, and every
 measure of them is NaN.

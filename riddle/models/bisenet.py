@@ -32,7 +32,7 @@ class ConvNorm(nn.Module):
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
-    """Mean over the picture, (N, C, 1, 1): what the attention of both modules starts from."""
+    """Mean over the picture, (N, C, 1, 1): the input of the attention of both modules."""
     return x.mean((2, 3), keepdim=True)
 
 

@@ -2,7 +2,7 @@
 
 The mapping network ends in a leaky ReLU of slope 0.2. Undone, w becomes p, which is close to a normal distribution;
 whitened by its principal components, p becomes z, close to N(0, I): its kurtosis is 3.0 to 3.3, that of w is 7.
-Encoder, encryptor and passwords live in z, because whatever keeps lengths there gives the code of a face.
+Encoder, encryptor and passwords live in z, because a map that keeps lengths there turns codes of faces into such codes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 SLOPE = 0.2  # of the mapping network's last leaky ReLU
-FLOOR = 1e-2  # of a component's std: what hardly varies is not whitened into noise
-BOUND = 3.5  # z beyond this draws no face any more
+FLOOR = 1e-2  # least std of a component: whitening must not turn a nearly constant one into noise
+BOUND = 3.5  # beyond this value of z the generator produces no face
 FINE = 8  # slots from here on, of 64 px and more, set light and colours (StyleGAN, section 3.1)
 
 
@@ -39,7 +39,7 @@ class GaussianCodes(nn.Module):
     def to_record(self, w: torch.Tensor) -> torch.Tensor:
         """w (..., D) -> z (..., D) as a record keeps it: rounded to half precision, in float32.
 
-        What is drawn from it is exactly what the record holds.
+        A face drawn from it is exactly the one drawn from the record.
         """
         return self.to_gaussian(w).half().float()
 
@@ -71,7 +71,7 @@ def soft_bound(z: torch.Tensor, bound: float = BOUND) -> torch.Tensor:
 
 
 class FaceGenerator(nn.Module):
-    """What all generators share. They have `n_latent` (L), `style_dim` (D), `codes`, their Gaussian space, `map`, z
+    """Base of all generators. They have `n_latent` (L), `style_dim` (D), `codes`, their Gaussian space, `map`, z
     (N, D) -> w (N, D), and `forward`, codes (N, L, D) and a side in px -> faces (N, 3, side, side), about [-1, 1].
     """
 
@@ -81,7 +81,7 @@ class FaceGenerator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def map(self, z: torch.Tensor) -> torch.Tensor:

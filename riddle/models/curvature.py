@@ -1,4 +1,4 @@
-"""How strongly a distance between faces bends along each direction of the Gaussian space of codes.
+"""The curvature of a distance between faces along each direction of the Gaussian space of codes.
 
 A few directions of z (light, background, pose) change a face a thousand times as much as most others. Plain gradients
 follow those few. Divided by the curvature, a step goes as far in every direction as the distance allows: the
@@ -15,7 +15,7 @@ from torch import nn
 RANK = 128  # directions that are kept; beyond them the curvature is below a thousandth of the largest
 RATE, MOMENTUM = 0.3, 0.8  # of a step of `descend`, in units of the Gauss-Newton step
 FASTER, SLOWER = 1.1, 0.4  # factors of a face's rate after a step that came nearer, and after one that did not
-DAMPING = 1e-3  # curvature of directions in which a face may go as far as in those that hardly bend
+DAMPING = 1e-3  # curvature below which steps are not shortened
 
 
 class Curvature(nn.Module):

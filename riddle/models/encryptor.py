@@ -17,11 +17,11 @@ from riddle.presets import Preset, get
 HEADS = 4  # of the attention
 KEPT = 10  # leading components of z that reflections leave alone: pose, light, hair
 SOFTENED = 0.6  # power of a component's size in S: at 0 people look alike, at 1 more faces look odd
-POSE = 3  # those that couplings leave alone: pose and light; half of who someone is shows in the first ten
+POSE = 3  # components that couplings leave alone: pose and light; the first ten hold half of a face's identity
 
 
 class CodeModel(nn.Module):
-    """What all encryptors share: from W+ to z and back, and the checks.
+    """Base of all encryptors: from W+ to z and back, and the checks.
 
     codes: the generator's Gaussian space, which is not part of the state.
     """

@@ -26,11 +26,11 @@ from riddle.presets import Preset
 EMBEDDING, POOLED = 128, 512  # of MobileFaceNet
 TOGETHER = 16  # faces that `refine` takes at once, for memory
 SQUARED, PERCEIVED, IDENTITY, LENGTH = 1.0, 1.2, 0.25, 0.01  # weights of the distance that `refine` makes smaller
-COARSE, MIDDLE = 3, 7  # the first slots that read the middle and the largest feature map (e4e, sec. 4)
+COARSE, MIDDLE = 3, 7  # first slots of the middle and of the largest feature map (e4e, sec. 4)
 
 
 def _level(slot: int) -> int:
-    """Which feature map a slot reads: 0, the smallest, to 2."""
+    """The feature map of a slot: 0, the smallest, to 2."""
     return 0 if slot < COARSE else 1 if slot < MIDDLE else 2
 
 
@@ -114,9 +114,9 @@ class LiteEncoder(nn.Module):
     """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D), in passes: each sees the face and what the generator draws so
     far, and adds to z what is missing (ReStyle, Alaluf et al., ICCV 2021). The first pass sees the mean face.
 
-    e4e's body is a recogniser. Here an image body sees what a face looks like, and a recogniser's body beside it sees
-    who it is: its embedding, and how far that of the face drawn so far is from it, go to all slots. `refine` then goes
-    on by gradients of a distance between both faces.
+    e4e's body is a recogniser. Here an image body reads the look of a face, and a recogniser's body reads its identity:
+    the embedding, and its difference from that of the face drawn so far, go to all slots. Then `refine` follows the
+    gradient of a distance between both faces.
     generator: frozen, and not part of the state. The buffer `passes` says how many passes the weights were trained for,
     `steps` how many steps of `refine` follow them.
     """
@@ -161,7 +161,7 @@ class LiteEncoder(nn.Module):
     def missing(
         self, faces: torch.Tensor, shown: torch.Tensor, who: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """One pass: what to add to z (N, L, D), from faces and what is drawn so far, both (N, 3, R, R).
+        """One pass: the correction of z (N, L, D), from faces and those drawn so far, both (N, 3, R, R).
 
         who: `recognise(faces)`, where it is known.
         """
@@ -182,7 +182,7 @@ class LiteEncoder(nn.Module):
         return torch.stack([base, *others], 1) + told.view(len(faces), self.n_latent, -1)
 
     def draw(self, z: torch.Tensor) -> torch.Tensor:
-        """z (N, L, D), not yet bounded -> what the generator draws, (N, 3, R, R)."""
+        """z (N, L, D), not yet bounded -> drawn faces (N, 3, R, R)."""
         return self._generator[0](self.to_w(z)).clamp(-1, 1)
 
     def to_w(self, z: torch.Tensor) -> torch.Tensor:
@@ -193,7 +193,7 @@ class LiteEncoder(nn.Module):
     def read(
         self, faces: torch.Tensor, passes: int, who: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """z (N, L, D) after so many passes, before the bound, and what is drawn from it; 0 passes: the mean face.
+        """z (N, L, D) after `passes`, before the bound, and the faces drawn from it; 0 passes: the mean face.
 
         who: `recognise(faces)`, where it is known.
         """
@@ -207,15 +207,15 @@ class LiteEncoder(nn.Module):
         return z, shown
 
     def compared(self, faces: torch.Tensor) -> torch.Tensor:
-        """Faces (N, 3, R, R) -> numbers (N, M) whose squared distance says how unlike two faces are: pixels, LPIPS as
-        `perception` sees it, and identity."""
+        """Faces (N, 3, R, R) -> numbers (N, M) whose squared distance compares two faces: pixels, LPIPS by
+        `perception`, and identity."""
         parts = [x.flatten(1) * PERCEIVED**0.5 for x in self.perception(faces)]
         parts.append(faces.flatten(1) * (SQUARED / faces[0].numel()) ** 0.5)
         parts.append(self.recognise(faces)[0] * (IDENTITY / 2 / EMBEDDING) ** 0.5)
         return torch.cat([x.float() for x in parts], 1)
 
     def refine(self, faces: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
-        """z (N, L, D) -> z that shows faces (N, 3, R, R) better, by so many gradient steps."""
+        """z (N, L, D) -> z that shows faces (N, 3, R, R) better, by `steps` gradient steps."""
         with fast_autocast(faces.device):
             with torch.no_grad():
                 wanted = self.compared(faces)
@@ -228,7 +228,7 @@ class LiteEncoder(nn.Module):
             return descend(distance, z, self.curvature, steps)
 
     def forward(self, faces: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """steps: of `refine`; None: as many as the buffer says. Gradients reach the faces with 0 steps alone."""
+        """steps: of `refine`; None: as many as the buffer says. Gradients reach the faces only with 0 steps."""
         if faces.ndim != 4 or faces.shape[1] != 3:
             raise ValueError(f"faces must be (N, 3, R, R), got {tuple(faces.shape)}")
         who = self.recognise(faces)

@@ -222,7 +222,7 @@ class MobileStyleGAN(FaceGenerator):
             raise KeyError(f"this is no MobileStyleGAN: {', '.join([*missing, *unexpected][:4])}")
 
     def own_state(self) -> dict[str, torch.Tensor]:
-        """What was made here and is stored: the cuts and the statistics of codes; the rest is the published network."""
+        """The state that is stored: the cuts and the statistics of codes; the rest is the published network."""
         return {k: v for k, v in self.state_dict().items() if k.startswith(("cuts.", "codes."))}
 
 

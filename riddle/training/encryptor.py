@@ -8,8 +8,8 @@
     ... --pixels 3                                        # ours: recovery from published pixels, too
 
 Two forward passes of the encryptor make all codes of a step; the generator and the loss networks then see them in one
-batch. The weights' running average is what is kept: encryptor.safetensors. Give all variants the same options: its
-metadata let Table 5 say when they differ.
+batch. The weights' running average is what is kept: encryptor.safetensors. Give all variants the same options:
+Table 5 reads the options from the file's metadata.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_acceler
 from riddle.training.pixelpath import publish
 from riddle.weights import WeightsMissingError, bundled, load_tensors
 
-COACHED = 4  # steps of the encryptor for one of its helper's judge
+COACHED = 4  # steps of the encryptor for one step of the judge of codes
 FILES = ("codes", "val_codes", "code_judge", "generator", "parser", "encoder", "start")  # options that name a file
 
 
@@ -94,7 +94,7 @@ class EncryptorConfig(LoopConfig):
 def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Both passes of section 3.2.
 
-    w: (B, L, D); keys: (B, m, n + 1, L, D) as `draw_keys` gives them. Returns what becomes of each original: encrypted
+    w: (B, L, D); keys: (B, m, n + 1, L, D) as `draw_keys` gives them. Returns for each original: encrypted
     codes (B, m, L, D), each recovered by its own password (B, m, L, D), and by wrong ones (B, m n, L, D).
     """
     b, m, k = keys.shape[:3]
@@ -108,7 +108,7 @@ def evaluate(
     encryptor: nn.Module, generator: Synthesis, codes: torch.Tensor, embed: Features, keys: torch.Tensor,
     threshold: float = 0.3, batch: int = 8,
 ) -> dict[str, float]:  # fmt: skip
-    """How well identities change and come back, seen by `embed` on faces rendered from codes.
+    """Measure by `embed`, on faces drawn from codes, how identities change and come back.
 
     codes: (N, L, D), unseen in training; keys: (N, m, n + 1, L, D), m at least 2. Means of cosines with the
     original's face, shares accepted (cosine above threshold), and for pairs of encryptions of one original their
@@ -168,7 +168,7 @@ class EncryptorTask(Task):
             self.held_out_keys = draw_keys(generator, len(held_out), 3, 1)
 
     def alone(self, progress: float) -> bool:
-        """Whether the helper's loss is the only one."""
+        """True while the helper's loss is the only one."""
         return progress < self.config.helper_only or self.config.helper_only == 1
 
     def part(self, progress: float) -> float:
@@ -180,7 +180,7 @@ class EncryptorTask(Task):
         loss, terms, self.made = torch.zeros((), device=self.accelerator.device), {}, None
         if not alone:
             w = self.blended(batch["w"].float()) if "w" in batch else draw_codes(self.generator, len(batch["row"]))
-            sharing = 2 if c.linked else 1  # originals a password
+            sharing = 2 if c.linked else 1  # originals per password
             keys = draw_keys(self.generator, len(w) // sharing, c.m, c.n).repeat(sharing, 1, 1, 1, 1)
             loss, terms = self.losses(w, keys)
         if alone or c.helper:
@@ -298,7 +298,7 @@ class EncryptorTask(Task):
 
 
 def record_of(config: EncryptorConfig) -> dict:
-    """What made a variant: the options that all share, and hashes of the files read. Raises FileNotFoundError."""
+    """The origin of a variant: the options that all share, and hashes of the files read. Raises FileNotFoundError."""
     variant, files = VARIANTS[config.variant], {}
     for name in FILES:
         path = getattr(config, name)

@@ -1,4 +1,4 @@
-"""What a training reads and does not change: the frozen networks, codes and passwords that are drawn."""
+"""Inputs that training does not change: frozen networks, and drawn codes and passwords."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def make_targets(generator: MobileStyleGAN, count: int, out: Path, seed: int = 0
 
 @torch.no_grad()
 def reduced(generator: MobileStyleGAN, codes: torch.Tensor, side: int) -> torch.Tensor:
-    """What the whole network draws of codes (N, L, D), area-reduced to (N, 3, side, side) in [-1, 1]."""
+    """The whole network's faces of codes (N, L, D), area-reduced to (N, 3, side, side) in [-1, 1]."""
     whole = max(SIDES[0], 8 << len(generator.blocks))
     with fast_autocast(codes.device):
         drawn = (generator(w, whole).float().clamp(-1, 1) for w in codes.split(8))
@@ -74,7 +74,7 @@ def reduced(generator: MobileStyleGAN, codes: torch.Tensor, side: int) -> torch.
 
 
 def grid(faces: torch.Tensor) -> torch.Tensor:
-    """What of a pattern that repeats every second pixel is in faces (N, 3, S, S): (N, 9, S / 8, S / 8).
+    """Strength of patterns that repeat every second pixel, in faces (N, 3, S, S): (N, 9, S / 8, S / 8).
 
     The details of the Haar transform (lines across, lines down, dots), averaged over 8 x 8 px.
     """
@@ -136,7 +136,7 @@ class CutTask(Task):
 
     @torch.no_grad()
     def samples(self) -> torch.Tensor:
-        """Targets above what the cut draws, enlarged twice."""
+        """Targets above the cut's faces, enlarged twice."""
         codes, faces = self.held_out[0][:8], self.held_out[1][:8]
         both = torch.cat([self.target(faces), self.draw(codes, self.average)])
         return F.interpolate(both, scale_factor=2, mode="nearest")

@@ -1,4 +1,4 @@
-"""A helper of the encryptor's first steps: what the losses ask for, said in codes, so that a step draws no face.
+"""A helper for the encryptor's first steps: losses computed on codes, so that a step draws no face.
 
     python -m riddle.training.helper --recipe mobile
 
@@ -38,7 +38,7 @@ WIDTH, DROPOUT, DECAY = 768, 0.2, 0.1
 
 
 def importance(codes: GaussianCodes) -> torch.Tensor:
-    """How much each component of z shows in a face: (D,), 1 on average."""
+    """The effect of each component of z on a face: (D,), 1 on average."""
     return codes.std / codes.std.mean()
 
 
@@ -100,8 +100,8 @@ def code_loss(
     Decrypted z is as it was. Encrypted and wrongly decrypted z turn away from the original's and, where diverse, from
     each other, have a normal length (by `BANDS`) and mean, differ between slots no more than the original or `SPREAD`,
     and keep the leading components (pose, light, hair). Originals i and i + B / 2, which may share passwords, do not
-    become one person. The judge's guesses say the same by equations 1 to 4, each term as a mean, and by eq. 6 on small
-    pictures.
+    become one person. Equations 1 to 4, each term as a mean, and eq. 6 on small pictures are computed on the
+    judge's guesses.
     """
     b, m, n = len(z), keys.shape[1], keys.shape[2] - 1
     keys = keys[..., None, :].expand(-1, -1, -1, z.shape[1], -1)
@@ -151,17 +151,17 @@ def code_loss(
 
 
 class Coach:
-    """Keeps a `CodeJudge` honest while an encryptor learns by it: the encryptor soon makes codes on which the judge
-    guesses wrong. At each step some of its codes are drawn, and the judge learns from these faces and earlier ones. A
-    checkpoint holds the judge, not the earlier faces.
+    """Retrains the guesser on the encryptor's own codes, because it is wrong on them otherwise. At each step some of
+    these codes are drawn, and the judge learns from these faces and earlier ones. A checkpoint holds the judge, not
+    the earlier faces.
     """
 
     def __init__(
         self, judge: CodeJudge, see: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], fresh: int = 8,
         kept: int = 16_384,
     ):  # fmt: skip
-        """see: z (N, L, D) -> F_e's embeddings of the faces (N, E), and the faces, `small`; fresh: faces drawn a step;
-        kept: of the latest."""
+        """see: z (N, L, D) -> F_e's embeddings of the faces (N, E), and the faces, `small`; fresh: faces drawn per
+        step; kept: number of latest faces."""
         self.judge, self.see, self.fresh, self.kept = judge, see, fresh, kept
         self.optimiser = torch.optim.AdamW(judge.parameters(), lr=3e-4, weight_decay=DECAY)
         self.examples: list[tuple[torch.Tensor, ...]] = []  # z, embedding, picture of one face each

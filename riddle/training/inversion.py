@@ -51,7 +51,7 @@ class InversionConfig(LoopConfig):
     l2: float = 1.0  # e4e: 1
     lpips: float = 0.8  # e4e: 0.8
     identity: float = 0.5  # e4e: 0.1 to 0.5
-    identity_from: float = 0.05  # share of the training after which it counts; a young encoder only games it
+    identity_from: float = 0.05  # share of the training after which identity counts; an untrained encoder exploits it
     length: float = 0.02  # how far z goes beyond what a normal distribution gives; e4e: a latent discriminator
     delta: float = 0.03  # mean square of the differences between slots; e4e: 2e-4 of their norms
     known: float = 0.3  # squared error of the z of synthetic faces; e4e: none
@@ -118,7 +118,7 @@ class InversionTask(Task):
         self.average.curvature.measure(seen, z)
 
     def z_terms(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What z (N, L, D) owes the prior and e4e."""
+        """Regularisation of z (N, L, D): its length (our prior) and the differences between slots (e4e)."""
         length = F.relu(z.square().mean(-1) - 1).square() + F.relu(z.abs() - 3).square().mean(-1)
         return {"length": length.mean(), "delta": (z[:, 1:] - z[:, :1]).square().mean()}
 
@@ -147,7 +147,7 @@ class InversionTask(Task):
 
     def evaluate(self) -> dict[str, float]:
         """LPIPS, squared error and F_e's cosine of held-out faces, without and with the steps of gradient descent that
-        follow the passes, and what the codes look like."""
+        follow the passes, and measures of the codes."""
 
         def quality(faces: torch.Tensor) -> dict[str, torch.Tensor]:
             real, numbers = faces_to_float(faces.to(self.accelerator.device)), {}
@@ -166,7 +166,7 @@ class InversionTask(Task):
 
     @torch.no_grad()
     def samples(self) -> torch.Tensor:
-        """Held-out faces above what is read from them."""
+        """Held-out faces above their inversions."""
         real = faces_to_float(spread(self.held_out, 16).to(self.accelerator.device))
         with self.accelerator.autocast():
             shown = self.average.read(real, self.config.passes)[1].float()

@@ -37,7 +37,7 @@ Numbers = dict[str, torch.Tensor | float]
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What every training is told; each network's own configuration adds to it."""
+    """The options of every training; each network's own configuration adds to them."""
 
     out: str  # folder of the run: config.json, state.pt, log.jsonl, samples/
     preset: str = "mobile"  # of riddle.presets
@@ -80,7 +80,7 @@ class Task:
         raise NotImplementedError
 
     def part(self, progress: float) -> float:
-        """Where the learning rate is on its way from warm-up to zero, 0 to 1."""
+        """Progress of the learning rate from warm-up to zero, 0 to 1."""
         return progress
 
     def validate(self) -> dict[str, float]:
@@ -162,7 +162,7 @@ def faces_to_float(x: torch.Tensor) -> torch.Tensor:
 
 
 def spread(items: torch.Tensor, n: int = 96) -> torch.Tensor:
-    """At most n of the items, spread evenly: those to measure on."""
+    """An evenly spaced subset of at most n items, for evaluation."""
     return items[:: max(1, len(items) // n)][:n]
 
 

@@ -1,4 +1,4 @@
-"""How well the networks of a preset do on held-out faces: what the model card says, and what a training is judged by.
+"""Measure a preset's networks on held-out faces: for the model card, and to judge a training.
 
     python -m riddle.training.measure --faces results/runs/faces_val.npy
     ... --encryptor encryptor encryptor_coupling reflection untrained --count 96

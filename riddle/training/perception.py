@@ -1,4 +1,4 @@
-"""Train the network that the encoder compares faces by: SqueezeNet's form, taught to see them as LPIPS does.
+"""Train the network with which the encoder compares faces: a SqueezeNet trained to reproduce LPIPS.
 
     python -m riddle.training.perception --recipe mobile
 
@@ -73,7 +73,7 @@ class PerceptionTask(Task):
         return loss + apart, {"apart": apart}
 
     def parts_alone(self, faces: torch.Tensor, raw: list[torch.Tensor]) -> list[torch.Tensor]:
-        """What each part of the student makes of the teacher's features before it: like `raw`, one a layer."""
+        """Each part of the student on the teacher's features before it: like `raw`, one tensor per layer."""
         inputs = [(faces - self.network.shift) / self.network.scale, *raw[:-1]]
         return [getattr(self.network.trunk, f"slice{i}")(x.clone()) for i, x in enumerate(inputs, 1)]
 

@@ -1,4 +1,4 @@
-"""An encrypted face as its recipient has it: what the encryptor learns from with `--pixels`.
+"""Turn encrypted faces into published pictures, from which the encryptor learns with `--pixels`.
 
 The authors decrypt the code that they kept. A bare picture has eight bits a channel, perhaps as JPEG, or shows the face
 pasted into its photo, where a detector finds it a little beside its place.
@@ -20,7 +20,7 @@ SHIFT, SCALE, TURN = 0.01, 0.037, 0.02
 
 
 def shown_as(faces: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-    """What is shown in the place of faces, both (N, 3, R, R); the gradient goes to the faces, unchanged."""
+    """`shown` in the place of faces, both (N, 3, R, R); the gradient goes to the faces, unchanged."""
     return faces + (shown.to(faces) - faces).detach()
 
 

@@ -3,7 +3,7 @@
     python -m riddle.training.encryptor --recipe mobile
 
 A recipe is a TOML file with a table for each training, so that one word stands for many options; [encryptor.coupling]
-has what is different for `--variant coupling`. What a configuration says behind a field is the help of its option.
+has what is different for `--variant coupling`. The comment behind a configuration's field is the help of its option.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _parser(config: type, section: str, about: str) -> argparse.ArgumentParser:
 
 
 def _reading(kind: Any) -> dict[str, Any]:
-    """How argparse reads a field of this type: text, a number, a switch, or NAME=NUMBER pairs."""
+    """Arguments by which argparse reads a field of this type: text, a number, a switch, or NAME=NUMBER pairs."""
     if bool in (kind, *get_args(kind)):
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is dict:
@@ -96,7 +96,7 @@ def _pair(text: str) -> tuple[str, float]:
 
 
 def _words(table: dict[str, Any]) -> list[str]:
-    """A table of a recipe as a command line says it."""
+    """A table of a recipe as words of a command line."""
     words: list[str] = []
     for name, value in table.items():
         if isinstance(value, bool):
