@@ -22,7 +22,7 @@ from .progress import track
 VERSION = 3  # raise it when a change here, in faces/alignment.py or in faces/detection.py moves a crop
 SAVE_EVERY = 500  # photos between two saves of the matrices
 PROCESSES_FROM = 200  # photos; fewer are done before a second process has started
-PACKAGES = ("dlib-bin", "facenet-pytorch")  # of the detectors; another version may frame another way
+PACKAGES = ("dlib-bin", "facenet-pytorch")  # packages of the detectors; another version may frame faces differently
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
 
 A row has the speeds of `ours` and, where the network has that form, of `nchw` and `openvino`. They are called in turn,
 in one process and one precision, so that ratios hold on a busy machine, too. OpenVINO is no dependency: where it is
-installed, it runs the file that the generator's wheel brings. `share` is the arithmetic a second of `ours`, divided by
-what a square matrix product reaches at the same precision.
+installed, it runs the file that the generator's wheel brings. `share` is the arithmetic per second of `ours`, divided
+by that of a square matrix product at the same precision.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ class Pair:
 class LFW(ImageSet):
     """LFW's view 2: ten folds of 300 same and 300 different pairs; for evaluation only. Huang et al., 2007.
 
-    A folder or tar with pairs.txt and one folder a person; its names are those of the pairs. `version` is
+    A folder or tar with pairs.txt and one folder per person; its names are those of the pairs. `version` is
     deep-funneled, funneled or original. Raises DatasetMissingError.
     """
 

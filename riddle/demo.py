@@ -38,7 +38,7 @@ from riddle.training.loop import make_accelerator, run
 from riddle.training.parsing import ParsingConfig, ParsingTask
 from riddle.weights import WeightsMissingError, load_lpips, locate
 
-STEP = 7 / 8  # of a face's side, from one person of `group_photo` to the next
+STEP = 7 / 8  # from one person of `group_photo` to the next, as a share of a face's side
 TINY = {4: 32, 8: 32, 16: 32, 32: 16}  # channels of `tiny_generator`
 # Samples of data/samples that stand before a grey wall, so that they make one photo.
 GREY = (42, 45, 24, 3, 28, 14)

@@ -22,7 +22,7 @@ class Preset:
     channels: dict[int, int] | None = None  # {side: channels} of a StyleGAN2
     encoder: str = "irse"  # the published e4e's body, or "lite": EfficientNet-Lite0
     encoder_width: int = 64  # irse: channels of the first stage; IR-SE50 has 64
-    encoder_blocks: tuple[int, ...] = (3, 4, 14, 3)  # irse: residual blocks a stage; IR-SE50's
+    encoder_blocks: tuple[int, ...] = (3, 4, 14, 3)  # irse: residual blocks per stage; IR-SE50's
     encoder_fpn: int = 512  # channels of the feature pyramid; the published e4e: 512
     encoder_head: int = 512  # channels of a slot's head; the published e4e: 512
     encryptor: str = "encryptor"  # the one that `riddle.load` takes; the paper's is "encryptor"

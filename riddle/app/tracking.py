@@ -109,7 +109,7 @@ class Scenes:
         self.last, self.usual = None, 0.0
 
     def cut(self, image: Image.Image) -> bool:
-        """Whether this frame begins a scene; the first one does."""
+        """True if this frame begins a scene; the first one does."""
         grey = np.asarray(image.convert("L").resize((32, 18), Image.Resampling.BOX), np.float32)
         change = np.inf if self.last is None else float(np.abs(grey - self.last).mean())
         cut = change > max(CUT, 3 * self.usual)
@@ -205,15 +205,15 @@ class Tracker:
 
 
 def frames_of(seconds: float, rate: Fraction) -> int:
-    """A time in frames, at least one; rate: frames a second, taken as 5 to 240."""
+    """A time in frames, at least one; rate: frames per second, taken as 5 to 240."""
     return max(1, round(seconds * float(min(max(rate, 5), 240))))
 
 
 def survey(model: Riddle, clip: Clip, embedder: Embedder) -> tuple[np.ndarray, list[Track]]:
     """Read a clip, find and follow every face, and invert it frame by frame.
 
-    Returns the time of each frame in seconds since the first, (N,), and the tracks. It holds one frame at a time, and
-    of each face a code every STEP seconds.
+    Returns the time of each frame in seconds since the first, (N,), and the tracks. It keeps one frame at a time,
+    and for each face a code every STEP seconds.
     """
     search, patience, hold, step = (frames_of(s, clip.rate) for s in (SEARCH, PATIENCE, HOLD, STEP))
     scenes, tracker = Scenes(), Tracker(patience, embedder.same, embedder.loose)

@@ -36,7 +36,7 @@ class Page(anywidget.AnyWidget):
     first = Unicode("correct horse").tag(sync=True)  # passphrases
     second = Unicode("battery staple").tag(sync=True)
     guess = Unicode("letmein").tag(sync=True)
-    position = Float(0.0).tag(sync=True)  # of the slider, from the first passphrase, 0, to the second, 1
+    position = Float(0.0).tag(sync=True)  # the slider's: 0 is the first passphrase, 1 the second
     chosen = Int(0).tag(sync=True)  # which of `choices`
     # What the visitor sees; all pictures are JPEG
     choices = List(Bytes()).tag(sync=True)  # faces to choose from

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-SIGMA = 1 / 16  # of the blur, as a share of the crop's side: every resolution loses the same detail
-BLOCKS = 8  # of the mosaic, along a side; three of 12 stand between the eyes of an FFHQ crop
+SIGMA = 1 / 16  # std of the blur, as a share of the crop's side: every resolution loses the same detail
+BLOCKS = 8  # blocks along a side; at 12, three lie between the eyes of an FFHQ crop
 UNAVAILABLE = dict.fromkeys(("CIAGAN", "FIT", "Personal", "DeepPrivacy"), "not trained by this project")
 
 

@@ -56,7 +56,7 @@ def _reduce_colours(path: Path) -> None:
 
 
 def panels(n: int, columns: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of n axes, at most `columns` a row; width and height: inches of each."""
+    """A figure of n axes, at most `columns` per row; width and height: inches of each."""
     columns = max(1, min(columns, n))
     rows = max(1, -(-n // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
@@ -177,7 +177,7 @@ def curves(
     """A panel for each key, a line for each log.
 
     keys: of the logs, or {key: title}; those that no log has are left out; smooth: share of the log that a running
-    mean covers; columns: panels a row.
+    mean covers; columns: panels per row.
     """
     titles = dict(keys) if isinstance(keys, Mapping) else {k: k for k in keys}
     logs = {label: log for label, log in logs.items() if log is not None}

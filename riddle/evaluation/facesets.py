@@ -4,7 +4,7 @@
     riddle-lit                encrypted, drawn in the light of the photo as `protect` pastes it
     riddle-wrong              decrypted with a wrong password
     riddle-restored           decrypted with the right one, from the code that was kept
-    riddle-png                restored from the encrypted picture: 8 bits a channel, inverted again, decrypted
+    riddle-png                restored from the encrypted picture: 8 bits per channel, inverted again, decrypted
     riddle-jpeg75             the same after JPEG compression of that quality
     riddle-pasted             the same from the photo: pasted back, detected and cropped again
                               (these three for `Run.few` only: inverting a face takes seconds)
@@ -41,7 +41,7 @@ from riddle.presets import VARIANTS, get
 from riddle.progress import track
 
 BATCH = 64  # faces at a time through a network
-NEAR = 0.35  # of the crop's side: a face found farther from its place in the photo is another one
+NEAR = 0.35  # share of the crop's side; a face found farther from its place in the photo is another one
 PLAIN = ("photo", "inverted", *BASELINES)
 ACTIONS = ("", "lit", "wrong", "restored", *PIXELS, "passwords", "wrong-passwords")
 

@@ -174,7 +174,7 @@ def failures(faces: Mapping[str, torch.Tensor], table: pd.DataFrame, recogniser:
 def scatter(run: Run, variant: str, who: People, recognisers: Mapping[str, Any], count: int = PASSWORDS) -> Path:
     """Embeddings (N * count, E) by each recogniser of N people's faces, each face under a password of its own.
 
-    A stage's file: an array a recogniser, and `labels` (N * count,), the person's number.
+    A stage's file: one array per recogniser, and `labels` (N * count,), the person's number.
     """
     of, setup = facesets.parse(variant), (who.rows, count, run.seed, run.detector, [*recognisers])
     made_from = ("figure7", variant, part_hash(run.preset, of.encryptor), key_of(facesets.codes(run)), *setup)

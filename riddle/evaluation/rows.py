@@ -150,7 +150,7 @@ FID_FACES = 5000  # with fewer, the paper's FID is not comparable
 # Measures of later papers that no network here can compute.
 NO_NETWORK = ("gaze", "expression agreement", "age agreement", "gender agreement")
 
-# ---- Table 4: method -> face set of one picture a person
+# ---- Table 4: method -> face set of one picture per person
 
 SINGLE = {"inverted": "inverted", **_BASELINES}
 SIMILARITY_SETS = ("photo", *SINGLE.values(), *MANY)

@@ -47,7 +47,7 @@ class Pairs:
 
     @property
     def of_themselves(self) -> bool:
-        """Whether each picture is paired with itself only."""
+        """True if each picture is paired with itself only."""
         return bool((self.a == self.b).all())
 
     @cached_property
@@ -67,7 +67,7 @@ class Pairs:
 
 
 def verification_pairs(listed: Sequence, limit: int | None = None) -> Pairs:
-    """Pairs from records with .a, .b, .same and .fold; `limit` keeps so many of each kind a fold."""
+    """Pairs from records with .a, .b, .same and .fold; `limit` keeps so many of each kind per fold."""
     kept = pd.DataFrame({k: [getattr(p, k) for p in listed] for k in ("a", "b", "same", "fold")})
     kept = kept if limit is None else kept.groupby(["fold", "same"]).head(limit)
     names, places = np.unique(kept[["a", "b"]].to_numpy(object), return_inverse=True)
@@ -91,7 +91,7 @@ class Run:
     preset: str = "mobile"
     dataset: str = "auto"  # a key of `LABELS`, "auto": lfw; where it is not found, "samples" stand in for all but "lfw"
     seed: int = 0
-    limit: int | None = None  # pairs of each kind a fold, or pictures; None: all. For trying things out
+    limit: int | None = None  # pairs of each kind per fold, or pictures; None: all. For trying things out
     detector: str = "auto"
     device: str = "cpu"
     workers: int = 2  # processes for detection
@@ -231,7 +231,7 @@ def why_missing(e: WeightsMissingError) -> str:
 
 
 def is_current(path: Path, key: str) -> bool:
-    """Whether a stage's file is there and was made from the things behind `key`."""
+    """True if a stage's file is there and was made from the things behind `key`."""
     return path.exists() and key_of(path) == key
 
 

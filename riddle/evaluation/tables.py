@@ -41,10 +41,10 @@ class Measured:
     low: float = np.nan  # 95 % interval
     high: float = np.nan
     n: int = 0  # faces, or pairs of them, behind the mean
-    undetected: int = 0  # those of them in which no detector found a face
+    undetected: int = 0  # those without a detected face
     rate_found: float = np.nan  # a rate without the undetected
     accuracy: float = np.nan  # LFW's verification accuracy, unprotected photos only
-    threshold: float = np.nan  # of a rate, mean over folds, a similarity
+    threshold: float = np.nan  # of a rate: a similarity, mean over folds
     place: str = ""  # where the face was looked at: aligned, or pasted back into its photo
     resize: str = ""  # the filter that took pictures to a network's size
     reference_hash: str = ""  # of the set that a distance between sets refers to

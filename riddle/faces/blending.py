@@ -24,8 +24,8 @@ HAIR_CLASSES, NECK_CLASSES = (13, 14), (16, 17)  # hair, hat; necklace, neck
 CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
 SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; the weight of the average in them
 STRIP = 256  # rows blended at once
-MOST = 0.95  # of the mask: beyond it, `unblend` would enlarge rounding and compression over twentyfold
-INNER = 0.4  # of the mask: where `paste_inside` begins; farther out the surroundings stay as they are
+MOST = 0.95  # largest mask value: beyond it, `unblend` would enlarge rounding and compression over twentyfold
+INNER = 0.4  # mask value at which `paste_inside` begins; farther out the surroundings stay as they are
 
 
 def smoothstep(x: np.ndarray) -> np.ndarray:

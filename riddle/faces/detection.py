@@ -28,11 +28,11 @@ from riddle.weights import WeightsMissingError
 DETECTORS = ("auto", "dlib", "mtcnn")
 SMALLEST = 20  # px, side of a framed face; a smaller one shows too little to be recognised
 DOUBTFUL = 0.9  # MTCNN's score below which its find alone is no face
-PART = 1600  # px a side of what is searched at once
+PART = 1600  # px; largest side that is searched at once
 LOOK = 160  # px a side of the crop of a second look
 CONFIRMED = 0.85  # value of `confirmed` from which a find in a turned photo is a face
 CROP_SIDE = 128  # px to which a small crop is enlarged before detection: dlib's HOG window is 80 px
-CROP_MARGIN = 0.2  # of the side, continued by its edge around a crop, so that a face at its rim lies inside
+CROP_MARGIN = 0.2  # border around a crop, of its side, so that a face at its rim lies inside
 
 
 class FaceNotFoundError(ValueError):

@@ -77,7 +77,7 @@ def _resampled(people: People, seed: int = 0) -> Iterator[tuple[np.ndarray, np.n
     for _ in range(DRAWS):
         times = np.bincount(draw.integers(len(everyone), size=len(everyone)), minlength=len(everyone))
         first, second = (times[np.searchsorted(everyone, rows)] for rows in people)
-        if min((first > 0).sum(), (second > 0).sum()) > 1:  # a distance needs two different rows a set
+        if min((first > 0).sum(), (second > 0).sum()) > 1:  # a distance needs two different rows per set
             yield first, second
 
 

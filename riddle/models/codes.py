@@ -22,7 +22,7 @@ FINE = 8  # slots from here on, of 64 px and more, set light and colours (StyleG
 class GaussianCodes(nn.Module):
     """W <-> z, for codes (..., D) of any leading shape.
 
-    Buffers: mean (D,) of p; basis (D, D), a principal component a column; std (D,) along each, largest first.
+    Buffers: mean (D,) of p; basis (D, D), one principal component per column; std (D,) along each, largest first.
     """
 
     def __init__(self, dim: int):

@@ -100,7 +100,7 @@ class LatentEncryptor(CodeModel):
         self.code_in, self.password_in = nn.Linear(dim, width), nn.Linear(dim, width)
         self.code_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, width))
         self.password_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, width))
-        # A list of one block a level: the names in the bundled weights.
+        # A list of one block per level: the names in the bundled weights.
         self.blocks = nn.ModuleList(nn.ModuleList([DecoderBlock(width, heads)]) for _ in self.levels)
         self.output = nn.Linear(width, dim)
 

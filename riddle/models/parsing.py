@@ -1,4 +1,4 @@
-"""Face parsing: F_s of eq. 8, from faces to 19 classes a pixel (CelebAMask-HQ's).
+"""Face parsing: F_s of eq. 8, from faces to 19 classes per pixel (CelebAMask-HQ's).
 
 `ParsingNet` is the small network this project trains for its own presets; `riddle.models.bisenet` takes the
 public weights at paper scale. Both map (N, 3, R, R) in [-1, 1] to logits (N, 19, R, R).

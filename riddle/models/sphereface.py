@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-LAYERS = ((64, 3), (128, 5), (256, 9), (512, 3))  # channels of a stage, its convolutions; the first one halves the side
+LAYERS = ((64, 3), (128, 5), (256, 9), (512, 3))  # channels and convolutions of a stage; its first halves the side
 LEFT, WIDTH = 8, 96  # px of ArcFace's 112 px crop that it sees: the same five points, 8 px further left
 INPUT_SCALE = 127.5 / 128
 

@@ -57,12 +57,12 @@ class EncryptorConfig(LoopConfig):
     encoder: str = ""  # safetensors, for the curvature and for `pixels`
     start: str = ""  # encryptor.safetensors to go on from
     steps: int = 40_000  # the paper: 200,000
-    batch: int = 2  # originals a step; the paper: 8
-    m: int = 2  # encryption passwords an original; the paper: 2
-    n: int = 2  # wrong passwords an encrypted code; the paper: 2
-    weights: dict[str, float] = field(default_factory=dict)  # those of equations 5 and 10 that are not the paper's
+    batch: int = 2  # originals per step; the paper: 8
+    m: int = 2  # encryption passwords per original; the paper: 2
+    n: int = 2  # wrong passwords per encrypted code; the paper: 2
+    weights: dict[str, float] = field(default_factory=dict)  # of equations 5 and 10, where not the paper's
     helper: float = 0.0  # weight of `code_loss` beside the losses on faces; the paper: none
-    helper_codes: int = 16  # codes a step that it sees
+    helper_codes: int = 16  # codes that it sees per step
     helper_only: float = 0.0  # share of the training, at its start, with no other loss; only `Coach` draws faces then
     blend: float = 0.0  # share of the originals that lie between two training faces
     shrink: float = 0.0  # share of the originals that are shortened in z, by a factor drawn from 0.5 to 1

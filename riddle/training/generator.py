@@ -38,7 +38,7 @@ HELD_OUT = 200  # targets that training never sees
 class CutConfig(LoopConfig):
     """Targets and rates."""
 
-    targets: str  # folder of the targets; drawn first where they are missing, 7 a second
+    targets: str  # folder of the targets; drawn first where they are missing, 7 per second
     count: int = 6000  # targets to draw; the first 200 are held out
     side: int = 128  # px of the faces that the cut draws
     start: str = ""  # cut.safetensors of an earlier run of this side, to go on from

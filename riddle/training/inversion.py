@@ -42,12 +42,12 @@ class InversionConfig(LoopConfig):
     perception: str = ""  # perception.safetensors of riddle.training.perception; without: the bundled one
     steps: int = 1_000_000
     minutes: float = 60.0
-    batch: int = 8  # real faces a step; e4e: 8
+    batch: int = 8  # real faces per step; e4e: 8
     lr: float = 1e-3  # Adam, of what starts at random; e4e: Ranger at 1e-4
     body_lr: float = 3e-4  # of the pretrained body
     identity_lr: float = 1e-4  # of the recogniser's body; 0: frozen, which saves a tenth of the time
     warmup: float = 0.01  # share of the training
-    ema: float = 0.998  # decay a step of the weights' average
+    ema: float = 0.998  # decay per step of the weights' average
     l2: float = 1.0  # e4e: 1
     lpips: float = 0.8  # e4e: 0.8
     identity: float = 0.5  # e4e: 0.1 to 0.5
@@ -55,8 +55,8 @@ class InversionConfig(LoopConfig):
     length: float = 0.02  # how far z goes beyond what a normal distribution gives; e4e: a latent discriminator
     delta: float = 0.03  # mean square of the differences between slots; e4e: 2e-4 of their norms
     known: float = 0.3  # squared error of the z of synthetic faces; e4e: none
-    synthetic: float = 0.5  # synthetic faces a real one
-    shown: float = 1.0  # share of them that the picture losses see, too: real faces are few and learnt by heart
+    synthetic: float = 0.5  # synthetic faces per real one
+    shown: float = 1.0  # share of them that the picture losses see, too: real faces are few and are memorised
     passes: int = 1  # feedback passes; a step trains one of them, drawn at random
     refine: int = 28  # gradient steps that follow the passes when a face is inverted; no part of the training
 

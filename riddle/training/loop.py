@@ -46,7 +46,7 @@ class LoopConfig:
     batch: int = 32  # over all processes
     seed: int = 0
     warmup: float = 0.02  # share of the run in which the rate rises; then it falls to zero as a cosine
-    ema: float = 0.999  # decay a step of the weights' running average, which is what is kept
+    ema: float = 0.999  # decay per step of the weights' running average, which is what is kept
     clip: float = 1.0  # largest norm of the gradient
     log_every: int = 50  # steps between two lines of log.jsonl
     save_every: int = 500  # steps between two checkpoints, each with samples and with numbers of held-out data

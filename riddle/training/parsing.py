@@ -34,7 +34,7 @@ class ParsingConfig(LoopConfig):
     lr: float = 3e-3  # AdamW
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of the training
-    ema: float = 0.995  # decay a step of the weights' average
+    ema: float = 0.995  # decay per step of the weights' average
     rarity: float = 0.3  # a class counts frequency ** -rarity: 0 is plain cross-entropy, 1 balances all classes
     turn: float = 12.0  # degrees, deviation of the rotation
     zoom: float = 0.1  # deviation of log scale

@@ -35,9 +35,9 @@ class PerceptionConfig(LoopConfig):
     val: str  # the same of held-out faces
     steps: int = 1_000_000
     minutes: float = 30.0
-    batch: int = 16  # real faces a step, and half as many synthetic ones
+    batch: int = 16  # real faces per step, and half as many synthetic ones
     lr: float = 2e-3  # Adam
-    ema: float = 0.995  # decay a step of the weights' average
+    ema: float = 0.995  # decay per step of the weights' average
     alone: float = 0.7  # share of the training in which each part learns alone
     raw: float = 0.05  # weight of the error of features before they are normalised, which the next part reads
 

@@ -1,7 +1,7 @@
 """Turn encrypted faces into published pictures, from which the encryptor learns with `--pixels`.
 
-The authors decrypt the code that they kept. A bare picture has eight bits a channel, perhaps as JPEG, or shows the face
-pasted into its photo, where a detector finds it a little beside its place.
+The authors decrypt the code that they kept. A bare picture has eight bits per channel, perhaps as JPEG, or shows the
+face pasted into its photo, where a detector finds it a little beside its place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def shown_as(faces: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
 
 
 def stored(faces: torch.Tensor, quality: int | None = None) -> torch.Tensor:
-    """Faces (N, 3, R, R) as eight bits a channel, or as JPEG of a quality."""
+    """Faces (N, 3, R, R) as eight bits per channel, or as JPEG of a quality."""
     pixels = to_bytes(faces)
     return shown_as(faces, to_tensor(pixels if quality is None else jpeg(pixels, quality)))
 

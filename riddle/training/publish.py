@@ -27,8 +27,8 @@ from riddle.presets import VARIANTS, Preset, get
 from riddle.weights import load_metadata, load_tensors, save_tensors
 
 SAMPLES, PSI, SIDE = 48, 0.7, 256
-EXACT = ("curvature.size",)  # what takes 32 bits a number
-# What takes 8: the encoder's heads and the transformer's matrices.
+EXACT = ("curvature.size",)  # stored with 32 bits per number
+# Stored with 8 bits per number: the encoder's heads and the transformer's matrices.
 COARSE = {"encoder": ("styles.", "mix."), "encryptor": ("blocks.", "code_in.", "password_in.", "output.")}
 
 
