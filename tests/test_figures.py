@@ -147,7 +147,7 @@ def test_the_worst_faces_are_picked_by_the_numbers(run, monkeypatch):
     for item, shade in shades.items():
         path = run.folder / f"{item}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, faces=np.full((3, 8, 8, 3), shade, np.uint8))
+        np.savez(path, faces=np.full((3, 8, 8, 3), shade, np.uint8), targets=np.arange(3))
     monkeypatch.setattr(facesets, "faces", lambda run, item: run.folder / f"{item}.npz")
     toy = Embedded("toy", e, Recogniser().similarity, 0.5, {})
     monkeypatch.setattr(facesets, "embedded", lambda run, name, sets: toy)

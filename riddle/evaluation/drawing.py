@@ -24,6 +24,8 @@ from riddle.images import to_image
 plt.rcParams.update(
     {"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 )
+# A table in a notebook is shown whole.
+pd.set_option("display.max_colwidth", None, "display.max_rows", None, "display.max_columns", None)
 # Okabe and Ito's colours, told apart with any colour vision; black and yellow are left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 

@@ -139,7 +139,9 @@ def outcomes(run: Run, variant: str, recognisers: Sequence[str]) -> tuple[dict[s
     """
     sets = {"original": "photo", "inverted": "inverted", "protected": variant}
     sets |= {"restored": f"{variant}-restored", "wrong password": f"{variant}-wrong"}
-    faces = {name: to_tensor(read(facesets.faces(run, item), "faces")) for name, item in sets.items()}
+    made = {name: facesets.faces(run, item) for name, item in sets.items()}
+    who = read(made["protected"], "targets")  # without the photos in which no face is found
+    faces = {k: to_tensor(read(p, "faces")[np.isin(read(p, "targets"), who)]) for k, p in made.items()}
     embedded, lines = [facesets.embedded(run, name, [*sets.values()]) for name in recognisers], []
     for picture, (other, sign, _) in COMPARED.items():
         shift = (faces[picture] - faces["inverted"]).abs().mean((1, 2, 3)).numpy() * 127.5
@@ -148,7 +150,7 @@ def outcomes(run: Run, variant: str, recognisers: Sequence[str]) -> tuple[dict[s
         lines += tidy([record(line, shift)], run, **ABOUT, worst=-1, similarity=np.nan, unfound=-1)
         line = replace(line, metric="similarity", against=SAME_PHOTO if other == "original" else SAME_INVERTED)
         for by in embedded:
-            alike = by.similarity(by.embeddings[sets[picture]], by.embeddings[sets[other]])
+            alike = by.similarity(*(by.embeddings[sets[name]][who] for name in (picture, other)))
             worst, lost = int(np.nan_to_num(sign * alike, nan=-np.inf).argmax()), np.isnan(alike)
             about = {"worst": worst, "similarity": alike[worst], "unfound": int(lost.argmax()) if lost.any() else -1}
             one = replace(line, judge=by.name, threshold=by.published)

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 (Tan and Le, ICML 2019; the Lite form: ReLU6, no squeeze-and-excitation), as an image body.
 
-Its batch norms keep the statistics of ImageNet: each is one gain and one shift per channel, which the convolution before
-it takes into its own weights. Tensors are (N, H, W, C), so that a pointwise convolution is a matrix product.
+Its batch norms keep the statistics of ImageNet: each is one gain and one shift per channel, and belongs to the
+convolution before it. Tensors are (N, H, W, C), so that a pointwise convolution is a matrix product.
 """
 
 from __future__ import annotations
