@@ -1,7 +1,7 @@
 """Open pictures safely, write them whole or not at all, turn them into tensors and back.
 
-What is opened: one still picture of JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, AVIF or HEIF, by its content and not by its
-ending, upright (EXIF orientation), as RGB of 8 bits. What is written: PNG, JPEG or WebP with the colour profile, an XMP
+Input: one still picture of JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, AVIF or HEIF, by its content and not by its
+ending, upright (EXIF orientation), as RGB of 8 bits. Output: PNG, JPEG or WebP with the colour profile, an XMP
 packet where one is given, and nothing else of the original's metadata: EXIF and XMP hold places, names, serial numbers,
 and a thumbnail that shows the face.
 

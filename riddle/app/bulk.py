@@ -62,7 +62,7 @@ def plan(
     sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, ending: str | None = None
 ) -> tuple[list[Job], list[Path]]:
     """The jobs of a command, and the files of its folders that are left out because they are of another kind. Folders
-    are searched throughout, without hidden files and what lies under `out`.
+    are searched with their subfolders, without hidden files and without `out`.
 
     out: the result of a single file; or a folder, in which results keep names and subfolders; None: beside each file,
     party.protected.jpg or party.restored.jpg by the verb, "protect" or "restore". ending: of the results, default: each

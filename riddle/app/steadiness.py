@@ -51,8 +51,8 @@ def steadiness(
 ) -> dict[str, float | None]:
     """Measure how steady a face is from frame to frame.
 
-    numbers: (N,) of its frames; embeddings: (N, E); points: (N, 5, 2) in px, NaN where they were not found; sides: (N,)
-    of the face, px. Returns identity, the cosine of consecutive frames' embeddings; person, the cosine of all with
+    numbers: (N,), those of its frames; embeddings: (N, E); points: (N, 5, 2) in px, NaN where they were not found; sides:
+    (N,) of the face, px. Returns identity, the cosine of consecutive frames' embeddings; person, the cosine of all with
     their mean; jitter, the second difference of the points, in sides of the face. None: nothing was measured.
     """
     follows = np.diff(numbers) == 1

@@ -163,7 +163,7 @@ class Track:
 
 class Tracker:
     """Gives each find its track, frame by frame; patience: frames after which a face that is not seen is lost; same,
-    loose: of the embeddings."""
+    loose: see `Embedder`."""
 
     def __init__(self, patience: int, same: float, loose: float):
         self.patience, self.same, self.loose = patience, same, loose

@@ -200,7 +200,7 @@ def figure7(run: Run, item: str) -> Path:
 
 
 def spread(e: np.ndarray, labels: np.ndarray, euclidean: bool = False) -> dict[str, Estimate | str]:
-    """Figure 7 in numbers: embeddings (M, E) under the people's numbers (M,) -> each of SPREAD, or why there is none.
+    """Figure 7 in numbers: embeddings (M, E) under the people's numbers (M,) -> each of SPREAD, or the reason for none.
 
     "mean pairwise angle": among the faces of one person, in degrees, mean over people: KFFA with as many passwords as
     there are. "silhouette": of the person labels, by cosine (or Euclidean) distance, in [-1, 1]; lower is more

@@ -88,7 +88,7 @@ class Task:
         return {}
 
     def samples(self) -> torch.Tensor | None:
-        """Faces (N, 3, R, R) that show how far the network is."""
+        """Faces (N, 3, R, R) that show the progress of the network."""
         return None
 
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> Numbers:

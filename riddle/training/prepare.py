@@ -6,7 +6,7 @@
 `faces` joins the split's faces of FFHQ and of CelebAMask-HQ, in this order, and writes how many come from each beside
 them (faces_train_sets.json); a set that is not on this machine is left out and said so. LFW is never read, and OMI is
 left out: its faces were drawn by a StyleGAN2, and the generator draws better ones. `codes` inverts every face, its
-mirror image, and so many faces that the generator drew: their codes are shorter than those of photos.
+mirror image, and a number of drawn faces, whose codes are shorter than those of photos.
 """
 
 from __future__ import annotations
