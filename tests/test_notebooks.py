@@ -57,7 +57,11 @@ BOUNDS = {
     "01_generator": {"steps": (30, 30), "PSNR after": (23, 60), "PSNR at 32 px, dB": (15, 60)},
     "02_inversion": {"steps": (20, 20), "mse, after": (0, 0.45), "inverted": (0, 105), "another face": (106, 255)},
     "03_parsing": {"steps": (60, 60), "accuracy, new faces": (0.5, 1)},
-    "04_encryptor": {"cos_recovered, RotationCoupling (ours)": (0.99, 1.001), "cos_*": (-1.001, 1.001)},
+    "04_encryptor": {
+        "cos_recovered, RotationCoupling (ours)": (0.99, 1.001), "cos_encrypted, RotationCoupling (ours)": (-1, 0.9),
+        "cos_pairs, RotationCoupling (ours)": (-1, 0.9), "cos_wrong, RotationCoupling (ours)": (-1, 0.8),
+        "cos_recovered, keyed reflection (control)": (0.99, 1.001), "cos_recovered, full": (-1, 0.6),
+    },
     "05_table1": {
         "de-identification, RiDDLE": (0, 0.5), "de-identification, RotationCoupling (ours)": (0, 0.5),
         "recovery, RiDDLE": (0.5, 1), "recovery, RotationCoupling (ours)": (0.99, 1),

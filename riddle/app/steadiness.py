@@ -51,9 +51,9 @@ def steadiness(
 ) -> dict[str, float | None]:
     """Measure how steady a face is from frame to frame.
 
-    numbers: (N,), those of its frames; embeddings: (N, E); points: (N, 5, 2) in px, NaN where they were not found; sides:
-    (N,) of the face, px. Returns identity, the cosine of consecutive frames' embeddings; person, the cosine of all with
-    their mean; jitter, the second difference of the points, in sides of the face. None: nothing was measured.
+    numbers: (N,), those of its frames; embeddings: (N, E); points: (N, 5, 2) in px, NaN where they were not found;
+    sides: (N,) of the face, px. Returns identity, the cosine of consecutive frames' embeddings; person, that of
+    all with their mean; jitter, the second difference of the points, in sides of the face. None: nothing was measured.
     """
     follows = np.diff(numbers) == 1
     bends = np.hypot(*np.moveaxis(np.diff(points, 2, axis=0), -1, 0)).mean(1) / sides[2:]

@@ -240,8 +240,8 @@ class EncryptorTask(Task):
         return losses.recovery_loss(wanted, embedded[:, None])
 
     def helper(self, judged: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-        """`code_loss` on codes under drawn passwords, each for two originals. judged: drawn codes and the judge of codes,
-        if there is one; otherwise no judge, and half of the codes are inverted faces'."""
+        """`code_loss` on codes under drawn passwords, each for two originals. judged: drawn codes and the judge of
+        codes, if there is one; otherwise no judge, and half of the codes are inverted faces'."""
         c, codes = self.config, self.generator.codes
         z = codes.to_gaussian(draw_codes(self.generator, c.helper_codes))
         if self.inverted is not None and not judged:
