@@ -139,15 +139,19 @@ def test_figure_9_restores_the_second_password(models, who):
 
 
 def test_the_worst_faces_are_picked_by_the_numbers(run, monkeypatch):
-    """Known similarities: an angle is a picture's embedding; nobody finds the face of the third photo."""
+    """Known similarities: an angle is a picture's embedding; nobody finds the face of the third photo.
+
+    The run has one more picture, the first; it shows no face, so no set has it.
+    """
     angles = {"photo": [0, 0, np.nan], "inverted": [0, 0, 0], "coupling": [80, 30, 0]}
     angles |= {"coupling-restored": [10, 20, 60], "coupling-wrong": [90, np.nan, 0]}
-    e = {k: np.stack([np.cos(np.radians(v)), np.sin(np.radians(v))], 1) for k, v in angles.items()}
+    e = {k: np.radians([np.nan, *v]) for k, v in angles.items()}
+    e = {k: np.stack([np.cos(v), np.sin(v)], 1) for k, v in e.items()}
     shades = dict.fromkeys(angles, 100) | {"coupling": 150, "coupling-restored": 101}
     for item, shade in shades.items():
         path = run.folder / f"{item}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, faces=np.full((3, 8, 8, 3), shade, np.uint8), targets=np.arange(3))
+        np.savez(path, faces=np.full((3, 8, 8, 3), shade, np.uint8), targets=np.arange(1, 4))
     monkeypatch.setattr(facesets, "faces", lambda run, item: run.folder / f"{item}.npz")
     toy = Embedded("toy", e, Recogniser().similarity, 0.5, {})
     monkeypatch.setattr(facesets, "embedded", lambda run, name, sets: toy)
