@@ -71,7 +71,7 @@ def stubs(monkeypatch):
     monkeypatch.setattr(riddle, "load", lambda *a, **k: calls.append(("load", a, k)) or "the model", raising=False)
     monkeypatch.setattr(passwords, "derive_key", lambda *a: b"")
     monkeypatch.setattr(bulk, "inspect", lambda path: {"protected": True})
-    monkeypatch.setenv("RIDDLE_PASSPHRASE", "correct horse")
+    monkeypatch.setenv("RIDDLE_PASSPHRASE", "correct horse battery staple")
     return calls
 
 
@@ -200,14 +200,16 @@ def test_options_reach_the_work(stubs, tmp_path):
     load, call = stubs
     assert load == ("load", ("ffhq256", "cuda"), {"weights": tmp_path, "detector": "mtcnn"})
     wanted = {"keep_original": True, "strict": True, "sidecar": True, "record": True, "quality": 80}
-    assert call == ("protect", "a.png", "correct horse", wanted) and (tmp_path / "a.protected.jpg").exists()
+    assert (
+        call == ("protect", "a.png", "correct horse battery staple", wanted) and (tmp_path / "a.protected.jpg").exists()
+    )
     assert run("restore", tmp_path / "a.protected.jpg", "--sidecar", tmp_path / "x.riddle") == Exit.DONE
     wanted = {"sidecar": tmp_path / "x.riddle", "quality": 95}
-    assert stubs[-1] == ("restore", "a.protected.jpg", "correct horse", wanted)
+    assert stubs[-1] == ("restore", "a.protected.jpg", "correct horse battery staple", wanted)
     assert (tmp_path / "a.restored.jpg").exists()
     assert run("protect", tmp_path / "a.png", "--no-record") == Exit.DONE
     wanted = {"keep_original": False, "strict": False, "sidecar": False, "record": False, "quality": 95}
-    assert stubs[-1] == ("protect", "a.png", "correct horse", wanted)
+    assert stubs[-1] == ("protect", "a.png", "correct horse battery staple", wanted)
 
 
 def test_a_folder_is_done_and_one_bad_file_does_not_stop_it(stubs, folder, tmp_path, capsys):
@@ -298,7 +300,7 @@ def test_clips_are_done_resumed_and_done_again_by_force(stubs, tmp_path, capsys)
     (tmp_path / "clip.mov").write_bytes(b"clip")
     assert run("video", "protect", tmp_path / "clip.mov", "--strict") == Exit.DONE
     verb, name, text, options = stubs[-1]
-    assert (verb, name, text) == ("protect clip", "clip.mov", "correct horse")
+    assert (verb, name, text) == ("protect clip", "clip.mov", "correct horse battery staple")
     assert options["resume"] and options["strict"] and (tmp_path / "clip.protected.mov").read_bytes() == b"clip"
     assert run("video", "protect", tmp_path / "clip.mov") == Exit.DONE and len(stubs) == 2
     assert "there already" in capsys.readouterr().out
@@ -387,7 +389,7 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="untrained"):
         smoke = riddle.load("smoke", detector=KnownFaces([POINTS]))
     monkeypatch.setattr(riddle, "load", lambda *a, **k: smoke, raising=False)
-    monkeypatch.setenv("RIDDLE_PASSPHRASE", "correct horse")
+    monkeypatch.setenv("RIDDLE_PASSPHRASE", "correct horse battery staple")
     pixels = np.random.default_rng(0).integers(0, 256, (200, 180, 3), dtype=np.uint8)
     source, safe = tmp_path / "photo.png", tmp_path / "safe.png"
     Image.fromarray(pixels).save(source)
@@ -500,3 +502,14 @@ def test_the_doctor_tells_a_broken_package(home, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert "MISSING  photos                      libX11" in text
     assert text.endswith("not ready: see what is MISSING\n")
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("pw", "less than two hours"), ("correct horse", "about 4 hours"), ("Tr0ub4dor&3", r"about \d+ days"),
+])  # fmt: skip
+def test_a_weak_passphrase_is_told_how_soon_it_is_guessed(text, told):
+    assert re.search(rf"weak: 1,000 processor cores guess it in {told}; take five or more", passphrase.weakness(text))
+
+
+def test_a_strong_or_a_very_long_passphrase_is_told_nothing():
+    assert passphrase.weakness("correct horse battery staple") == passphrase.weakness("lamp Oder 7 quilt! " * 20) == ""

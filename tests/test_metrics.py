@@ -151,3 +151,12 @@ def test_features_of_faces_not_found_are_refused(rng):
             metric(a, b, *more)
     with pytest.raises(ValueError, match="one D"):
         fidelity.frechet_distance(a, a[:, :2])
+
+
+def test_a_rate_without_an_exception_has_an_interval_all_the_same():
+    none = identity.fold_interval(np.zeros(10), n=3000)
+    assert (none.mean, none.low) == (0, 0) and none.high == pytest.approx(1 - 0.025 ** (1 / 3000))
+    half = identity.fold_interval(np.full(4, 0.5), n=20)
+    assert (half.low, half.high) == pytest.approx((0.2720, 0.7280), abs=1e-4)  # Clopper and Pearson, 10 of 20
+    every = identity.bootstrap_interval(np.ones(60), np.arange(60) // 6)  # ten people, not sixty faces
+    assert (every.mean, every.high) == (1, 1) and every.low == pytest.approx(0.025**0.1)

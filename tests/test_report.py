@@ -74,8 +74,8 @@ def test_order_needs_disjoint_intervals_under_every_judge():
 
 
 @pytest.mark.parametrize("claim", [
-    asserted("below", than=OTHER), asserted("near", 0.1, OTHER), asserted("not above", than=OTHER),
-    asserted("a share of", 0.9, OTHER),
+    asserted("below", than=OTHER), asserted("near", 0.1, OTHER),
+    asserted("not above by", 0.05, OTHER), asserted("a share of", 0.9, OTHER),
 ])  # fmt: skip
 def test_a_number_without_an_interval_decides_nothing(claim):
     """Whatever the points say: 0.141 against 0.142 is no proof of anything."""
@@ -90,11 +90,11 @@ def test_nearness_is_within_the_margin_wherever_in_the_intervals():
         assert verdict(claim, line("x", 0.5), line("x", 0.5, low, high, method="other")) == expected
 
 
-def test_no_higher_is_within_the_other_interval_or_below():
-    claim = asserted("not above", than=OTHER)
+def test_not_above_by_a_margin_asks_both_intervals():
+    claim = asserted("not above by", 0.05, OTHER)
     other = [line("x", 0.10, 0.08, 0.12, method="other"), line("y", 0.10, 0.08, 0.12, method="other")]
-    for first, expected in (((0.01, 0, 0.02), HOLDS), ((0.12, 0.1, 0.14), HOLDS), ((0.13, 0.11, 0.15), UNDECIDED),
-                            ((0.15, 0.13, 0.17), FAILS)):  # fmt: skip
+    for first, expected in (((0.01, 0, 0.02), HOLDS), ((0.11, 0.1, 0.12), HOLDS), ((0.12, 0.1, 0.14), UNDECIDED),
+                            ((0.19, 0.18, 0.20), FAILS)):  # fmt: skip
         assert verdict(claim, line("x", *first), line("y", 0.05), *other) == expected
 
 
@@ -159,7 +159,7 @@ def test_every_claim_reads_a_table_of_the_report():
     for claim in claims.CLAIMS:
         assert claim.rows.table in report.SOURCES and claim.relation in claims.RELATIONS
         assert (claim.than is None) == (claim.relation in ("at most", "at least")) and claim.rows.where
-        assert np.isnan(claim.limit) == (claim.relation in ("below", "not above")), claim.text
+        assert np.isnan(claim.limit) == (claim.relation == "below"), claim.text
     assert len({c.text for c in claims.CLAIMS}) == len(claims.CLAIMS)
 
 

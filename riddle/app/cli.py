@@ -272,6 +272,8 @@ def _opened(verb: str, files: Files) -> tuple[str, Any]:
 
     text = passphrase.read(files.passphrase_file, verb == "protect", _warn)
     passwords.derive_key(text, files.preset)  # an unusable passphrase fails here, before the slow loading
+    if verb == "protect" and (warning := passphrase.weakness(text)):
+        _warn(warning)
     try:
         return text, riddle.load(files.preset, files.device, weights=files.weights, detector=files.detector)
     except (ImportError, OSError, ValueError, RuntimeError) as e:

@@ -11,8 +11,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from zxcvbn import zxcvbn
+
 VARIABLE = "RIDDLE_PASSPHRASE"
 MOST = 64 << 10  # bytes of a file; a larger one was named by mistake
+GUESS, CORES, ENOUGH = 0.1, 1000, 365  # core seconds of one Argon2id; an attacker's cores; days that they should need
+LONGEST = 72  # characters that zxcvbn looks at
 
 
 class PassphraseError(ValueError):
@@ -32,6 +36,17 @@ def read(file: Path | None, twice: bool, warn: Callable[[str], None]) -> str:
     if not text.strip():
         raise PassphraseError("the passphrase is empty")
     return text
+
+
+def weakness(text: str) -> str:
+    """A warning that says how soon a passphrase is guessed; "" for a strong one. The estimate is zxcvbn's (Wheeler,
+    2016): the guesses of somebody who knows common words, names, dates and keyboard patterns."""
+    days = float(zxcvbn(text[:LONGEST])["guesses"]) * GUESS / CORES / 86400
+    if days >= ENOUGH:
+        return ""
+    soon = f"about {days:.0f} days" if days >= 2 else f"about {days * 24:.0f} hours"
+    soon = soon if days * 24 >= 2 else "less than two hours"
+    return f"this passphrase is weak: {CORES:,} processor cores guess it in {soon}; take five or more random words"
 
 
 def _of_file(file: Path, warn: Callable[[str], None]) -> str:

@@ -25,7 +25,7 @@ RELATIONS = {
     "at most": ("high_x <= @limit", "low_x > @limit", True),
     "at least": ("low_x >= @limit", "high_x < @limit", True),
     "below": ("high_x < low_y", "low_x > high_y", False),
-    "not above": ("number_x <= high_y", "low_x > high_y", True),
+    "not above by": ("high_x - low_y <= @limit + 1e-9", "low_x - high_y > @limit", True),
     "near": (
         "high_x - low_y <= @limit + 1e-9 and high_y - low_x <= @limit + 1e-9",
         "low_x - high_y > @limit or low_y - high_x > @limit", False,

@@ -176,8 +176,8 @@ def codes_of(run: Run, of: FaceSet, model: riddle.Riddle) -> tuple[torch.Tensor,
     if second is not None:
         out = [model.decrypt(*both) for both in zip(out, second.split(BATCH), strict=True)]
     if of.action == "lit":
-        out = map(lit, out, w.to(model.device).split(BATCH))
-    return torch.cat(list(out)).cpu(), targets
+        out = [lit(e, light.to(e.device)) for e, light in zip(out, w.split(BATCH), strict=True)]
+    return torch.cat(out).cpu(), targets
 
 
 def _own_password(run: Run, model: riddle.Riddle, wrong: bool = False) -> torch.Tensor:
