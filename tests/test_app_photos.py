@@ -513,7 +513,9 @@ def test_a_find_in_a_turned_copy_that_may_be_a_face_is_listed(model, tmp_path, m
     monkeypatch.setattr(detection, "confirmed", lambda *_, **__: sure)
     image = photo(((20, 20, 60),))
     image.paste(photo(((20, 20, 60),), (100, 100), seed=1).transpose(Image.Transpose.ROTATE_90), (100, 30))
-    faces = find_all(image, Markers())
+    detector = AutoDetector()
+    detector.first, detector.second = Markers(), Markers(detector="mtcnn")
+    faces = find_all(image, detector)
     assert [bool(face.doubt) for face in faces] == [False, *(s == "skipped" for s in status)]
 
 

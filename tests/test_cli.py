@@ -26,6 +26,7 @@ from riddle.app.cli import Exit
 from riddle.app.photos import FaceReport, FileReport, PhotoError
 from riddle.assets import Asset
 from riddle.demo import KnownFaces
+from riddle.faces import recognizers
 from riddle.presets import PRESETS
 from riddle.record import read_picture, save_picture
 from riddle.seal import VERSION
@@ -400,6 +401,7 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="untrained"):
         smoke = riddle.load("smoke", detector=KnownFaces([POINTS]))
     monkeypatch.setattr(riddle, "load", lambda *a, **k: smoke, raising=False)
+    monkeypatch.setattr(recognizers, "at_hand", lambda *_: None)  # noise has no person in it
     monkeypatch.setenv("RIDDLE_PASSPHRASE", "correct horse battery staple")
     pixels = np.random.default_rng(0).integers(0, 256, (200, 180, 3), dtype=np.uint8)
     source, safe = tmp_path / "photo.png", tmp_path / "safe.png"

@@ -193,8 +193,8 @@ def find_all(image: Image.Image, detector: Any, turned: bool = True) -> list[Fac
     The "auto" detector stops where dlib finds one face; here both search, so that a turned or small face beside a
     frontal one is not missed. The photo is mirrored beyond its border, where half a face becomes a whole one. One
     larger than PART is searched reduced, and in full size part by part. turned: also turned by quarters, for people who
-    lie or stand on their head; of finds of one face the one stays whose place a second look confirms best, and a find
-    that it does not confirm gets a doubt.
+    lie or stand on their head; of finds of one face the one stays whose place a second look confirms best. Where both
+    detectors search, a find that the second look does not confirm gets a doubt.
     """
     if min(image.size) < SMALLEST:
         return []
@@ -217,8 +217,8 @@ def find_all(image: Image.Image, detector: Any, turned: bool = True) -> list[Fac
                 image_of_another = (centre < -margin).any() or (centre > size + margin).any()
                 if not image_of_another and not any(_same(face, other) for other in found):
                     found.append(face)
-    again = partial(confirmed, image, detector=searchers[-1])
-    if turned and len(searchers) > 1:
+    again, both = partial(confirmed, image, detector=searchers[-1]), len(searchers) > 1
+    if turned and both:
         found = [face if (sure := again(face)) >= PLACED[face.detector] else _doubted(face, sure) for face in found]
     for quarters in (1, 2, 3) if turned else ():
         view = mirrored.rotate(90 * quarters, expand=True)
@@ -230,7 +230,7 @@ def find_all(image: Image.Image, detector: Any, turned: bool = True) -> list[Fac
             sure, rivals = again(face), [other for other in found if _same(face, other)]
             if sure >= CONFIRMED and all(again(other) < sure for other in rivals):
                 found = [*(other for other in found if not _same(face, other)), face]
-            elif sure >= PERHAPS and not (rivals or doubtful(face) or any(_within(centre, other) for other in found)):
+            elif both and sure >= PERHAPS and not (rivals or doubtful(face) or any(_within(centre, f) for f in found)):
                 found.append(_doubted(face, sure))
     return sorted(found, key=lambda f: -f.area)
 
