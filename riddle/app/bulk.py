@@ -162,9 +162,8 @@ def summary(outcomes: Iterable[dict[str, Any]]) -> dict[str, int]:
     faces = Counter(face["status"] for outcome in outcomes for face in outcome.get("faces", []))
     counts = {status: files[status] for status in ("done", "there", "failed")}
     counts["faces"] = faces["protected"] + faces["restored"]
-    return (
-        {"files": len(outcomes)} | counts | {f"faces_{status}": faces[status] for status in ("skipped", "recognised")}
-    )
+    counts |= {f"faces_{status}": faces[status] for status in ("skipped", "recognised")}
+    return {"files": len(outcomes)} | counts
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
