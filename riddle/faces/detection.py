@@ -219,7 +219,8 @@ def find_all(image: Image.Image, detector: Any, turned: bool = True) -> list[Fac
                     found.append(face)
     again, both = partial(confirmed, image, detector=searchers[-1]), len(searchers) > 1
     if turned and both:
-        found = [face if (sure := again(face)) >= PLACED[face.detector] else _doubted(face, sure) for face in found]
+        least = [PLACED.get(face.detector, -np.inf) for face in found]
+        found = [f if (sure := again(f)) >= low else _doubted(f, sure) for f, low in zip(found, least, strict=True)]
     for quarters in (1, 2, 3) if turned else ():
         view = mirrored.rotate(90 * quarters, expand=True)
         for face in (face for searcher in searchers for face in searcher.detect(view)):
