@@ -184,7 +184,7 @@ def protect_file(
             status = "recognised" if checked == RECOGNISED else "protected"
             reports[i] = replace(reports[i], status=status, reason=REASONS.get(checked, ""), checked=checked)
         refuse(source, reports, strict)
-        notes.extend({s: None for s in said if s.startswith("not checked")})
+        notes.extend({f"whether people are still recognised was {s}": 0 for s in said if s.startswith("not checked")})
 
     image = picture.with_pixels(protected.image)
     save_picture(image, target, protected.sealed, sidecar, accept, profile=picture.profile, quality=quality)
