@@ -17,6 +17,7 @@ import base64
 import binascii
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,16 +156,23 @@ def find_record(picture: Picture) -> Sealed | None:
 
 
 def save_picture(
-    image: Image.Image, path: str | Path, record: Sealed | None = None, sidecar: bool = False, **options: Any
+    image: Image.Image,
+    path: str | Path,
+    record: Sealed | None = None,
+    sidecar: bool = False,
+    accept: Callable[[bytes], None] | None = None,
+    **options: Any,
 ) -> Path:
     """Write a PNG, JPEG or WebP, with its record when one is given; each file whole or not at all, the sidecar first.
 
-    sidecar: the record beside the picture, not in it; options: of `riddle.images.encode`. Nothing of the original's
-    metadata is written. Raises PhotoError for another ending or a missing folder, RecordError for a record of more than
-    MAX_RECORD bytes.
+    sidecar: the record beside the picture, not in it; accept: sees the picture's file before anything is written, and
+    raises where it shall not be; options: of `riddle.images.encode`. Nothing of the original's metadata is written.
+    Raises PhotoError for another ending or a missing folder, RecordError for a record of more than MAX_RECORD bytes.
     """
     block = packet(record, path) if record is not None else b""  # refuses what is too large, for a sidecar too
     data = encode(image, path, packet=b"" if sidecar else block, **options)
+    if accept is not None:
+        accept(data)
     if sidecar:
         write_file(sidecar_path(path), record.data)
     return write_file(path, data)

@@ -11,14 +11,16 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 import riddle
 from riddle import images, passwords
 from riddle.app import bulk
-from riddle.app.photos import INVERTED, NOT_OPENED, FaceReport, protect_file, restore_file
+from riddle.app.photos import ANOTHER, GONE, INVERTED, NOT_OPENED, RECOGNISED, FaceReport, protect_file, restore_file
 from riddle.demo import FRAMED_POINTS
-from riddle.faces.detection import Face, find_all
+from riddle.faces import alignment, detection, recognizers
+from riddle.faces.detection import LOOK, AutoDetector, Face, find_all
 from riddle.images import PhotoError, open_picture
 from riddle.pipeline import Riddle
 from riddle.record import read_picture, read_sidecar
@@ -72,8 +74,31 @@ def base():
         return riddle.load("smoke")
 
 
+class Double:
+    """A recogniser that takes all faces for one person, or each for another."""
+
+    threshold = 0.5
+
+    def __init__(self, same):
+        self.same = same
+
+    def align(self, image, points):
+        return image.resize((8, 8))
+
+    def embed(self, crops):
+        return crops.flatten(1)
+
+    def similarity(self, a, b):
+        return torch.full((len(a),), float(self.same))
+
+
+def recognises(monkeypatch, same):
+    monkeypatch.setattr(recognizers, "at_hand", lambda *_: Double(same))
+
+
 @pytest.fixture
 def model(base, monkeypatch):
+    recognises(monkeypatch, False)
     monkeypatch.setattr(passwords, "MEMORY_KIB", 64)  # as strong a derivation as tests need
     monkeypatch.setattr(passwords, "random_salt", partial(np.random.default_rng(0).bytes, 16))  # the same every time
     return with_detector(base, Markers())
@@ -111,7 +136,7 @@ def only(folder, *names):
 def test_protect_and_restore(model, source, tmp_path, ending):
     target, back = tmp_path / f"out.{ending}", tmp_path / "back.png"
     report = protect_file(model, source, target, "pw")
-    assert report.how == "protected" and report.faces == [FaceReport((30, 40, 90, 100), "protected")]
+    assert report.how == "protected" and report.faces == [FaceReport((30, 40, 90, 100), "protected", checked=ANOTHER)]
     before, after = pixels(source), pixels(target)
     assert np.abs(after - before)[50:90, 40:80].mean() > 5
     assert np.abs(away(after - before)).max() <= (0 if ending == "png" else 10)
@@ -423,6 +448,76 @@ def test_half_a_face_at_the_border_is_found():
     assert face.points.mean(0)[0] == pytest.approx(199, abs=2) and np.ptp(face.box[::2]) == pytest.approx(59, abs=2)
     (face,) = find_all(photo(((20, 24, 60),)), Markers())
     assert face.box.tolist() == [20, 24, 80, 84]
+
+
+# The look at the result
+
+
+class Once(Markers):
+    """Finds no face when it looks again at the place of one."""
+
+    def detect(self, image):
+        return [] if image.size == (LOOK, LOOK) else super().detect(image)
+
+
+def test_what_is_still_recognised_is_not_protected(model, source, tmp_path, monkeypatch):
+    recognises(monkeypatch, True)
+    (face,) = protect_file(model, source, tmp_path / "out.png", "pw").faces
+    assert (face.status, face.checked) == ("recognised", RECOGNISED) and "takes it for the same" in face.reason
+    (tmp_path / "out.png").unlink()
+    with pytest.raises(PhotoError, match="party.png: strict.*30,40,90,100: a recogniser.*nothing was written"):
+        protect_file(model, source, tmp_path / "out.png", "pw", strict=True, sidecar=True)
+    assert only(tmp_path, "party.png")
+
+
+def test_what_is_not_found_again_is_told(model, source, tmp_path):
+    report = protect_file(with_detector(model, Once()), source, tmp_path / "out.png", "pw", strict=True)
+    assert [(f.status, f.checked, f.reason[:16]) for f in report.faces] == [("protected", GONE, "no face is found")]
+
+
+@pytest.mark.parametrize("detector", [Markers(), Once()])
+def test_without_the_recogniser_the_report_says_so(model, source, tmp_path, monkeypatch, detector):
+    monkeypatch.setattr(recognizers, "at_hand", lambda *_: None)
+    monkeypatch.setattr(recognizers, "available", lambda names: dict.fromkeys(names, "not here"))
+    report = protect_file(with_detector(model, detector), source, tmp_path / "out.png", "pw", strict=True)
+    told = "not checked: arcface-mobilefacenet: not here"
+    there = not isinstance(detector, Once)
+    assert report.faces[0].checked == (told if there else GONE)
+    assert report.notes == [f"whether people are still recognised was {told}"] * there
+
+
+def test_the_written_picture_is_looked_at(model, source, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Double, "align", lambda self, image, points: seen.append(image) or image.resize((8, 8)))
+    protect_file(model, source, tmp_path / "out.jpg", "pw", quality=30)
+    place = find_all(photo(), Markers())[0]
+    wanted = alignment.crop(Image.open(tmp_path / "out.jpg"), alignment.framing_matrix(place.points), LOOK)
+    assert np.array_equal(np.asarray(seen[1]), np.asarray(wanted))
+
+
+def test_a_find_that_a_second_look_does_not_confirm_gets_no_face(model, tmp_path, monkeypatch):
+    detector, places = AutoDetector(), ((20, 20, 60), (120, 20, 60))
+    detector.first, detector.second = Markers(), Markers(detector="mtcnn")
+    assert [f.status for f in run(model, tmp_path, places, detector, strict=True).faces] == ["protected"] * 2
+    (tmp_path / "out.png").unlink()
+    monkeypatch.setattr(detection, "confirmed", lambda image, face, detector: float(face.box[0] < 100))
+    with pytest.raises(PhotoError, match="strict.*120,20,180,80: doubtful .a second look gives its place 0.00"):
+        run(model, tmp_path, places, detector, strict=True)
+    assert only(tmp_path, "party.png")
+    report = run(model, tmp_path, places, detector)
+    assert [(f.box[0], f.status) for f in report.faces] == [(20, "protected"), (120, "skipped")]
+    assert (pixels(tmp_path / "out.png") == pixels(tmp_path / "party.png"))[:, 100:].all()
+
+
+@pytest.mark.parametrize(("sure", "status"), [(0.9, ["protected"]), (0.75, ["skipped"]), (0.6, [])])
+def test_a_find_in_a_turned_copy_that_may_be_a_face_is_listed(model, tmp_path, monkeypatch, sure, status):
+    monkeypatch.setattr(detection, "confirmed", lambda *_, **__: sure)
+    image = photo(((20, 20, 60),))
+    image.paste(photo(((20, 20, 60),), (100, 100), seed=1).transpose(Image.Transpose.ROTATE_90), (100, 30))
+    detector = AutoDetector()
+    detector.first, detector.second = Markers(), Markers(detector="mtcnn")
+    faces = find_all(image, detector)
+    assert [bool(face.doubt) for face in faces] == [False, *(s == "skipped" for s in status)]
 
 
 # Writing

@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 
 import riddle
 from riddle.app import bulk
-from riddle.faces import detection
+from riddle.app.photos import ANOTHER, GONE, RECOGNISED, check
+from riddle.faces import detection, recognizers
 from riddle.images import BROKEN, kind_of, open_picture
 
 
@@ -164,3 +165,13 @@ def test_a_find_of_a_turned_picture_is_told_in_the_pixels_of_the_picture_itself(
         box = np.concatenate([seen.min(0), seen.max(0)])
         face = detection.Face(box, 1.0, seen, None, "none").turned_back(quarters, (12, 8))
         assert (face.points == marks).all() and face.box.tolist() == [3, 1, 7, 6] and face.landmarks is None
+
+
+def test_a_look_at_the_result_tells_another_person_from_the_same_and_from_none(root, model):
+    if recognizers.at_hand(model.preset.identity) is None:
+        pytest.skip("needs the recogniser's weights")
+    photos = [Image.new("RGB", (200, 200), (120, 120, 120)) for _ in range(3)]
+    for image, name in zip(photos, ("002", "003"), strict=False):
+        image.paste(Image.open(root / "data" / "samples" / f"{name}.jpg").resize((160, 160)), (20, 20))
+    (face,) = model.detect(photos[0])
+    assert [check(model, photos[0], after, face) for after in photos] == [RECOGNISED, ANOTHER, GONE]

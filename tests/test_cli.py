@@ -26,6 +26,7 @@ from riddle.app.cli import Exit
 from riddle.app.photos import FaceReport, FileReport, PhotoError
 from riddle.assets import Asset
 from riddle.demo import KnownFaces
+from riddle.faces import recognizers
 from riddle.presets import PRESETS
 from riddle.record import read_picture, save_picture
 from riddle.seal import VERSION
@@ -37,7 +38,8 @@ POINTS = np.array([[70.0, 80], [110, 80], [90, 100], [74, 124], [106, 124]])  # 
 def stub(calls, verb, done, how):
     """Copies the file instead of protecting it, and notes (verb, source's name, passphrase, options).
 
-    A source named "bad" or "bug" fails, one named "stop" is interrupted, "crowd" has a face that cannot be protected.
+    A source named "bad" or "bug" fails, one named "stop" is interrupted, "crowd" has a face that cannot be protected,
+    "twin" one that is still recognised.
     """
 
     def act(model, source, target, text, **options):
@@ -52,6 +54,8 @@ def stub(calls, verb, done, how):
         faces = [FaceReport((1, 2, 30, 40), done)]
         if "crowd" in source.name:
             faces.append(FaceReport((5, 6, 7, 8), "skipped", "too small"))
+        if "twin" in source.name:
+            faces.append(FaceReport((5, 6, 7, 8), "recognised", "a twin", checked="still recognised"))
         return FileReport(source, target, faces, how)
 
     return act
@@ -247,7 +251,8 @@ def test_a_second_run_does_what_is_left_and_asks_for_nothing_when_nothing_is(stu
     stubs.clear()
     assert run("protect", folder, "-o", out, "--json") == Exit.DONE
     assert stubs == []  # neither passphrase nor model
-    assert told(capsys)["summary"] == {"files": 3, "done": 0, "there": 3, "failed": 0, "faces": 0, "faces_skipped": 0}
+    none = dict.fromkeys(("done", "failed", "faces", "faces_skipped", "faces_recognised"), 0)
+    assert told(capsys)["summary"] == {"files": 3, "there": 3, **none}
     os.utime(folder / "a.jpg", (4e9, 4e9))
     run("protect", folder / "a.jpg", "-o", out)
     assert "older than its source" in capsys.readouterr().out
@@ -293,7 +298,14 @@ def test_a_face_left_as_it_was_has_its_own_exit_code_and_line(stubs, tmp_path, c
     assert run("protect", crowd, "--force", "--json") == Exit.UNPROTECTED
     report = told(capsys)
     assert report["exit"] == 4 and report["summary"]["faces_skipped"] == 1
-    assert report["files"][0]["faces"][1] == {"box": [5, 6, 7, 8], "status": "skipped", "reason": "too small"}
+    skipped = {"box": [5, 6, 7, 8], "status": "skipped", "reason": "too small", "checked": ""}
+    assert report["files"][0]["faces"][1] == skipped
+    twin = crowd.rename(tmp_path / "twin.jpg")
+    assert run("protect", twin) == Exit.UNPROTECTED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(": 1 face protected") and lines[1] == "    STILL RECOGNISED: the face at 5,6,7,8: a twin"
+    assert run("protect", twin, "--force", "--json") == Exit.UNPROTECTED
+    assert told(capsys)["summary"]["faces_recognised"] == 1
 
 
 def test_clips_are_done_resumed_and_done_again_by_force(stubs, tmp_path, capsys):
@@ -389,6 +401,7 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="untrained"):
         smoke = riddle.load("smoke", detector=KnownFaces([POINTS]))
     monkeypatch.setattr(riddle, "load", lambda *a, **k: smoke, raising=False)
+    monkeypatch.setattr(recognizers, "at_hand", lambda *_: None)  # noise has no person in it
     monkeypatch.setenv("RIDDLE_PASSPHRASE", "correct horse battery staple")
     pixels = np.random.default_rng(0).integers(0, 256, (200, 180, 3), dtype=np.uint8)
     source, safe = tmp_path / "photo.png", tmp_path / "safe.png"

@@ -155,12 +155,15 @@ def run(jobs: Iterable[Job], work: Callable[[Job], Any], verb: str, force: bool 
 
 
 def summary(outcomes: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Counts of files done, already there and failed, and of faces protected or restored, and skipped."""
+    """Counts of files done, already there and failed, and of faces protected or restored, skipped, and replaced but
+    still recognised."""
     outcomes = list(outcomes)
     files = Counter(outcome["status"] for outcome in outcomes)
-    faces = Counter(face["status"] == "skipped" for outcome in outcomes for face in outcome.get("faces", []))
+    faces = Counter(face["status"] for outcome in outcomes for face in outcome.get("faces", []))
     counts = {status: files[status] for status in ("done", "there", "failed")}
-    return {"files": len(outcomes)} | counts | {"faces": faces[False], "faces_skipped": faces[True]}
+    counts["faces"] = faces["protected"] + faces["restored"]
+    counts |= {f"faces_{status}": faces[status] for status in ("skipped", "recognised")}
+    return {"files": len(outcomes)} | counts
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -198,6 +201,8 @@ def _is_protected(path: Path) -> bool:
 
 # For people
 
+MARKS = {"skipped": "LEFT AS IT WAS", "recognised": "STILL RECOGNISED", "protected": "NOT FOUND AGAIN"}
+
 
 def told(outcome: dict[str, Any]) -> list[str]:
     """Describe an outcome of `run` in lines of text."""
@@ -206,13 +211,12 @@ def told(outcome: dict[str, Any]) -> list[str]:
     where = f"{outcome['source']} -> {outcome['target']}"
     if outcome["status"] == "there":
         return [f"{where}: {outcome['reason']}"]
-    skipped = [face for face in outcome["faces"] if face["status"] == "skipped"]
-    count, how = len(outcome["faces"]) - len(skipped), outcome["how"]
+    count, how = summary([outcome])["faces"], outcome["how"]
     means = {"codes": ", by its record", "inversion": ", from its pixels", "original": ", the original pixels"}
     did = how if how == "protected" else f"restored{means[how]}"
     lines = [f"{where}: {count} face{'s' if count != 1 else ''} {did}"]
-    for face in skipped:
-        lines.append(f"    LEFT AS IT WAS: the face at {_corners(face['box'])}: {face['reason']}")
+    for face in (face for face in outcome["faces"] if face["reason"]):
+        lines.append(f"    {MARKS[face['status']]}: the face at {_corners(face['box'])}: {face['reason']}")
     return lines + [f"    note: {note}" for note in outcome["notes"]]
 
 

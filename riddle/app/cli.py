@@ -36,8 +36,8 @@ class Exit(IntEnum):
       1    a file could not be done (the others were)
       2    wrong arguments, or no usable passphrase
       3    weights or a package are missing: python -m riddle doctor
-      4    everything was done, but a face was found that could not be protected or restored; it is listed;
-           with --strict also where a folder holds other files
+      4    everything was done, but a face was found that could not be protected or restored, or is still
+           recognised; it is listed; with --strict also where a folder holds other files
       130  interrupted; the same command again goes on where it stopped
     """  # the end of every command's help
 
@@ -112,7 +112,7 @@ def _top() -> None:
 Place = Path | None
 PresetName = Annotated[Literal["ffhq1024", "ffhq256", "mobile", "smoke"], Option(help="which networks")]
 Strict = Annotated[
-    bool, Option("--strict", help="refuse a file with a face that cannot be protected; leave no file of a folder out")
+    bool, Option("--strict", help="refuse a file with a face that stays unprotected; leave no file of a folder out")
 ]
 AsJson = Annotated[bool, Option("--json", help="print one JSON document for scripts, and nothing else")]
 
@@ -255,11 +255,13 @@ def _run(verb: str, files: Files, kind: Any, work: Callable, strict: bool = Fals
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     counts = bulk.summary(done)
-    if code == Exit.DONE and (counts["failed"] or counts["faces_skipped"] or (strict and left_out)):
+    unprotected = counts["faces_skipped"] + counts["faces_recognised"]
+    if code == Exit.DONE and (counts["failed"] or unprotected or (strict and left_out)):
         code = Exit.FAILED if counts["failed"] else Exit.UNPROTECTED
     total = (
         "{files} files: {done} done, {there} there already, {failed} failed; {faces} faces "
         f"{verb.removesuffix('e')}ed, {{faces_skipped}} left as they were"
+        f"{', {faces_recognised} still recognised' if counts['faces_recognised'] else ''}"
     ).format(**counts)
     document = {"command": verb, "files": done, "left_out": left_out, "summary": counts}
     return _tell(code, document, [total] if len(jobs) > 1 else [], files.as_json)

@@ -4,8 +4,9 @@
     report = restore_file(model, "party.png", "restored.png", "correct horse")
     report.faces                                         # each face's box and what became of it
 
-A face that was found and not protected stands in the report as skipped, with the reason; `strict` refuses such a photo.
-A target is written whole, after everything else succeeded, or not at all.
+A face that was found and not protected stands in the report as skipped, with the reason. Each one that was replaced is
+looked at again in the file that is to be written (`check`). `strict` refuses a photo with a face that was skipped or is
+still recognised. A target is written whole, after everything else succeeded, or not at all.
 
 With `keep_original` the sealed record (riddle.record) also carries the faces' own pixels.
 """
@@ -18,17 +19,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from riddle.faces import alignment
-from riddle.faces.detection import SMALLEST, Face, doubtful, find_all
-from riddle.images import PhotoError, Picture, open_picture, picture_format
+from riddle.faces import alignment, recognizers
+from riddle.faces.detection import LOOK, SMALLEST, Face, apart, doubtful, find_all, look_again
+from riddle.images import PhotoError, Picture, open_picture, picture_format, to_tensor
 from riddle.pipeline import Riddle
 from riddle.record import Record, read_picture, save_picture, sidecar_path
 
 INSIDE = 0.4  # share of a framed face that must lie in the photo
 MOST = 5  # faces named in one message
 PROFILE = 0.4  # distance of the eyes, in distances of eyes and mouth: about 1 from the front, 0.4 turned by 66 degrees
+KNOWN = 40  # px, side of a framed face from which a recogniser's threshold holds; strangers look alike in smaller ones
+NEAR = 0.5  # eye distances between a face's points and those found in its place
+ANOTHER, RECOGNISED, GONE = "another person", "still recognised", "not found again"
+REASONS = {  # of what `check` says and people should know
+    RECOGNISED: "a recogniser takes it for the same person; protect it again (without a record: by another passphrase)",
+    GONE: "no face is found in its place any more; look at it",
+}
+UNPROTECTED = ("skipped", "recognised")
 AGAIN = (
     "the photo had been protected before: restoring this file gives the strangers of that time; protect the original"
     " instead, or keep the file that was protected first"
@@ -45,8 +55,9 @@ class FaceReport:
     """One face of a photo and what became of it."""
 
     box: tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the upright photo
-    status: str  # "protected", "restored" or "skipped"
-    reason: str = ""  # why it was skipped
+    status: str  # "protected", "restored", "skipped", or "recognised": replaced, and taken for the same person
+    reason: str = ""  # why it was skipped, or what is wrong with what `checked` says
+    checked: str = field(default="", kw_only=True)  # of a replaced face of a photo, what `check` says
 
 
 @dataclass(frozen=True)
@@ -78,19 +89,21 @@ def why_not(face: Face, size: tuple[int, int]) -> str:
     if np.hypot(*(eyes[1] - eyes[0])) < PROFILE * np.hypot(*(mouth - eyes.mean(0))):
         return "in profile: the model knows faces from the front; crop it out or cover it"
     if doubtful(face):
-        return f"doubtful (score {face.score:.2f}): look whether it is a face, and cover it"
+        doubt = face.doubt or f"score {face.score:.2f}"
+        return f"doubtful ({doubt}): look whether it is a face, and cover it"
     return ""
 
 
 def refuse(source: str | Path, faces: Sequence[FaceReport], strict: bool = False) -> None:
     """Raises PhotoError for a photo or clip without a face, or without one that can be replaced, or, with strict, with
-    one that cannot."""
-    left = [face for face in faces if face.status == "skipped"]
+    one that cannot or that is still recognised."""
     if not faces:
         raise PhotoError(source, "no face was found", "crop it closer to the face; nothing was written")
-    if len(left) == len(faces) or (strict and left):
+    none = all(face.status == "skipped" for face in faces)
+    left = [face for face in faces if face.status in UNPROTECTED]
+    if none or (strict and left):
         listed = "; ".join(f"the face at {','.join(map(str, face.box))}: {face.reason}" for face in left[:MOST])
-        cause = "no face of it can be replaced" if len(left) == len(faces) else "strict, and a face cannot be replaced"
+        cause = "no face of it can be replaced" if none else "strict, and a face stays unprotected"
         raise PhotoError(source, f"{cause}: {listed}", "nothing was written")
 
 
@@ -105,6 +118,31 @@ def _sorted_out(model: Riddle, picture: Picture, status: str) -> tuple[list[Face
             faces.append(face)
             done.append(FaceReport(box, status))
     return faces, done + skipped
+
+
+def check(model: Riddle, before: Image.Image, after: Image.Image, face: Face) -> str:
+    """What a second look says of a face that was replaced: ANOTHER, RECOGNISED, GONE, or "not checked:" and why.
+
+    before, after: the RGB photo and its protected picture; face: as `Riddle.protect` replaced it. It is one detection,
+    in the face's place alone; the recogniser is the preset's `identity`, where its weights are at hand.
+    """
+    matrix, name = alignment.framing_matrix(face.points), model.preset.identity
+    wanted = alignment.crop_points(face.points, matrix, LOOK)
+    crop, seen = look_again(after, matrix, model.detector)
+    near = [other.points for other in seen if apart(other.points, wanted) < NEAR]
+    recogniser, why = recognizers.at_hand(name, model.device), ""
+    if recogniser is None:
+        why = f"not checked: {name}: {recognizers.available([name])[name]}"
+    elif np.hypot(*matrix[:, 0]) < KNOWN:
+        why = f"not checked: faces below {KNOWN} px cannot be told apart"
+    else:
+        points = min(near, key=lambda p: apart(p, wanted), default=wanted)
+        pair = recogniser.align(before, face.points), recogniser.align(crop, points)
+        with torch.no_grad():
+            e = recogniser.embed(torch.stack([to_tensor(one) for one in pair]))
+        if recogniser.similarity(e[:1], e[1:]) >= recogniser.threshold:
+            return RECOGNISED
+    return (why or ANOTHER) if near else GONE
 
 
 def protect_file(
@@ -122,8 +160,8 @@ def protect_file(
     """Write a photo in which every face that can be is an encrypted one.
 
     target: .png, .jpg or .webp; keep_original: the original pixels of the faces go along in the record; strict: refuse
-    a photo with a face that cannot be protected; record: False leaves nothing but pixels; sidecar: the record in
-    `target`.riddle, the picture bare; quality: 1 to 100, of JPEG and WebP.
+    a photo with a face that cannot be protected or is still recognised; record: False leaves nothing but pixels;
+    sidecar: the record in `target`.riddle, the picture bare; quality: 1 to 100, of JPEG and WebP.
     Raises PhotoError for a photo that cannot be read, for what `refuse` names, and for a target that cannot be
     written; ValueError for a bad passphrase, and for an option that needs the record that is not wanted.
     """
@@ -138,8 +176,18 @@ def protect_file(
     if keep_original:
         crops = [_png(picture.rgb.crop(corners)) for corners in protected.record.boxes()]
         protected = replace(protected, record=replace(protected.record, originals=tuple(crops)))
+
+    def accept(data: bytes) -> None:
+        after = open_picture(data, str(target)).rgb
+        said = [check(model, picture.rgb, after, face) for face in faces]
+        for i, checked in enumerate(said):
+            status = "recognised" if checked == RECOGNISED else "protected"
+            reports[i] = replace(reports[i], status=status, reason=REASONS.get(checked, ""), checked=checked)
+        refuse(source, reports, strict)
+        notes.extend({f"whether people are still recognised was {s}": 0 for s in said if s.startswith("not checked")})
+
     image = picture.with_pixels(protected.image)
-    save_picture(image, target, protected.sealed, sidecar, profile=picture.profile, quality=quality)
+    save_picture(image, target, protected.sealed, sidecar, accept, profile=picture.profile, quality=quality)
     if not record:
         sidecar_path(target).unlink(missing_ok=True)  # of an earlier result of this name
     if sidecar:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ SMALLEST = 20  # px, side of a framed face; a smaller one shows too little to be
 DOUBTFUL = 0.9  # MTCNN's score below which its find alone is no face
 PART = 1600  # px; largest side that is searched at once
 LOOK = 160  # px a side of the crop of a second look
-CONFIRMED = 0.85  # value of `confirmed` from which a find in a turned photo is a face
+CONFIRMED, PERHAPS = 0.85, 0.7  # of `confirmed`, from which a find in a turned photo is a face, and may be one
+PLACED = {"dlib": 0.5, "mtcnn": 0.75}  # of `confirmed`, from which a find in the upright photo is a face, by detector
 CROP_SIDE = 128  # px to which a small crop is enlarged before detection: dlib's HOG window is 80 px
 CROP_MARGIN = 0.2  # border around a crop, of its side, so that a face at its rim lies inside
 
@@ -48,6 +49,7 @@ class Face:
     points: np.ndarray  # (5, 2) left eye, right eye, nose, left and right corner of the mouth
     landmarks: np.ndarray | None  # (68, 2), dlib only
     detector: str
+    doubt: str = ""  # why it may be no face, or none at this place, where a second look says so
 
     @property
     def area(self) -> float:
@@ -191,7 +193,8 @@ def find_all(image: Image.Image, detector: Any, turned: bool = True) -> list[Fac
     The "auto" detector stops where dlib finds one face; here both search, so that a turned or small face beside a
     frontal one is not missed. The photo is mirrored beyond its border, where half a face becomes a whole one. One
     larger than PART is searched reduced, and in full size part by part. turned: also turned by quarters, for people who
-    lie or stand on their head; of several finds of one face, the best by `confirmed` stays.
+    lie or stand on their head; of several finds of one face, the best by `confirmed` stays. Where both detectors
+    search, a find that the second look does not confirm gets a doubt.
     """
     if min(image.size) < SMALLEST:
         return []
@@ -214,6 +217,10 @@ def find_all(image: Image.Image, detector: Any, turned: bool = True) -> list[Fac
                 image_of_another = (centre < -margin).any() or (centre > size + margin).any()
                 if not image_of_another and not any(_same(face, other) for other in found):
                     found.append(face)
+    again, both = partial(confirmed, image, detector=searchers[-1]), len(searchers) > 1
+    if turned and both:
+        least = [PLACED.get(face.detector, -np.inf) for face in found]
+        found = [f if (sure := again(f)) >= low else _doubted(f, sure) for f, low in zip(found, least, strict=True)]
     for quarters in (1, 2, 3) if turned else ():
         view = mirrored.rotate(90 * quarters, expand=True)
         for face in (face for searcher in searchers for face in searcher.detect(view)):
@@ -221,10 +228,23 @@ def find_all(image: Image.Image, detector: Any, turned: bool = True) -> list[Fac
             centre = face.points.mean(0)
             if (centre < 0).any() or (centre > size).any():
                 continue
-            sure, rivals = confirmed(image, face, searchers[-1]), [other for other in found if _same(face, other)]
-            if sure >= CONFIRMED and all(confirmed(image, other, searchers[-1]) < sure for other in rivals):
+            sure, rivals = again(face), [other for other in found if _same(face, other)]
+            if sure >= CONFIRMED and all(again(other) < sure for other in rivals):
                 found = [*(other for other in found if not _same(face, other)), face]
+            elif both and sure >= PERHAPS and not (rivals or doubtful(face) or any(_within(centre, f) for f in found)):
+                found.append(_doubted(face, sure))
     return sorted(found, key=lambda f: -f.area)
+
+
+def look_again(image: Image.Image, matrix: np.ndarray, detector: Any) -> tuple[Image.Image, list[Face]]:
+    """A second look at a place: its crop, LOOK px a side, and the faces in it, in its pixels; matrix: frames it."""
+    crop = alignment.crop(image, matrix, LOOK)
+    return crop, detector.detect(crop)
+
+
+def apart(points: np.ndarray, wanted: np.ndarray) -> float:
+    """The mean distance of two faces' points (5, 2), in eye distances of the second."""
+    return float(np.abs(points - wanted).mean() / np.hypot(*(wanted[1] - wanted[0])))
 
 
 def confirmed(image: Image.Image, face: Face, detector: Any) -> float:
@@ -233,15 +253,18 @@ def confirmed(image: Image.Image, face: Face, detector: Any) -> float:
         matrix = alignment.framing_matrix(face.points)
     except ValueError:  # the points coincide
         return 0.0
-    again = detector.detect(alignment.crop(image, matrix, LOOK))
     wanted = alignment.crop_points(face.points, matrix, LOOK)
-    eyes = float(np.hypot(*(wanted[1] - wanted[0])))
-    return max((min(f.score, 1.0) - float(np.abs(f.points - wanted).mean()) / eyes for f in again), default=0.0)
+    again = look_again(image, matrix, detector)[1]
+    return max((min(f.score, 1.0) - apart(f.points, wanted) for f in again), default=0.0)
 
 
 def doubtful(face: Face) -> bool:
-    """True for a face that MTCNN alone finds, with a low score."""
-    return face.detector == "mtcnn" and face.score < DOUBTFUL
+    """True for a face that MTCNN alone finds, with a low score, or that a second look does not confirm."""
+    return bool(face.doubt) or (face.detector == "mtcnn" and face.score < DOUBTFUL)
+
+
+def _doubted(face: Face, sure: float) -> Face:
+    return replace(face, doubt=f"a second look gives its place {max(sure, 0):.2f} of 1")
 
 
 def _starts(length: int) -> list[int]:
@@ -253,6 +276,11 @@ def _starts(length: int) -> list[int]:
 def _same(a: Face, b: Face) -> bool:
     """True if two finds are one face: their centres are nearer than 0.4 of the larger one's side."""
     return float(np.hypot(*(a.points.mean(0) - b.points.mean(0)))) < 0.4 * float(np.sqrt(max(a.area, b.area)))
+
+
+def _within(point: np.ndarray, face: Face) -> bool:
+    """Whether a point lies in a face's box."""
+    return bool((point >= face.box[:2]).all() and (point <= face.box[2:]).all())
 
 
 # ---- crops

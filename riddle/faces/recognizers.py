@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,13 @@ def load(name: str, device: str | torch.device = "cpu") -> Recognizer:
     if name not in SPECS:
         raise KeyError(f"unknown recogniser {name!r}; choose one of {', '.join(NAMES)}")
     return Recognizer(name, SPECS[name], SPECS[name].build(_weights(name, find)), device)
+
+
+@cache
+def at_hand(name: str, device: str | torch.device = "cpu") -> Recognizer | None:
+    """A recogniser that needs no download, loaded once; None where its weights are not here. Raises KeyError for an
+    unknown name."""
+    return None if available([name])[name] else load(name, device)
 
 
 def available(names: Sequence[str] = NAMES) -> dict[str, str | None]:
