@@ -129,7 +129,7 @@ def run(jobs: Iterable[Job], work: Callable[[Job], Any], verb: str, force: bool 
     work: does a job and returns a report, a dataclass; force: redo those whose result exists. Yields for each job the
     report's values with source, target, status ("done", "there" already, "failed") and reason (of "there" and
     "failed"), all plain values for JSON. If `verb` is "protect", an existing target without a record is a failure: it
-    may be somebody's own photo. With `force`, a target that is also a source is a failure.
+    may be somebody's own photo. With `force`, this also holds for a target that is a source.
     """
     jobs = list(jobs)
     sources = {job.source.resolve() for job in jobs}
