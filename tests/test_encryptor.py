@@ -169,4 +169,4 @@ def test_wrong_shapes_and_names_say_what_is_wanted(codes):
     with pytest.raises(ValueError, match="unknown architecture"):
         build_encryptor("smoke", "cnn", codes)
     with pytest.raises(ValueError, match="heads"):
-        LatentEncryptor((1, 1, 1), 10, codes, heads=4)
+        LatentEncryptor((1, 1, 1), 10, codes)

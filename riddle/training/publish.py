@@ -33,11 +33,12 @@ COARSE = {"encoder": ("styles.", "mix."), "encryptor": ("blocks.", "code_in.", "
 
 
 @torch.no_grad()
-def sample_codes(generator: Synthesis, n: int = SAMPLES, psi: float = PSI) -> torch.Tensor:
-    """The codes (n, L, D) of the bundled samples."""
-    z = torch.stack([torch.randn(generator.style_dim, generator=torch.Generator().manual_seed(k)) for k in range(n)])
+def sample_codes(generator: Synthesis) -> torch.Tensor:
+    """The codes (48, L, D) of the bundled samples."""
+    seeds = (torch.Generator().manual_seed(k) for k in range(SAMPLES))
+    z = torch.stack([torch.randn(generator.style_dim, generator=seed) for seed in seeds])
     mean = generator.mean_latent()
-    return generator.broadcast(mean + psi * (generator.map(z) - mean))
+    return generator.broadcast(mean + PSI * (generator.map(z) - mean))
 
 
 @torch.no_grad()
@@ -53,14 +54,14 @@ def draw_samples(preset: Preset, folder: Path) -> None:
     save_tensors(folder / "codes.safetensors", {"codes": codes}, {"preset": preset.name, "psi": str(PSI)})
 
 
-def thin(log: Path, target: Path, lines: int = 200) -> None:
-    """Copy a JSONL log, keeping about `lines` of its lines, spread evenly, and the last."""
+def thin(log: Path, target: Path) -> None:
+    """Copy a JSONL log, keeping about 200 of its lines, spread evenly, and the last."""
     if not log.is_file():
         return
     rows = [line for line in log.read_text().splitlines() if line.strip()]
     last = {json.loads(row)["step"]: row for row in rows}  # a resumed run may write a step twice
     rows = [last[s] for s in sorted(last)]
-    keep = sorted({round(i) for i in np.linspace(0, len(rows) - 1, min(lines, len(rows)))})
+    keep = sorted({round(i) for i in np.linspace(0, len(rows) - 1, min(200, len(rows)))})
     write_text(target, "\n".join(rows[i] for i in keep) + "\n")
 
 
