@@ -279,7 +279,8 @@ def test_training_that_differs_is_named(home):
 def test_our_encryptor_has_the_papers_rows_under_a_name_of_its_own():
     ours = [r for r in rows.TABLE1 if r.faces.startswith("coupling")]
     assert {(r.task, r.faces) for r in ours} == {
-        ("de-identification", "coupling"), ("de-identification", "coupling-wrong"), ("recovery", "coupling-restored"),
+        ("de-identification", "coupling"), ("de-identification", "coupling-wrong"),
+        ("de-identification", "coupling-lit"), ("recovery", "coupling-restored"),
         ("diversity", "coupling-passwords"), ("diversity", "coupling-wrong-passwords"),
     }  # fmt: skip
     assert all(r.method.startswith("RotationCoupling (ours)") for r in ours)

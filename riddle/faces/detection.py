@@ -25,7 +25,6 @@ from riddle.images import to_bytes
 from riddle.processes import end_with_parent
 from riddle.weights import WeightsMissingError
 
-DETECTORS = ("auto", "dlib", "mtcnn")
 SMALLEST = 20  # px, side of a framed face; below it nobody is recognised, and no code says who
 DOUBTFUL = 0.9  # MTCNN's score below which its find alone is no face
 PART = 1600  # px a side of what is searched at once
@@ -178,7 +177,7 @@ def load_detector(name: str = "auto") -> DlibDetector | MTCNNDetector | AutoDete
     """
     kinds = {"auto": AutoDetector, "dlib": DlibDetector, "mtcnn": MTCNNDetector}
     if name not in kinds:
-        raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
+        raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(kinds)}")
     return kinds[name]()
 
 

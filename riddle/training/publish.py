@@ -22,8 +22,9 @@ from PIL import Image
 from riddle import config
 from riddle.files import write_text
 from riddle.images import to_bytes
-from riddle.networks import Synthesis, build_generator, bundled_generator
+from riddle.networks import Synthesis, build_generator
 from riddle.presets import VARIANTS, Preset, get
+from riddle.training.frozen import frozen_generator
 from riddle.weights import load_metadata, load_tensors, save_tensors
 
 SAMPLES, PSI, SIDE = 48, 0.7, 256
@@ -44,7 +45,7 @@ def sample_codes(generator: Synthesis) -> torch.Tensor:
 @torch.no_grad()
 def draw_samples(preset: Preset, folder: Path) -> None:
     """Draw the 48 faces as 000.jpg to 047.jpg, with codes.safetensors."""
-    generator = bundled_generator(preset)
+    generator = frozen_generator(preset, "", "cpu")
     codes = sample_codes(generator)
     side = SIDE if preset.generator == "mobilestylegan" else min(SIDE, preset.resolution)
     folder.mkdir(parents=True, exist_ok=True)
