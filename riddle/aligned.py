@@ -1,4 +1,4 @@
-"""Aligned faces of a data set: the main face of each photo, cropped for a preset and kept in a cache."""
+"""Aligned faces of a data set: the main face of each photo, cropped for a preset; places are cached."""
 
 from __future__ import annotations
 
@@ -39,18 +39,6 @@ class AlignedSet:
         return np.isfinite(self.matrices[:, 0, 0])
 
 
-def aligned(images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2) -> AlignedSet:
-    """The result of `align`, kept in results/cache under a hash of everything that made it."""
-    side = presets.get(preset).resolution
-    file = _cached(images, detector, "faces", f"-{side}.npz")
-    if not file.exists():
-        made = align(images, preset, detector, workers)
-        with replace_file(file) as temporary:
-            np.savez(temporary, faces=made.faces, matrices=made.matrices)
-    with np.load(file) as kept:
-        return AlignedSet(images.names, kept["faces"], kept["matrices"])
-
-
 def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2) -> AlignedSet:
     """Detect and crop the main face of every photo; a picture that is framed already is only resized.
 
@@ -60,7 +48,7 @@ def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto"
     detector: "auto", "dlib" or "mtcnn". workers: processes. Raises ValueError, naming the file, for a photo that cannot
     be read.
     """
-    n, side, places = len(images), presets.get(preset).resolution, _cached(images, detector, "places", ".npy")
+    n, side, places = len(images), presets.get(preset).resolution, _places(images, detector)
     known = np.load(places)[:n] if places.exists() else np.empty((0, 2, 3))
     matrices, faces = np.full((n, 2, 3), np.nan), np.zeros((n, side, side, 3), np.uint8)
     processes = workers if workers > 1 and n >= PROCESSES_FROM and not images.framed else 0
@@ -79,11 +67,12 @@ def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto"
     return AlignedSet(images.names, faces, matrices)
 
 
-def _cached(images: ImageSet, detector: str, what: str, ending: str) -> Path:
+def _places(images: ImageSet, detector: str) -> Path:
+    """The file of a set's matrices."""
     by = ("none",) if images.framed else (detector, *map(_version, PACKAGES))
     key = digest(images.title, images.fingerprint, by, VERSION)
     label = f"{images.title.lower().replace(' ', '-')}-{images.split}"
-    return config.home() / "results" / "cache" / f"{what}-{label}-{key}{ending}"
+    return config.home() / "results" / "cache" / f"places-{label}-{key}.npy"
 
 
 def _version(package: str) -> str:

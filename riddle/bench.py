@@ -167,9 +167,9 @@ def encryptor_row(model: Riddle, batch: int, seconds: float) -> dict:
     return {"name": f"encryptor training, {batch} originals", "unit": "steps/s", **rates(works, seconds, g.device)}
 
 
-def protect_row(model: Riddle, side: int, seconds: float, people: int = 2) -> dict:
+def protect_row(model: Riddle, side: int, seconds: float) -> dict:
     """Photos with faces of `side` px through detection, networks and paste back, in faces/s."""
-    photo, detector = demo.photo(model, people, side)
+    photo, detector = demo.photo(model, 2, side)
     others, options = (model.encoder, model.encryptor, model.parser), {"device": model.device, "dtype": model.dtype}
     forms = both(model.generator)
     models = {k: Riddle(model.preset, g, *others, detector=detector, **options) for k, g in forms.items()}

@@ -122,11 +122,6 @@ class ImageSet:
         return chosen
 
     @property
-    def split_hash(self) -> str:
-        """Twelve hex digits that name exactly these images: a hash of the sorted names."""
-        return hashlib.sha256("\n".join(sorted(self.names)).encode()).hexdigest()[:12]
-
-    @property
     def fingerprint(self) -> str:
         """Hash of the names and file sizes in their order: the key of everything cached from them."""
         listing = "\n".join(f"{n} {self.files.sizes[self.members[n]]}" for n in self.names)
@@ -319,6 +314,6 @@ if __name__ == "__main__":
     for key in (*SOURCES, "samples"):
         try:
             found = load(key)
-            print(f"{key:14} {len(found):6} images, hash {found.split_hash}: {found.root}")
+            print(f"{key:14} {len(found):6} images: {found.root}")
         except DatasetMissingError as e:
             print(f"{key:14} absent: {e}")

@@ -261,13 +261,13 @@ def held_out_numbers(task: EncryptorTask) -> dict[str, float]:
 
 
 def train_encryptor(
-    generator: Synthesis, steps: int = 40, batch: int = 4, seed: int = 0, out: str = "", **changes: Any
+    generator: Synthesis, steps: int = 40, seed: int = 0, out: str = "", **changes: Any
 ) -> EncryptorTask:
     """An encryptor of the smoke preset's size in data-free mode, with every loss but parsing.
 
     changes: fields of EncryptorConfig. `task.before` is its `held_out_numbers` before the first step.
     """
-    options = _options(out, "smoke", steps, batch, seed, saves=4)
+    options = _options(out, "smoke", steps, 4, seed, saves=4)
     codes = draw_codes(generator, 64, seed)
     frozen = loss_networks(get("smoke"), generator(codes))[0]
     settings = {"n": 1, "weights": {"parsing": 0.0}, "lr": 3e-3, "ema": 0.8, "warmup": 0.05}

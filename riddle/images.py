@@ -87,9 +87,9 @@ class Picture:
 # ---- pixels and tensors
 
 
-def to_tensor(pixels: np.ndarray | Image.Image) -> torch.Tensor:
-    """RGB pixels (..., H, W, 3) uint8, or an RGB picture -> faces (..., 3, H, W) in [-1, 1]."""
-    x = torch.from_numpy(np.array(pixels, np.uint8))
+def to_tensor(pixels: torch.Tensor | np.ndarray | Image.Image) -> torch.Tensor:
+    """RGB pixels (..., H, W, 3) uint8, or an RGB picture -> faces (..., 3, H, W) in [-1, 1], channels_last."""
+    x = pixels if isinstance(pixels, torch.Tensor) else torch.from_numpy(np.array(pixels, np.uint8))
     return x.movedim(-1, -3).float().div_(127.5).sub_(1)
 
 

@@ -13,14 +13,12 @@ import torch.nn.functional as F
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # names of malloc.h, M_...
 
 
-def keep_memory(top_pad: int = 256 << 20) -> bool:
+def keep_memory() -> bool:
     """Serve large blocks from the heap and never give it back; True where that could be set (glibc).
 
     On Linux, glibc otherwise returns every large tensor to the kernel and pays for its pages again at the next step.
-    Measured on a training step of the encryptor: a third of the CPU time.
-
-    top_pad: bytes by which the heap grows at a time. The process then holds its peak until it ends, so call it in
-    programs that train or render in batches, not on import.
+    Measured on a training step of the encryptor: a third of the CPU time. The process then holds its peak until it
+    ends, so call it in programs that train or render in batches, not on import.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -28,7 +26,7 @@ def keep_memory(top_pad: int = 256 << 20) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # musl has none
         return False
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, top_pad))
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 256 << 20))
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 

@@ -57,11 +57,6 @@ def fill_generator(generator: Synthesis, state: Mapping[str, torch.Tensor]) -> S
     return generator
 
 
-def bundled_generator(preset: Preset) -> Synthesis:
-    """The generator of a preset with its bundled weights. Raises WeightsMissingError."""
-    return fill_generator(build_generator(preset), load_tensors(bundled(preset.name, "generator")))
-
-
 def untrained(preset: Preset, part: str = "encryptor") -> dict[str, nn.Module]:
     """Networks of a preset without training, drawn from a fixed seed; part: which encryptor, as for `trained`."""
     torch.manual_seed(0)

@@ -81,6 +81,6 @@ def test_the_soft_bound_is_the_identity_near_zero_and_a_bound_far_away():
     bounded = soft_bound(z)
     assert bounded.abs().max() <= BOUND and (bounded.diff() >= 0).all()
     assert torch.allclose(bounded[2:5], z[2:5], atol=1e-4) and bounded[5].item() == pytest.approx(0.973, abs=1e-3)
-    assert torch.equal(-soft_bound(-z), bounded) and soft_bound(z, 2.0).abs().max() <= 2
+    assert torch.equal(-soft_bound(-z), bounded)
     bounded.sum().backward()
     assert z.grad[3].item() == 1 and 0 < z.grad[6] < 0.05  # still a way back from far away

@@ -60,7 +60,7 @@ def test_codes_keep_their_shape_at_each_scale(name, arch):
 
 
 def test_decoder_block_equals_torchs_own_with_the_same_weights():
-    ours = DecoderBlock(16, 4)
+    ours = DecoderBlock(16)
     ref = nn.TransformerDecoderLayer(16, 4, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=False)
     for mine, theirs in ((ours.self_attention, ref.self_attn), (ours.cross_attention, ref.multihead_attn)):
         theirs.in_proj_weight.data = torch.cat([mine.query.weight, mine.key_value.weight]).data.clone()
@@ -169,4 +169,4 @@ def test_wrong_shapes_and_names_say_what_is_wanted(codes):
     with pytest.raises(ValueError, match="unknown architecture"):
         build_encryptor("smoke", "cnn", codes)
     with pytest.raises(ValueError, match="heads"):
-        LatentEncryptor((1, 1, 1), 10, codes, heads=4)
+        LatentEncryptor((1, 1, 1), 10, codes)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from riddle.models.encryptor import KEPT, RotationCoupling
+from riddle.models import encryptor
+from riddle.models.encryptor import KEPT
 from riddle.models.stylegan2 import Generator
 from riddle.presets import get
 from riddle.training import helper
@@ -44,10 +45,11 @@ def forget(z, key):
     return torch.cat([z[..., :KEPT], torch.randn_like(z[..., KEPT:])], -1)
 
 
-def test_the_loss_is_small_for_what_the_losses_ask_for(codes, drawn):
+def test_the_loss_is_small_for_what_the_losses_ask_for(codes, drawn, monkeypatch):
     """Nothing is wrong with a code that is turned away, comes back, and is opened to another: a coupling's."""
     assert importance(codes).mean() == pytest.approx(1, abs=1e-5) and importance(codes)[0] > importance(codes)[-1]
-    coupling = RotationCoupling(SMOKE.n_latent, SMOKE.hidden, codes, kept=KEPT)
+    monkeypatch.setattr(encryptor, "POSE", KEPT)
+    coupling = encryptor.RotationCoupling(SMOKE.n_latent, SMOKE.hidden, codes)
     good, same, lost = (code_loss(f, *drawn, EVEN, judge, True)[0].item() for f in (coupling.change, copy, forget))
     assert good < 0.5 * min(same, lost)
     with torch.no_grad():
@@ -90,7 +92,7 @@ def test_a_code_judge_learns_and_comes_back_from_its_file(tmp_path, monkeypatch)
     assert not any(p.requires_grad for p in again.parameters())
 
 
-def test_a_coach_teaches_the_judge_what_an_encryptor_makes():
+def test_a_coach_teaches_the_judge_what_an_encryptor_makes(monkeypatch):
     """Codes of another kind than the judge saw: it learns them from the faces that it is shown."""
     torch.manual_seed(4)
     net, mix = CodeJudge(8, 64, 16, 64).eval(), torch.randn(64, 16)
@@ -100,7 +102,8 @@ def test_a_coach_teaches_the_judge_what_an_encryptor_makes():
         seen.append(len(z))
         return F.normalize(z.mean(1) @ mix, dim=1), z[:, :3, :1, None].expand(-1, -1, 16, 16)
 
-    coach = helper.Coach(net, see, fresh=32, kept=1000)
+    monkeypatch.setattr(helper, "FRESH", 32), monkeypatch.setattr(helper, "LATEST", 1000)
+    coach = helper.Coach(net, see)
     cosines = [coach.step(3 + torch.randn(64, 8, 64)).item() for _ in range(150)]
     assert set(seen) == {32} and len(coach.examples) == 1000 and not net.training
     assert sum(cosines[-10:]) / 10 > 0.8 > 0.3 > cosines[0]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -129,20 +127,3 @@ def test_faces_of_the_sets_are_joined_and_counted(home, picture, monkeypatch, ca
     assert made.shape == (2, 32, 32, 3) and np.array_equal(made[0], first)
     assert json.loads((home / "runs" / "faces_val_sets.json").read_text()) == {"ffhq": 2}
     assert "celebamask_hq (val): left out" in capsys.readouterr().out
-
-
-def test_worker_processes_end_with_a_killed_program():
-    """Prepare aligns in such processes. They share the program's output, which ends with the last of them."""
-    program = """
-import os, time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from riddle.processes import end_with_parent
-with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-    print(pool.submit(os.getpid).result(), flush=True)
-    time.sleep(600)
-"""
-    running = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert int(running.stdout.readline()) != running.pid
-    running.kill()
-    running.communicate(timeout=60)

@@ -11,12 +11,12 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import nn
 
+from riddle.images import to_tensor
 from riddle.machine import keep_memory
 from riddle.training.loop import (
     LoopConfig,
     Task,
     batches,
-    faces_to_float,
     make_accelerator,
     rate_share,
     run,
@@ -49,7 +49,7 @@ class Noisy(Task):
         self.counters["seen"] = 0.0
 
     def loss(self, batch, progress):
-        x = faces_to_float(batch["faces"])
+        x = to_tensor(batch["faces"])
         with self.accelerator.autocast():
             y = self.network(x + 0.1 * torch.randn_like(x))
         self.counters["seen"] += len(x)

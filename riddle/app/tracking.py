@@ -46,8 +46,8 @@ class Embedder:
     """Makes embeddings. Two of them are one person from a cosine of `same` on; in one place, of `loose` on."""
 
     def __init__(self) -> None:
-        self.absent = recognizers.available([RECOGNISER])[RECOGNISER]  # why there is no recogniser; "" when there is
-        self.recogniser = None if self.absent else recognizers.load(RECOGNISER)
+        absent = recognizers.available([RECOGNISER])[RECOGNISER]
+        self.recogniser = None if absent else recognizers.load(RECOGNISER)
         self.same, self.loose = (self.recogniser.threshold, 0.1) if self.recogniser else (0.85, 0.5)
 
     @torch.no_grad()

@@ -6,9 +6,8 @@
 
 A clip is read twice, frame by frame: first the faces are found, followed and inverted (riddle.app.tracking), which
 gives the record (riddle.app.cliprecord); then they are painted by the record. A clip with a record is not searched.
-Last, both clips are read again and it is measured how steady each face stays. Sound is copied; times, frame size and
-rotation are kept. The clip is written in segments, which wait in a folder beside the target until they are joined.
-After an interruption `resume` goes on with them.
+Sound is copied; times, frame size and rotation are kept. The clip is written in segments, which wait in a folder beside
+the target until they are joined. After an interruption `resume` goes on with them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -34,7 +33,6 @@ from riddle.app import cliprecord, tracking
 from riddle.app.clip import ENCODERS, Clip, Frame, encoder_for, frames, join, probe, write_segment
 from riddle.app.cliprecord import ClipRecord, code_count, matrix
 from riddle.app.photos import NOT_OPENED, FaceReport, FileReport, refuse
-from riddle.app.steadiness import Values, measure
 from riddle.app.tracking import Embedder, Track, frames_of, record_of, survey
 from riddle.faces import blending
 from riddle.files import replace_file, sha256, write_text
@@ -58,10 +56,6 @@ class ClipFace(FaceReport):
     ends: float = 0.0
     frames: int = 0  # in which it was replaced
     seen: int = 0  # in which it was found; between, before and after it was covered where it must have been
-    # Means over its frames, of "source", the clip as it was, and of "target", as it was written; None: not measured.
-    identity: Values = field(default_factory=dict)  # cosine of consecutive frames' embeddings
-    person: Values = field(default_factory=dict)  # cosine of the embeddings with their mean
-    jitter: Values = field(default_factory=dict)  # landmarks' second difference, in sides of the face
 
 
 def protect_video(
@@ -98,8 +92,7 @@ def _work(
     model: Riddle, source: Path, target: Path, passphrase: str, done: str, strict: bool, resume: bool
 ) -> FileReport:
     """Protect or restore a clip; done: "protected" or "restored"."""
-    codec, clip, embedder = encoder_for(target), probe(source), Embedder()
-    notes = [f"identity was not measured: {tracking.RECOGNISER} {embedder.absent}"] if embedder.absent else []
+    codec, clip, notes = encoder_for(target), probe(source), []
     sealed = cliprecord.read(source)[0] if done == "restored" else None
     settings = _settings(model, clip, codec, done, sealed)
     mark = passwords.derive_key(passphrase, model.preset.name, settings).hex()  # of no use elsewhere: a salt of its own
@@ -112,7 +105,7 @@ def _work(
             sealed.must_fit(model.preset, model.weights_hash, clip.upright_size, str(source))
             carried = ClipRecord.open(sealed, secret, source)
         if carried is None:
-            record, faces, found = _surveyed(model, clip, embedder, keys, done, strict, work)
+            record, faces, found = _surveyed(model, clip, keys, done, strict, work)
             notes += found if done == "protected" else [*found, NOT_OPENED if sealed else NO_RECORD]
         else:
             faces, record = _faces(carried, done), changed(model, carried, keys)
@@ -129,13 +122,11 @@ def _work(
         result = segments[0].with_stem("result")
         inside = len(data) <= cliprecord.MAX_INSIDE
         notes += join(result, clip, segments, base64.b64encode(data).decode() if inside else "")
-        measures = measure(model, {"source": clip, "target": probe(result)}, record, embedder)
         if not inside:
             beside = write_file(sidecar_path(target), data)
             notes.append(f"the record is too large for the clip and lies in {beside}: keep it beside the clip")
         with replace_file(target) as temporary:
             result.rename(temporary)
-    faces = [replace(face, **measures.get(face.track, {})) for face in faces]
     how = "codes" if carried else "inversion" if done == "restored" else done
     return FileReport(source, target, faces, how, [*clip.notes, *notes, f"pictures encoded by {codec}"])
 
@@ -194,13 +185,13 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
 
 
 def _surveyed(
-    model: Riddle, clip: Clip, embedder: Embedder, keys: Callable, done: str, strict: bool, work: Path
+    model: Riddle, clip: Clip, keys: Callable, done: str, strict: bool, work: Path
 ) -> tuple[ClipRecord, list[ClipFace], list[str]]:
     """The record of the clip's faces, what is known of each, and notes: from the work folder or from reading the
     clip."""
     kept, data = work / "faces.json", work / "record.npz"
     if not kept.exists():
-        times, tracks = survey(model, clip, embedder)
+        times, tracks = survey(model, clip, Embedder())
         own = record_of(times, tracks, clip, model)
         record = changed(model, own, keys)
         if done == "restored":

@@ -8,7 +8,7 @@ import pandas as pd
 
 from riddle.evaluation.rows import ABLATIONS
 from riddle.presets import CONTROLS, VARIANTS
-from riddle.weights import WeightsMissingError, bundled, load_metadata
+from riddle.weights import bundled_metadata
 
 
 def trained(preset: str, variant: str) -> dict[str, str]:
@@ -18,10 +18,7 @@ def trained(preset: str, variant: str) -> dict[str, str]:
     """
     if variant in CONTROLS:
         return {"steps done": "0"}
-    try:
-        about = load_metadata(bundled(preset, VARIANTS[variant].file))
-    except WeightsMissingError:
-        return {}
+    about = bundled_metadata(preset, VARIANTS[variant].file)
     record, weights = (json.loads(about.get(k, "{}")) for k in ("ablation", "weights"))
     weights.pop("diversity", None)  # what a variant may change
     known = {k: about[k] for k in ("m", "n", "seed") if k in about} | {f"weight {k}": v for k, v in weights.items()}

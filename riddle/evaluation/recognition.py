@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from riddle import data
-from riddle.aligned import aligned
+from riddle.aligned import align
 from riddle.evaluation.rows import RECOGNISERS
 from riddle.evaluation.runs import read
 from riddle.faces import detection, recognizers
@@ -83,24 +83,22 @@ def embed(
     return out
 
 
-def stranger_threshold(
-    recogniser: Recognizer, embeddings: np.ndarray, pairs: int = 60_000, share: float = 0.001, seed: int = 0
-) -> float:
-    """The similarity that a `share` of random pairs exceeds; a pair: two different rows of embeddings (N, E).
+def stranger_threshold(recogniser: Recognizer, embeddings: np.ndarray) -> float:
+    """The similarity that 0.1 % of 60,000 random pairs of different rows of embeddings (N, E) exceed.
 
     Rows are faces of different people; those of NaN, where no face was found, are left out.
     """
     e = embeddings[np.isfinite(embeddings).all(1)]
-    rng = np.random.default_rng(seed)
+    rng, pairs = np.random.default_rng(0), 60_000
     a = rng.integers(len(e), size=pairs)
     b = (a + rng.integers(1, len(e), size=pairs)) % len(e)
-    return float(np.quantile(recogniser.similarity(e[a], e[b]), 1 - share))
+    return float(np.quantile(recogniser.similarity(e[a], e[b]), 0.999))
 
 
 def measure_thresholds(names: Sequence[str], preset: str, workers: int = 2) -> dict[str, float]:
     """`stranger_threshold` of recognisers on FFHQ's training and validation splits, the origin of the thresholds in
     faces/recognizers.py that say FFHQ. Raises DatasetMissingError."""
-    sets = [aligned(data.load("ffhq", split), preset) for split in ("train", "val")]
+    sets = [align(data.load("ffhq", split), preset) for split in ("train", "val")]
     pictures = np.concatenate([s.faces[s.present] for s in sets])
     found = detection.detect_in_crop(to_tensor(pictures), "auto", workers)
     loaded = {name: load(name) for name in names}

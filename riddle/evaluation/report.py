@@ -39,6 +39,7 @@ SOURCES = {
     "table5": ("Table 5: ablations", "11", "4.6"),
 }
 LONGEST = 40  # rows of a table on the page; the CSV has them all
+LIMIT = 250_000  # bytes of a published notebook
 WIDTH = 640  # px of a figure inside the HTML file
 STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
@@ -114,8 +115,8 @@ def write(preset: str, folder: Path | None = None) -> list[Verdict]:
 # ---- executed notebooks
 
 
-def slim(notebook: nbformat.NotebookNode, limit: int = 250_000) -> str:
-    """An executed notebook that is small and fit to publish: pictures as JPEG, smaller until the whole is under `limit`
+def slim(notebook: nbformat.NotebookNode) -> str:
+    """An executed notebook that is small and fit to publish: pictures as JPEG, smaller until the whole is under LIMIT
     bytes, those of cells tagged 'real-faces' left out; no progress bars, widgets and paths of this machine.
 
     Raises ValueError when text alone is over the limit.
@@ -130,9 +131,9 @@ def slim(notebook: nbformat.NotebookNode, limit: int = 250_000) -> str:
         text = nbformat.writes(made)
         for local in (config.home(), Path.home()):
             text = text.replace(str(local), ".")
-        if len(text) < limit:
+        if len(text) < LIMIT:
             return text + "\n"
-    raise ValueError(f"the notebook holds over {limit} bytes of text; let it print less")
+    raise ValueError(f"the notebook holds over {LIMIT} bytes of text; let it print less")
 
 
 def _is_noise(output: dict) -> bool:

@@ -10,18 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from riddle.evaluation.rows import published
+from riddle.evaluation.runs import Run
 from riddle.files import replace_file
 from riddle.metrics.identity import Estimate
 from riddle.presets import get
-
-if TYPE_CHECKING:
-    from riddle.evaluation.runs import Run
 
 SEEN = ("squeezenet",)  # judges that took part in training beside the preset's F_e: LPIPS on SqueezeNet is F_p (eq. 7)
 

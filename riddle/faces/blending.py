@@ -23,6 +23,9 @@ HAIR_CLASSES, NECK_CLASSES = (13, 14), (16, 17)  # hair, hat; necklace, neck
 # Half axes of `core` and its centre's distance below the crop's, of the side.
 CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
 SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; the weight of the average in them
+FEATHER, POWER = 0.15, 3.0  # of `ellipse`: its soft rim, share of the half side; 2 is an ellipse, more is squarer
+BRIGHT = 0.75  # brightness at which `shoulder` begins
+SOFTEN = 0.045  # width of an outline's soft rim, of the side
 STRIP = 256  # rows blended at once
 MOST = 0.95  # largest mask value: beyond it, `unblend` would enlarge rounding and compression over twentyfold
 INNER = 0.4  # mask value at which `paste_inside` begins; farther out the surroundings stay as they are
@@ -34,14 +37,11 @@ def smoothstep(x: np.ndarray) -> np.ndarray:
     return x * x * (3 - 2 * x)
 
 
-def ellipse(u: np.ndarray, v: np.ndarray, feather: float = 0.15, power: float = 3.0) -> np.ndarray:
-    """Feathered superellipse inscribed in the unit square, 1 inside, 0 on its rim and outside.
-
-    u, v: crop coordinates in [0, 1]; feather: width of the soft rim, share of the half side; power: 2 is an
-    ellipse, more is squarer. At 3 hair and shoulders reach the corners alone.
-    """
-    r = (np.abs(2 * u - 1) ** power + np.abs(2 * v - 1) ** power) ** (1 / power)
-    return smoothstep((1 - r) / feather)
+def ellipse(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Feathered superellipse inscribed in the unit square, 1 inside, 0 on its rim and outside, whose corners alone hair
+    and shoulders reach; u, v: crop coordinates in [0, 1]."""
+    r = (np.abs(2 * u - 1) ** POWER + np.abs(2 * v - 1) ** POWER) ** (1 / POWER)
+    return smoothstep((1 - r) / FEATHER)
 
 
 def _gaussian(side: int, sigma: float) -> torch.Tensor:
@@ -58,14 +58,14 @@ def core(side: int) -> torch.Tensor:
     return torch.from_numpy(smoothstep((1.15 - r.numpy()) / 0.3))
 
 
-def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.045) -> np.ndarray:
+def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
     """The mask (R, R) in [0, 1] by which a new face replaces an old one, from a parser's logits (19, R, R) of both.
 
     It holds the pixels where the new face shows face, or neck in place of a face. It leaves out the old face's hair
-    and hat, which stay in front, and the new one's over a face: hair that starts at a rim looks cut. The soft rim,
-    about `soften` of the side wide, lies inside; the old face's glasses are replaced whole. Where one of the two shows
-    face or nearly so, `core` is in the mask, except old skin under new hair: the parser may take an eye for hair, and
-    the eye must not stay in the photo.
+    and hat, which stay in front, and the new one's over a face: hair that starts at a rim looks cut. The soft rim
+    lies inside; the old face's glasses are replaced whole. Where one of the two shows face or nearly so, `core` is in
+    the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not stay in the
+    photo.
     """
     before, after = old.argmax(0), new.argmax(0)
 
@@ -76,7 +76,7 @@ def outline(old: torch.Tensor, new: torch.Tensor, soften: float = 0.045) -> np.n
     inside = (shows & ~of(HAIR_CLASSES, before)).float().cpu()
     glasses = (of((GLASSES,), before) & ~of(HAIR_CLASSES, after)).float().cpu()
     side = len(inside)
-    wide, narrow = _gaussian(side, max(soften * side, 0.5)), _gaussian(side, max(GLASSES_RIM * side, 0.5))
+    wide, narrow = _gaussian(side, max(SOFTEN * side, 0.5)), _gaussian(side, max(GLASSES_RIM * side, 0.5))
     within = smoothstep(2 * (wide @ inside @ wide.T).numpy() - 1)
     without = smoothstep((narrow @ glasses @ narrow.T).numpy() / 0.2)
     over_skin = (of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0])).float().cpu()
@@ -94,9 +94,9 @@ def skin(logits: torch.Tensor) -> torch.Tensor:
     return both if both.sum() > 0.3 * inner.sum() else inner
 
 
-def shoulder(x: torch.Tensor, start: float = 0.75) -> torch.Tensor:
-    """Brightness with highlights that fade into white at 1: the identity up to `start`, below 1 beyond."""
-    return torch.where(x > start, start + (1 - start) * torch.tanh((x - start) / (1 - start)), x)
+def shoulder(x: torch.Tensor) -> torch.Tensor:
+    """Brightness with highlights that fade into white at 1: the identity up to BRIGHT, below 1 beyond."""
+    return torch.where(x > BRIGHT, BRIGHT + (1 - BRIGHT) * torch.tanh((x - BRIGHT) / (1 - BRIGHT)), x)
 
 
 def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,6 @@ from riddle.images import to_bytes
 from riddle.processes import end_with_parent
 from riddle.weights import WeightsMissingError
 
-DETECTORS = ("auto", "dlib", "mtcnn")
 SMALLEST = 20  # px, side of a framed face; a smaller one shows too little to be recognised
 DOUBTFUL = 0.9  # MTCNN's score below which its find alone is no face
 PART = 1600  # px; largest side that is searched at once
@@ -180,7 +179,7 @@ def load_detector(name: str = "auto") -> DlibDetector | MTCNNDetector | AutoDete
     """
     kinds = {"auto": AutoDetector, "dlib": DlibDetector, "mtcnn": MTCNNDetector}
     if name not in kinds:
-        raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
+        raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(kinds)}")
     return kinds[name]()
 
 

@@ -28,6 +28,7 @@ from torch import nn
 
 from riddle.faces.alignment import crop, similarity
 from riddle.faces.detection import dlib_models
+from riddle.metrics.identity import cosine
 from riddle.models.dlib_resnet import load_dlib_resnet
 from riddle.models.fixed_map import ARCFACE_POINTS, fixed_map
 from riddle.models.irse import ArcFaceIR, load_published
@@ -56,13 +57,12 @@ DLIB_POINTS = np.array([(47.1, 46.1), (99.9, 46.1), (73.5, 76.1), (50.0, 102.5),
 
 @dataclass(frozen=True)
 class Spec:
-    """A recogniser's properties, known before its weights are loaded."""
+    """A recogniser's properties, known before its weights are loaded; SPECS says where each threshold comes from."""
 
     build: Callable[[Path], nn.Module]  # weights file -> network: (N, 3, size, size) in [-1, 1] -> (N, E)
     size: int  # px, side of its crops
     dim: int  # E
     threshold: float  # the same person when the similarity is above
-    rule: str  # where the threshold comes from
     targets: np.ndarray  # (5, 2) px, where its crops have the five points
     distance: str = "cosine"  # or "euclidean": then similarity is minus the distance
     differentiable: bool = True
@@ -82,39 +82,27 @@ class FaceNet(nn.Module):
         return self.network(x * (127.5 / 128))
 
 
-_STRANGERS = "exceeded by 0.1 % of 60,000 pairs of different people from FFHQ's training and validation splits, 128 px"
-_FACENET = "squared distance 1.1 (Schroff et al., CVPR 2015, fig. 1)"
-
-
-def _arcface(build: Callable[[Path], nn.Module], dim: int, threshold: float, rule: str) -> Spec:
-    return Spec(build, 112, dim, threshold, rule, ARCFACE_POINTS, differentiable=build is not OnnxNetwork)
+def _arcface(build: Callable[[Path], nn.Module], dim: int, threshold: float) -> Spec:
+    return Spec(build, 112, dim, threshold, ARCFACE_POINTS, differentiable=build is not OnnxNetwork)
 
 
 SPECS = {
-    "dlib": Spec(load_dlib_resnet, 150, 128, -0.6, "distance 0.6 (dlib's documentation)", DLIB_POINTS, "euclidean"),
-    "arcface-mobilefacenet": _arcface(load_mobilefacenet, 128, 0.41, _STRANGERS),
-    "edgeface-xs": _arcface(OnnxNetwork, 512, 0.30, _STRANGERS),
-    "mobilefacenet-casia": _arcface(OnnxNetwork, 128, 0.47, _STRANGERS),
-    "mobileface-v2": _arcface(OnnxNetwork, 256, 0.52, _STRANGERS),
-    "facenet-casia": Spec(FaceNet, 160, 512, 0.45, _FACENET, FACENET_POINTS, stretch=1.32),
-    "facenet-vggface2": Spec(FaceNet, 160, 512, 0.45, _FACENET, FACENET_POINTS, stretch=1.32),
-    "irse50": _arcface(
-        lambda path: load_published(ArcFaceIR((3, 4, 14, 3)), path),
-        512,
-        0.25,
-        "squared distance 1.5 (its published configuration)",
-    ),
-    "sphereface20": _arcface(
-        lambda path: load_published(SphereFace20(), path, drop=("fc6.",)),
-        512,
-        0.3,
-        "customary; its authors choose it on LFW",
-    ),
+    # dlib's documentation
+    "dlib": Spec(load_dlib_resnet, 150, 128, -0.6, DLIB_POINTS, "euclidean"),
+    # exceeded by 0.1 % of 60,000 pairs of different people from FFHQ's training and validation splits, 128 px
+    "arcface-mobilefacenet": _arcface(load_mobilefacenet, 128, 0.41),
+    "edgeface-xs": _arcface(OnnxNetwork, 512, 0.30),
+    "mobilefacenet-casia": _arcface(OnnxNetwork, 128, 0.47),
+    "mobileface-v2": _arcface(OnnxNetwork, 256, 0.52),
+    # squared distance 1.1 (Schroff et al., CVPR 2015, fig. 1)
+    "facenet-casia": Spec(FaceNet, 160, 512, 0.45, FACENET_POINTS, stretch=1.32),
+    "facenet-vggface2": Spec(FaceNet, 160, 512, 0.45, FACENET_POINTS, stretch=1.32),
+    # squared distance 1.5 (its published configuration)
+    "irse50": _arcface(lambda path: load_published(ArcFaceIR((3, 4, 14, 3)), path), 512, 0.25),
+    # customary; the authors of both choose it on LFW
+    "sphereface20": _arcface(lambda path: load_published(SphereFace20(), path, drop=("fc6.",)), 512, 0.3),
     "curricularface-ir101": _arcface(
-        lambda path: load_published(ArcFaceIR((3, 13, 30, 3), squeeze=False, affine=False), path),
-        512,
-        0.25,
-        "customary; its authors choose it on LFW",
+        lambda path: load_published(ArcFaceIR((3, 13, 30, 3), squeeze=False, affine=False), path), 512, 0.25
     ),
 }
 NAMES = tuple(SPECS)
@@ -170,11 +158,6 @@ class Recognizer:
     def similarity(self, a: Any, b: Any) -> Any:
         """(N, E), (N, E) -> (N,), arrays or tensors: cosine, or minus the Euclidean distance."""
         return similarity_of(self.name)(a, b)
-
-
-def cosine(a: Any, b: Any) -> Any:
-    """Row-wise cosine of (N, E) and (N, E), arrays or tensors; NaN where a row is."""
-    return (a * b).sum(-1) / ((a * a).sum(-1) * (b * b).sum(-1)) ** 0.5
 
 
 def negative_distance(a: Any, b: Any) -> Any:

@@ -7,6 +7,7 @@ pictures; such a pair is never accepted, and never dropped from the count.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import betaincinv, stdtrit  # of the beta distribution; Student's quantile
@@ -136,7 +137,6 @@ def mean_found(values: np.ndarray) -> np.ndarray:
     return np.divide(total, found.sum(1), out=np.full(len(values), np.nan), where=found.any(1))
 
 
-def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of the rows of a and b (..., E): (...); NaN where either has NaN."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+def cosine(a: Any, b: Any) -> Any:
+    """Cosine of the rows of (..., E) and (..., E), arrays or tensors; NaN where a row is."""
+    return (a * b).sum(-1) / ((a * a).sum(-1) * (b * b).sum(-1)) ** 0.5

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+BATCH = 64  # pictures at a time
 ROUNDING = 1 / (12 * 255**2)  # mean square error that rounding to 8 bits makes; below it PSNR says nothing
 
 
@@ -32,23 +33,23 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     return ratio.clamp(max=float(-10 * np.log10(ROUNDING))).numpy()
 
 
-def ssim(a: torch.Tensor, b: torch.Tensor, batch: int = 64) -> np.ndarray:
+def ssim(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     """Structural similarity, Gaussian window of 1.5 px, (N,) in [-1, 1]; around its rim the picture is mirrored.
 
     In float32 and in batches: a thousand faces at once in float64 take 23 GB. Wang et al., 2004.
     """
     _check(a, b)
-    pairs = zip(a.split(batch), b.split(batch), strict=True)
+    pairs = zip(a.split(BATCH), b.split(BATCH), strict=True)
     ssim_of, options = structural_similarity_index_measure, {"data_range": 1.0, "reduction": "none"}
     parts = [ssim_of(_unit(x).float(), _unit(y).float(), **options) for x, y in pairs]
     return torch.cat(parts).double().numpy()
 
 
-def lpips(a: torch.Tensor, b: torch.Tensor, network: Callable, batch: int = 64) -> np.ndarray:
+def lpips(a: torch.Tensor, b: torch.Tensor, network: Callable) -> np.ndarray:
     """LPIPS by a network of the package `lpips` (riddle.weights.load_lpips), (N,). Zhang et al., 2018."""
     _check(a, b)
     with torch.no_grad():
-        pairs = zip(a.split(batch), b.split(batch), strict=True)
+        pairs = zip(a.split(BATCH), b.split(BATCH), strict=True)
         return torch.cat([network(x, y).flatten().double() for x, y in pairs]).numpy()
 
 

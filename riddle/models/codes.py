@@ -48,9 +48,9 @@ class GaussianCodes(nn.Module):
         return F.leaky_relu((z.float() * self.std) @ self.basis.T + self.mean, SLOPE)
 
     @torch.no_grad()
-    def measure(self, mapping: Callable[[torch.Tensor], torch.Tensor], n: int = 20_000, seed: int = 0) -> GaussianCodes:
+    def measure(self, mapping: Callable[[torch.Tensor], torch.Tensor], n: int = 20_000) -> GaussianCodes:
         """Take the statistics of n codes of a mapping network z (N, D) -> w (N, D); returns itself."""
-        z = torch.randn(n, len(self.mean), generator=torch.Generator().manual_seed(seed)).to(self.mean.device)
+        z = torch.randn(n, len(self.mean), generator=torch.Generator().manual_seed(0)).to(self.mean.device)
         p = torch.cat([F.leaky_relu(mapping(part).float(), 1 / SLOPE) for part in z.split(4096)]).double()
         centred = p - p.mean(0)
         variance, basis = torch.linalg.eigh(centred.T @ centred / (n - 1))
@@ -65,9 +65,9 @@ def lit(codes: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
     return torch.cat([codes[:, :FINE], light[:, FINE:]], 1)
 
 
-def soft_bound(z: torch.Tensor, bound: float = BOUND) -> torch.Tensor:
-    """z with each number held within +-bound, smoothly: the identity near zero."""
-    return bound * torch.tanh(z / bound)
+def soft_bound(z: torch.Tensor) -> torch.Tensor:
+    """z with each number held within +-BOUND, smoothly: the identity near zero."""
+    return BOUND * torch.tanh(z / BOUND)
 
 
 class FaceGenerator(nn.Module):
@@ -97,9 +97,9 @@ class FaceGenerator(nn.Module):
         return self.map(z.to(self.device))
 
     @torch.no_grad()
-    def mean_latent(self, n: int = 4096, seed: int = 0) -> torch.Tensor:
-        """The centre of w, (D,), from n samples."""
-        return self._draw(n, seed).mean(0)
+    def mean_latent(self) -> torch.Tensor:
+        """The centre of w, (D,), from samples."""
+        return self._draw(4096, 0).mean(0)
 
     @torch.no_grad()
     def sample(self, n: int, psi: float = 1.0, seed: int = 0) -> torch.Tensor:

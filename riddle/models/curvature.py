@@ -24,9 +24,9 @@ class Curvature(nn.Module):
     Buffers: directions (RANK, L D), orthonormal; size (RANK,), their eigenvalues, largest first.
     """
 
-    def __init__(self, n_latent: int, dim: int, rank: int = RANK):
+    def __init__(self, n_latent: int, dim: int):
         super().__init__()
-        rank = min(rank, n_latent * dim)
+        rank = min(RANK, n_latent * dim)
         self.register_buffer("directions", torch.eye(n_latent * dim)[:rank])
         self.register_buffer("size", torch.zeros(rank))
 

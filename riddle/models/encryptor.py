@@ -18,6 +18,7 @@ HEADS = 4  # of the attention
 KEPT = 10  # leading components of z that reflections leave alone: pose, light, hair
 SOFTENED = 0.6  # power of a component's size in S: at 0 people look alike, at 1 more faces look odd
 POSE = 3  # components that couplings leave alone: pose and light; the first ten hold half of a face's identity
+ROUNDS = 4  # of a coupling
 
 
 class CodeModel(nn.Module):
@@ -54,17 +55,16 @@ class CodeModel(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention: queries (N, S, D) over memory (N, T, D) -> (N, S, D)."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int):
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"a width of {dim} does not divide into {heads} heads")
-        self.heads = heads
+        if dim % HEADS:
+            raise ValueError(f"a width of {dim} does not divide into {HEADS} heads")
         self.query, self.output = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
 
     def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         def split(x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, heads, slots, D / heads)
+            return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)  # (N, heads, slots, D / heads)
 
         key, value = self.key_value(memory).chunk(2, -1)
         y = F.scaled_dot_product_attention(split(self.query(queries)), split(key), split(value))
@@ -74,9 +74,9 @@ class Attention(nn.Module):
 class DecoderBlock(nn.Module):
     """Transformer decoder block, post-norm: the code's slots attend to each other, then ask the password."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int):
         super().__init__()
-        self.self_attention, self.cross_attention = Attention(dim, heads), Attention(dim, heads)
+        self.self_attention, self.cross_attention = Attention(dim), Attention(dim)
         self.feed_forward = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
 
@@ -90,18 +90,18 @@ class LatentEncryptor(CodeModel):
     """The transformer encryptor: no reflection, and no skip beyond the blocks' own.
 
     levels: slots of the coarse, medium and fine level (their sum is L), each with one decoder block; width: channels
-    inside; heads: attention heads. Source: paper, section 3.1 and figure 2; slot embeddings, the input layers and the
+    inside. Source: paper, section 3.1 and figure 2; slot embeddings, the input layers and the
     soft bound at the end are ours.
     """
 
-    def __init__(self, levels: tuple[int, ...], width: int, codes: GaussianCodes, heads: int = HEADS):
+    def __init__(self, levels: tuple[int, ...], width: int, codes: GaussianCodes):
         super().__init__(sum(levels), codes)
         self.levels, dim = tuple(levels), self.style_dim
         self.code_in, self.password_in = nn.Linear(dim, width), nn.Linear(dim, width)
         self.code_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, width))
         self.password_slots = nn.Parameter(0.02 * torch.randn(self.n_latent, width))
         # A list of one block per level: the names in the bundled weights.
-        self.blocks = nn.ModuleList(nn.ModuleList([DecoderBlock(width, heads)]) for _ in self.levels)
+        self.blocks = nn.ModuleList(nn.ModuleList([DecoderBlock(width)]) for _ in self.levels)
         self.output = nn.Linear(width, dim)
 
     def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
@@ -140,7 +140,7 @@ def rotate_pairs(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
 class RotationCoupling(CodeModel):
     """Ours: enc = S Q f^-1 R f Q^T S^-1, which is its own inverse, for every password and whatever its networks learn.
 
-    The first `kept` components stay as they are. S says how large each of the others is in inverted faces, see
+    The first POSE components stay as they are. S says how large each of the others is in inverted faces, see
     `measure`; Q is a learned rotation of them (Cayley form). f is a stack of rounds: a small network reads one half of
     them, the kept components and the password, all averaged over the slots, and computes angles by which pairs of the
     other half turn, in all slots alike; then the halves change roles. The half that the network reads is first brought
@@ -148,24 +148,21 @@ class RotationCoupling(CodeModel):
     of S^-1 z, so that a right password, a wrong one and none at all give codes of equally probable faces.
     """
 
-    def __init__(
-        self, n_latent: int, hidden: int, codes: GaussianCodes, kept: int = POSE, rounds: int = 4, seed: int = 0
-    ):
+    def __init__(self, n_latent: int, hidden: int, codes: GaussianCodes):
         super().__init__(n_latent, codes)
-        dim = self.style_dim
-        free = dim - kept
-        self.kept, self.half = kept, free // 2
+        self.kept, free = POSE, self.style_dim - POSE
+        self.half = free // 2
         self.turned = self.half - self.half % 2  # an odd component stays
-        draw = torch.Generator().manual_seed(seed)
-        self.register_buffer("orders", torch.stack([torch.randperm(free, generator=draw) for _ in range(rounds)]))
+        draw = torch.Generator().manual_seed(0)
+        self.register_buffer("orders", torch.stack([torch.randperm(free, generator=draw) for _ in range(ROUNDS)]))
         sign = torch.ones(free)
         sign[torch.randperm(free, generator=draw)[: free // 2]] = -1
         self.register_buffer("sign", sign)
         self.register_buffer("size", torch.ones(free))
-        inputs = free - self.half + kept + dim
+        inputs = free - self.half + self.kept + self.style_dim
         self.nets = nn.ModuleList(
             nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, self.turned // 2))
-            for _ in range(rounds)
+            for _ in range(ROUNDS)
         )
         self.skew = nn.Parameter(torch.zeros(free, free))
         for net in self.nets:  # another password, another angle, of every size
@@ -206,15 +203,14 @@ class RotationCoupling(CodeModel):
 class KeyedReflection(CodeModel):
     """A control without training: pairs of components of z, mirrored at angles that are linear in the password."""
 
-    def __init__(self, n_latent: int, codes: GaussianCodes, kept: int = KEPT, seed: int = 0):
+    def __init__(self, n_latent: int, codes: GaussianCodes):
         super().__init__(n_latent, codes)
-        self.kept = kept
-        draw, pairs = torch.Generator().manual_seed(seed), (self.style_dim - kept) // 2
+        draw, pairs = torch.Generator().manual_seed(0), (self.style_dim - KEPT) // 2
         self.register_buffer("weight", 2 * torch.randn(pairs, self.style_dim, generator=draw) / self.style_dim**0.5)
 
     def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
         pairs = len(self.weight)
-        kept, x, rest = z.split([self.kept, 2 * pairs, self.style_dim - self.kept - 2 * pairs], -1)
+        kept, x, rest = z.split([KEPT, 2 * pairs, self.style_dim - KEPT - 2 * pairs], -1)
         mirrored = x * torch.tensor([1.0, -1.0], device=x.device).repeat(pairs)
         angle = 2 * F.linear(password.mean(1), self.weight)[:, None]
         return torch.cat([kept, rotate_pairs(mirrored, angle), rest], -1)

@@ -121,11 +121,11 @@ class LiteEncoder(nn.Module):
     `steps` how many steps of `refine` follow them.
     """
 
-    def __init__(self, preset: Preset, generator: nn.Module, passes: int = 1):
+    def __init__(self, preset: Preset, generator: nn.Module):
         super().__init__()
         self.n_latent, self.side, width = preset.n_latent, preset.resolution, preset.encoder_fpn
         self._generator = [generator]
-        self.register_buffer("passes", torch.tensor(passes))
+        self.register_buffer("passes", torch.tensor(1))
         self.register_buffer("steps", torch.tensor(0))
         self.body = EfficientNetLite0(channels=6)
         self.lateral = nn.ModuleList(nn.Linear(c, width) for c in list(TAPS.values())[1:])

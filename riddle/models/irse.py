@@ -20,9 +20,9 @@ Network = TypeVar("Network", bound=nn.Module)
 class SqueezeExcite(nn.Module):
     """Channel attention; `fc1`, `fc2` are 1 x 1 convolutions."""
 
-    def __init__(self, channels: int, reduction: int = 16):
+    def __init__(self, channels: int):
         super().__init__()
-        hidden = max(channels // reduction, 1)
+        hidden = max(channels // 16, 1)
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=False)
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=False)
 

@@ -38,16 +38,16 @@ class Stage(nn.Module):
 class ParsingNet(nn.Module):
     """U-Net whose first step folds 2 x 2 pixels into channels, so that no layer runs at full resolution.
 
-    widths: channels at R/2, R/4, R/8 and R/16. Any R that 16 divides; 0.6 M parameters by default.
+    Any R that 16 divides; 0.6 M parameters.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (24, 48, 72, 96), classes: int = len(CLASSES)):
+    def __init__(self):
         super().__init__()
-        self.classes = classes
+        widths = (24, 48, 72, 96)  # channels at R/2, R/4, R/8 and R/16
         self.down = nn.ModuleList([Stage(12, widths[0])])
         self.down.extend(Stage(a, b) for a, b in zip(widths, widths[1:], strict=False))
         self.up = nn.ModuleList(Stage(b + a, a) for a, b in zip(widths, widths[1:], strict=False))
-        self.head = nn.Conv2d(widths[0], 4 * classes, 1)
+        self.head = nn.Conv2d(widths[0], 4 * len(CLASSES), 1)
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
         """faces: (N, 3, R, R) in [-1, 1] -> logits (N, 19, R, R)."""
@@ -75,14 +75,15 @@ def labels(logits: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def confusion(predicted: torch.Tensor, truth: torch.Tensor, classes: int = len(CLASSES)) -> torch.Tensor:
-    """Pixel counts [truth, predicted], (classes, classes), of two label maps of one shape."""
+def confusion(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Pixel counts [truth, predicted], (19, 19), of two label maps of one shape."""
+    classes = len(CLASSES)
     pairs = truth.long().flatten() * classes + predicted.long().flatten()
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
 def intersection_over_union(counts: torch.Tensor) -> torch.Tensor:
-    """IoU of each class from `confusion`, (classes,); NaN for a class that neither map holds."""
+    """IoU of each class from `confusion`, (19,); NaN for a class that neither map holds."""
     hit = counts.diagonal().double()
     union = counts.sum(0) + counts.sum(1) - hit
     return torch.where(union > 0, hit / union.clamp_min(1), torch.nan)

@@ -106,7 +106,7 @@ def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tenso
 @torch.no_grad()
 def evaluate(
     encryptor: nn.Module, generator: Synthesis, codes: torch.Tensor, embed: Features, keys: torch.Tensor,
-    threshold: float = 0.3, batch: int = 8,
+    threshold: float = 0.3,
 ) -> dict[str, float]:  # fmt: skip
     """Measure by `embed`, on faces drawn from codes, how identities change and come back.
 
@@ -123,14 +123,11 @@ def evaluate(
         cosines = e @ e.transpose(1, 2)
         similar = dict(zip(("encrypted", "recovered", "wrong"), cosines[:, 0, 1:].split([m, m, m * n], 1), strict=True))
         pairs = cosines[:, 1 : m + 1, 1 : m + 1][:, first, second]
-        accepted = {f"accepted_{k}": v > threshold for k, v in similar.items()}
-        return (
-            {f"cos_{k}": v for k, v in (similar | {"pairs": pairs}).items()}
-            | accepted
-            | {"pairs_apart": pairs < threshold}
-        )
+        numbers = {f"cos_{k}": v for k, v in (similar | {"pairs": pairs}).items()}
+        numbers |= {f"accepted_{k}": v > threshold for k, v in similar.items()}
+        return numbers | {"pairs_apart": pairs < threshold}
 
-    return means(compared, codes, keys, batch=batch)
+    return means(compared, codes, keys, batch=8)
 
 
 class EncryptorTask(Task):
@@ -169,7 +166,7 @@ class EncryptorTask(Task):
 
     def alone(self, progress: float) -> bool:
         """True while the helper's loss is the only one."""
-        return progress < self.config.helper_only or self.config.helper_only == 1
+        return progress < self.config.helper_only
 
     def part(self, progress: float) -> float:
         share = self.config.helper_only

@@ -20,14 +20,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from riddle.files import replace_file
-from riddle.images import to_bytes
+from riddle.images import to_bytes, to_tensor
 from riddle.machine import fast_autocast, keep_memory
 from riddle.models.mobilestylegan import SIDES, Cut, MobileStyleGAN
 from riddle.networks import published_generator
 from riddle.progress import track
 from riddle.training import recipe
 from riddle.training.frozen import draw_codes
-from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, finish, make_accelerator, means, run
+from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run
 from riddle.weights import load_lpips, load_tensors
 
 STORED = 256  # px of stored targets
@@ -52,13 +52,13 @@ class CutConfig(LoopConfig):
 
 
 @torch.no_grad()
-def make_targets(generator: MobileStyleGAN, count: int, out: Path, seed: int = 0, batch: int = 8) -> None:
+def make_targets(generator: MobileStyleGAN, count: int, out: Path) -> None:
     """Write codes.npy (count, L, D) in float32 and faces.npy, uint8 (count, 256, 256, 3), into a folder."""
-    codes = draw_codes(generator, count, seed)
+    codes = draw_codes(generator, count, seed=0)
     with replace_file(out / "faces.npy") as temporary:
         faces = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, STORED, STORED, 3))
-        for k in track(range(0, count, batch), "targets"):
-            faces[k : k + batch] = to_bytes(reduced(generator, codes[k : k + batch], STORED))
+        for k in track(range(0, count, 8), "targets"):
+            faces[k : k + 8] = to_bytes(reduced(generator, codes[k : k + 8], STORED))
         faces.flush()
         with replace_file(out / "codes.npy") as beside:
             np.save(beside, codes.cpu().numpy())
@@ -105,7 +105,7 @@ class CutTask(Task):
 
     def target(self, faces: torch.Tensor) -> torch.Tensor:
         """Stored faces, uint8 (N, S, S, 3), area-reduced to (N, 3, side, side)."""
-        return F.adaptive_avg_pool2d(faces_to_float(faces), self.config.side)
+        return F.adaptive_avg_pool2d(to_tensor(faces), self.config.side)
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
         target = self.target(batch["faces"])
@@ -128,11 +128,8 @@ class CutTask(Task):
             return {"psnr": psnr, "lpips": self.lpips(drawn, target), "grid": pattern}
 
         found = means(quality, *self.held_out, batch=8)
-        return {
-            "psnr": round(found["psnr"], 3),
-            "lpips": round(found["lpips"], 5),
-            "grid": round(found["grid"] ** 0.5, 5),
-        }
+        psnr, lpips, pattern = round(found["psnr"], 3), round(found["lpips"], 5), round(found["grid"] ** 0.5, 5)
+        return {"psnr": psnr, "lpips": lpips, "grid": pattern}
 
     @torch.no_grad()
     def samples(self) -> torch.Tensor:

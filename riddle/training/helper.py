@@ -33,6 +33,7 @@ from riddle.weights import load_tensors
 SMALL = 16  # px of the guessed picture
 BANDS = (KEPT, 40, 160)  # first components of the bands of z whose lengths count: what shows, and what hardly does
 EXAMPLE = ("z", "embedding", "picture")  # what a face drawn from a code gives
+FRESH, LATEST = 8, 16_384  # faces that a coach draws a step, and that it keeps
 MEMORY = 50  # steps over which running means are taken
 WIDTH, DROPOUT, DECAY = 768, 0.2, 0.1
 
@@ -156,23 +157,19 @@ class Coach:
     the earlier faces.
     """
 
-    def __init__(
-        self, judge: CodeJudge, see: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], fresh: int = 8,
-        kept: int = 16_384,
-    ):  # fmt: skip
-        """see: z (N, L, D) -> F_e's embeddings of the faces (N, E), and the faces, `small`; fresh: faces drawn per
-        step; kept: number of latest faces."""
-        self.judge, self.see, self.fresh, self.kept = judge, see, fresh, kept
+    def __init__(self, judge: CodeJudge, see: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]):
+        """see: z (N, L, D) -> F_e's embeddings of the faces (N, E), and the faces, `small`."""
+        self.judge, self.see = judge, see
         self.optimiser = torch.optim.AdamW(judge.parameters(), lr=3e-4, weight_decay=DECAY)
         self.examples: list[tuple[torch.Tensor, ...]] = []  # z, embedding, picture of one face each
 
     def step(self, made: torch.Tensor) -> torch.Tensor:
         """One step from codes (N, L, D) that an encryptor made; returns the judge's mean cosine on faces new to it."""
-        z = made[torch.randperm(len(made), device=made.device)[: self.fresh]]
+        z = made[torch.randperm(len(made), device=made.device)[:FRESH]]
         seen = self.see(z)
         with torch.no_grad():
             cosine = F.cosine_similarity(self.judge(z)[0], seen[0]).mean()
-        self.examples = [*self.examples, *zip(z, *seen, strict=True)][-self.kept :]
+        self.examples = [*self.examples, *zip(z, *seen, strict=True)][-LATEST:]
         rows = torch.randint(len(self.examples), (128 - len(z),)).tolist()
         old = zip(*(self.examples[i] for i in rows), strict=True)
         z, *seen = (torch.cat([new, torch.stack(part)]) for new, part in zip((z, *seen), old, strict=True))

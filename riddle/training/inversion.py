@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from riddle.images import to_tensor
 from riddle.machine import keep_memory
 from riddle.models.inversion import LiteEncoder, build_encoder
 from riddle.models.mobilefacenet import load_mobilefacenet
@@ -27,7 +28,7 @@ from riddle.networks import Synthesis
 from riddle.presets import get
 from riddle.training import recipe
 from riddle.training.frozen import LossNetworks, draw_codes, frozen_networks
-from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, finish, make_accelerator, means, run, spread
+from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run, spread
 from riddle.weights import bundled, efficientnet_weights, find, load_lpips, load_tensors
 
 
@@ -113,7 +114,7 @@ class InversionTask(Task):
                 return self.average.compared(self.generator(self.average.to_w(z)))
 
         with torch.no_grad(), self.accelerator.autocast():
-            parts = [faces_to_float(f.to(self.accelerator.device)) for f in faces.split(16)]
+            parts = [to_tensor(f.to(self.accelerator.device)) for f in faces.split(16)]
             z = torch.cat([self.average.read(f, self.config.passes)[0].float() for f in parts])
         self.average.curvature.measure(seen, z)
 
@@ -123,7 +124,7 @@ class InversionTask(Task):
         return {"length": length.mean(), "delta": (z[:, 1:] - z[:, :1]).square().mean()}
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
-        c, real = self.config, faces_to_float(batch["faces"])
+        c, real = self.config, to_tensor(batch["faces"])
         n, real = len(real), varied(real)
         made = draw_codes(self.generator, round(n * c.synthetic))
         with self.accelerator.autocast():
@@ -150,7 +151,7 @@ class InversionTask(Task):
         follow the passes, and measures of the codes."""
 
         def quality(faces: torch.Tensor) -> dict[str, torch.Tensor]:
-            real, numbers = faces_to_float(faces.to(self.accelerator.device)), {}
+            real, numbers = to_tensor(faces.to(self.accelerator.device)), {}
             with self.accelerator.autocast():
                 z, shown = self.average.read(real, self.config.passes)
                 refined = self.generator(self.average(real)).clamp(-1, 1)
@@ -167,7 +168,7 @@ class InversionTask(Task):
     @torch.no_grad()
     def samples(self) -> torch.Tensor:
         """Held-out faces above their inversions."""
-        real = faces_to_float(spread(self.held_out, 16).to(self.accelerator.device))
+        real = to_tensor(spread(self.held_out, 16).to(self.accelerator.device))
         with self.accelerator.autocast():
             shown = self.average.read(real, self.config.passes)[1].float()
         return torch.cat([x for pair in zip(real.split(8), shown.split(8), strict=True) for x in pair])

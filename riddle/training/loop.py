@@ -156,11 +156,6 @@ def batches(tensors: dict[str, torch.Tensor], batch: int, seed: int, start: int)
         yield {k: v[rows] for k, v in tensors.items()}
 
 
-def faces_to_float(x: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, R, R, 3) -> float (N, 3, R, R) in [-1, 1], channels_last in memory."""
-    return x.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
 def spread(items: torch.Tensor, n: int = 96) -> torch.Tensor:
     """An evenly spaced subset of at most n items, for evaluation."""
     return items[:: max(1, len(items) // n)][:n]

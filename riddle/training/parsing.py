@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from scipy.ndimage import affine_transform
 
-from riddle.aligned import aligned
+from riddle.aligned import align
 from riddle.data import load
+from riddle.images import to_tensor
 from riddle.machine import keep_memory
 from riddle.models.parsing import CLASSES, MIRRORED, PARTS, ParsingNet, confusion, intersection_over_union, labels
 from riddle.presets import Preset, get
 from riddle.training import recipe
-from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, finish, make_accelerator, run
+from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def masked_faces(preset: Preset, split: str) -> dict[str, torch.Tensor]:
     Raises DatasetMissingError where the set is not on this machine.
     """
     source = load("celebamask_hq", split)
-    found = aligned(source, preset)
+    found = align(source, preset)
     masks, here = [], np.flatnonzero(found.present)
     for i in here:
         name, matrix = found.names[i], found.matrices[i]
@@ -120,7 +121,7 @@ class ParsingTask(Task):
         super().__init__(config, accelerator, "net", net, optimiser)
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
-        faces, masks = augment(faces_to_float(batch["faces"]), batch["masks"], self.config)
+        faces, masks = augment(to_tensor(batch["faces"]), batch["masks"], self.config)
         with self.accelerator.autocast():
             logits = self.network(faces)
         accuracy = (logits.argmax(1) == masks).float().mean()
@@ -133,12 +134,12 @@ class ParsingTask(Task):
 
 
 @torch.no_grad()
-def evaluate(net: torch.nn.Module, data: dict[str, torch.Tensor], batch: int = 50) -> torch.Tensor:
+def evaluate(net: torch.nn.Module, data: dict[str, torch.Tensor]) -> torch.Tensor:
     """IoU of each of the 19 classes over all pixels of a set, (19,); NaN for a class that does not occur."""
     device = next(net.parameters()).device
     counts = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.long)
-    for faces, masks in zip(data["faces"].split(batch), data["masks"].split(batch), strict=True):
-        predicted = labels(net(faces_to_float(faces.to(device))))
+    for faces, masks in zip(data["faces"].split(50), data["masks"].split(50), strict=True):
+        predicted = labels(net(to_tensor(faces.to(device))))
         counts += confusion(predicted.cpu(), masks.cpu())
     return intersection_over_union(counts)
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from riddle.images import to_tensor
 from riddle.losses import PerceptualFeatures, blank_perception
 from riddle.machine import keep_memory
 from riddle.networks import Synthesis
@@ -23,7 +24,7 @@ from riddle.presets import get
 from riddle.training import recipe
 from riddle.training.frozen import draw_codes, frozen_generator
 from riddle.training.inversion import varied
-from riddle.training.loop import LoopConfig, Numbers, Task, faces_to_float, finish, make_accelerator, run, spread
+from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, run, spread
 from riddle.weights import load_lpips
 
 
@@ -56,7 +57,7 @@ class PerceptionTask(Task):
         super().__init__(config, accelerator, "student", student, optimiser)
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
-        real = varied(faces_to_float(batch["faces"]))
+        real = varied(to_tensor(batch["faces"]))
         with torch.no_grad():
             with self.accelerator.autocast():
                 drawn = self.generator(draw_codes(self.generator, len(real) // 2)).clamp(-1, 1).float()
@@ -80,7 +81,7 @@ class PerceptionTask(Task):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """On held-out faces: the loss, and how the distances of neighbours agree with the teacher's."""
-        faces = faces_to_float(self.held_out.to(self.accelerator.device))
+        faces = to_tensor(self.held_out.to(self.accelerator.device))
         seen, wanted = self.average(faces), self.teacher(faces)
         apart = [sum((f - f.roll(1, 0)).square().sum((1, 2, 3)) for f in x) for x in (seen, wanted)]
         error = sum((a - b).square().sum((1, 2, 3)).mean() for a, b in zip(seen, wanted, strict=True))

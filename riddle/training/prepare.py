@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from riddle.aligned import aligned
+from riddle.aligned import align
 from riddle.data import DatasetMissingError, load
 from riddle.files import replace_file, write_text
-from riddle.images import to_bytes
+from riddle.images import to_bytes, to_tensor
 from riddle.presets import get
 from riddle.training.frozen import draw_codes, frozen_encoder, frozen_generator
-from riddle.training.loop import faces_to_float
 
 SETS = ("ffhq", "celebamask_hq")
 
@@ -34,7 +33,7 @@ def faces(preset: str, split: str, workers: int = 2) -> dict[str, np.ndarray]:
     found, missing = {}, []
     for name in SETS:
         try:
-            made = aligned(load(name, split), preset, workers=workers)
+            made = align(load(name, split), preset, workers=workers)
             found[name] = made.faces[made.present]
             print(f"{name} ({split}): {len(found[name])} faces")
         except DatasetMissingError as e:
@@ -65,7 +64,7 @@ def codes(preset: str, x: np.ndarray, encoder: str = "", mirror: bool = True, st
     network = frozen_encoder(get(preset), encoder, frozen_generator(get(preset), "", device))
     pictures = torch.from_numpy(np.concatenate([x, x[:, :, ::-1]]) if mirror else x)
     options = {} if steps is None else {"steps": steps}  # only the encoder of "mobile" takes any
-    parts = [network(faces_to_float(part.to(device)), **options).half().cpu() for part in pictures.split(64)]
+    parts = [network(to_tensor(part.to(device)), **options).half().cpu() for part in pictures.split(64)]
     return torch.cat(parts).numpy()
 
 

@@ -22,8 +22,9 @@ from PIL import Image
 from riddle import config
 from riddle.files import write_text
 from riddle.images import to_bytes
-from riddle.networks import Synthesis, build_generator, bundled_generator
+from riddle.networks import Synthesis, build_generator
 from riddle.presets import VARIANTS, Preset, get
+from riddle.training.frozen import frozen_generator
 from riddle.weights import load_metadata, load_tensors, save_tensors
 
 SAMPLES, PSI, SIDE = 48, 0.7, 256
@@ -33,17 +34,18 @@ COARSE = {"encoder": ("styles.", "mix."), "encryptor": ("blocks.", "code_in.", "
 
 
 @torch.no_grad()
-def sample_codes(generator: Synthesis, n: int = SAMPLES, psi: float = PSI) -> torch.Tensor:
-    """The codes (n, L, D) of the bundled samples."""
-    z = torch.stack([torch.randn(generator.style_dim, generator=torch.Generator().manual_seed(k)) for k in range(n)])
+def sample_codes(generator: Synthesis) -> torch.Tensor:
+    """The codes (48, L, D) of the bundled samples."""
+    seeds = (torch.Generator().manual_seed(k) for k in range(SAMPLES))
+    z = torch.stack([torch.randn(generator.style_dim, generator=seed) for seed in seeds])
     mean = generator.mean_latent()
-    return generator.broadcast(mean + psi * (generator.map(z) - mean))
+    return generator.broadcast(mean + PSI * (generator.map(z) - mean))
 
 
 @torch.no_grad()
 def draw_samples(preset: Preset, folder: Path) -> None:
     """Draw the 48 faces as 000.jpg to 047.jpg, with codes.safetensors."""
-    generator = bundled_generator(preset)
+    generator = frozen_generator(preset, "", "cpu")
     codes = sample_codes(generator)
     side = SIDE if preset.generator == "mobilestylegan" else min(SIDE, preset.resolution)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,14 +55,14 @@ def draw_samples(preset: Preset, folder: Path) -> None:
     save_tensors(folder / "codes.safetensors", {"codes": codes}, {"preset": preset.name, "psi": str(PSI)})
 
 
-def thin(log: Path, target: Path, lines: int = 200) -> None:
-    """Copy a JSONL log, keeping about `lines` of its lines, spread evenly, and the last."""
+def thin(log: Path, target: Path) -> None:
+    """Copy a JSONL log, keeping about 200 of its lines, spread evenly, and the last."""
     if not log.is_file():
         return
     rows = [line for line in log.read_text().splitlines() if line.strip()]
     last = {json.loads(row)["step"]: row for row in rows}  # a resumed run may write a step twice
     rows = [last[s] for s in sorted(last)]
-    keep = sorted({round(i) for i in np.linspace(0, len(rows) - 1, min(lines, len(rows)))})
+    keep = sorted({round(i) for i in np.linspace(0, len(rows) - 1, min(200, len(rows)))})
     write_text(target, "\n".join(rows[i] for i in keep) + "\n")
 
 
