@@ -22,6 +22,7 @@ GLASSES, GLASSES_RIM = 3, 0.015  # their class; how far around them a mask goes,
 HAIR_CLASSES, NECK_CLASSES = (13, 14), (16, 17)  # hair, hat; necklace, neck
 # Half axes of `core` and its centre's distance below the crop's, of the side.
 CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
+EYES = 0.8  # the part of `core`, by its axes, that is replaced whatever the parser says
 SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; the weight of the average in them
 FEATHER, POWER = 0.15, 3.0  # of `ellipse`: its soft rim, share of the half side; 2 is an ellipse, more is squarer
 BRIGHT = 0.75  # brightness at which `shoulder` begins
@@ -51,10 +52,10 @@ def _gaussian(side: int, sigma: float) -> torch.Tensor:
     return blur / blur.sum(1, keepdim=True)
 
 
-def core(side: int) -> torch.Tensor:
-    """A feathered ellipse over brows, eyes, nose and mouth, (side, side) in [0, 1]: what no outline may leave out."""
+def core(side: int, scale: float = 1.0) -> torch.Tensor:
+    """A feathered ellipse over brows, eyes, nose and mouth, (side, side) in [0, 1]; scale: of its axes."""
     x = (torch.arange(side) + 0.5) / side - 0.5
-    r = torch.hypot(x[None] / CORE_WIDTH, (x[:, None] - CORE_BELOW) / CORE_HEIGHT)
+    r = torch.hypot(x[None] / (scale * CORE_WIDTH), (x[:, None] - CORE_BELOW) / (scale * CORE_HEIGHT))
     return torch.from_numpy(smoothstep((1.15 - r.numpy()) / 0.3))
 
 
@@ -83,7 +84,7 @@ def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
     either = (of(FACE_CLASSES, before) | of(FACE_CLASSES, after)).float().cpu()
     near = torch.from_numpy(smoothstep(2 * (wide @ either @ wide.T).numpy()))
     blind = (near * core(side)).sum() < 0.5 * core(side).sum()  # then the parser is wrong
-    inner = core(side) * (1 if blind else near) * (1 - wide @ over_skin @ wide.T)
+    inner = torch.maximum(core(side) * (1 if blind else near), core(side, EYES)) * (1 - wide @ over_skin @ wide.T)
     return np.maximum(np.maximum(within, without), inner.numpy())
 
 
