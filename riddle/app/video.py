@@ -44,7 +44,7 @@ from riddle.record import sidecar_path
 from riddle.seal import AGAIN, VERSION, RecordError, Sealed
 
 SEGMENT = 4.0  # s of a segment
-NO_RECORD = "the clip carries no record: its faces were found and inverted again, which rarely brings the people back"
+NO_RECORD = "the clip carries no record: its faces were found and inverted again, which does not bring the people back"
 
 
 @dataclass(frozen=True)
