@@ -199,7 +199,8 @@ def _upright(image: Image.Image, name: str, notes: tuple[str, ...]) -> Picture:
     except PhotoError:
         raise
     except Exception as e:  # as above
-        raise PhotoError(name, f"it is damaged ({e})", "fetch it again, or open and save it in an editor") from e
+        remedy = "fetch it again; an editor that saves it may drop a protected photo's record"
+        raise PhotoError(name, f"it is damaged ({e})", remedy) from e
 
 
 def _plain(image: Image.Image, xmp: bytes, name: str, notes: tuple[str, ...]) -> Picture:

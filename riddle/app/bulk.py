@@ -212,9 +212,11 @@ def told(outcome: dict[str, Any]) -> list[str]:
     if outcome["status"] == "there":
         return [f"{where}: {outcome['reason']}"]
     count, how = summary([outcome])["faces"], outcome["how"]
-    means = {"codes": ", by its record", "inversion": ", from its pixels", "original": ", the original pixels"}
-    did = how if how == "protected" else f"restored{means[how]}"
-    lines = [f"{where}: {count} face{'s' if count != 1 else ''} {did}"]
+    means = {
+        "protected": "protected", "codes": "restored, by its record", "original": "restored, the original pixels",
+        "inversion": "decrypted from its pixels: no record opened",
+    }  # fmt: skip
+    lines = [f"{where}: {count} face{'s' if count != 1 else ''} {means[how]}"]
     for face in (face for face in outcome["faces"] if face["reason"]):
         lines.append(f"    {MARKS[face['status']]}: the face at {_corners(face['box'])}: {face['reason']}")
     return lines + [f"    note: {note}" for note in outcome["notes"]]
