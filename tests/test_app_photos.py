@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 import riddle
 from riddle import images, passwords
-from riddle.app import bulk
+from riddle.app import bulk, photos
 from riddle.app.photos import ANOTHER, GONE, INVERTED, NOT_OPENED, RECOGNISED, FaceReport, protect_file, restore_file
 from riddle.demo import FRAMED_POINTS
 from riddle.faces import alignment, detection, recognizers
@@ -470,6 +470,16 @@ def test_what_is_still_recognised_is_not_protected(model, source, tmp_path, monk
     assert only(tmp_path, "party.png")
 
 
+def test_other_strangers_are_tried_where_one_is_still_recognised(model, source, tmp_path, monkeypatch):
+    said, salts = iter([RECOGNISED, RECOGNISED, ANOTHER, ANOTHER]), []
+    draw = passwords.random_salt
+    monkeypatch.setattr(photos, "check", lambda *_: next(said))
+    monkeypatch.setattr(passwords, "random_salt", lambda: salts.append(draw()) or salts[-1])
+    (face,) = protect_file(model, source, tmp_path / "out.png", "pw", strict=True).faces
+    assert (face.status, face.checked) == ("protected", ANOTHER) and next(said, None) is None
+    assert len(set(salts)) == 3 and read_picture(tmp_path / "out.png")[1].salt == salts[-1]
+
+
 def test_what_is_not_found_again_is_told(model, source, tmp_path):
     report = protect_file(with_detector(model, Once()), source, tmp_path / "out.png", "pw", strict=True)
     assert [(f.status, f.checked, f.reason[:16]) for f in report.faces] == [("protected", GONE, "no face is found")]
@@ -492,7 +502,7 @@ def test_the_written_picture_is_looked_at(model, source, tmp_path, monkeypatch):
     protect_file(model, source, tmp_path / "out.jpg", "pw", quality=30)
     place = find_all(photo(), Markers())[0]
     wanted = alignment.crop(Image.open(tmp_path / "out.jpg"), alignment.framing_matrix(place.points), LOOK)
-    assert np.array_equal(np.asarray(seen[1]), np.asarray(wanted))
+    assert np.array_equal(np.asarray(seen[-1]), np.asarray(wanted))
 
 
 def test_a_find_that_a_second_look_does_not_confirm_gets_no_face(model, tmp_path, monkeypatch):

@@ -33,9 +33,10 @@ MOST = 5  # faces named in one message
 PROFILE = 0.4  # distance of the eyes, in distances of eyes and mouth: about 1 from the front, 0.4 turned by 66 degrees
 KNOWN = 40  # px, side of a framed face from which a recogniser's threshold holds; strangers look alike in smaller ones
 NEAR = 0.5  # eye distances between a face's points and those found in its place
+TRIES = 3  # salts, while a face is still recognised
 ANOTHER, RECOGNISED, GONE = "another person", "still recognised", "not found again"
 REASONS = {  # of what `check` says and people should know
-    RECOGNISED: "a recogniser takes it for the same person; protect it again (without a record: by another passphrase)",
+    RECOGNISED: "a recogniser takes it for the same person; protect it by another passphrase, or cover it",
     GONE: "no face is found in its place any more; look at it",
 }
 UNPROTECTED = ("skipped", "recognised")
@@ -159,9 +160,10 @@ def protect_file(
 ) -> FileReport:
     """Write a photo in which every face that can be is an encrypted one.
 
-    target: .png, .jpg or .webp; keep_original: the original pixels of the faces go along in the record; strict: refuse
-    a photo with a face that cannot be protected or is still recognised; record: False leaves nothing but pixels;
-    sidecar: the record in `target`.riddle, the picture bare; quality: 1 to 100, of JPEG and WebP.
+    Where a face is still recognised, it tries other strangers. target: .png, .jpg or .webp; keep_original: the
+    original pixels of the faces go along in the record; strict: refuse a photo with a face that cannot be protected
+    or is still recognised; record: False leaves nothing but pixels; sidecar: the record in `target`.riddle, the
+    picture bare; quality: 1 to 100, of JPEG and WebP.
     Raises PhotoError for a photo that cannot be read, for what `refuse` names, and for a target that cannot be
     written; ValueError for a bad passphrase, and for an option that needs the record that is not wanted.
     """
@@ -172,7 +174,11 @@ def protect_file(
     picture = open_picture(source)
     faces, reports = _sorted_out(model, picture, "protected")
     refuse(source, reports, strict)
-    protected, notes = model.protect(picture.rgb, passphrase, faces=faces, record=record), list(picture.notes)
+    notes = list(picture.notes)
+    for _ in range(TRIES if record else 1):  # each with a salt of its own, and so with other strangers
+        protected = model.protect(picture.rgb, passphrase, faces=faces, record=record)
+        if all(check(model, picture.rgb, protected.image, face) != RECOGNISED for face in faces):
+            break
     if keep_original:
         crops = [_png(picture.rgb.crop(corners)) for corners in protected.record.boxes()]
         protected = replace(protected, record=replace(protected.record, originals=tuple(crops)))
