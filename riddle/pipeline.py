@@ -261,11 +261,11 @@ class Riddle:
         What is pasted has the fine slots of the face behind it, and so the photo's light; the record's codes are
         encrypted in all slots.
         """
+        if salt and not record:
+            raise ValueError("a salt needs the record to keep it: leave out salt=, or record=False")
         picture = open_picture(photo)
         matrices = framed(self.detect(photo, pick) if faces is None else faces)
         under = self.crops(picture.rgb, matrices)
-        if salt and not record:
-            raise ValueError("a salt needs the record to keep it: leave out salt=, or record=False")
         salt = salt or (passwords.random_salt() if record else None)
         secret = self.secret(passphrase, salt)
         keys = self.keys(passphrase, secret, salt, len(matrices))
