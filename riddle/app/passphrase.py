@@ -11,8 +11,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from zxcvbn import zxcvbn
-
 VARIABLE = "RIDDLE_PASSPHRASE"
 MOST = 64 << 10  # bytes of a file; a larger one was named by mistake
 GUESS, CORES, ENOUGH = 0.1, 1000, 365  # core seconds of one Argon2id; an attacker's cores; days that they should need
@@ -41,6 +39,8 @@ def read(file: Path | None, twice: bool, warn: Callable[[str], None]) -> str:
 def weakness(text: str) -> str:
     """A warning that says how soon a passphrase is guessed; "" for a strong one. The estimate is zxcvbn's (Wheeler,
     2016): the guesses of somebody who knows common words, names, dates and keyboard patterns."""
+    from zxcvbn import zxcvbn  # its lists of words load with it, and only protecting asks
+
     days = float(zxcvbn(text[:LONGEST])["guesses"]) * GUESS / CORES / 86400
     if days >= ENOUGH:
         return ""
