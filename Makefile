@@ -37,7 +37,7 @@ test-browser: $(STAMP)
 	$(PY) -m pytest -q -rs tests/browser
 
 lab: $(STAMP)
-	$(VENV)/bin/jupyter lab notebooks
+	$(VENV)/bin/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
