@@ -250,7 +250,7 @@ def given(wildcards):
 
 
 # The copy that the repository keeps is made in the same job: small, and without pictures of real people.
-SLIM = f" && {PYTHON} -m riddle.evaluation.report --slim {{output}} {KEPT}" if COMPLETE and KEPT != NOTEBOOKS else ""
+SLIM = f" && {PYTHON} -m riddle.evaluation.report --slim {{output:q}} {shlex.quote(KEPT)}" if COMPLETE and KEPT != NOTEBOOKS else ""
 
 
 rule notebook:
@@ -264,10 +264,10 @@ rule notebook:
         given=given,
     threads: lambda w: workflow.cores if w.name.endswith("widgets") else 1  # one of them measures its speed
     shell:
-        f"SECONDS=0; {PYTHON} -m papermill {{input[0]}} {{output}} {{params.given}} --no-progress-bar"
+        f"SECONDS=0; {PYTHON} -m papermill {{input[0]:q}} {{output:q}} {{params.given}} --no-progress-bar"
         f" --cwd {shlex.quote(str(HERE))}{SLIM}"
-        f" && mkdir -p {place(RUN.folder)} && echo '{{{{\"stage\": \"notebooks/{{wildcards.name}}\", \"seconds\": '$SECONDS'}}}}'"
-        f" >> {place(RUN.folder)}/times.jsonl"
+        f" && mkdir -p {shlex.quote(place(RUN.folder))} && echo '{{{{\"stage\": \"notebooks/{{wildcards.name}}\", \"seconds\": '$SECONDS'}}}}'"
+        f" >> {shlex.quote(place(RUN.folder))}/times.jsonl"
 
 
 onsuccess:
