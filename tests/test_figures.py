@@ -156,13 +156,13 @@ def test_the_worst_faces_are_picked_by_the_numbers(run, monkeypatch):
     toy = Embedded("toy", e, Recogniser().similarity, 0.5, {})
     monkeypatch.setattr(facesets, "embedded", lambda run, name, sets: toy)
     faces, table = figures.outcomes(run, "coupling", ["toy"])
-    alike = table[table.judge == "toy"].set_index("place")
+    alike = table[table.measured_by == "toy"].set_index("place")
     assert alike.worst.to_dict() == {"protected": 1, "restored": 2, "wrong password": 0}
     assert alike.similarity.tolist() == pytest.approx([np.cos(np.radians(a)) for a in (30, 60, 90)], abs=1e-9)
     assert alike.undetected.tolist() == [1, 0, 2] and alike.unfound.tolist() == [2, -1, 1]
     assert alike["mean"]["restored"] == pytest.approx(np.cos(np.radians([10, 20, 60])).mean())
     assert np.isnan(alike.low["wrong password"])  # one face has no interval
-    pixels = table[table.judge == ""].set_index("place")["mean"]
+    pixels = table[table.measured_by == ""].set_index("place")["mean"]
     assert pixels.to_dict() == pytest.approx({"protected": 50, "restored": 1, "wrong password": 0}, abs=1e-4)
     rows = figures.failures(faces, table, "toy")
     assert list(rows) == [
@@ -242,7 +242,7 @@ def test_diversity_has_a_line_for_everybody_and_says_who_is_missing(run, who):
     scattered = {"RiDDLE": figures.scatter(run, "reflection", who, recognisers, 4)}
     scattered["without transformer"] = figures.scatter(replace(run, preset="ffhq256"), "mlp", who, recognisers, 4)
     table = figures.diversity(run, scattered, recognisers, who.faces, passwords=4)
-    rows = table.set_index(["method", "metric", "judge"])
+    rows = table.set_index(["method", "metric", "measured_by"])
     angle = "mean pairwise angle"
     assert rows["mean"]["RiDDLE", angle, "toy"] > 0 and rows.value["RiDDLE", angle, "far"].startswith("n/a: this recog")
     assert rows.value["without transformer", "silhouette", "toy"].startswith("n/a: weights missing")
@@ -362,7 +362,7 @@ def test_curves_show_what_a_log_has(tmp_path):
 
 
 def test_marks_show_each_judges_number_its_interval_and_the_papers():
-    columns = ("method", "judge", "mean", "low", "high", "paper")
+    columns = ("method", "measured_by", "mean", "low", "high", "paper")
     lines = [
         ("ours", "a", 0.5, 0.4, 0.7, 0.45),
         ("ours", "b", 0.6, np.nan, np.nan, 0.45),

@@ -306,7 +306,8 @@ def _recogniser(run: Run, name: str) -> Path:
         return {"published": np.array(float(recognition.load(name, run.device).threshold))}
 
     here = recognizers.available([name])[name]  # part of the key: the stage is made again when the weights arrive
-    return stage(run, run.folder / "embeddings" / f"{name}.npz", ("judge", name, here), make)
+    made_from = ("judge", name, here)  # "judge": a word of the key, under which results of hours lie
+    return stage(run, run.folder / "embeddings" / f"{name}.npz", made_from, make)
 
 
 @dataclass(frozen=True)

@@ -153,14 +153,14 @@ def outcomes(run: Run, variant: str, recognisers: Sequence[str]) -> tuple[dict[s
             alike = by.similarity(*(by.embeddings[sets[name]][who] for name in (picture, other)))
             worst, lost = int(np.nan_to_num(sign * alike, nan=-np.inf).argmax()), np.isnan(alike)
             about = {"worst": worst, "similarity": alike[worst], "unfound": int(lost.argmax()) if lost.any() else -1}
-            one = replace(line, judge=by.name, threshold=by.published)
+            one = replace(line, measured_by=by.name, threshold=by.published)
             lines += tidy([record(one, alike)], run, **ABOUT, **about)
     return faces, pd.DataFrame(lines)
 
 
 def failures(faces: Mapping[str, torch.Tensor], table: pd.DataFrame, recogniser: str) -> dict[str, list[Block]]:
     """The worst faces of `outcomes` by one recogniser, as rows of `drawing.faces_grid`."""
-    rows, shown = table[table.judge == recogniser], {}
+    rows, shown = table[table.measured_by == recogniser], {}
     for line in rows.itertuples():
         if line.n:
             shown[f"{COMPARED[line.place][2]}\n{line.similarity:.2f}"] = line.worst

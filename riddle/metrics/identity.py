@@ -6,7 +6,7 @@ pictures; such a pair is never accepted, and never dropped from the count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,12 @@ def bootstrap_interval(
     means = sums[picks].sum(1) / sizes[picks].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(values.mean()), float(means.std()), float(low), float(high), len(values))
+
+
+def mean_of(values: np.ndarray) -> Estimate:
+    """Mean of values (P,) with a bootstrap interval, NaN left out; `std` is that of the values."""
+    e = bootstrap_interval(values)
+    return replace(e, std=float(np.nanstd(values))) if e.n else e
 
 
 def mean_found(values: np.ndarray) -> np.ndarray:

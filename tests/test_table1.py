@@ -7,12 +7,13 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from riddle.evaluation import measures, protocol, rows, runs
+from riddle.evaluation import rows, runs, table1
 from riddle.evaluation.baselines import BASELINES
 from riddle.evaluation.facesets import Embedded
 from riddle.evaluation.rows import PASSWORDS
 from riddle.metrics import fidelity
-from riddle.metrics.identity import cosine, mean_found
+from riddle.metrics.diversity import strangers
+from riddle.metrics.identity import cosine, mean_found, mean_of
 
 FOLDS, PER_FOLD, DIM = 10, 20, 32
 
@@ -62,9 +63,9 @@ def by(pairs):
 def measured(task, method, against, pairs, by, people=None):
     """The one row of Table 1 that is asked for."""
     people = pairs.one_per_person(30, 0) if people is None else people
-    at = protocol.thresholds(pairs, by)
+    at = table1.thresholds(pairs, by)
     made = [
-        protocol.rate(row, pairs, by, at, people, people)
+        table1.rate(row, pairs, by, at, people, people)
         for row in rows.TABLE1
         if (row.task, row.method) == (task, method)
     ]
@@ -100,8 +101,8 @@ def test_pictures_of_themselves_are_of_different_people_whatever_their_names(pai
 
 
 def test_strangers_are_never_oneself():
-    others = measures.strangers(7, seed=3)
-    assert others.shape == (7, 6) and measures.strangers(30, 0).shape == (30, PASSWORDS)
+    others = strangers(7, 3, PASSWORDS)
+    assert others.shape == (7, 6) and strangers(30, 0, PASSWORDS).shape == (30, PASSWORDS)
     assert all(sorted([i, *row]) == list(range(7)) for i, row in enumerate(others))
 
 
@@ -179,7 +180,7 @@ def test_missing_faces_show_their_reason_and_no_number(pairs, by):
 def test_without_strangers_the_published_threshold_decides(by):
     pairs = runs.self_pairs([f"face_{i:02d}.png" for i in range(48)])
     small = Embedded("toy", {k: v[:48] for k, v in by.embeddings.items()}, cosine, 0.5, {})
-    assert protocol.thresholds(pairs, small) == {0: 0.5}
+    assert table1.thresholds(pairs, small) == {0: 0.5}
     trivial = measured("unprotected", rows.PHOTO, rows.SAME_PHOTO, pairs, small)
     assert trivial.value == "n/a: the data set has one picture of each person"
     number = measured("de-identification", "RiDDLE", rows.SAME_PHOTO, pairs, small)
@@ -224,8 +225,8 @@ def test_two_rows_that_no_draw_can_tell_apart_have_no_interval():
 
 
 def test_means_leave_out_what_was_not_found():
-    assert measures.mean_of(np.array([np.nan, np.nan])).n == 0
-    e = measures.mean_of(np.array([1.0, np.nan, 3.0]))
+    assert mean_of(np.array([np.nan, np.nan])).n == 0
+    e = mean_of(np.array([1.0, np.nan, 3.0]))
     assert (e.mean, e.std, e.n) == (2, 1, 2)
     assert mean_found(np.array([[1.0, np.nan, 3.0], [np.nan] * 3]))[0] == 2
 
