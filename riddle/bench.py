@@ -10,7 +10,6 @@ by that of a square matrix product at the same precision.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 import itertools
@@ -20,13 +19,16 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+import typer
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
+from typer import Option
 
 from riddle import config, demo
 from riddle.app.controller import Controller
@@ -195,31 +197,30 @@ def machine(device: torch.device) -> dict:
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """Command line of this module; returns what it writes."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", default="mobile")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--batch", type=int, default=16)
-    p.add_argument("--seconds", type=float, default=3.0, help="time given to each measurement")
-    p.add_argument("--out", type=Path, help="folder; default: results/<preset>, results/runs/smoke for smoke")
-    a = p.parse_args(argv)
+def main(
+    preset: str = "mobile",
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    batch: int = 16,
+    seconds: Annotated[float, Option(help="time given to each measurement")] = 3.0,
+    out: Annotated[Path | None, Option(help="folder; default: results/<preset>, results/runs/smoke for smoke")] = None,
+) -> dict:
+    """Measure speed and write bench.json and figures/bench.png; returns what bench.json holds."""
     keep_memory()  # returned pages, faulted in again at every call, would be most of the time
-    preset, device, results = get(a.preset), torch.device(a.device), config.home() / "results"
-    folder = a.out or results / ("runs" if preset.name == "smoke" else "") / preset.name
-    precisions = ("bfloat16", "float32") if bfloat16_is_faster(device) else ("float32",)
+    folder = out or config.home() / "results" / ("runs" if preset == "smoke" else "") / preset
+    at, scale = torch.device(device), get(preset)
+    precisions = ("bfloat16", "float32") if bfloat16_is_faster(at) else ("float32",)
     model = load(preset, device=device, dtype=precisions[0])
-    sides = {preset.resolution: a.batch} | ({1024: 1} if preset.generator == "mobilestylegan" else {})
-    rows = [row for each in sides.items() for row in generator_rows(model.generator, *each, a.seconds, precisions)]
-    rows += [*(protect_row(model, side, a.seconds) for side in sides), slider_row(model, a.seconds)]
+    sides = {scale.resolution: batch} | ({1024: 1} if scale.generator == "mobilestylegan" else {})
+    rows = [row for each in sides.items() for row in generator_rows(model.generator, *each, seconds, precisions)]
+    rows += [*(protect_row(model, side, seconds) for side in sides), slider_row(model, seconds)]
     try:
-        rows.append(encryptor_row(model, 2, a.seconds))
+        rows.append(encryptor_row(model, 2, seconds))
     except WeightsMissingError as e:
         print(f"encryptor training: n/a ({e})")
     table = pd.DataFrame(rows, columns=["name", "unit", "ours", "nchw", "openvino", "share"])
     print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    result = {"preset": preset.name, "batch": a.batch, "machine": machine(device), "rows": rounded}
+    result = {"preset": preset, "batch": batch, "machine": machine(at), "rows": rounded}
     write_text(folder / "bench.json", json.dumps(result, indent=1) + "\n")
     speeds = table.set_index("name")[["ours", "nchw", "openvino"]].astype(float)
     speeds = speeds.div(speeds.nchw.fillna(speeds.ours), axis=0).dropna(axis=1, how="all")
@@ -230,4 +231,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
