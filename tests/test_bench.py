@@ -65,8 +65,8 @@ def test_openvino_stands_beside_where_it_is_installed(monkeypatch, small):
     assert "openvino" not in backward and 0 < forward["share"]
 
 
-def test_the_result_holds_every_row_and_says_what_was_measured(tmp_path, capsys):
-    result = bench.main("smoke", batch=2, seconds=0.01, out=tmp_path)
+def test_the_result_holds_every_row_and_says_what_was_measured(tmp_path, capsys, command_line):
+    result = command_line(bench.main, "--preset", "smoke", "--batch", 2, "--seconds", 0.01, "--out", tmp_path)
     assert json.loads((tmp_path / "bench.json").read_text()) == result
     assert (tmp_path / "figures" / "bench.png").stat().st_size > 1000
     rows = {row["name"]: row for row in result["rows"]}

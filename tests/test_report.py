@@ -205,8 +205,8 @@ def test_a_missing_table_names_its_notebook_and_a_second_page_is_the_same(folder
     assert first == [(folder / f"report.{kind}").read_bytes() for kind in ("md", "html")]
 
 
-def test_html_needs_nothing_else(folder, capsys):
-    report.main(out=folder / "elsewhere")
+def test_html_needs_nothing_else(folder, capsys, command_line):
+    command_line(report.main, "--preset", "mobile", "--out", folder / "elsewhere")
     assert len(capsys.readouterr().out.splitlines()) == len(claims.CLAIMS)
     html = (folder / "elsewhere" / "report.html").read_text()
     page, _ = parsed(html)
@@ -270,10 +270,10 @@ def stream(name, text):
     return nbformat.v4.new_output("stream", name=name, text=text)
 
 
-def test_slim_notebook_is_small_and_still_shows_its_picture(tmp_path):
+def test_slim_notebook_is_small_and_still_shows_its_picture(tmp_path, command_line):
     source = tmp_path / "out.ipynb"
     nbformat.write(notebook(shown(1200)), source)
-    report.main(slim_copy=(source, tmp_path / "kept"))
+    command_line(report.main, "--slim", source, tmp_path / "kept")
     target = tmp_path / "kept" / "out.ipynb"
     assert target.stat().st_size < 250_000 < source.stat().st_size
     data = json.loads(target.read_text())["cells"][0]["outputs"][0]["data"]
