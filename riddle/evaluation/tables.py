@@ -96,12 +96,8 @@ PROVENANCE = (
     "dataset", "version", "split_hash", "seed", "preset", "weights", "detector", "threshold_rule", "undetected_rule",
     "interval", "protocol", "resize", "reference_hash", "perplexity", "passwords", "people",
 )  # fmt: skip
-# Columns that were measured: they name no row.
-MEASURED = (
-    *(f.name for f in fields(Measured) if f.name not in ("task", "method", "metric", "against", "place")),
-    "seen_in_training", "accepted", "accepted_low", "accepted_high", "step", "ends",
-    "variant", "steps", "trained otherwise",
-)  # fmt: skip
+# Columns that name a row.
+ROWS = ("dataset", "task", "method", "metric", "against", "place", "path", "t")
 # Columns of text, which may look like numbers or be empty.
 TEXTS = {f.name for f in fields(Measured) if f.type == "str"} | {*PROVENANCE, "variant", "trained otherwise"}
 TEXTS -= {"seed", "perplexity", "passwords", "people"}
@@ -135,14 +131,14 @@ def wide(table: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
     """A line for each combination of `rows`, cells as text, a column for each way to measure (and metric, where `rows`
     lack it).
 
-    rows: default: every column that names a row and differs. Those unseen in training come first, the others are
+    rows: default: those of ROWS that differ. Those unseen in training come first, the others are
     marked; one without any number has no column. The paper's columns come last, unless a line holds several metrics.
     """
     if "value" not in table:
         return table.drop(columns=[c for c in PROVENANCE if c in table])
     beside = [c for c in table if c.startswith("paper") and table[c].notna().any()]
-    names = [c for c in table if c not in (*MEASURED, *PROVENANCE[1:]) and not c.startswith("paper")]
-    rows = list(rows) or [c for c in names if c == "method" or table[c].nunique(dropna=False) > 1]
+    names = [c for c in table if c in ROWS and (c == "method" or table[c].nunique(dropna=False) > 1)]
+    rows = list(rows) or names
     several = "metric" not in rows and table.metric.nunique() > 1
     table = table.assign(column=table.metric if several else "")
     numbered = table[~table.value.map(is_reason)].sort_values("seen_in_training", kind="stable")
