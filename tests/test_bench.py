@@ -58,10 +58,10 @@ def test_arithmetic_is_counted_as_two_operations_for_each_product():
 
 
 def test_openvino_stands_beside_where_it_is_installed(monkeypatch, small):
-    drawn = []
-    monkeypatch.setattr(bench, "openvino_drawing", lambda w, precision: lambda: drawn.append((w.shape, precision)))
+    called = []
+    monkeypatch.setattr(bench, "openvino_drawing", lambda w, precision: lambda: called.append((w.shape, precision)))
     forward, backward = bench.generator_rows(small, 1024, 1, 0.0, ["float32"])
-    assert forward["openvino"] > 0 and set(drawn) == {((1, 16), "float32")}
+    assert forward["openvino"] > 0 and set(called) == {((1, 16), "float32")}
     assert "openvino" not in backward and 0 < forward["share"]
 
 

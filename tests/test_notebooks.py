@@ -113,7 +113,7 @@ def test_there_are_notebooks_numbered_from_00():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_it_is_short_stored_without_output_and_shows_the_bundled_networks(path):
-    """Parameters are literals; no absolute path is stored; smoke is asked for, so that nobody meets untrained networks."""
+    """Its parameters are literals, and no absolute path is stored; untrained networks are shown on demand only."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert len(notebook.cells) <= 25

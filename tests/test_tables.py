@@ -1,5 +1,7 @@
 """One record, one layout: what a number says, what a table keeps, what a reader sees."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,11 +34,8 @@ def table(run):
 
 @pytest.fixture
 def run():
-    class Run:
-        preset, data, label, version, split_hash, seed = "mobile", "lfw", "LFW", "funneled", "123456789012", 7
-        weights_hash, detector = "1e5", "auto"
-
-    return Run()
+    about = {"data": "lfw", "label": "LFW", "version": "funneled", "split_hash": "123456789012", "weights_hash": "1e5"}
+    return SimpleNamespace(preset="mobile", seed=7, detector="auto", **about)
 
 
 def test_a_number_says_itself_or_why_it_is_missing():
@@ -89,9 +88,8 @@ def test_wide_has_a_column_a_judge_unseen_first_and_the_papers_last(table):
 
 
 def test_wide_has_a_column_a_metric_where_a_line_holds_several(run):
-    records = [
-        number("", v, metric=m, method=f"m{k}") for k in (1, 2) for m, v in (("MSE", 0.1 * k), ("PSNR", 20.0 + k))
-    ]
+    values = {("m1", "MSE"): 0.1, ("m1", "PSNR"): 21.0, ("m2", "MSE"): 0.2, ("m2", "PSNR"): 22.0}
+    records = [number("", value, metric=metric, method=method) for (method, metric), value in values.items()]
     records.append(number("alexnet", 0.3, metric="LPIPS alexnet", method="m1"))
     table = pd.DataFrame(tables.tidy(records, run))
     assert list(tables.wide(table, ("method",))) == ["method", "MSE", "PSNR", "LPIPS alexnet", "n", "undetected"]
