@@ -43,41 +43,41 @@ from riddle.training.frozen import frozen_networks
 from riddle.training.loop import make_accelerator
 from riddle.weights import WHEEL, WeightsMissingError, wheel_file
 
+# ---- the same network on (N, C, H, W) tensors: the same weights, products and precision
 
-class NCHW(mobile.MobileStyleGAN):
-    """The same network on (N, C, H, W) tensors: the same weights, products and precision."""
 
-    def forward(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
-        side = side or self.resolution
-        cut = self.cuts[str(side)] if str(side) in self.cuts else None
-        blocks = [*self.blocks[: cut.first], *cut.blocks] if cut else self.blocks
-        slots = [w[:, min(i, w.shape[1] - 1)] for i in range(2 * len(blocks) + 2)]
-        x = self.input.permute(0, 3, 1, 2).contiguous().expand(len(w), -1, -1, -1)
-        if torch.is_autocast_enabled(w.device.type):
-            x = x.to(torch.get_autocast_dtype(w.device.type))
-        x = styled(self.first, x, slots[0])
-        for i, block in enumerate(blocks):
-            x = haar(modulated(block.up.modulation, x, slots[2 * i + 1]), block.up.haar)
-            x = styled(block.conv2, styled(block.conv1, x, slots[2 * i + 1]), slots[2 * i + 2])
-        end = cut.picture if cut else self.picture
-        x = F.conv2d(modulated(end.modulation, x, slots[-1]), end.weight[:, :, None, None], end.bias).float()
+class Modulation(mobile.Modulation):
+    """In (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x * F.linear(w, self.weight, self.bias).to(x.dtype)[:, :, None, None]
+
+
+class StyledConv(mobile.StyledConv):
+    """In (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        y, weight = self.modulation(x, w), self.weight
+        if self.depthwise is not None:
+            y, weight = F.conv2d(y, self.depthwise, padding=1, groups=x.shape[1]), weight[:, :, None, None]
+        y = F.conv2d(y, weight, self.bias, padding=weight.shape[2] // 2)
+        return F.leaky_relu_(y + self.noise.to(y.dtype).permute(0, 3, 1, 2), 0.2)
+
+
+class Upsample(mobile.Upsample):
+    """In (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return haar(self.modulation(x, w), self.haar)
+
+
+class Picture(mobile.Picture):
+    """In (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(self.modulation(x, w), self.weight[:, :, None, None], self.bias).float()
         with torch.autocast(x.device.type, enabled=False):
-            drawn = haar(x, end.haar)
-        return drawn if side == drawn.shape[-1] else F.adaptive_avg_pool2d(drawn, side)
-
-
-def modulated(layer: mobile.Modulation, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """A `Modulation` of (N, C, H, W)."""
-    return x * F.linear(w, layer.weight, layer.bias).to(x.dtype)[:, :, None, None]
-
-
-def styled(layer: mobile.StyledConv, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """A `StyledConv` of (N, C, H, W)."""
-    y, weight = modulated(layer.modulation, x, w), layer.weight
-    if layer.depthwise is not None:
-        y, weight = F.conv2d(y, layer.depthwise, padding=1, groups=x.shape[1]), weight[:, :, None, None]
-    y = F.conv2d(y, weight, layer.bias, padding=weight.shape[2] // 2)
-    return F.leaky_relu_(y + layer.noise.to(y.dtype).permute(0, 3, 1, 2), 0.2)
+            return haar(x, self.haar)
 
 
 def haar(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -88,11 +88,17 @@ def haar(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 def both(generator: Synthesis) -> dict[str, Synthesis]:
     """{column: generator}: the generator, and a copy in (N, C, H, W) form if there is one."""
-    forms = {"ours": generator}
-    if type(generator) is mobile.MobileStyleGAN:
-        forms["nchw"] = copy.deepcopy(generator)
-        forms["nchw"].__class__ = NCHW
-    return forms
+    if type(generator) is not mobile.MobileStyleGAN:
+        return {"ours": generator}
+    other = copy.deepcopy(generator)
+    other.input.data = other.input.data.permute(0, 3, 1, 2).contiguous()
+    for module in other.modules():
+        if form := {c.__base__: c for c in (Modulation, StyledConv, Upsample, Picture)}.get(type(module)):
+            module.__class__ = form
+    return {"ours": generator, "nchw": other}
+
+
+# ---- measuring
 
 
 def rates(works: dict[str, Callable[[], object]], seconds: float, device: torch.device) -> dict[str, float]:
