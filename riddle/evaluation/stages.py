@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -117,11 +117,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("stage", choices=[*STAGES, "embeddings", "times", "thresholds"])
     parser.add_argument("--item", nargs="+", default=[""], help="sets of faces (riddle.evaluation.facesets)")
     parser.add_argument("--recognisers", nargs="+", default=rows.RECOGNISERS, help="of the stage embeddings")
-    for option in fields(Run):
-        kind = int if option.name in ("seed", "limit", "workers") else str
-        parser.add_argument(
-            f"--{option.name}", type=kind, default=option.default, help="see riddle.evaluation.runs.Run"
-        )
+    for name in ("preset", "dataset", "detector", "device"):
+        parser.add_argument(f"--{name}", default=getattr(Run, name))
+    parser.add_argument("--seed", type=int, default=Run.seed)
+    parser.add_argument("--limit", type=int, default=None, help="pairs of each kind a fold, or pictures")
+    parser.add_argument("--workers", type=int, default=Run.workers, help="processes for detection")
     options = vars(parser.parse_args(argv))
     stage, items, names = (options.pop(k) for k in ("stage", "item", "recognisers"))
     run = Run(**options)
