@@ -10,7 +10,6 @@ by that of a square matrix product at the same precision.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 import itertools
@@ -20,13 +19,16 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+import typer
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
+from typer import Option
 
 from riddle import config, demo
 from riddle.app.controller import Controller
@@ -41,41 +43,41 @@ from riddle.training.frozen import frozen_networks
 from riddle.training.loop import make_accelerator
 from riddle.weights import WHEEL, WeightsMissingError, wheel_file
 
+# ---- the same network on (N, C, H, W) tensors: the same weights, products and precision
 
-class NCHW(mobile.MobileStyleGAN):
-    """The same network on (N, C, H, W) tensors: the same weights, products and precision."""
 
-    def forward(self, w: torch.Tensor, side: int | None = None) -> torch.Tensor:
-        side = side or self.resolution
-        cut = self.cuts[str(side)] if str(side) in self.cuts else None
-        blocks = [*self.blocks[: cut.first], *cut.blocks] if cut else self.blocks
-        slots = [w[:, min(i, w.shape[1] - 1)] for i in range(2 * len(blocks) + 2)]
-        x = self.input.permute(0, 3, 1, 2).contiguous().expand(len(w), -1, -1, -1)
-        if torch.is_autocast_enabled(w.device.type):
-            x = x.to(torch.get_autocast_dtype(w.device.type))
-        x = styled(self.first, x, slots[0])
-        for i, block in enumerate(blocks):
-            x = haar(modulated(block.up.modulation, x, slots[2 * i + 1]), block.up.haar)
-            x = styled(block.conv2, styled(block.conv1, x, slots[2 * i + 1]), slots[2 * i + 2])
-        end = cut.picture if cut else self.picture
-        x = F.conv2d(modulated(end.modulation, x, slots[-1]), end.weight[:, :, None, None], end.bias).float()
+class Modulation(mobile.Modulation):
+    """In (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x * F.linear(w, self.weight, self.bias).to(x.dtype)[:, :, None, None]
+
+
+class StyledConv(mobile.StyledConv):
+    """In (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        y, weight = self.modulation(x, w), self.weight
+        if self.depthwise is not None:
+            y, weight = F.conv2d(y, self.depthwise, padding=1, groups=x.shape[1]), weight[:, :, None, None]
+        y = F.conv2d(y, weight, self.bias, padding=weight.shape[2] // 2)
+        return F.leaky_relu_(y + self.noise.to(y.dtype).permute(0, 3, 1, 2), 0.2)
+
+
+class Upsample(mobile.Upsample):
+    """In (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return haar(self.modulation(x, w), self.haar)
+
+
+class Picture(mobile.Picture):
+    """In (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(self.modulation(x, w), self.weight[:, :, None, None], self.bias).float()
         with torch.autocast(x.device.type, enabled=False):
-            drawn = haar(x, end.haar)
-        return drawn if side == drawn.shape[-1] else F.adaptive_avg_pool2d(drawn, side)
-
-
-def modulated(layer: mobile.Modulation, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """A `Modulation` of (N, C, H, W)."""
-    return x * F.linear(w, layer.weight, layer.bias).to(x.dtype)[:, :, None, None]
-
-
-def styled(layer: mobile.StyledConv, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """A `StyledConv` of (N, C, H, W)."""
-    y, weight = modulated(layer.modulation, x, w), layer.weight
-    if layer.depthwise is not None:
-        y, weight = F.conv2d(y, layer.depthwise, padding=1, groups=x.shape[1]), weight[:, :, None, None]
-    y = F.conv2d(y, weight, layer.bias, padding=weight.shape[2] // 2)
-    return F.leaky_relu_(y + layer.noise.to(y.dtype).permute(0, 3, 1, 2), 0.2)
+            return haar(x, self.haar)
 
 
 def haar(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -86,11 +88,17 @@ def haar(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 def both(generator: Synthesis) -> dict[str, Synthesis]:
     """{column: generator}: the generator, and a copy in (N, C, H, W) form if there is one."""
-    forms = {"ours": generator}
-    if type(generator) is mobile.MobileStyleGAN:
-        forms["nchw"] = copy.deepcopy(generator)
-        forms["nchw"].__class__ = NCHW
-    return forms
+    if type(generator) is not mobile.MobileStyleGAN:
+        return {"ours": generator}
+    other = copy.deepcopy(generator)
+    other.input.data = other.input.data.permute(0, 3, 1, 2).contiguous()
+    for module in other.modules():
+        if form := {c.__base__: c for c in (Modulation, StyledConv, Upsample, Picture)}.get(type(module)):
+            module.__class__ = form
+    return {"ours": generator, "nchw": other}
+
+
+# ---- measuring
 
 
 def rates(works: dict[str, Callable[[], object]], seconds: float, device: torch.device) -> dict[str, float]:
@@ -195,31 +203,30 @@ def machine(device: torch.device) -> dict:
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """Command line of this module; returns what it writes."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", default="mobile")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--batch", type=int, default=16)
-    p.add_argument("--seconds", type=float, default=3.0, help="time given to each measurement")
-    p.add_argument("--out", type=Path, help="folder; default: results/<preset>, results/runs/smoke for smoke")
-    a = p.parse_args(argv)
+def main(
+    preset: str = "mobile",
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    batch: int = 16,
+    seconds: Annotated[float, Option(help="time given to each measurement")] = 3.0,
+    out: Annotated[Path | None, Option(help="folder; default: results/<preset>, results/runs/smoke for smoke")] = None,
+) -> dict:
+    """Measure speed and write bench.json and figures/bench.png; returns what bench.json holds."""
     keep_memory()  # returned pages, faulted in again at every call, would be most of the time
-    preset, device, results = get(a.preset), torch.device(a.device), config.home() / "results"
-    folder = a.out or results / ("runs" if preset.name == "smoke" else "") / preset.name
-    precisions = ("bfloat16", "float32") if bfloat16_is_faster(device) else ("float32",)
+    folder = out or config.home() / "results" / ("runs" if preset == "smoke" else "") / preset
+    at, scale = torch.device(device), get(preset)
+    precisions = ("bfloat16", "float32") if bfloat16_is_faster(at) else ("float32",)
     model = load(preset, device=device, dtype=precisions[0])
-    sides = {preset.resolution: a.batch} | ({1024: 1} if preset.generator == "mobilestylegan" else {})
-    rows = [row for each in sides.items() for row in generator_rows(model.generator, *each, a.seconds, precisions)]
-    rows += [*(protect_row(model, side, a.seconds) for side in sides), slider_row(model, a.seconds)]
+    sides = {scale.resolution: batch} | ({1024: 1} if scale.generator == "mobilestylegan" else {})
+    rows = [row for each in sides.items() for row in generator_rows(model.generator, *each, seconds, precisions)]
+    rows += [*(protect_row(model, side, seconds) for side in sides), slider_row(model, seconds)]
     try:
-        rows.append(encryptor_row(model, 2, a.seconds))
+        rows.append(encryptor_row(model, 2, seconds))
     except WeightsMissingError as e:
         print(f"encryptor training: n/a ({e})")
     table = pd.DataFrame(rows, columns=["name", "unit", "ours", "nchw", "openvino", "share"])
     print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    result = {"preset": preset.name, "batch": a.batch, "machine": machine(device), "rows": rounded}
+    result = {"preset": preset, "batch": batch, "machine": machine(at), "rows": rounded}
     write_text(folder / "bench.json", json.dumps(result, indent=1) + "\n")
     speeds = table.set_index("name")[["ours", "nchw", "openvino"]].astype(float)
     speeds = speeds.div(speeds.nchw.fillna(speeds.ours), axis=0).dropna(axis=1, how="all")
@@ -230,4 +237,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 
@@ -55,3 +56,15 @@ def picture():
         return pixels
 
     return write
+
+
+@pytest.fixture
+def command_line():
+    """A function that calls a module's main as its command line does: (main, *words) -> what it returns."""
+
+    def call(main, *words):
+        app = typer.Typer()
+        app.command()(main)
+        return app([*map(str, words)], standalone_mode=False)
+
+    return call

@@ -58,15 +58,15 @@ def test_arithmetic_is_counted_as_two_operations_for_each_product():
 
 
 def test_openvino_stands_beside_where_it_is_installed(monkeypatch, small):
-    drawn = []
-    monkeypatch.setattr(bench, "openvino_drawing", lambda w, precision: lambda: drawn.append((w.shape, precision)))
+    called = []
+    monkeypatch.setattr(bench, "openvino_drawing", lambda w, precision: lambda: called.append((w.shape, precision)))
     forward, backward = bench.generator_rows(small, 1024, 1, 0.0, ["float32"])
-    assert forward["openvino"] > 0 and set(drawn) == {((1, 16), "float32")}
+    assert forward["openvino"] > 0 and set(called) == {((1, 16), "float32")}
     assert "openvino" not in backward and 0 < forward["share"]
 
 
-def test_the_result_holds_every_row_and_says_what_was_measured(tmp_path, capsys):
-    result = bench.main(["--preset", "smoke", "--batch", "2", "--seconds", "0.01", "--out", str(tmp_path)])
+def test_the_result_holds_every_row_and_says_what_was_measured(tmp_path, capsys, command_line):
+    result = command_line(bench.main, "--preset", "smoke", "--batch", 2, "--seconds", 0.01, "--out", tmp_path)
     assert json.loads((tmp_path / "bench.json").read_text()) == result
     assert (tmp_path / "figures" / "bench.png").stat().st_size > 1000
     rows = {row["name"]: row for row in result["rows"]}

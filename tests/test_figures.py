@@ -84,21 +84,19 @@ def who(run):
         return figures.people(run)
 
 
-def test_people_are_the_first_ones_or_drawn_by_the_seed(run, who, models):
+def test_people_are_the_first_ones_or_chosen_by_the_seed(run, who, models):
     assert who.rows == [0, 1, 2] and who.faces.shape == (3, 3, 32, 32)
     torch.testing.assert_close(who.codes, models["A"].invert(who.faces), atol=1e-4, rtol=0)
-    drawn = figures.people(run, 2, seed=3)
-    order = np.random.default_rng(3).permutation(3)[:2]
-    assert drawn.rows == order.tolist() and torch.equal(drawn.faces, who.faces[order])
-    assert torch.equal(drawn.codes, who.codes[order]) and figures.people(run, 1).rows == [0]
+    chosen, order = figures.people(run, 2, seed=3), np.random.default_rng(3).permutation(3)[:2]
+    assert chosen.rows == order.tolist() and torch.equal(chosen.faces, who.faces[order])
+    assert torch.equal(chosen.codes, who.codes[order]) and figures.people(run, 1).rows == [0]
 
 
 def test_an_encryptor_without_weights_has_its_reason(run, home):
     here, absent = figures.encryptors(replace(run, preset="ffhq256"), {"mlp": "without transformer"})
     assert not here and list(absent) == ["without transformer"]
-    assert absent["without transformer"].startswith("weights missing (data/zoo/ffhq256/") and str(home) not in str(
-        absent
-    )
+    assert absent["without transformer"].startswith("weights missing (data/zoo/ffhq256/")
+    assert str(home) not in str(absent)
 
 
 # ---- figures 1, 3, 4, 5, 6 and 9
@@ -156,13 +154,13 @@ def test_the_worst_faces_are_picked_by_the_numbers(run, monkeypatch):
     toy = Embedded("toy", e, Recogniser().similarity, 0.5, {})
     monkeypatch.setattr(facesets, "embedded", lambda run, name, sets: toy)
     faces, table = figures.outcomes(run, "coupling", ["toy"])
-    alike = table[table.judge == "toy"].set_index("place")
+    alike = table[table.measured_by == "toy"].set_index("place")
     assert alike.worst.to_dict() == {"protected": 1, "restored": 2, "wrong password": 0}
     assert alike.similarity.tolist() == pytest.approx([np.cos(np.radians(a)) for a in (30, 60, 90)], abs=1e-9)
     assert alike.undetected.tolist() == [1, 0, 2] and alike.unfound.tolist() == [2, -1, 1]
     assert alike["mean"]["restored"] == pytest.approx(np.cos(np.radians([10, 20, 60])).mean())
     assert np.isnan(alike.low["wrong password"])  # one face has no interval
-    pixels = table[table.judge == ""].set_index("place")["mean"]
+    pixels = table[table.measured_by == ""].set_index("place")["mean"]
     assert pixels.to_dict() == pytest.approx({"protected": 50, "restored": 1, "wrong password": 0}, abs=1e-4)
     rows = figures.failures(faces, table, "toy")
     assert list(rows) == [
@@ -242,7 +240,7 @@ def test_diversity_has_a_line_for_everybody_and_says_who_is_missing(run, who):
     scattered = {"RiDDLE": figures.scatter(run, "reflection", who, recognisers, 4)}
     scattered["without transformer"] = figures.scatter(replace(run, preset="ffhq256"), "mlp", who, recognisers, 4)
     table = figures.diversity(run, scattered, recognisers, who.faces, passwords=4)
-    rows = table.set_index(["method", "metric", "judge"])
+    rows = table.set_index(["method", "metric", "measured_by"])
     angle = "mean pairwise angle"
     assert rows["mean"]["RiDDLE", angle, "toy"] > 0 and rows.value["RiDDLE", angle, "far"].startswith("n/a: this recog")
     assert rows.value["without transformer", "silhouette", "toy"].startswith("n/a: weights missing")
@@ -315,14 +313,9 @@ def test_a_face_that_is_not_found_is_counted_and_left_out(run, who, models):
 
 def test_a_grid_puts_each_face_in_its_place():
     shades = torch.linspace(-1, 1, 12).view(2, 2, 3)  # label, row, column
-    blocks = [
-        [
-            drawing.Block("", ("a", "b"), s[:, :2, None, None, None].expand(-1, -1, 3, 8, 8)),
-            drawing.Block("T", ("c",), s[:, 2:, None, None, None].expand(-1, -1, 3, 8, 8)),
-        ]
-        for s in shades
-    ]
-    (axis,) = drawing.faces_grid({"one": blocks[0], "two": blocks[1]}).axes
+    faces = shades[..., None, None, None].expand(-1, -1, -1, 3, 8, 8)
+    blocks = ([drawing.Block("", ("a", "b"), f[:, :2]), drawing.Block("T", ("c",), f[:, 2:])] for f in faces)
+    (axis,) = drawing.faces_grid(dict(zip(("one", "two"), blocks, strict=True))).axes
     canvas = np.asarray(axis.images[0].get_array())[..., 0]
     order = list(dict.fromkeys(canvas[canvas != 255].ravel().tolist()))
     assert order == ((shades + 1) * 127.5).round().int().flatten().tolist()[:-1]  # row by row; the last one is white
@@ -337,8 +330,8 @@ def test_a_row_of_a_grid_may_be_shorter_and_faces_need_not_be_square():
     rows = {"long": torch.zeros(3, 3, 8, 16), "short": torch.zeros(2, 3, 8, 16)}
     (axis,) = drawing.faces_grid(rows, ["x", "y", "z"], size=1.0).axes
     canvas = np.asarray(axis.images[0].get_array())[..., 0]
-    drawn = (canvas < 255).sum(1)
-    assert sorted(set(drawn[drawn > 0].tolist())) == [720, 1080] and (drawn == 1080).sum() == 180
+    widths = (canvas < 255).sum(1)
+    assert sorted(set(widths[widths > 0].tolist())) == [720, 1080] and (widths == 1080).sum() == 180
     assert [t.get_text() for t in axis.texts] == ["long", "short", "x", "y", "z"]
 
 
@@ -362,12 +355,9 @@ def test_curves_show_what_a_log_has(tmp_path):
 
 
 def test_marks_show_each_judges_number_its_interval_and_the_papers():
-    columns = ("method", "judge", "mean", "low", "high", "paper")
-    lines = [
-        ("ours", "a", 0.5, 0.4, 0.7, 0.45),
-        ("ours", "b", 0.6, np.nan, np.nan, 0.45),
-        ("other", "a", 0, 0, 0, np.nan),
-    ]
+    columns = ("method", "measured_by", "mean", "low", "high", "paper")
+    lines = [("ours", "a", 0.5, 0.4, 0.7, 0.45), ("ours", "b", 0.6, np.nan, np.nan, 0.45),
+             ("other", "a", 0, 0, 0, np.nan)]  # fmt: skip
     table = pd.DataFrame(lines, columns=columns)
     first, second = drawing.marks({"rate": table, "few": table[:1]}).axes
     assert [t.get_text() for t in first.get_yticklabels()] == ["ours", "other"] and second.get_title() == "few"

@@ -21,7 +21,6 @@ from riddle.faces import recognizers
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 # Trials write under results/runs only: with the untrained networks, or limited.
 UNTRAINED = {"preset": "smoke"}
@@ -108,16 +107,13 @@ def code(notebook) -> list:
     return [c for c in notebook.cells if c.cell_type == "code"]
 
 
-def parameters(notebook) -> list:
-    return [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-
-
 def test_there_are_notebooks_numbered_from_00():
     assert [int(p.stem.split("_")[0]) for p in NOTEBOOKS] == list(range(16))
 
 
-@each
-def test_lint(path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_it_is_short_stored_without_output_and_shows_the_bundled_networks(path):
+    """Its parameters are literals, and no absolute path is stored; untrained networks are shown on demand only."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert len(notebook.cells) <= 25
@@ -128,28 +124,8 @@ def test_lint(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             assert node.end_lineno - node.lineno < 10, f"{node.name} is longer than ten lines: move it to riddle"
     assert any(isinstance(node, ast.Assert) for node in nodes)
-
-
-@each
-def test_exactly_one_cell_of_parameters_literals_only(path):
-    (cell,) = parameters(nbformat.read(path, as_version=4))
-    assert cell.cell_type == "code"
-    for statement in ast.parse(cell.source).body:
-        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1, ast.unparse(statement)
-        ast.literal_eval(statement.value)  # raises for anything but a literal
-
-
-@each
-def test_it_shows_the_bundled_networks_as_it_stands(path):
-    """Somebody who opens a notebook sees trained networks; smoke is asked for."""
+    assert not re.search("/home/|/root/|/tmp/", path.read_text())
     assert defaults_of(path)["preset"] == "mobile"
-
-
-@each
-def test_it_shows_no_machine(path):
-    """No absolute path and no real face's file name is stored."""
-    text = path.read_text()
-    assert "/home/" not in text and "/root/" not in text and "/tmp/" not in text
 
 
 def test_each_equation_stands_beside_the_call_that_computes_it():
@@ -173,9 +149,12 @@ def place(tmp_path_factory) -> Path:
 
 
 def defaults_of(path: Path) -> dict:
-    """The parameters of a notebook and what they are where nobody says otherwise."""
-    (cell,) = parameters(nbformat.read(path, as_version=4))
-    return {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cell.source).body}
+    """The parameters of a notebook and what they are where nobody says otherwise: one cell, assignments of literals."""
+    cells = nbformat.read(path, as_version=4).cells
+    (cell,) = (c for c in cells if "parameters" in c.metadata.get("tags", []))
+    statements = ast.parse(cell.source).body
+    assert cell.cell_type == "code" and all(isinstance(s, ast.Assign) and len(s.targets) == 1 for s in statements)
+    return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}
 
 
 # Those that take their faces from the same stages run in one worker, so that each stage is made once.
@@ -183,6 +162,7 @@ STAGED = [pytest.mark.xdist_group("stages")]
 EXECUTED = [pytest.param(p, id=p.stem, marks=STAGED if "dataset" in defaults_of(p) else []) for p in NOTEBOOKS]
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", EXECUTED)
 def test_it_runs_and_its_numbers_lie_within_their_bounds(path, place):
     """On the bundled faces, which every machine has; a failed assertion of the notebook fails it."""

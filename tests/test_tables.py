@@ -1,5 +1,7 @@
 """One record, one layout: what a number says, what a table keeps, what a reader sees."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from riddle.metrics.identity import Estimate
 def number(judge, mean, low=None, high=None, method="RiDDLE", metric="rate", **more):
     low, high = (mean - 0.02 if low is None else low), (mean + 0.02 if high is None else high)
     more = {"task": "t", "against": "a"} | more
-    return Measured(method=method, metric=metric, judge=judge, **more).of(Estimate(mean, 0.01, low, high, 300), 2)
+    return Measured(method=method, metric=metric, measured_by=judge, **more).of(Estimate(mean, 0.01, low, high, 300), 2)
 
 
 @pytest.fixture
@@ -25,16 +27,15 @@ def table(run):
         Measured("t", "RiDDLE", "rate", "a", "facenet").absent("no file"),
     ]  # fmt: skip
     lines = pd.DataFrame(tables.tidy(records, run, interval="over folds"))
-    return lines.assign(judge_seen=lines.judge == "seen", paper=np.where(lines.method == "RiDDLE", 0.016, np.nan))
+    return lines.assign(
+        seen_in_training=lines.measured_by == "seen", paper=np.where(lines.method == "RiDDLE", 0.016, np.nan)
+    )
 
 
 @pytest.fixture
 def run():
-    class Run:
-        preset, data, label, version, split_hash, seed = "mobile", "lfw", "LFW", "funneled", "123456789012", 7
-        weights_hash, detector = "1e5", "auto"
-
-    return Run()
+    about = {"data": "lfw", "label": "LFW", "version": "funneled", "split_hash": "123456789012", "weights_hash": "1e5"}
+    return SimpleNamespace(preset="mobile", seed=7, detector="auto", **about)
 
 
 def test_a_number_says_itself_or_why_it_is_missing():
@@ -65,7 +66,7 @@ def test_csv_round_trip(table, tmp_path):
     back = tables.read(path)
     assert [p.name for p in path.parent.iterdir()] == ["table1.csv"] and list(back) == list(table)
     assert back.split_hash[0] == "123456789012" and back.weights[0] == "1e5"  # texts, not numbers
-    assert back.judge_seen.tolist() == table.judge_seen.tolist() and np.isnan(back.accuracy).all()
+    assert back.seen_in_training.tolist() == table.seen_in_training.tolist() and np.isnan(back.accuracy).all()
     assert back["mean"].tolist() == pytest.approx(table["mean"].tolist(), nan_ok=True)
     assert tables.wide(back).equals(tables.wide(table))
 
@@ -87,9 +88,8 @@ def test_wide_has_a_column_a_judge_unseen_first_and_the_papers_last(table):
 
 
 def test_wide_has_a_column_a_metric_where_a_line_holds_several(run):
-    records = [
-        number("", v, metric=m, method=f"m{k}") for k in (1, 2) for m, v in (("MSE", 0.1 * k), ("PSNR", 20.0 + k))
-    ]
+    values = {("m1", "MSE"): 0.1, ("m1", "PSNR"): 21.0, ("m2", "MSE"): 0.2, ("m2", "PSNR"): 22.0}
+    records = [number("", value, metric=metric, method=method) for (method, metric), value in values.items()]
     records.append(number("alexnet", 0.3, metric="LPIPS alexnet", method="m1"))
     table = pd.DataFrame(tables.tidy(records, run))
     assert list(tables.wide(table, ("method",))) == ["method", "MSE", "PSNR", "LPIPS alexnet", "n", "undetected"]
@@ -129,16 +129,15 @@ def test_methods_are_told_apart_by_their_intervals(run):
         number("w", 0.1, np.nan, np.nan), number("w", 0.9, method="other"),
     ]  # fmt: skip
     table = pd.DataFrame(tables.tidy(records, run))
-    pairs = tables.apart(table, "RiDDLE", "other").set_index("judge")
+    pairs = tables.apart(table, "RiDDLE", "other").set_index("measured_by")
     assert pairs.verdict.to_dict() == {"x": "lower", "y": "not told apart", "z": "higher", "w": "not told apart"}
     text = tables.sentences(pairs.reset_index(), {"lower": "better"})
     assert "- LFW, rate, a, by x: RiDDLE 0.100 ± 0.010, other 0.300 ± 0.010: **better**\n" in text
     assert text.count("\n") == 4 and text.count("**not told apart**") == 2
     text = tables.sentences(pairs.reset_index())
     assert text.count("**") == 4 and text.endswith("\nOf 4 numbers, 2 are not told apart by their intervals.\n")
-    seen = table.assign(judge_seen=table.judge == "x")
-    assert "x" not in set(tables.apart(seen, "RiDDLE", "other").judge)
+    seen = table.assign(seen_in_training=table.measured_by == "x")
+    assert "x" not in set(tables.apart(seen, "RiDDLE", "other").measured_by)
     strangers = table.assign(against=np.where(table.method == "other", "a stranger", "a"))
-    assert (
-        len(tables.apart(strangers, "RiDDLE", "other")) == 4
-    )  # compared with different things, and so beside each other
+    # Compared with different things, and so beside each other.
+    assert len(tables.apart(strangers, "RiDDLE", "other")) == 4

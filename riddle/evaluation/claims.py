@@ -4,12 +4,12 @@ The claims lie in claims.csv beside this module, a line each, and their limits t
 (`RELATIONS`), a limit or other rows.
 
 A verdict is 'holds', 'does not hold', 'undecided' (recognisers disagree, or an interval reaches the limit or is
-missing) or 'n/a: reason'. It asks the whole 95 % interval, by every judge that took no part in training.
+missing) or 'n/a: reason'. It asks the whole 95 % interval, by everything that measured and took no part in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class NotAnswered(Exception):
 
 
 @dataclass(frozen=True)
-class Rows:
+class Selection:
     """Rows of a table: where each of the columns has one of the values."""
 
     table: str  # stem of its CSV
@@ -48,7 +48,7 @@ class Rows:
     column: str = ""  # of the number, when it is not `mean`; its interval: <column>_low, <column>_high
 
     def of(self, tables: Tables, found: bool = True) -> pd.DataFrame:
-        """Those with a number by a judge unseen in training, as columns number, low, high beside the table's own.
+        """Those with a number by one unseen in training, as columns number, low, high beside the table's own.
 
         found: a row in which most faces were not found answers nothing; False where the number itself tells.
         Raises NotAnswered with the reason.
@@ -62,14 +62,14 @@ class Rows:
             rows = rows[rows[column].isin(wanted)]
         if not len(rows):
             raise NotAnswered(f"{self.table}.csv has no row {', '.join(map(' or '.join, self.where.values()))}")
-        rows = rows[~rows.judge_seen.astype(bool)]
+        rows = rows[~rows.seen_in_training.astype(bool)]
         bounds = [f"{self.column}_{end}" if self.column else end for end in ("low", "high")]
         low, high = (rows[c] if c in rows else np.nan for c in bounds)
         known = rows.assign(number=rows[number], low=low, high=high)[rows[number].notna()]
         if not len(known):
             reasons = [v.removeprefix("n/a: ") for v in rows.value if is_reason(v)]
             absent = [r for r in reasons if "encryptor" in r] or reasons  # a recogniser's absence explains less
-            raise NotAnswered(absent[0] if absent else "no number by a judge unseen in training")
+            raise NotAnswered(absent[0] if absent else "no number by a recogniser unseen in training")
         if found:
             known = known[known.undetected <= known.n / 2]
             if not len(known):
@@ -78,45 +78,28 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A claim, answered."""
-
-    claim: str
-    section: str
-    paper: str
-    ours: str
-    verdict: str
-
-    @property
-    def answered(self) -> bool:
-        """Whether our tables could say anything."""
-        return not is_reason(self.verdict)
-
-
-@dataclass(frozen=True)
 class Claim:
-    """Rows of one table are in a relation to a limit, or to other rows by the same judge, metric and data set."""
+    """Rows of one table are in a relation to a limit, or to other rows of the same data set, measured by the same."""
 
     text: str
     section: str  # of the paper; '' where the claim is this project's own
     paper: str  # the paper's figures for it
-    rows: Rows
+    rows: Selection
     relation: str  # a key of RELATIONS
     limit: float = np.nan  # a number, or of the difference or the share
-    than: Rows | None = None
+    than: Selection | None = None
     broken: float = np.nan  # beyond this limit something is wrong with the program or its weights (`broken`)
 
-    def judge(self, tables: Tables) -> Verdict:
-        """The verdict of these tables: {stem: table as `tables.read` gives it}."""
+    def verdict(self, tables: Tables) -> tuple[str, str]:
+        """The verdict of these tables {stem: table as `tables.read` gives it}, and our figures in words."""
         proof, disproof, one_disproves = RELATIONS[self.relation]
         try:
             pairs = self.pairs(tables)
         except NotAnswered as reason:
-            return Verdict(self.text, self.section, self.paper, "", f"n/a: {reason}")
+            return f"n/a: {reason}", ""
         right, wrong = (pairs.eval(how, local_dict={"limit": self.limit}) for how in (proof, disproof))
         disproved = wrong.any() if one_disproves else wrong.all()
-        verdict = HOLDS if right.all() else FAILS if disproved else UNDECIDED
-        return Verdict(self.text, self.section, self.paper, self.figures(pairs), verdict)
+        return HOLDS if right.all() else FAILS if disproved else UNDECIDED, self.figures(pairs)
 
     def pairs(self, tables: Tables) -> pd.DataFrame:
         """Our rows' number, low and high as number_x and so on, those beside them as number_y. Raises NotAnswered."""
@@ -125,10 +108,12 @@ class Claim:
         if self.than is None:
             return first[numbers].add_suffix("_x")
         second, named = self.than.of(tables), {*self.rows.where, *self.than.where}
-        shared = [c for c in ("judge", "metric", "dataset", "against") if c not in named and c in first and c in second]
+        shared = [
+            c for c in ("measured_by", "metric", "dataset", "against") if c not in named and c in first and c in second
+        ]
         pairs = first[[*shared, *numbers]].merge(second[[*shared, *numbers]], on=shared)
         if not len(pairs):
-            raise NotAnswered(f"no judge or metric is in both rows of {self.rows.table}.csv")
+            raise NotAnswered(f"no recogniser or metric is in both rows of {self.rows.table}.csv")
         if self.relation == "a share of" and not (pairs.number_y > 0).all():
             raise NotAnswered("there is nothing to have a share of")
         return pairs
@@ -148,9 +133,11 @@ def _span(values: pd.Series) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def verdicts(tables: Tables, only: str = "") -> list[Verdict]:
-    """Every claim answered by these tables; only: the claims on one table."""
-    return [claim.judge(tables) for claim in CLAIMS if only in ("", claim.rows.table)]
+def verdicts(tables: Tables, only: str = "") -> pd.DataFrame:
+    """Every claim by these tables: columns claim, section, paper, ours, verdict. only: the claims on one table."""
+    claims = [claim for claim in CLAIMS if only in ("", claim.rows.table)]
+    lines = [(c.text, c.section, c.paper, *reversed(c.verdict(tables))) for c in claims]
+    return pd.DataFrame(lines, columns=["claim", "section", "paper", "ours", "verdict"])
 
 
 def broken(name: str, table: pd.DataFrame) -> list[str]:
@@ -167,25 +154,26 @@ def broken(name: str, table: pd.DataFrame) -> list[str]:
     return found
 
 
-def sentences(answers: Sequence[Verdict]) -> str:
-    """Verdicts as a markdown list for readers."""
+def sentences(answers: pd.DataFrame) -> str:
+    """Lines of `verdicts` as a markdown list for readers."""
     lines = []
-    for a in answers:
+    for a in answers.itertuples():
         beside = "; ".join(filter(None, (a.ours, a.paper and f"paper: {a.paper}")))
         lines.append(f"- {a.claim}: **{a.verdict}**" + (f" ({beside})" if beside else "") + "\n")
     return "".join(lines)
 
 
-def _rows(table: str, where: str, column: str = "") -> Rows:
+def _selection(table: str, where: str, column: str = "") -> Selection:
     """Rows from a cell of claims.csv: 'column=value; column=one value|another'."""
     pairs = (pair.split("=") for pair in where.split("; "))
-    return Rows(table, {name: tuple(values.split("|")) for name, values in pairs}, column)
+    return Selection(table, {name: tuple(values.split("|")) for name, values in pairs}, column)
 
 
 def _claims() -> Iterator[Claim]:
     lines = pd.read_csv(Path(__file__).with_name("claims.csv"), dtype=str, keep_default_na=False)
     for c in lines.itertuples():
-        ours, than = _rows(c.table, c.rows, c.column), _rows(c.table, c.than) if c.than else None
+        ours = _selection(c.table, c.rows, c.column)
+        than = _selection(c.table, c.than) if c.than else None
         limit, broken = float(c.limit or "nan"), float(c.broken or "nan")
         yield Claim(c.claim, c.section, c.paper, ours, c.relation, limit, than, broken)
 

@@ -199,18 +199,20 @@ def curves(
 
 
 def marks(parts: Mapping[str, pd.DataFrame]) -> Figure:
-    """Parts of a table, {title: lines with a number}: one panel per part, one row per method, one dot per judge.
+    """Parts of a table, {title: lines with a number}: one panel per part, one row per method, one dot per recogniser,
+    detector or network of features.
 
     Bars: the 95 % intervals; strokes: the paper's numbers.
     """
-    methods, judges = ([*dict.fromkeys(itertools.chain(*(p[c] for p in parts.values())))] for c in ("method", "judge"))
+    every = pd.concat(parts.values())
+    methods, known = list(every.method.unique()), every.measured_by.unique()
     figure, axes = panels(len(parts), 4, 11 / max(len(parts), 2), 0.6 + 0.25 * len(methods))
     for axis, (title, part) in zip(axes, parts.items(), strict=True):
-        for (k, judge), colour in zip(enumerate(judges), itertools.cycle(COLOURS)):
-            lines = part[part.judge == judge]
-            at = [methods.index(m) + 0.6 * ((k + 0.5) / len(judges) - 0.5) for m in lines.method]
+        for (k, name), colour in zip(enumerate(known), itertools.cycle(COLOURS)):
+            lines = part[part.measured_by == name]
+            at = [methods.index(m) + 0.6 * ((k + 0.5) / len(known) - 0.5) for m in lines.method]
             spread = np.nan_to_num([lines["mean"] - lines.low, lines.high - lines["mean"]])
-            axis.errorbar(lines["mean"], at, xerr=spread, fmt="o", ms=3.5, color=colour, label=judge or "ours")
+            axis.errorbar(lines["mean"], at, xerr=spread, fmt="o", ms=3.5, color=colour, label=name or "ours")
             for _, published in lines.filter(like="paper").items():
                 axis.plot(published, at, "|", color="0.3", ms=9, label="the paper")
         axis.set(title=title, ylim=(len(methods) - 0.5, -0.5), yticks=range(len(methods)), yticklabels=[])
@@ -225,8 +227,8 @@ def paths(table: pd.DataFrame) -> Figure:
 
     Grey: below the recogniser's threshold, so the same person.
     """
-    figure, axes = panels(table.judge.nunique(), 5, 2.3, 2.4)
-    for axis, (name, rows) in zip(axes, table.groupby("judge", sort=False), strict=True):
+    figure, axes = panels(table.measured_by.nunique(), 5, 2.3, 2.4)
+    for axis, (name, rows) in zip(axes, table.groupby("measured_by", sort=False), strict=True):
         ways = rows[rows.path != "inverted"].groupby("path", sort=False)
         for (path, r), style, colour in zip(ways, ("-", "--"), COLOURS, strict=False):
             axis.plot(r.t, r["mean"], style, color=colour, label=f"{path} path", lw=1.6)
@@ -235,7 +237,7 @@ def paths(table: pd.DataFrame) -> Figure:
         axis.axhline(inverted, color="0.3", lw=1.1, ls=":", label="inverted, not encrypted")
         axis.axhspan(0, rows.threshold.iloc[0], color="0.9", lw=0, zorder=0, label="the same person")
         axis.set(ylim=(0, None), xlim=(0, 1), xlabel="from password 1 to 2")
-        axis.set_title(name + ("\n(seen in training)" if rows.judge_seen.any() else ""), fontsize=9)
+        axis.set_title(name + ("\n(seen in training)" if rows.seen_in_training.any() else ""), fontsize=9)
     axes[0].set_ylabel("identity distance to photo")
     figure.tight_layout()
     legend(figure)

@@ -152,8 +152,8 @@ def _from_codes(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
     need(source, "codes")  # without codes no model is needed
     model = of.model(run)
     w, targets = codes_of(run, of, model)
-    drawn = [to_bytes(model.synthesize(part)) for part in track(w.split(BATCH), of.name)]
-    return {"faces": np.concatenate(drawn), "targets": targets}
+    made = [to_bytes(model.synthesize(part)) for part in track(w.split(BATCH), of.name)]
+    return {"faces": np.concatenate(made), "targets": targets}
 
 
 def codes_of(run: Run, of: FaceSet, model: riddle.Riddle) -> tuple[torch.Tensor, np.ndarray]:
@@ -205,8 +205,8 @@ def _from_pixels(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
     model = of.model(run)
     keys = _own_password(run, model)[targets].split(BATCH)
     parts = zip(track(to_tensor(pictures).split(BATCH), of.name), keys, strict=True)
-    drawn = [to_bytes(model.synthesize(model.decrypt(model.invert(part), key))) for part, key in parts]
-    return {"faces": np.concatenate(drawn), "targets": targets}
+    made = [to_bytes(model.synthesize(model.decrypt(model.invert(part), key))) for part, key in parts]
+    return {"faces": np.concatenate(made), "targets": targets}
 
 
 # ---- back in the photos
@@ -306,7 +306,8 @@ def _recogniser(run: Run, name: str) -> Path:
         return {"published": np.array(float(recognition.load(name, run.device).threshold))}
 
     here = recognizers.available([name])[name]  # part of the key: the stage is made again when the weights arrive
-    return stage(run, run.folder / "embeddings" / f"{name}.npz", ("judge", name, here), make)
+    made_from = ("judge", name, here)  # "judge": a word of the key, under which results of hours lie
+    return stage(run, run.folder / "embeddings" / f"{name}.npz", made_from, make)
 
 
 @dataclass(frozen=True)

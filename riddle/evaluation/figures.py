@@ -153,20 +153,20 @@ def outcomes(run: Run, variant: str, recognisers: Sequence[str]) -> tuple[dict[s
             alike = by.similarity(*(by.embeddings[sets[name]][who] for name in (picture, other)))
             worst, lost = int(np.nan_to_num(sign * alike, nan=-np.inf).argmax()), np.isnan(alike)
             about = {"worst": worst, "similarity": alike[worst], "unfound": int(lost.argmax()) if lost.any() else -1}
-            one = replace(line, judge=by.name, threshold=by.published)
+            one = replace(line, measured_by=by.name, threshold=by.published)
             lines += tidy([record(one, alike)], run, **ABOUT, **about)
     return faces, pd.DataFrame(lines)
 
 
 def failures(faces: Mapping[str, torch.Tensor], table: pd.DataFrame, recogniser: str) -> dict[str, list[Block]]:
     """The worst faces of `outcomes` by one recogniser, as rows of `drawing.faces_grid`."""
-    rows, shown = table[table.judge == recogniser], {}
+    rows, shown = table[table.measured_by == recogniser], {}
     for line in rows.itertuples():
         if line.n:
             shown[f"{COMPARED[line.place][2]}\n{line.similarity:.2f}"] = line.worst
         if line.unfound >= 0:
             shown[f"{line.place}: found by no detector"] = line.unfound
-    chosen = {label: torch.stack([drawn[i] for drawn in faces.values()]) for label, i in shown.items()}
+    chosen = {label: torch.stack([made[i] for made in faces.values()]) for label, i in shown.items()}
     return {label: [Block(rows.method.iloc[0], tuple(faces), row[None])] for label, row in chosen.items()}
 
 
@@ -185,8 +185,8 @@ def scatter(run: Run, variant: str, who: People, recognisers: Mapping[str, Any],
         model, parts = of.model(run), []
         keys = model.random_password(len(who.rows) * count, run.seed).split(count)
         for code, many in zip(track(who.codes.split(1), variant, unit="person"), keys, strict=True):
-            drawn = model.synthesize(model.encrypt(code.expand(count, -1, -1), many)).cpu()
-            parts.append(embed(recognisers, drawn, run.detector))
+            faces = model.synthesize(model.encrypt(code.expand(count, -1, -1), many)).cpu()
+            parts.append(embed(recognisers, faces, run.detector))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in recognisers}
         return arrays | {"labels": np.arange(len(parts)).repeat(count)}
 

@@ -9,23 +9,24 @@ The report reads the CSV files under results/<preset>/tables and recomputes noth
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import nbformat
 import pandas as pd
+import typer
 from nbconvert.filters import markdown2html
 from PIL import Image
+from typer import Option
 
 from riddle import config
 from riddle.evaluation import tables
-from riddle.evaluation.claims import FAILS, HOLDS, UNDECIDED, Verdict, verdicts
+from riddle.evaluation.claims import FAILS, HOLDS, UNDECIDED, verdicts
 from riddle.files import write_text
 
 # Stem of a table's CSV -> (title, number of the notebook that makes it, section of the paper).
@@ -52,20 +53,20 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 def page(preset: str, made: dict[str, pd.DataFrame], figures: Sequence[Path] = ()) -> str:
     """The page as markdown: verdicts, then every table, then the figures, by their place beside it."""
     answers = verdicts(made)
-    counts = {v: sum(a.verdict == v for a in answers) for v in (HOLDS, FAILS, UNDECIDED)}
-    counts["without an answer"] = sum(not a.answered for a in answers)
+    counts = {v: int((answers.verdict == v).sum()) for v in (HOLDS, FAILS, UNDECIDED)}
+    counts["without an answer"] = int(answers.verdict.map(tables.is_reason).sum())
     weights = {name: table.weights.iloc[0] for name, table in made.items() if "weights" in table and len(table)}
     parts = [
         f"# RiDDLE, preset {preset}: the paper's results and ours",
         "## What holds and what does not",
-        f"{len(answers)} claims: {', '.join(f'{n} {v}' for v, n in counts.items() if n)}. A claim is judged by the "
+        f"{len(answers)} claims: {', '.join(f'{n} {v}' for v, n in counts.items() if n)}. A claim holds by the "
         "worst of the recognisers that took no part in training; 'undecided' says that they disagree, or that an "
         "interval reaches the limit or is missing.",
     ]
     if len(set(weights.values())) > 1:
         listed = ", ".join(f"{name}: {value}" for name, value in weights.items())
         parts.append(f"The tables were made with different weights ({listed}): `make reproduce` makes them alike.")
-    parts.append(tables.grid(pd.DataFrame([asdict(a) for a in answers])))
+    parts.append(tables.grid(answers))
     for name, (title, notebook, section) in SOURCES.items():
         parts += [f"## {title}", f"Section {section} of the paper; notebook {notebook}."]
         table = made.get(name, pd.DataFrame())
@@ -97,7 +98,7 @@ def to_html(markdown: str, folder: Path) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
-def write(preset: str, folder: Path | None = None) -> list[Verdict]:
+def write(preset: str, folder: Path | None = None) -> pd.DataFrame:
     """Write report.md, report.html and verdicts.csv into `folder` (default: results/<preset>), from results/<preset>.
 
     Returns the verdicts. Raises ValueError for a table that cannot be read.
@@ -108,7 +109,7 @@ def write(preset: str, folder: Path | None = None) -> list[Verdict]:
     for name, text in {"report.md": markdown, "report.html": to_html(markdown, source)}.items():
         write_text(folder / name, text)
     answers = verdicts(made)
-    tables.write(pd.DataFrame([asdict(a) for a in answers]), folder / "verdicts.csv")
+    tables.write(answers, folder / "verdicts.csv")
     return answers
 
 
@@ -163,20 +164,21 @@ def jpeg(image: Image.Image, width: int) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="mobile")
-    parser.add_argument("--out", type=Path, help="folder; default: results/<preset>")
-    parser.add_argument("--slim", type=Path, nargs=2, metavar=("NOTEBOOK", "FOLDER"), help="a copy fit to publish")
-    options = parser.parse_args(argv)
-    if options.slim:
-        source, folder = options.slim
+def main(
+    preset: str = "mobile",
+    out: Annotated[Path | None, Option(help="folder; default: results/<preset>")] = None,
+    slim_copy: Annotated[
+        tuple[Path, Path] | None, Option("--slim", metavar="NOTEBOOK FOLDER", help="only a copy fit to publish")
+    ] = None,
+) -> None:
+    """Write the report of a preset, or a notebook's small copy."""
+    if slim_copy:
+        source, folder = slim_copy
         write_text(folder / source.name, slim(nbformat.read(source, as_version=4)))
         return
-    for answer in write(options.preset, options.out):
+    for answer in write(preset, out).itertuples():
         print(f"{answer.verdict:14.60}  {answer.claim}  {answer.ours}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

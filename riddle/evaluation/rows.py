@@ -160,7 +160,7 @@ SIMILARITY_SETS = ("photo", *SINGLE.values(), *MANY)
 
 @cache
 def paper() -> pd.DataFrame:
-    """Every number that the paper prints: table, task, method, metric, against, judge, place, column, value."""
+    """Every number that the paper prints: table, task, method, metric, against, measured_by, place, column, value."""
     return pd.read_csv(Path(__file__).with_name("paper.csv"), keep_default_na=False)
 
 
@@ -177,7 +177,7 @@ def published(table: str, line: Mapping[str, Any]) -> dict[str, float | None]:
         return out
     if table == "table5" and line["metric"].startswith("Frechet"):
         line["metric"] = "FID"
-    for key in ("task", "method", "metric", "against", "judge", "place"):
+    for key in ("task", "method", "metric", "against", "measured_by", "place"):
         known = known[known[key].isin(["", line.get(key, "")])]
     return out | dict(zip(known.column, known.value, strict=True))
 
@@ -187,7 +187,7 @@ def absent_systems(table: str) -> Iterator[tuple[dict[str, str], str]]:
     known = paper()[paper().table == table]
     if not known.method.isin(UNAVAILABLE).any():
         return
-    for row in known[["task", "metric", "against", "judge", "place"]].drop_duplicates().to_dict("records"):
+    for row in known[["task", "metric", "against", "measured_by", "place"]].drop_duplicates().to_dict("records"):
         for system, reason in UNAVAILABLE.items():
             lasting = row["task"] == "recovery" and system in ("CIAGAN", "DeepPrivacy")
             yield row | {"method": system}, "it keeps nothing to restore from" if lasting else reason

@@ -14,74 +14,23 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from riddle.evaluation import ablations, facesets, figures, measures, protocol, recognition, rows, tables
+from riddle.evaluation import facesets, figures, recognition, rows, table1, table2, table3, table4, table5, tables
 from riddle.evaluation.runs import Run, runs_of, seconds
-from riddle.evaluation.tables import Measured
+from riddle.evaluation.tables import Measured, Part
 
 # ---- the tables
 
-
-@dataclass(frozen=True)
-class Part:
-    """Numbers of one kind in a table."""
-
-    datasets: tuple[str, ...]  # each that is found; where none is, the bundled samples
-    measure: Callable[[Run], Iterator[Measured]]
-    sets: Collection[str]  # the face sets that it needs
-    recognisers: tuple[str, ...] = ()  # the recognisers that see these
-    about: Mapping[str, str] = field(default_factory=dict)  # notes on how the numbers were made
-
-
-_PAIRED, _PICTURES = ("lfw",), ("celebamask_hq", "ffhq")
-_OVER_FACES = "95 %, bootstrap over faces"
-_RATES = {
-    "threshold_rule": f"the other nine folds' unprotected negatives at FAR {protocol.FAR:g}; the recogniser's "
-                      "published one where the data has no strangers' pairs",
-    "undetected_rule": "a pair without a detected face counts as not accepted (diversity: as not distinct)",
-    "interval": "95 %, over folds; over people where there is one fold, and for diversity",
-}  # fmt: skip
-_ABLATED = {rows.INVERTED: "inverted", **{label: variant for variant, label in rows.ABLATIONS.items()}}
 TABLES: dict[str, tuple[Part, ...]] = {
-    "table1": (
-        Part(_PAIRED, partial(protocol.rates, wanted=rows.TABLE1), rows.sets_of(rows.TABLE1), rows.RECOGNISERS, _RATES),
-    ),
-    "table2": (
-        Part(
-            _PICTURES, measures.restorations, dict.fromkeys((*rows.REFERENCES, *rows.TABLE2.values())),
-            about={"interval": _OVER_FACES, "undetected_rule": "left out, and counted",
-                   "protocol": "8-bit pictures at the preset's size, intensities in [0, 1]"},
-        ),
-    ),
-    "table3": (
-        Part(
-            _PICTURES, measures.fidelity_and_utility, ("photo", *rows.TABLE3.values()), ("dlib",),
-            about={"interval": _OVER_FACES, "undetected_rule": "left out, and counted",
-                   "protocol": f"lengths: mean over coordinates, in pixels of the crop at {rows.SIDE} px; utility on "
-                               f"at most {rows.PEOPLE} faces"},
-        ),
-    ),
-    "table4": (
-        Part(
-            _PAIRED + _PICTURES, measures.similarities, rows.SIMILARITY_SETS, rows.ANGULAR,
-            about={"interval": "95 %, bootstrap over people", "undetected_rule": "left out, and counted",
-                   "protocol": f"{rows.PASSWORDS} passwords, at most {rows.PEOPLE} people"},
-        ),
-    ),
-    "table5": (
-        Part(_PAIRED, partial(protocol.rates, wanted=rows.TABLE5), rows.sets_of(rows.TABLE5), rows.RECOGNISERS, _RATES),
-        Part(
-            _PICTURES, partial(measures.distances, sets=_ABLATED, halves=False), ("photo", *_ABLATED.values()),
-            ("dlib",), about={"interval": _OVER_FACES, "undetected_rule": "left out, and counted"},
-        ),
-    ),
+    "table1": table1.PARTS, "table2": table2.PARTS, "table3": table3.PARTS, "table4": table4.PARTS,
+    "table5": table5.PARTS,
 }  # fmt: skip
 
 
@@ -105,7 +54,7 @@ def table(run: Run, name: str) -> Path:
     lines = [line for one, part in parts for line in tables.tidy(part.measure(one), one, name, **part.about)]
     systems = (Measured(**row).absent(reason) for row, reason in rows.absent_systems(name))
     made = pd.DataFrame([*lines, *tables.tidy(systems, parts[0][0], name)])
-    made = ablations.with_training(made, run.preset) if name == "table5" else made
+    made = table5.with_training(made, run.preset) if name == "table5" else made
     return tables.write(made, *places(run, name))
 
 
@@ -157,7 +106,7 @@ def jobs(parts: Collection[Part]) -> list[Job]:
 
 STAGES: dict[str, Callable[[Run, str], Path]] = {
     "aligned": facesets.aligned, "codes": facesets.codes, "faces": facesets.faces, "found": facesets.found,
-    "restored": measures.restored, "detected": measures.detected, "figure7": figures.figure7,
+    "restored": table2.restored, "detected": table3.detected, "figure7": figures.figure7,
     **{name: lambda run, _, name=name: table(run, name) for name in TABLES},
 }  # fmt: skip
 

@@ -1,13 +1,13 @@
 """One record of a number, and how numbers are laid out: tidy with provenance, wide for readers; one writer, one reader.
 
-A tidy line is a metric of one method by one judge: a recogniser, a detector or a network of features; '' where pixels
+A tidy line is a metric of one method, measured by a recogniser, a detector or a network of features; by '' where pixels
 are compared. `tidy` makes lines, `write` and `read` keep them as CSV, `wide`, `notes` and `grid` show them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from riddle.files import replace_file
 from riddle.metrics.identity import Estimate
 from riddle.presets import get
 
-SEEN = ("squeezenet",)  # judges that took part in training beside the preset's F_e: LPIPS on SqueezeNet is F_p (eq. 7)
+SEEN = ("squeezenet",)  # took part in training beside the preset's F_e: LPIPS on SqueezeNet is F_p (eq. 7)
+PAIRED, PICTURES = ("lfw",), ("celebamask_hq", "ffhq")  # data sets of pairs, and of pictures alone
+FACES = {"interval": "95 %, bootstrap over faces", "undetected_rule": "left out, and counted"}  # notes on their numbers
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Measured:
     method: str
     metric: str
     against: str  # what the faces are compared with
-    judge: str = ""  # who measured it
+    measured_by: str = ""  # a recogniser, a detector or a network
     value: str = ""  # mean ± std, or 'n/a: reason'
     mean: float = np.nan
     std: float = np.nan
@@ -63,6 +65,17 @@ class Measured:
         return replace(self, value=f"n/a: {reason.removeprefix('n/a: ')}")
 
 
+@dataclass(frozen=True)
+class Part:
+    """Numbers of one kind in a table."""
+
+    datasets: tuple[str, ...]  # each that is found; where none is, the bundled samples
+    measure: Callable[[Run], Iterator[Measured]]
+    sets: Collection[str]  # the face sets that it needs
+    recognisers: tuple[str, ...] = ()  # the recognisers that see these
+    about: Mapping[str, str] = field(default_factory=dict)  # notes on how the numbers were made
+
+
 def tidy(records: Iterable[Measured], run: Run, table: str = "", **about: Any) -> Iterator[dict[str, Any]]:
     """Records as lines with the paper's numbers and their provenance; about: further columns, the same in each line."""
     seen = (get(run.preset).identity, *SEEN)
@@ -72,14 +85,25 @@ def tidy(records: Iterable[Measured], run: Run, table: str = "", **about: Any) -
         "weights": run.weights_hash, "detector": run.detector,
     }  # fmt: skip
     for record in records:
-        line = asdict(record) | {"judge_seen": record.judge in seen}
+        line = asdict(record) | {"seen_in_training": record.measured_by in seen}
         yield line | published(table, line) | made | about
 
 
-# ---- files
+# ---- columns
 
-TEXTS = ("version", "split_hash", "weights", "reference_hash")  # that may look like numbers
-NUMBERS = ("mean", "std", "low", "high", "rate_found", "accuracy", "threshold")  # that may all be empty
+# Columns that say how a table was made; `notes` prints them.
+PROVENANCE = (
+    "dataset", "version", "split_hash", "seed", "preset", "weights", "detector", "threshold_rule", "undetected_rule",
+    "interval", "protocol", "resize", "reference_hash", "perplexity", "passwords", "people",
+)  # fmt: skip
+# Columns that name a row.
+ROWS = ("dataset", "task", "method", "metric", "against", "place", "path", "t")
+# Columns of text, which may look like numbers or be empty.
+TEXTS = {f.name for f in fields(Measured) if f.type == "str"} | {*PROVENANCE, "variant", "trained otherwise"}
+TEXTS -= {"seed", "perplexity", "passwords", "people"}
+
+
+# ---- files
 
 
 def write(table: pd.DataFrame, *paths: Path) -> Path:
@@ -96,60 +120,48 @@ def read(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is no table ({e}); remove it and make it again") from e
-    numbers = table.select_dtypes(["number", "bool"])
-    empty = [c for c in numbers if numbers[c].isna().all() and c not in NUMBERS and not c.startswith("paper")]
-    texts = [c for c in table if c not in numbers or c in empty]
+    texts = table.select_dtypes(exclude=["number", "bool"]).columns
     return table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
 
 
 # ---- for readers
 
-# Columns that say how a table was made; `notes` prints them.
-PROVENANCE = (
-    "dataset", "version", "split_hash", "seed", "preset", "weights", "detector", "threshold_rule", "undetected_rule",
-    "interval", "protocol", "resize", "reference_hash", "perplexity", "passwords", "people",
-)  # fmt: skip
-# Columns that were measured: they name no row.
-MEASURED = (
-    *(f.name for f in fields(Measured) if f.name not in ("task", "method", "metric", "against", "place")),
-    "judge_seen", "accepted", "accepted_low", "accepted_high", "step", "ends", "variant", "steps", "trained otherwise",
-)  # fmt: skip
-
 
 def wide(table: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
-    """A line for each combination of `rows`, a column for each judge (and metric, where `rows` lack it), cells as text.
+    """A line for each combination of `rows`, cells as text, a column for each way to measure (and metric, where `rows`
+    lack it).
 
-    rows: default: every column that names a row and differs. Judges unseen in training come first, the others are
+    rows: default: those of ROWS that differ. Those unseen in training come first, the others are
     marked; one without any number has no column. The paper's columns come last, unless a line holds several metrics.
     """
     if "value" not in table:
         return table.drop(columns=[c for c in PROVENANCE if c in table])
     beside = [c for c in table if c.startswith("paper") and table[c].notna().any()]
-    names = [c for c in table if c not in (*MEASURED, *PROVENANCE[1:]) and not c.startswith("paper")]
-    rows = list(rows) or [c for c in names if c == "method" or table[c].nunique(dropna=False) > 1]
+    names = [c for c in table if c in ROWS and (c == "method" or table[c].nunique(dropna=False) > 1)]
+    rows = list(rows) or names
     several = "metric" not in rows and table.metric.nunique() > 1
     table = table.assign(column=table.metric if several else "")
-    numbered = table[~table.value.map(is_reason)].sort_values("judge_seen", kind="stable")
+    numbered = table[~table.value.map(is_reason)].sort_values("seen_in_training", kind="stable")
     titles = {
-        (metric, judge): _title(metric, judge) + (" (seen in training)" if seen else "")
-        for metric, judge, seen in zip(numbered.column, numbered.judge, numbered.judge_seen, strict=True)
+        (metric, by): _title(metric, by) + (" (seen in training)" if seen else "")
+        for metric, by, seen in zip(numbered.column, numbered.measured_by, numbered.seen_in_training, strict=True)
     } or {("", ""): "value"}
     lines = []
     for values, part in table.groupby(rows, sort=False, dropna=False):
-        known = {(metric, judge): v for metric, judge, v in zip(part.column, part.judge, part.value, strict=True)}
-        for_all = {metric: v for (metric, judge), v in known.items() if not judge and is_reason(v)}
+        known = part.set_index(["column", "measured_by"]).value.to_dict()
+        for_all = {metric: v for (metric, by), v in known.items() if not by and is_reason(v)}
         cells = [known.get(key, for_all.get(key[0], "")) for key in titles]
-        if not any(cells):  # no judge of this line has a number anywhere
+        if not any(cells):  # nothing that measured this line has a number anywhere
             cells[0] = part.value.iloc[0]
         cells = ["n/a" if c in cells[:i] and is_reason(c) else c for i, c in enumerate(cells)]  # a reason stands once
         line = dict(zip(rows, values, strict=True)) | dict(zip(titles.values(), cells, strict=True))
-        line |= {c: int(part[c].max()) for c in ("n", "undetected")}
+        line |= part[["n", "undetected"]].max().astype(int).to_dict()
         lines.append(line if several else line | dict(part[beside].max()))
     return pd.DataFrame(lines)
 
 
-def _title(metric: str, judge: str) -> str:
-    return ", ".join(t for t in (metric, judge if judge.lower() not in metric.lower() else "") if t) or "value"
+def _title(metric: str, by: str) -> str:
+    return ", ".join(t for t in (metric, by if by.lower() not in metric.lower() else "") if t) or "value"
 
 
 def is_reason(cell: str) -> bool:
@@ -171,14 +183,13 @@ def _cell(value: Any) -> str:
 
 
 def notes(table: pd.DataFrame) -> str:
-    """Notes on a table as a markdown list: provenance, and judges without any number."""
+    """Notes on a table as a markdown list: provenance, and who measured without any number."""
     values = {c: [v for v in table[c].dropna().unique() if v != ""] for c in PROVENANCE if c in table}
     lines = [f"{c.replace('_', ' ')}: {'; '.join(map(str, listed))}" for c, listed in values.items() if listed]
     if "value" in table:
-        absent = table.value.map(is_reason)
-        missing = table[absent & (table.judge != "") & ~table.judge.isin(table.judge[~absent])]
-        first = missing.drop_duplicates("judge")
-        lines += [f"{judge}: {reason}" for judge, reason in zip(first.judge, first.value, strict=True)]
+        by, absent = table.measured_by, table.value.map(is_reason)
+        missing = table[absent & (by != "") & ~by.isin(by[~absent])].drop_duplicates("measured_by")
+        lines += (missing.measured_by + ": " + missing.value).tolist()
     return "".join(f"- {_cell(line)}\n" for line in lines)
 
 
@@ -196,12 +207,12 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def apart(table: pd.DataFrame, method: str, than: str) -> pd.DataFrame:
-    """One row for each number that both methods have, by judges unseen in training, and the verdict of the intervals.
+    """One row for each number that both methods have, by those unseen in training, and the verdict of the intervals.
 
     `verdict`: 'higher' or 'lower' if the 95 % intervals do not touch, else 'not told apart'.
     """
-    numbers = table[table["mean"].notna() & ~table.judge_seen]
-    keys = ["dataset", "task", "metric", "judge", "place"]
+    numbers = table[table["mean"].notna() & ~table.seen_in_training]
+    keys = ["dataset", "task", "metric", "measured_by", "place"]
     first, second = (numbers[numbers.method == name] for name in (method, than))
     if (first.against.isin(second.against)).any():
         keys.append("against")
@@ -219,7 +230,7 @@ def sentences(pairs: pd.DataFrame, said: Mapping[str, str] | None = None) -> str
     shown, lines = pairs if said else pairs[pairs.verdict != "not told apart"], []
     for line in shown.to_dict("records"):
         by = ", ".join(filter(None, (line["dataset"], line["metric"], line.get("against"), line["place"])))
-        by += f", by {line['judge']}" if line["judge"] else ""
+        by += f", by {line['measured_by']}" if line["measured_by"] else ""
         verdict = (said or {}).get(line["verdict"], line["verdict"])
         other = f"{line['than']} {line['value of the other']}"
         lines.append(f"- {by}: {line['method']} {line['value']}, {other}: **{verdict}**\n")

@@ -35,3 +35,12 @@ def kffa(embeddings: np.ndarray) -> np.ndarray:
     """
     cosines = pairs(np.asarray(embeddings, np.float64), cosine)
     return mean_found(np.degrees(np.arccos(np.clip(cosines, -1, 1))))
+
+
+def strangers(people: int, seed: int, each: int) -> np.ndarray:
+    """For each of n people, `each` others (fewer when there are not so many), at random: (n, each) indices."""
+    order = np.random.default_rng(seed).permutation(people)
+    steps = np.arange(1, min(each, people - 1) + 1)
+    out = np.empty((people, len(steps)), int)
+    out[order] = order[(np.arange(people)[:, None] + steps) % people]
+    return out

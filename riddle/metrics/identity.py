@@ -6,11 +6,13 @@ pictures; such a pair is never accepted, and never dropped from the count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.special import betaincinv, stdtrit  # of the beta distribution; Student's quantile
+
+DRAWS = 2000  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,15 @@ def fold_rates(accepts: np.ndarray, folds: np.ndarray) -> np.ndarray:
     return np.array([accepts[folds == f].mean() for f in np.unique(folds)])
 
 
-def exact_interval(rate: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Bounds of a rate by n independent trials (Clopper and Pearson): where none of them differs, samples say nothing
-    about their spread."""
-    k, tail = round(rate * n), (1 - level) / 2
-    low = betaincinv(k, n - k + 1, tail) if k > 0 else 0.0
-    return float(low), float(betaincinv(k + 1, n - k, 1 - tail) if k < n else 1.0)
+def exact_interval(rate: float, n: int) -> tuple[float, float]:
+    """95 % bounds of a rate by n independent trials (Clopper and Pearson): where none of them differs, samples say
+    nothing about their spread."""
+    k = round(rate * n)
+    low = betaincinv(k, n - k + 1, 0.025) if k > 0 else 0.0
+    return float(low), float(betaincinv(k + 1, n - k, 0.975) if k < n else 1.0)
 
 
-def fold_interval(rates: np.ndarray, n: int, level: float = 0.95) -> Estimate:
+def fold_interval(rates: np.ndarray, n: int) -> Estimate:
     """Mean and standard deviation over folds (F,), with Student's interval for the mean, clipped to [0, 1]; the exact
     one of n trials where all folds are alike."""
     rates = np.asarray(rates, np.float64)
@@ -102,14 +104,12 @@ def fold_interval(rates: np.ndarray, n: int, level: float = 0.95) -> Estimate:
         raise ValueError(f"an interval over folds needs two folds or more, not {len(rates)}")
     mean, std = rates.mean(), rates.std(ddof=1)
     if std == 0:
-        return Estimate(float(mean), 0.0, *exact_interval(mean, n, level), n)
-    half = stdtrit(len(rates) - 1, (1 + level) / 2) * std / np.sqrt(len(rates))
+        return Estimate(float(mean), 0.0, *exact_interval(mean, n), n)
+    half = stdtrit(len(rates) - 1, 0.975) * std / np.sqrt(len(rates))
     return Estimate(float(mean), float(std), float(max(mean - half, 0)), float(min(mean + half, 1)), n)
 
 
-def bootstrap_interval(
-    values: np.ndarray, groups: np.ndarray | None = None, draws: int = 2000, seed: int = 0, level: float = 0.95
-) -> Estimate:
+def bootstrap_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Estimate:
     """Mean of values (P,) with a percentile interval that resamples whole groups (P,): identities, not pictures.
 
     Without groups every value is its own. `std` is the standard deviation of the resampled means. NaN is left out. One
@@ -123,11 +123,17 @@ def bootstrap_interval(
     if len(sums) < 2:
         return Estimate(float(values.mean()) if len(values) else np.nan, np.nan, np.nan, np.nan, len(values))
     if values.min() == values.max() and values[0] in (0, 1):
-        return Estimate(float(values[0]), 0.0, *exact_interval(values[0], len(sums), level), len(values))
-    picks = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+        return Estimate(float(values[0]), 0.0, *exact_interval(values[0], len(sums)), len(values))
+    picks = np.random.default_rng(0).integers(len(sums), size=(DRAWS, len(sums)))
     means = sums[picks].sum(1) / sizes[picks].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(values.mean()), float(means.std()), float(low), float(high), len(values))
+
+
+def mean_of(values: np.ndarray) -> Estimate:
+    """Mean of values (P,) with a bootstrap interval, NaN left out; `std` is that of the values."""
+    e = bootstrap_interval(values)
+    return replace(e, std=float(np.nanstd(values))) if e.n else e
 
 
 def mean_found(values: np.ndarray) -> np.ndarray:

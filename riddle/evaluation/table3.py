@@ -1,81 +1,26 @@
-"""The numbers of Tables 2 to 4: each function measures one kind on the data of a run."""
+"""Table 3 (section 4.5): distances between sets of faces, detection, and what becomes of a face's box and landmarks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from riddle.evaluation import facesets, recognition, rows
-from riddle.evaluation.facesets import Embedded
 from riddle.evaluation.runs import NotMade, Run, key_of, need, part_hash, read, stage
-from riddle.evaluation.tables import Measured
+from riddle.evaluation.tables import FACES, PICTURES, Measured, Part
 from riddle.faces import detection
 from riddle.faces.alignment import crop_points
-from riddle.files import digest
 from riddle.images import to_tensor
-from riddle.metrics import features, fidelity, restoration, utility
-from riddle.metrics.diversity import kffa
-from riddle.metrics.identity import Estimate, bootstrap_interval, cosine, mean_found
+from riddle.metrics import features, fidelity, utility
+from riddle.metrics.diversity import strangers
+from riddle.metrics.identity import mean_of
 from riddle.presets import get
-from riddle.weights import load_lpips, locate
+from riddle.weights import locate
 
-
-def mean_of(values: np.ndarray) -> Estimate:
-    """Mean of values (P,) with a bootstrap interval, NaN left out; `std` is that of the values."""
-    e = bootstrap_interval(values)
-    return replace(e, std=float(np.nanstd(values))) if e.n else e
-
-
-# ---- Table 2: restored pictures
-
-LPIPS = {"squeezenet": ("squeeze", "squeezenet1_1"), "alexnet": ("alex", "alexnet")}  # judge -> net, its weights
-PIXEL_METRICS = {"MSE": restoration.mse, "SSIM": restoration.ssim, "PSNR": restoration.psnr}
-_lpips = cache(load_lpips)  # loaded once per process
-
-
-def restored(run: Run, item: str) -> Path:
-    """Every metric of a face set against each reference, arrays '<reference> <metric>' (M,), one stage's file."""
-    made, references = facesets.faces(run, item), {name: facesets.faces(run, name) for name in rows.REFERENCES}
-
-    def make() -> dict[str, np.ndarray]:
-        faces, targets, out = to_tensor(need(made, "faces")), read(made, "targets"), {}
-        for name, path in references.items():
-            if item != name:
-                other = to_tensor(read(path, "faces")[np.searchsorted(read(path, "targets"), targets)])
-                out |= {f"{name} {metric}": measure(faces, other) for metric, measure in PIXEL_METRICS.items()}
-                for judge in LPIPS.keys() - _no_lpips():
-                    out[f"{name} LPIPS {judge}"] = restoration.lpips(faces, other, _lpips(LPIPS[judge][0]))
-        return out
-
-    made_from = ("restoration", key_of(made), digest(*map(key_of, references.values())), _no_lpips())
-    return stage(run, run.folder / "restoration" / f"{item}.npz", made_from, make)
-
-
-def _no_lpips() -> dict[str, str]:
-    """{judge: why LPIPS has no number by it}, for backbones that are not on this machine."""
-    return {judge: "weights not on this machine" for judge, (_, asset) in LPIPS.items() if locate(asset) is None}
-
-
-def restorations(run: Run) -> Iterator[Measured]:
-    """Every row of Table 2 on one data set."""
-    total = len(read(facesets.faces(run, "photo"), "targets"))
-    wanted = [*((metric, "") for metric in PIXEL_METRICS), *(("LPIPS", judge) for judge in LPIPS)]
-    for reference, against in rows.REFERENCES.items():
-        for method, item in rows.TABLE2.items():
-            for metric, judge in wanted if item != reference else ():
-                number, path = Measured("recovery", method, metric, against, judge), restored(run, item)
-                if reason := read(path, "reason") or _no_lpips().get(judge):
-                    yield number.absent(reason)
-                    continue
-                values = read(path, f"{reference} {metric} {judge}".strip())
-                yield number.of(mean_of(values), total - len(values), 4 if metric == "MSE" else 3)
-
-
-# ---- Table 3: protected pictures
+# ---- fidelity
 
 
 def feature_set(run: Run, network: str, item: str) -> Path:
@@ -214,61 +159,9 @@ def fidelity_and_utility(run: Run) -> Iterator[Measured]:
             yield Measured("utility", method, metric, rows.SAME_PHOTO).absent("no network for it is at hand")
 
 
-# ---- Table 4: identities
-
-
-def similarities(run: Run) -> Iterator[Measured]:
-    """Every row of Table 4 on one data set: the cosine with the original, and KFFA between ten passwords."""
-    targets = read(facesets.faces(run, "inverted"), "targets")
-    people = run.people if targets is None else run.people[np.isin(run.people, targets)]
-    for name in rows.ANGULAR:
-        yield from similarity(facesets.embedded(run, name, rows.SIMILARITY_SETS), people, run.seed)
-
-
-def similarity(by: Embedded, people: np.ndarray, seed: int) -> Iterator[Measured]:
-    """Every row of Table 4 by one recogniser; people: (n,) pictures of different persons, ascending.
-
-    Strangers' photos, cropped and aligned in the same way, are the reference.
-    """
-    sets, reasons = by.embeddings, by.reasons
-    photo = sets["photo"][people] if "photo" not in reasons else None
-    for item, method in (*rows.MANY.items(), *((item, method) for method, item in rows.SINGLE.items())):
-        alike = Measured("similarity", method, rows.COSINE, rows.SAME_PHOTO, by.name)
-        spread = replace(alike, task="diversity", metric=rows.KFFA, against=rows.AMONG)
-        reason, many = reasons.get("photo") or reasons.get(item), item in rows.MANY
-        if reason:
-            yield alike.absent(reason)
-        else:
-            made = sets[item] if many else sets[item][people][:, None]
-            yield _over_people(alike, cosine(photo[:, None], made))
-        if reason or not many:
-            yield spread.absent(reason if many else "it has no password")
-        else:
-            lost = np.isnan(made[..., 0])
-            yield replace(_over_people(spread, kffa(made), 2), n=lost.size, undetected=int(lost.sum()))
-    if photo is None or len(people) < 2:
-        return
-    others = strangers(len(people), seed)
-    alike = Measured("similarity", "strangers' photos", rows.COSINE, rows.STRANGER, by.name)
-    yield _over_people(alike, cosine(photo[:, None], photo[others]))
-    if others.shape[1] > 1:
-        spread = replace(alike, task="diversity", metric=rows.KFFA, against=f"{others.shape[1]} strangers")
-        yield _over_people(spread, kffa(photo[others]), 2)
-    if "inverted" not in reasons:
-        inverted = sets["inverted"][people][others]
-        yield _over_people(replace(alike, method="strangers' inverted faces"), cosine(photo[:, None], inverted))
-
-
-def _over_people(number: Measured, values: np.ndarray, digits: int = 3) -> Measured:
-    """Mean over people of per-person means of values (n, K), or of values (n,)."""
-    estimate = mean_of(mean_found(values.reshape(len(values), -1)))
-    return replace(number.of(estimate, int(np.isnan(values).sum()), digits), n=values.size if estimate.n else 0)
-
-
-def strangers(people: int, seed: int, each: int = rows.PASSWORDS) -> np.ndarray:
-    """For each of n people, `each` others (fewer when there are not so many), at random: (n, each) indices."""
-    order = np.random.default_rng(seed).permutation(people)
-    steps = np.arange(1, min(each, people - 1) + 1)
-    out = np.empty((people, len(steps)), int)
-    out[order] = order[(np.arange(people)[:, None] + steps) % people]
-    return out
+_UNITS = (
+    f"lengths: mean over coordinates, in pixels of the crop at {rows.SIDE} px; utility on at most {rows.PEOPLE} faces"
+)
+PARTS = (
+    Part(PICTURES, fidelity_and_utility, ("photo", *rows.TABLE3.values()), ("dlib",), FACES | {"protocol": _UNITS}),
+)

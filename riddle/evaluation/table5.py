@@ -1,12 +1,16 @@
-"""The training behind the variants of Table 5 (section 4.6)."""
+"""Table 5 (section 4.6): the ablations' rates and distances, and the training behind each."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pandas as pd
 
-from riddle.evaluation.rows import ABLATIONS
+from riddle.evaluation import table1
+from riddle.evaluation.rows import ABLATIONS, INVERTED, TABLE5
+from riddle.evaluation.table3 import distances
+from riddle.evaluation.tables import FACES, PICTURES, Part
 from riddle.presets import CONTROLS, VARIANTS
 from riddle.weights import bundled_metadata
 
@@ -51,3 +55,10 @@ def with_training(table: pd.DataFrame, preset: str) -> pd.DataFrame:
     differing = {ABLATIONS[variant]: how for variant, how in differences(preset).items()}
     columns = {"variant": variants, "steps": steps, "trained otherwise": differing}
     return table.assign(**{name: [known.get(m, "") for m in table.method] for name, known in columns.items()})
+
+
+_SETS = {INVERTED: "inverted", **{label: variant for variant, label in ABLATIONS.items()}}
+PARTS = (
+    table1.part(TABLE5),
+    Part(PICTURES, partial(distances, sets=_SETS, halves=False), ("photo", *_SETS.values()), ("dlib",), FACES),
+)

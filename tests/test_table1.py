@@ -1,5 +1,6 @@
 """The protocol of the tables on embeddings and features whose answer is known, and the baselines."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,31 +8,27 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from riddle.evaluation import measures, protocol, rows, runs
+from riddle.evaluation import rows, runs, table1
 from riddle.evaluation.baselines import BASELINES
 from riddle.evaluation.facesets import Embedded
 from riddle.evaluation.rows import PASSWORDS
 from riddle.metrics import fidelity
-from riddle.metrics.identity import cosine, mean_found
+from riddle.metrics.diversity import strangers
+from riddle.metrics.identity import cosine, mean_found, mean_of
 
 FOLDS, PER_FOLD, DIM = 10, 20, 32
 
 
 def listed():
     """Ten folds of 20 + 20 pairs; no person is in two folds, and each has pictures 1 and 2."""
-    pairs = []
-    for fold in range(FOLDS):
-        for kind in (True, False):
-            for i in range(PER_FOLD):
-                person, other = f"P{fold}_{i}", f"P{fold}_{(i + 1) % PER_FOLD}"
-                second = f"{person if kind else other}_0002"
-                pairs.append(SimpleNamespace(fold=fold, a=f"{person}_0001", b=second, same=kind))
-    return pairs
+    for fold, kind, i in itertools.product(range(FOLDS), (True, False), range(PER_FOLD)):
+        person, other = f"P{fold}_{i}", f"P{fold}_{(i + 1) % PER_FOLD}"
+        yield SimpleNamespace(fold=fold, a=f"{person}_0001", b=f"{person if kind else other}_0002", same=kind)
 
 
 @pytest.fixture
 def pairs():
-    return runs.verification_pairs(listed())
+    return runs.verification_pairs(list(listed()))
 
 
 def unit(x):
@@ -62,12 +59,9 @@ def by(pairs):
 def measured(task, method, against, pairs, by, people=None):
     """The one row of Table 1 that is asked for."""
     people = pairs.one_per_person(30, 0) if people is None else people
-    at = protocol.thresholds(pairs, by)
-    made = [
-        protocol.rate(row, pairs, by, at, people, people)
-        for row in rows.TABLE1
-        if (row.task, row.method) == (task, method)
-    ]
+    at = table1.thresholds(pairs, by)
+    asked = [row for row in rows.TABLE1 if (row.task, row.method) == (task, method)]
+    made = [table1.rate(row, pairs, by, at, people, people) for row in asked]
     (found,) = [number for number in made if number.against == against]
     return found
 
@@ -82,7 +76,7 @@ def test_names_are_indexed_and_targets_are_the_second_photos_of_same_pairs(pairs
 
 
 def test_limit_keeps_every_fold_and_kind():
-    few = runs.verification_pairs(listed(), limit=3)
+    few = runs.verification_pairs(list(listed()), limit=3)
     assert [(few.same & (few.fold == f)).sum() for f in range(FOLDS)] == [3] * FOLDS
     assert len(few.a) == 6 * FOLDS
 
@@ -100,30 +94,24 @@ def test_pictures_of_themselves_are_of_different_people_whatever_their_names(pai
 
 
 def test_strangers_are_never_oneself():
-    others = measures.strangers(7, seed=3)
-    assert others.shape == (7, 6) and measures.strangers(30, 0).shape == (30, PASSWORDS)
+    others = strangers(7, 3, PASSWORDS)
+    assert others.shape == (7, 6) and strangers(30, 0, PASSWORDS).shape == (30, PASSWORDS)
     assert all(sorted([i, *row]) == list(range(7)) for i, row in enumerate(others))
 
 
 # ---- rates
 
 
-@pytest.mark.parametrize(
-    ("task", "method", "item"),
-    [
-        ("unprotected", rows.PHOTO, "photo"),
-        ("unprotected", "inverted", "inverted"),
-        ("de-identification", "RiDDLE", "riddle"),
-    ],
-)
+@pytest.mark.parametrize(("task", "method", "item"), [
+    ("unprotected", rows.PHOTO, "photo"), ("unprotected", "inverted", "inverted"),
+    ("de-identification", "RiDDLE", "riddle"),
+])  # fmt: skip
 def test_rates_follow_the_protocol_computed_naively(pairs, by, task, method, item):
     photo, rates = by.embeddings["photo"], []
     for fold in range(FOLDS):
-        strangers = sorted(
-            (photo[a] @ photo[b] for a, b, s, f in zip(pairs.a, pairs.b, pairs.same, pairs.fold, strict=True)
-             if f != fold and not s), reverse=True,
-        )  # fmt: skip
-        threshold = strangers[int(0.001 * len(strangers))]  # 180 strangers: none may pass
+        other = np.flatnonzero((pairs.fold != fold) & ~pairs.same)
+        alike = sorted((photo[pairs.a[i]] @ photo[pairs.b[i]] for i in other), reverse=True)
+        threshold = alike[int(0.001 * len(alike))]  # 180 strangers: none may pass
         here = (pairs.fold == fold) & pairs.same
         alike = [photo[a] @ by.embeddings[item][b] for a, b in zip(pairs.a[here], pairs.b[here], strict=True)]
         rates.append(np.mean(np.array(alike) > threshold))
@@ -179,7 +167,7 @@ def test_missing_faces_show_their_reason_and_no_number(pairs, by):
 def test_without_strangers_the_published_threshold_decides(by):
     pairs = runs.self_pairs([f"face_{i:02d}.png" for i in range(48)])
     small = Embedded("toy", {k: v[:48] for k, v in by.embeddings.items()}, cosine, 0.5, {})
-    assert protocol.thresholds(pairs, small) == {0: 0.5}
+    assert table1.thresholds(pairs, small) == {0: 0.5}
     trivial = measured("unprotected", rows.PHOTO, rows.SAME_PHOTO, pairs, small)
     assert trivial.value == "n/a: the data set has one picture of each person"
     number = measured("de-identification", "RiDDLE", rows.SAME_PHOTO, pairs, small)
@@ -224,8 +212,8 @@ def test_two_rows_that_no_draw_can_tell_apart_have_no_interval():
 
 
 def test_means_leave_out_what_was_not_found():
-    assert measures.mean_of(np.array([np.nan, np.nan])).n == 0
-    e = measures.mean_of(np.array([1.0, np.nan, 3.0]))
+    assert mean_of(np.array([np.nan, np.nan])).n == 0
+    e = mean_of(np.array([1.0, np.nan, 3.0]))
     assert (e.mean, e.std, e.n) == (2, 1, 2)
     assert mean_found(np.array([[1.0, np.nan, 3.0], [np.nan] * 3]))[0] == 2
 
