@@ -213,6 +213,7 @@ BEFORE = {
     "table2": files("table2", "restoration", rows.TABLE2.values()),
     "table3": [*files("table3", "detected", USEFUL), *seen("table3")],
     "table4": seen("table4"),
+    "security": seen("security"),
     "table5": [*seen("table5"), TABLES["table3"]],  # it left the features of the photos and of three methods
 }
 

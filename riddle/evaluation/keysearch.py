@@ -16,14 +16,13 @@ from PIL import Image
 
 import riddle
 from riddle import attacks
-from riddle.evaluation import facesets, protocol, recognition, rows
+from riddle.evaluation import facesets, recognition, rows, table1
 from riddle.evaluation.facesets import Embedded
-from riddle.evaluation.measures import mean_of
 from riddle.evaluation.runs import Run, key_of, need, part_hash, read, stage
 from riddle.evaluation.tables import Measured
 from riddle.faces import detection
 from riddle.images import to_bytes, to_tensor
-from riddle.metrics.identity import accepted, bootstrap_interval, cosine
+from riddle.metrics.identity import accepted, bootstrap_interval, cosine, mean_of
 from riddle.passwords import KEY_BYTES, SALT_BYTES, derive_key
 from riddle.presets import VARIANTS
 from riddle.progress import track
@@ -185,7 +184,7 @@ def _by(run: Run, by: Embedded, label: str, source: Path, seen: Path) -> Iterato
     if by.reasons:
         yield replace(number, method=label).absent(by.reasons["photo"])
         return
-    limit = float(np.mean([*protocol.thresholds(run.pairs, by).values()]))
+    limit = float(np.mean([*table1.thresholds(run.pairs, by).values()]))
     for name in _names(source):
         e, targets = read(seen, f"{name} {by.name}"), read(source, f"{name} targets")
         if name == TWINS:

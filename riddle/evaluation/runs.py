@@ -50,13 +50,15 @@ class Pairs:
         """True if each picture is paired with itself only."""
         return bool((self.a == self.b).all())
 
-    def one_per_person(self, n: int, seed: int) -> np.ndarray:
-        """At most n targets of different people, drawn by the seed, ascending.
+    @cached_property
+    def persons(self) -> np.ndarray:
+        """(N,) the person on each picture: LFW's name without its number; elsewhere each picture is another person."""
+        names = self.names if self.of_themselves else [n.rsplit("/")[-1].rsplit("_", 1)[0] for n in self.names]
+        return np.array(names)
 
-        The person is LFW's name without its number; elsewhere each picture is another person.
-        """
-        names = [self.names[i] for i in self.targets]
-        persons = np.array(names if self.of_themselves else [name.rsplit("/")[-1].rsplit("_", 1)[0] for name in names])
+    def one_per_person(self, n: int, seed: int) -> np.ndarray:
+        """At most n targets of different people, drawn by the seed, ascending."""
+        persons = self.persons[self.targets]
         draw = np.random.default_rng(seed)
         order = draw.permutation(len(persons))
         _, first = np.unique(persons[order], return_index=True)

@@ -22,7 +22,19 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from riddle.evaluation import facesets, figures, recognition, rows, table1, table2, table3, table4, table5, tables
+from riddle.evaluation import (
+    facesets,
+    figures,
+    recognition,
+    rows,
+    security,
+    table1,
+    table2,
+    table3,
+    table4,
+    table5,
+    tables,
+)  # fmt: skip
 from riddle.evaluation.runs import Run, runs_of, seconds
 from riddle.evaluation.tables import Measured, Part
 
@@ -30,7 +42,7 @@ from riddle.evaluation.tables import Measured, Part
 
 TABLES: dict[str, tuple[Part, ...]] = {
     "table1": table1.PARTS, "table2": table2.PARTS, "table3": table3.PARTS, "table4": table4.PARTS,
-    "table5": table5.PARTS,
+    "table5": table5.PARTS, "security": security.PARTS,
 }  # fmt: skip
 
 
