@@ -221,9 +221,9 @@ def test_the_helper_sees_inverted_faces_beside_the_losses_alone(frozen, tmp_path
     known, seen = frozen[0].codes.to_gaussian(task.inverted), []
     change = task.network.change
     monkeypatch.setattr(task.network, "change", lambda z, key: (seen.append(z), change(z, key))[1])
-    for judged, share in ((True, 0.0), (False, 0.5)):
+    for alone, share in ((True, 0.0), (False, 0.5)):
         seen.clear()
-        task.helper(judged)
+        task.helper(alone)
         inverted = (seen[0] - known).abs().amax((1, 2)).lt(1e-4)
         assert inverted.float().mean() == share
         assert torch.equal(*inverted.chunk(2))  # two originals that share passwords are of one kind

@@ -21,7 +21,7 @@ from torch import nn
 
 from riddle.files import replace_file
 from riddle.images import to_bytes, to_tensor
-from riddle.machine import fast_autocast, keep_memory
+from riddle.machine import fast_autocast
 from riddle.models.mobilestylegan import SIDES, Cut, MobileStyleGAN
 from riddle.networks import published_generator
 from riddle.progress import track
@@ -142,7 +142,6 @@ class CutTask(Task):
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the held-out quality."""
     config = recipe.parse(CutConfig, "generator", __doc__, argv)
-    keep_memory()
     accelerator, folder = make_accelerator(config), Path(config.targets)
     generator = published_generator().to(accelerator.device)
     generator.codes.measure(generator.map)

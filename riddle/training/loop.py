@@ -27,7 +27,7 @@ from torch import nn
 from torchvision.utils import save_image
 
 from riddle.files import replace_file, write_text
-from riddle.machine import bfloat16_is_faster
+from riddle.machine import bfloat16_is_faster, keep_memory
 from riddle.presets import get
 from riddle.progress import track
 from riddle.weights import save_tensors
@@ -169,7 +169,8 @@ def means(numbers: Callable[..., dict[str, torch.Tensor]], *items: torch.Tensor,
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
-    """The device, the processes and the precision of this run."""
+    """The device, the processes and the precision of this run, whose process keeps its memory from here on."""
+    keep_memory()
     wanted = bfloat16_is_faster(PartialState().device) if config.bfloat16 is None else config.bfloat16
     return Accelerator(mixed_precision="bf16" if wanted else "no")
 

@@ -18,7 +18,6 @@ from accelerate import Accelerator
 
 from riddle.images import to_tensor
 from riddle.losses import PerceptualFeatures, blank_perception
-from riddle.machine import keep_memory
 from riddle.networks import Synthesis
 from riddle.presets import get
 from riddle.training import recipe
@@ -96,7 +95,6 @@ class PerceptionTask(Task):
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the held-out quality."""
     config = recipe.parse(PerceptionConfig, "perception", __doc__, argv)
-    keep_memory()
     accelerator = make_accelerator(config)
     generator = frozen_generator(get(config.preset), "", accelerator.device)
     faces, held_out = (torch.from_numpy(np.load(path)) for path in (config.faces, config.val))
