@@ -6,9 +6,11 @@ it, a frozen PReLU has a gradient of its own, depthwise convolutions stay in flo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -116,6 +118,27 @@ def merged(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         merged[f"{layer}.weight"] = weight * gain.view(-1, *[1] * (weight.ndim - 1))
         merged[f"{layer}.bias"] = (bias - state[f"{name}.running_mean"]) * gain + state[f"{name}.bias"]
     return merged
+
+
+def read_ncnn(path: Path) -> dict[str, torch.Tensor]:
+    """The published state dict, for `merged`, from the file in which ncnn has it, MobileFaceNet.bin.
+
+    It holds float32 numbers without names, layer by layer: a convolution, after a word that says float32, its batch
+    norm and its PReLU; at the end the linear layer and its norm. Raises ValueError for a file of another length.
+    """
+    layout: dict[str, tuple[int, ...]] = {}
+    for name, layer in MobileFaceNet().named_children():
+        linear, norm = ("fc", "fc_bn") if name == "fc" else (f"{name}.conv", f"{name}.bn")
+        shape = tuple(layer.weight.shape if name == "fc" else layer.conv.weight.shape)
+        layout |= {f"{linear}.kind": (1,), f"{linear}.weight": shape}
+        layout |= {"fc.bias": shape[:1]} if name == "fc" else {}
+        layout |= {f"{norm}.{part}": shape[:1] for part in ("weight", "running_mean", "running_var", "bias")}
+        layout |= {f"{name}.prelu.weight": shape[:1]} if getattr(layer, "prelu", None) else {}
+    numbers, counts = torch.from_numpy(np.fromfile(path, "<f4")), [math.prod(shape) for shape in layout.values()]
+    if len(numbers) != sum(counts):
+        raise ValueError(f"{path} holds {len(numbers)} numbers, MobileFaceNet {sum(counts)}; fetch the file again")
+    parts = zip(layout.items(), numbers.split(counts), strict=True)
+    return {key: part.view(shape) for (key, shape), part in parts if not key.endswith(".kind")}
 
 
 def load_mobilefacenet(path: str | Path) -> MobileFaceNet:
