@@ -168,6 +168,7 @@ class EncryptorTask(Task):
         return progress < self.config.helper_only
 
     def part(self, progress: float) -> float:
+        """Progress within the helper's part of the training, or within the rest; each has its own warm-up."""
         share = self.config.helper_only
         return progress / share if self.alone(progress) else (progress - share) / (1 - share)
 

@@ -59,8 +59,8 @@ class PerceptionTask(Task):
         real = varied(to_tensor(batch["faces"]))
         with torch.no_grad():
             with self.accelerator.autocast():
-                drawn = self.generator(draw_codes(self.generator, len(real) // 2)).clamp(-1, 1).float()
-            faces = torch.cat([real, drawn]).contiguous(memory_format=torch.channels_last)
+                synthetic = self.generator(draw_codes(self.generator, len(real) // 2)).clamp(-1, 1).float()
+            faces = torch.cat([real, synthetic]).contiguous(memory_format=torch.channels_last)
             raw = self.teacher.raw(faces)
             wanted = self.teacher.weighed(raw)
         loss, made = 0.0, None
