@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from riddle.losses import PAPER_WEIGHTS
@@ -25,11 +24,7 @@ from riddle.weights import load_metadata, load_tensors, save_tensors
 TRAINED = [name for name, variant in VARIANTS.items() if variant.trained]
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    """A known seed, and no accelerator left by another test: its precision could not be changed."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
@@ -15,12 +14,7 @@ from riddle.training import parsing
 from riddle.training.parsing import ParsingConfig, augment, class_weights, crop_mask, evaluate
 from riddle.weights import load_metadata, load_tensors
 
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    """A known seed, and no accelerator left by another test: its precision could not be changed."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 def test_parts_are_the_eyes_ears_mouth_and_nose():
