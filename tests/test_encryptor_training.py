@@ -18,6 +18,7 @@ from riddle.presets import VARIANTS, get
 from riddle.training import encryptor
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask, encrypt_and_decrypt, evaluate
 from riddle.training.frozen import LossNetworks, draw_codes, draw_keys
+from riddle.training.helper import CodeRecogniser
 from riddle.training.loop import make_accelerator, run
 from riddle.weights import load_metadata, load_tensors, save_tensors
 
@@ -310,6 +311,16 @@ def test_the_encoder_reads_published_pixels_by_its_weights(command, frozen, tmp_
     assert json.loads((out / "log.jsonl").read_text())["recovery_pixels"] > 0
     record = json.loads(load_metadata(out / "encryptor.safetensors")["ablation"])
     assert record["shared"]["pixels"] == 2 and len(record["files"]["encoder"]) == 12
+
+
+def test_the_recogniser_of_codes_learns_beside_the_encryptor_and_is_kept(command, tmp_path):
+    file = tmp_path / "code_judge.safetensors"
+    save_tensors(file, CodeRecogniser(8, 64, 32, 16).state_dict(), {})
+    out = command("riddle", "--code-judge", str(file), "--helper-only", "1", "--log-every", "1")
+    numbers = json.loads((out / "log.jsonl").read_text())
+    assert -1 <= numbers["guess"] <= 1 and numbers["guessed_apart"] > 0 and "recovery" not in numbers
+    kept = torch.load(out / "state.pt", weights_only=True)["networks"]["judge"]
+    assert not torch.equal(kept["second.weight"], load_tensors(file)["second.weight"])
 
 
 def test_files_that_are_not_there_are_named(command):
