@@ -72,7 +72,7 @@ def test_no_worker_outlives_a_command_that_is_killed(photos, tmp_path, mark, how
     environment = os.environ | {MARK: mark, "RIDDLE_DATA": str(photos)}
     with open(tmp_path / "log", "w") as log:
         command = subprocess.Popen([sys.executable, "-m", *words], env=environment, stdout=log, stderr=log)
-    assert until(lambda: len(when(mark)) == 2, 200), (tmp_path / "log").read_text()
+    assert until(lambda: len(when(mark)) == 2, 400), (tmp_path / "log").read_text()
     command.send_signal(how)
     command.wait(30)
     assert until(lambda: not family(mark), 120), family(mark)  # a worker that still imports reads its orders first
