@@ -22,10 +22,13 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 .PHONY: reproduce test test-browser lab lint bench lock clean
 .DEFAULT_GOAL := test
 
-# A process group of its own, so that stopping make stops every stage, not Snakemake alone, which would wait for them.
+# Snakemake leads a process group, which is stopped whole when this recipe ends, make is gone (however it was killed), or
+# Snakemake is: alone, Snakemake would wait for its stages, and they would outlive it.
 reproduce: $(STAMP)
-	@set -m; $(VENV)/bin/snakemake --cores $(CORES) --config preset=$(PRESET) --rerun-incomplete & group=$$!; \
-	trap 'kill -TERM -- -$$group' INT TERM HUP; wait $$group
+	@set -m; $(VENV)/bin/snakemake --cores $(CORES) --config preset=$(PRESET) --rerun-incomplete & group=$$!; set +m; \
+	trap 'kill -TERM -- -$$group 2>/dev/null' EXIT; trap 'exit 143' INT TERM HUP; \
+	while kill -0 $$PPID && kill -0 $$group; do sleep 1; done 2>/dev/null; \
+	kill -0 $$PPID && wait $$group
 
 test: $(STAMP)
 	$(PY) -m pytest -q -rs --durations=8 -n 2 --dist loadgroup $(TESTS)

@@ -17,6 +17,7 @@ from .data import ImageSet
 from .faces.alignment import crop, framing_matrix
 from .faces.detection import Face, load_detector
 from .files import digest, replace_file
+from .processes import end_with_parent
 from .progress import track
 
 VERSION = 3  # raise it when a change here, in faces/alignment.py or in faces/detection.py moves a crop
@@ -55,7 +56,7 @@ def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto"
     found = DataLoader(
         _Crops(images, side, detector, known), batch_size=None, collate_fn=tuple, num_workers=processes,
         # Spawned, not forked: a fork of a process whose torch has run in several threads can hang.
-        multiprocessing_context="spawn" if processes else None,
+        multiprocessing_context="spawn" if processes else None, worker_init_fn=end_with_parent,
         generator=Generator(),  # so that the caller's random numbers stay as they are
     )  # fmt: skip
     for i, (matrix, face) in enumerate(track(found, f"align {images.title}", n, "photo")):

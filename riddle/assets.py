@@ -19,7 +19,7 @@ class Asset:
     size: int | None = None  # bytes
     sha256: str | None = None
     note: str = ""  # what to do by hand
-    made_from: tuple[str, ...] = ()  # assets that this one is converted from
+    made_from: str = ""  # the asset that this one is converted from
 
 
 ASSETS = {

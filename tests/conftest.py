@@ -36,6 +36,18 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def own_precision():
+    """accelerate fixes the precision once a process: the test, and each after it, chooses anew. And a known seed."""
+    import torch  # both here, because most tests do without
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.manual_seed(0)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets; skips where there is none."""

@@ -5,15 +5,7 @@ import torch
 from torch import nn
 
 from riddle.models.codes import GaussianCodes
-from riddle.models.encryptor import (
-    ARCHITECTURES,
-    KEPT,
-    POSE,
-    SOFTENED,
-    DecoderBlock,
-    LatentEncryptor,
-    build_encryptor,
-)
+from riddle.models.encryptor import ARCHITECTURES, KEPT, POSE, SOFTENED, DecoderBlock, LatentEncryptor, build_encryptor
 from riddle.models.stylegan2 import Generator
 from riddle.presets import PRESETS, get
 
@@ -98,9 +90,10 @@ def test_gradients_reach_every_parameter_the_code_and_the_password(codes, arch):
     assert not silent and w.grad.abs().amax((0, 2)).gt(0).all() and key.grad.abs().amax((0, 2)).gt(0).all()
 
 
-@pytest.mark.parametrize("arch", ["coupling", "reflection"])
-def test_exact_encryptors_undo_themselves_and_keep_the_distribution(codes, arch):
-    """The right password brings the code back, whatever was learned; every other one gives a code as probable.
+@pytest.mark.parametrize(("arch", "kept"), [("coupling", POSE), ("reflection", KEPT)])
+def test_exact_encryptors_undo_themselves_and_keep_the_distribution(codes, arch, kept):
+    """The right password brings the code back, whatever was learned; every other one gives a code as probable. The
+    first components stay.
 
     Learned angles may turn wildly with the code: these are tried in double precision.
     """
@@ -111,6 +104,8 @@ def test_exact_encryptors_undo_themselves_and_keep_the_distribution(codes, arch)
     with torch.no_grad():
         locked = net.change(z, key)
         assert torch.allclose(net.change(locked, key), z, atol=1e-9)
+        moved = (locked - z).abs().amax((0, 1))
+        assert moved[:kept].max() < 1e-5 and (moved[kept:] > 1e-3).float().mean() > 0.9
         for changed in (locked, net.change(locked, wrong)):
             assert torch.allclose(changed.norm(dim=2), z.norm(dim=2), rtol=1e-4)
             assert torch.cosine_similarity(changed.flatten(1), z.flatten(1)).abs().mean() < 0.5
@@ -119,17 +114,6 @@ def test_exact_encryptors_undo_themselves_and_keep_the_distribution(codes, arch)
         w, password = codes.to_w(z), codes.to_w(key)
         assert (net.change(net.change(z, key), key) - z).abs().max() < 1e-4
         assert (net(net(w, password), password) - w).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("arch", ["coupling", "reflection"])
-def test_kept_components_stay(codes, arch):
-    """Whatever was learned."""
-    net = build_encryptor(SMOKE, arch, codes)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    z, key = random_z(), random_keys()
-    moved, kept = (net.change(z, key) - z).abs().amax((0, 1)), POSE if arch == "coupling" else KEPT
-    assert moved[:kept].max() < 1e-5 and (moved[kept:] > 1e-3).float().mean() > 0.9
 
 
 def test_the_coupling_turns_codes_in_units_of_their_size_in_inverted_faces(codes):

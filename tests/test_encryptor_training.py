@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from riddle.losses import PAPER_WEIGHTS
@@ -19,17 +18,14 @@ from riddle.presets import VARIANTS, get
 from riddle.training import encryptor
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask, encrypt_and_decrypt, evaluate
 from riddle.training.frozen import LossNetworks, draw_codes, draw_keys
+from riddle.training.helper import CodeRecogniser
 from riddle.training.loop import make_accelerator, run
 from riddle.weights import load_metadata, load_tensors, save_tensors
 
 TRAINED = [name for name, variant in VARIANTS.items() if variant.trained]
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    """A known seed, and no accelerator left by another test: its precision could not be changed."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +217,9 @@ def test_the_helper_sees_inverted_faces_beside_the_losses_alone(frozen, tmp_path
     known, seen = frozen[0].codes.to_gaussian(task.inverted), []
     change = task.network.change
     monkeypatch.setattr(task.network, "change", lambda z, key: (seen.append(z), change(z, key))[1])
-    for judged, share in ((True, 0.0), (False, 0.5)):
+    for alone, share in ((True, 0.0), (False, 0.5)):
         seen.clear()
-        task.helper(judged)
+        task.helper(alone)
         inverted = (seen[0] - known).abs().amax((1, 2)).lt(1e-4)
         assert inverted.float().mean() == share
         assert torch.equal(*inverted.chunk(2))  # two originals that share passwords are of one kind
@@ -315,6 +311,16 @@ def test_the_encoder_reads_published_pixels_by_its_weights(command, frozen, tmp_
     assert json.loads((out / "log.jsonl").read_text())["recovery_pixels"] > 0
     record = json.loads(load_metadata(out / "encryptor.safetensors")["ablation"])
     assert record["shared"]["pixels"] == 2 and len(record["files"]["encoder"]) == 12
+
+
+def test_the_recogniser_of_codes_learns_beside_the_encryptor_and_is_kept(command, tmp_path):
+    file = tmp_path / "code_judge.safetensors"
+    save_tensors(file, CodeRecogniser(8, 64, 32, 16).state_dict(), {})
+    out = command("riddle", "--code-judge", str(file), "--helper-only", "1", "--log-every", "1")
+    numbers = json.loads((out / "log.jsonl").read_text())
+    assert -1 <= numbers["guess"] <= 1 and numbers["guessed_apart"] > 0 and "recovery" not in numbers
+    kept = torch.load(out / "state.pt", weights_only=True)["networks"]["judge"]
+    assert not torch.equal(kept["second.weight"], load_tensors(file)["second.weight"])
 
 
 def test_files_that_are_not_there_are_named(command):

@@ -11,7 +11,7 @@ from riddle.models.stylegan2 import Generator
 from riddle.presets import get
 from riddle.training import helper
 from riddle.training.frozen import SPREAD
-from riddle.training.helper import CodeJudge, code_loss, importance, linked, load_code_judge
+from riddle.training.helper import CodeRecogniser, code_loss, linked, load_code_recogniser
 from riddle.training.loop import finish, run
 
 SMOKE = get("smoke")
@@ -32,7 +32,7 @@ def drawn():
     return torch.randn(64, 8, 64), torch.randn(64, 2, 3, 64)
 
 
-def judge(z):
+def recogniser(z):
     """Who a code shows, said exactly: the mean of what is not kept; and a picture of what is."""
     return F.normalize(z[..., KEPT:].mean(1), dim=1), z[:, :1, :3, None].expand(-1, 3, -1, 3)
 
@@ -47,20 +47,20 @@ def forget(z, key):
 
 def test_the_loss_is_small_for_what_the_losses_ask_for(codes, drawn, monkeypatch):
     """Nothing is wrong with a code that is turned away, comes back, and is opened to another: a coupling's."""
-    assert importance(codes).mean() == pytest.approx(1, abs=1e-5) and importance(codes)[0] > importance(codes)[-1]
+    assert codes.importance.mean() == pytest.approx(1, abs=1e-5) and codes.importance[0] > codes.importance[-1]
     monkeypatch.setattr(encryptor, "POSE", KEPT)
     coupling = encryptor.RotationCoupling(SMOKE.n_latent, SMOKE.hidden, codes)
-    good, same, lost = (code_loss(f, *drawn, EVEN, judge, True)[0].item() for f in (coupling.change, copy, forget))
+    good, same, lost = (code_loss(f, *drawn, EVEN, recogniser, True)[0].item() for f in (coupling.change, copy, forget))
     assert good < 0.5 * min(same, lost)
     with torch.no_grad():
-        _, terms, made = code_loss(coupling.change, *drawn, EVEN, judge, True)
+        _, terms, made = code_loss(coupling.change, *drawn, EVEN, recogniser, True)
     recovered, wanted = made[:, :2], drawn[0][:, None].expand(-1, 2, -1, -1)
     assert made.shape == (64, 8, 8, 64) and torch.allclose(recovered, wanted, atol=1e-3)
     assert terms["code_recovery"] < 1e-5 and terms["guessed_recovery"] < 1e-5 and terms["code_kept"] < 0.05
 
 
 def test_each_term_of_a_copy_is_known(drawn):
-    total, terms, _ = code_loss(copy, *drawn, EVEN, judge, True)
+    total, terms, _ = code_loss(copy, *drawn, EVEN, recogniser, True)
     for name in ("code_apart", "guessed_apart"):
         assert terms[name].item() == pytest.approx(2, abs=1e-4)  # as the original, and as each other
     for name in ("code_recovery", "code_kept", "guessed_pixel"):
@@ -70,7 +70,7 @@ def test_each_term_of_a_copy_is_known(drawn):
     expected = 0.5 * terms["code_apart"] + 0.6 * terms["code_length"] + terms["guessed_apart"]
     expected = expected + terms["code_spread"] + 0.5 * (terms["code_linked"] + terms["guessed_linked"])
     assert total.item() == pytest.approx(expected.item(), abs=1e-4)
-    _, alone, _ = code_loss(copy, *drawn, EVEN, judge, False)
+    _, alone, _ = code_loss(copy, *drawn, EVEN, recogniser, False)
     assert alone["code_apart"].item() == alone["guessed_apart"].item() == pytest.approx(1, abs=1e-4)
     assert not {k for k in code_loss(copy, *drawn, EVEN, None, True)[1] if k.startswith("guessed")}
 
@@ -81,10 +81,10 @@ def test_a_code_judge_learns_and_comes_back_from_its_file(tmp_path, monkeypatch)
     z, mix = torch.randn(2000, 8, 64), torch.randn(64, 128)
     examples = z.half(), z.mean(1) @ mix, z[:, :3, :1, None].expand(-1, -1, 16, 16)
     config = helper.HelperConfig(out=str(tmp_path), steps=150, batch=64, ema=0.9, bfloat16=False)
-    task = helper.JudgeTask(config, Accelerator(), 2 * EVEN, [part[:100] for part in examples])
+    task = helper.RecogniserTask(config, Accelerator(), 2 * EVEN, [part[:100] for part in examples])
     numbers = run(task, {name: part[100:] for name, part in zip(helper.EXAMPLE, examples, strict=True)})
     finish(task, "code_judge", numbers, {})
-    made, again = task.average, load_code_judge(tmp_path / "code_judge.safetensors")
+    made, again = task.average, load_code_recogniser(tmp_path / "code_judge.safetensors")
     assert task.validate()["cosine"] > 0.5 and torch.equal(made.scale, 2 * EVEN)
     (guessed, picture), wanted = again(z[:8]), made(z[:8])[1]
     assert torch.allclose(picture, wanted, atol=0.05) and picture.shape == (8, 3, 16, 16)
@@ -93,9 +93,9 @@ def test_a_code_judge_learns_and_comes_back_from_its_file(tmp_path, monkeypatch)
 
 
 def test_a_coach_teaches_the_judge_what_an_encryptor_makes(monkeypatch):
-    """Codes of another kind than the judge saw: it learns them from the faces that it is shown."""
+    """Codes of another kind than the recogniser saw: it learns them from the faces that it is shown."""
     torch.manual_seed(4)
-    net, mix = CodeJudge(8, 64, 16, 64).eval(), torch.randn(64, 16)
+    net, mix = CodeRecogniser(8, 64, 16, 64).eval(), torch.randn(64, 16)
     seen = []
 
     def see(z):
@@ -117,7 +117,7 @@ def test_two_originals_that_become_one_person_cost(drawn):
         return torch.cat([z[..., :KEPT], key[..., KEPT:]], -1)
 
     z, keys = drawn[0], drawn[1][:32].repeat(2, 1, 1, 1)
-    terms = [code_loss(f, z, keys, EVEN, judge, True)[1] for f in (one, forget)]
+    terms = [code_loss(f, z, keys, EVEN, recogniser, True)[1] for f in (one, forget)]
     for name in ("code_linked", "guessed_linked"):
         assert terms[0][name].item() == pytest.approx(1, abs=1e-4) and terms[1][name] < 0.3
 

@@ -7,29 +7,14 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import nn
 
 from riddle.images import to_tensor
 from riddle.machine import keep_memory
-from riddle.training.loop import (
-    LoopConfig,
-    Task,
-    batches,
-    make_accelerator,
-    rate_share,
-    run,
-    update_average,
-)
+from riddle.training.loop import LoopConfig, Task, batches, make_accelerator, rate_share, run, update_average
 
-
-@pytest.fixture(autouse=True)
-def own_precision():
-    """accelerate fixes the precision once a process; each test here, and each after, chooses anew."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 @pytest.fixture(scope="module")

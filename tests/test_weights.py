@@ -201,36 +201,30 @@ def test_matrices_of_eight_bits_come_back_row_by_row(tmp_path):
 def test_the_published_recogniser_is_converted_on_first_use(home, monkeypatch):
     """Written in ncnn's layout here, from random weights, it comes back as our module's own state dict."""
     torch.manual_seed(0)
-    state = {k: torch.rand(v.shape) for k, v in MobileFaceNet().state_dict().items() if not k.endswith("conv.bias")}
-    blob, lines = b"", ["7767517", "0 0"]
+    state, blob = {}, b""
 
-    def add(line, *arrays, flag=b""):
+    def add(*names, shape, before=b""):
         nonlocal blob
-        blob += flag + b"".join(a.numpy().astype("<f4").tobytes() for a in arrays)
-        lines.append(line)
+        state.update({name: torch.rand(shape) for name in names})
+        blob += before + b"".join(state[name].numpy().astype("<f4").tobytes() for name in names)
 
-    def norm(name, count):
-        numbers = {f"{name}.{k}": torch.rand(count) for k in ("weight", "running_mean", "running_var", "bias")}
-        state.update(numbers)
-        return numbers.values()
-
-    for block, w in [(k.removesuffix(".conv.weight"), w) for k, w in state.items() if k.endswith(".conv.weight")]:
-        add(f"Convolution {block}_conv2d 1 1 a b 0={len(w)} 5=0 6={w.numel()}", w, flag=bytes(4))
-        add(f"BatchNorm {block}_batchnorm 1 1 a b 0={len(w)}", *norm(f"{block}.bn", len(w)))
-        if f"{block}.prelu.weight" in state:
-            add(f"PReLU {block}_relu 1 1 a b 0={len(w)}", state[f"{block}.prelu.weight"])
-    fc = [state[k] for k in ("fc.weight", "fc.bias") if k in state]
-    add(f"InnerProduct pre_fc1 1 1 a b 0=128 1={len(fc) - 1} 2=65536", *fc, flag=bytes(4))
-    add("BatchNorm fc1 1 1 a b 0=128", *norm("fc_bn", 128))
+    norm, net = ("weight", "running_mean", "running_var", "bias"), MobileFaceNet().state_dict()
+    for block in [k.removesuffix(".conv.weight") for k in net if k.endswith(".conv.weight")]:
+        count = len(net[f"{block}.conv.weight"])
+        add(f"{block}.conv.weight", shape=net[f"{block}.conv.weight"].shape, before=bytes(4))
+        add(*[f"{block}.bn.{part}" for part in norm], shape=count)
+        if f"{block}.prelu.weight" in net:
+            add(f"{block}.prelu.weight", shape=count)
+    add("fc.weight", shape=(128, 512), before=bytes(4))
+    add("fc.bias", *[f"fc_bn.{part}" for part in norm], shape=128)
 
     monkeypatch.setenv("RIDDLE_WEIGHTS", str(home / "weights"))
-    upstream = home / "weights" / "recognizers" / "upstream"
-    upstream.mkdir(parents=True)
-    (upstream / "MobileFaceNet.param").write_text("\n".join(lines))
-    (upstream / "MobileFaceNet.bin").write_bytes(blob[:-4])
-    with pytest.raises(ValueError, match=r"MobileFaceNet\.bin ends inside a layer"):
+    upstream = home / "weights" / "recognizers" / "upstream" / "MobileFaceNet.bin"
+    upstream.parent.mkdir(parents=True)
+    upstream.write_bytes(blob[:-4])
+    with pytest.raises(ValueError, match=r"MobileFaceNet\.bin holds \d+ numbers"):
         find("arcface-mobilefacenet")
-    (upstream / "MobileFaceNet.bin").write_bytes(blob)
+    upstream.write_bytes(blob)
     made = find("arcface-mobilefacenet")
     assert made.is_relative_to(home / "cache")
     back = load_tensors(made)

@@ -1,10 +1,8 @@
-"""The workflow behind the tables: every set is made once, before it is needed; no worker outlives its stage."""
+"""The workflow behind the tables: every set is made once, before it is needed."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -57,40 +55,3 @@ def test_the_workflow_has_every_table_and_what_each_notebook_shows(root, tmp_pat
     names = sorted(p.stem for p in (root / "notebooks").glob("[0-9]*.ipynb"))
     made = {name for name in names if f"/{name}.ipynb -p" in printed or f"{name}.ipynb\n" in printed}
     assert made == set(names) if not extra else {"05_table1", "11_table5"} <= made < set(names)
-
-
-WORKERS = """
-import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from os import getpid
-from riddle.processes import end_with_parent
-
-if __name__ == "__main__":
-    with ProcessPoolExecutor(2, get_context("spawn"), end_with_parent) as pool:
-        print(*pool.map(int, [pool.submit(getpid).result() for _ in range(4)]), flush=True)
-        time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_the_process_that_started_them(tmp_path, how):
-    script = tmp_path / "stage.py"
-    script.write_text(WORKERS)
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as stage:
-        workers = {int(word) for word in stage.stdout.readline().split()}
-        assert workers and all(is_alive(pid) for pid in workers)
-        stage.send_signal(how)
-    for _ in range(300):
-        if not any(map(is_alive, workers)):
-            return
-        time.sleep(0.1)
-    pytest.fail("a worker outlived its stage")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

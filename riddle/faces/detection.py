@@ -52,6 +52,7 @@ class Face:
 
     @property
     def area(self) -> float:
+        """Of the box, in square px."""
         x1, y1, x2, y2 = self.box
         return float((x2 - x1) * (y2 - y1))
 

@@ -31,11 +31,6 @@ class ConvNorm(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-def gate(x: torch.Tensor) -> torch.Tensor:
-    """Mean over the picture, (N, C, 1, 1): the input of the attention of both modules."""
-    return x.mean((2, 3), keepdim=True)
-
-
 class Refinement(nn.Module):
     """Attention refinement: channels weighted by what the whole picture holds."""
 
@@ -47,7 +42,7 @@ class Refinement(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv(x)
-        return x * torch.sigmoid(self.bn_atten(self.conv_atten(gate(x))))
+        return x * torch.sigmoid(self.bn_atten(self.conv_atten(x.mean((2, 3), keepdim=True))))
 
 
 class ContextPath(nn.Module):
@@ -68,7 +63,7 @@ class ContextPath(nn.Module):
         eighth = r.layer2(r.layer1(r.maxpool(r.relu(r.bn1(r.conv1(x))))))
         sixteenth = r.layer3(eighth)
         last = r.layer4(sixteenth)
-        context = self.arm32(last) + self.conv_avg(gate(last))
+        context = self.arm32(last) + self.conv_avg(last.mean((2, 3), keepdim=True))
         context = self.conv_head32(F.interpolate(context, sixteenth.shape[2:], mode="nearest"))
         context = self.arm16(sixteenth) + context
         return eighth, self.conv_head16(F.interpolate(context, eighth.shape[2:], mode="nearest"))
@@ -85,10 +80,12 @@ class Fusion(nn.Module):
 
     def forward(self, spatial: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         x = self.convblk(torch.cat([spatial, context], 1))
-        return x + x * torch.sigmoid(self.conv2(F.relu(self.conv1(gate(x)))))
+        return x + x * torch.sigmoid(self.conv2(F.relu(self.conv1(x.mean((2, 3), keepdim=True)))))
 
 
 class Output(nn.Module):
+    """Features (N, C, h, w) -> logits (N, classes, h, w)."""
+
     def __init__(self, c_in: int, c_mid: int, classes: int):
         super().__init__()
         self.conv = ConvNorm(c_in, c_mid)

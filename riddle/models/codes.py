@@ -47,6 +47,11 @@ class GaussianCodes(nn.Module):
         """z (..., D) -> w (..., D), the inverse of `to_gaussian`."""
         return F.leaky_relu((z.float() * self.std) @ self.basis.T + self.mean, SLOPE)
 
+    @property
+    def importance(self) -> torch.Tensor:
+        """The effect of each component of z on a face: (D,), 1 on average."""
+        return self.std / self.std.mean()
+
     @torch.no_grad()
     def measure(self, mapping: Callable[[torch.Tensor], torch.Tensor], n: int = 20_000) -> GaussianCodes:
         """Take the statistics of n codes of a mapping network z (N, D) -> w (N, D); returns itself."""

@@ -79,8 +79,9 @@ def _packed(numbers: Sequence[int]) -> bytes:
 def load_dlib_resnet(path: str | Path) -> DlibResNet:
     """The frozen network with the weights of dlib_face_recognition_resnet_model_v1.dat.
 
-    The affine layers are merged into the convolutions and weights are channels_last, which makes it about thirty
-    times as fast as dlib on a CPU. Raises FileNotFoundError, or ValueError when the file is another's.
+    The affine layers are merged into the convolutions and weights are channels_last, which makes it almost five times
+    as fast as dlib itself (23 against 109 ms a face on one core). Raises FileNotFoundError, or ValueError when the file
+    is another's.
     """
     data, at, net = Path(path).read_bytes(), 0, DlibResNet()
 

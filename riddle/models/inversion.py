@@ -114,9 +114,9 @@ class LiteEncoder(nn.Module):
     """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D), in passes: each sees the face and what the generator draws so
     far, and adds to z what is missing (ReStyle, Alaluf et al., ICCV 2021). The first pass sees the mean face.
 
-    e4e's body is a recogniser. Here an image body reads the look of a face, and a recogniser's body reads its identity:
-    the embedding, and its difference from that of the face drawn so far, go to all slots. Then `refine` follows the
-    gradient of a distance between both faces.
+    e4e's body is a recogniser. Here an image body reads what a face looks like, and a recogniser's body reads its
+    identity: the embedding, and its difference from that of the face drawn so far, go to all slots. Then `refine`
+    follows the gradient of a distance between both faces.
     generator: frozen, and not part of the state. The buffer `passes` says how many passes the weights were trained for,
     `steps` how many steps of `refine` follow them.
     """
@@ -221,9 +221,9 @@ class LiteEncoder(nn.Module):
                 wanted = self.compared(faces)
 
             def distance(z: torch.Tensor) -> torch.Tensor:
-                drawn = self._generator[0](self.to_w(z))
+                shown = self._generator[0](self.to_w(z))
                 beyond = (z.square().mean(2) - 1).relu().mean(1) + (z.abs() - 3).relu().sum((1, 2))
-                return ((self.compared(drawn) - wanted).square().sum(1) + LENGTH * beyond) / 2
+                return ((self.compared(shown) - wanted).square().sum(1) + LENGTH * beyond) / 2
 
             return descend(distance, z, self.curvature, steps)
 

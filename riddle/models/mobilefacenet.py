@@ -1,14 +1,16 @@
 """MobileFaceNet (Chen et al., CCBR 2018) with ArcFace weights: the recogniser that the small presets train against.
 
 Written naively it costs more than the generator whose faces it sees. So each batch norm is merged into the layer before
-it, two frozen layers have gradients of their own, and activations are channels_last.
+it, a frozen PReLU has a gradient of its own, depthwise convolutions stay in float32, and activations are channels_last.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -42,29 +44,6 @@ class FrozenPReLU(torch.autograd.Function):
         return torch.lerp(positive, grad, slope[:, None, None]), None
 
 
-class FrozenStridedDepthwise(torch.autograd.Function):
-    """3 x 3 depthwise convolution, stride 2, padding 1, of a frozen weight.
-
-    On a CPU the bfloat16 backward of a strided depthwise convolution takes 40 times its forward; here the gradient
-    is spread over zeros and filtered at stride 1.
-    """
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(weight)
-        ctx.like = x.shape, x.dtype
-        return F.conv2d(x, weight, bias, 2, 1, groups=weight.shape[0])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        shape, dtype = ctx.like
-        spread = torch.zeros(shape, dtype=dtype, device=grad.device).to(memory_format=torch.channels_last)
-        spread[:, :, ::2, ::2] = grad
-        return F.conv2d(spread, weight.flip(2, 3), padding=1, groups=weight.shape[0]), None, None
-
-
 class ConvBlock(nn.Module):
     """Convolution with a bias, into which the published batch norm is merged, and PReLU where `activate`."""
 
@@ -77,27 +56,17 @@ class ConvBlock(nn.Module):
         self.prelu = nn.PReLU(c_out) if activate else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        conv = self.conv
-        if conv.weight.requires_grad:
-            return self._trainable(x)
-        if conv.stride == (2, 2) and conv.groups > 1:
-            dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-            y = FrozenStridedDepthwise.apply(x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype))
-        else:
-            y = conv(x)
-        return y if self.prelu is None else FrozenPReLU.apply(y, self.prelu.weight.to(y.dtype))
-
-    def _trainable(self, x: torch.Tensor) -> torch.Tensor:
-        """With gradients of the weights. Depthwise in float32: a CPU takes far longer in bfloat16."""
         if self.conv.groups > 1:
-            with torch.autocast(x.device.type, enabled=False):
+            with torch.autocast(x.device.type, enabled=False):  # a CPU takes up to 40 times as long through bfloat16
                 y = self.conv(x.float()).to(x.dtype)
         else:
             y = self.conv(x)
         if self.prelu is None:
             return y
-        slope = self.prelu.weight.to(y.dtype)[:, None, None]
-        return F.relu(y) * (1 - slope) + y * slope
+        slope = self.prelu.weight.to(y.dtype)
+        if slope.requires_grad:
+            return F.relu(y) * (1 - slope[:, None, None]) + y * slope[:, None, None]
+        return FrozenPReLU.apply(y, slope)
 
 
 class MobileFaceNet(nn.Module):
@@ -149,6 +118,27 @@ def merged(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         merged[f"{layer}.weight"] = weight * gain.view(-1, *[1] * (weight.ndim - 1))
         merged[f"{layer}.bias"] = (bias - state[f"{name}.running_mean"]) * gain + state[f"{name}.bias"]
     return merged
+
+
+def read_ncnn(path: Path) -> dict[str, torch.Tensor]:
+    """The published state dict, for `merged`, from the file in which ncnn has it, MobileFaceNet.bin.
+
+    It holds float32 numbers without names, layer by layer: a convolution, after a word that says float32, its batch
+    norm and its PReLU; at the end the linear layer and its norm. Raises ValueError for a file of another length.
+    """
+    layout: dict[str, tuple[int, ...]] = {}
+    for name, layer in MobileFaceNet().named_children():
+        linear, norm = ("fc", "fc_bn") if name == "fc" else (f"{name}.conv", f"{name}.bn")
+        shape = tuple(layer.weight.shape if name == "fc" else layer.conv.weight.shape)
+        layout |= {f"{linear}.kind": (1,), f"{linear}.weight": shape}
+        layout |= {"fc.bias": shape[:1]} if name == "fc" else {}
+        layout |= {f"{norm}.{part}": shape[:1] for part in ("weight", "running_mean", "running_var", "bias")}
+        layout |= {f"{name}.prelu.weight": shape[:1]} if getattr(layer, "prelu", None) else {}
+    numbers, counts = torch.from_numpy(np.fromfile(path, "<f4")), [math.prod(shape) for shape in layout.values()]
+    if len(numbers) != sum(counts):
+        raise ValueError(f"{path} holds {len(numbers)} numbers, MobileFaceNet {sum(counts)}; fetch the file again")
+    parts = zip(layout.items(), numbers.split(counts), strict=True)
+    return {key: part.view(shape) for (key, shape), part in parts if not key.endswith(".kind")}
 
 
 def load_mobilefacenet(path: str | Path) -> MobileFaceNet:

@@ -203,23 +203,21 @@ class MobileStyleGAN(FaceGenerator):
             cut = self.cuts[str(side)]
             return cut(self.features(w, cut.first), w)
         blocks = len(self.blocks)
-        drawn = self.picture(self.features(w, blocks), _slot(w, 2 * blocks + 1))
-        return drawn if side == drawn.shape[-1] else F.adaptive_avg_pool2d(drawn, side)
+        faces = self.picture(self.features(w, blocks), _slot(w, 2 * blocks + 1))
+        return faces if side == faces.shape[-1] else F.adaptive_avg_pool2d(faces, side)
 
     def load_published(self, mapping: Mapping[str, torch.Tensor], synthesis: Mapping[str, torch.Tensor]) -> None:
         """Take the weights of the published network; both: {name: constant}, in the order of its OpenVINO file.
 
-        Cuts start from the published block. Raises KeyError or RuntimeError for another network.
+        Cuts start from the published blocks. Raises KeyError or RuntimeError for another network.
         """
         state = published_state(mapping, synthesis, len(self.blocks))
-        for cut in self.cuts.values():
-            for i, block in enumerate(cut.blocks, cut.first):
-                prefix = f"blocks.{i}."
-                block.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         missing, unexpected = self.load_state_dict(state, strict=False)
         missing = [k for k in missing if not k.startswith(("cuts.", "codes."))]
         if missing or unexpected:
             raise KeyError(f"this is no MobileStyleGAN: {', '.join([*missing, *unexpected][:4])}")
+        for cut in self.cuts.values():
+            cut.blocks.load_state_dict(self.blocks[cut.first : cut.first + len(cut.blocks)].state_dict())
 
     def own_state(self) -> dict[str, torch.Tensor]:
         """The state that is stored: the cuts and the statistics of codes; the rest is the published network."""

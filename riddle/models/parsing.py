@@ -72,18 +72,3 @@ def parts(logits: torch.Tensor) -> torch.Tensor:
 def labels(logits: torch.Tensor) -> torch.Tensor:
     """Logits (N, 19, R, R) -> the likeliest class of each pixel, (N, R, R) uint8."""
     return logits.argmax(1).to(torch.uint8)
-
-
-@torch.no_grad()
-def confusion(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Pixel counts [truth, predicted], (19, 19), of two label maps of one shape."""
-    classes = len(CLASSES)
-    pairs = truth.long().flatten() * classes + predicted.long().flatten()
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-
-
-def intersection_over_union(counts: torch.Tensor) -> torch.Tensor:
-    """IoU of each class from `confusion`, (19,); NaN for a class that neither map holds."""
-    hit = counts.diagonal().double()
-    union = counts.sum(0) + counts.sum(1) - hit
-    return torch.where(union > 0, hit / union.clamp_min(1), torch.nan)

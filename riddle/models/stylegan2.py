@@ -64,12 +64,16 @@ class Named(nn.Module):
 
 
 class Kernel(nn.Module):
+    """Holds `blur_kernel` under the port's name."""
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("kernel", blur_kernel())
 
 
 class PixelNorm(nn.Module):
+    """z (N, D) -> z of mean square 1 (Karras et al., 2018)."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
 
@@ -123,6 +127,8 @@ class StyledConv(nn.Module):
 
 
 class ToRGB(nn.Module):
+    """Features (N, C, H, W) and a style (N, D) -> picture (N, 3, H, W), on top of the one of half the side."""
+
     def __init__(self, c_in: int, style_dim: int, upsample: bool = True):
         super().__init__()
         self.conv = ModulatedConv2d(c_in, 3, 1, style_dim, demodulate=False)

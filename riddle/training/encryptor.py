@@ -28,19 +28,18 @@ from torch import nn
 from riddle import losses
 from riddle.files import sha256
 from riddle.losses import LossWeights
-from riddle.machine import keep_memory
 from riddle.models.encryptor import build_encryptor
 from riddle.models.inversion import Encoder, LiteEncoder
 from riddle.networks import Synthesis
 from riddle.presets import CONTROLS, VARIANTS, get
 from riddle.training import recipe
 from riddle.training.frozen import Features, LossNetworks, draw_codes, draw_keys, frozen_encoder, frozen_networks
-from riddle.training.helper import Coach, CodeJudge, code_loss, importance, linked, load_code_judge, small
+from riddle.training.helper import Coach, CodeRecogniser, code_loss, linked, load_code_recogniser, small
 from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run
 from riddle.training.pixelpath import publish
 from riddle.weights import WeightsMissingError, bundled, load_tensors
 
-COACHED = 4  # steps of the encryptor for one step of the judge of codes
+COACHED = 4  # steps of the encryptor for one step of the recogniser of codes
 FILES = ("codes", "val_codes", "code_judge", "generator", "parser", "encoder", "start")  # options that name a file
 
 
@@ -135,12 +134,12 @@ class EncryptorTask(Task):
 
     def __init__(
         self, config: EncryptorConfig, accelerator: Accelerator, generator: Synthesis, frozen: LossNetworks,
-        held_out: torch.Tensor, code_judge: CodeJudge | None = None, encoder: Encoder | LiteEncoder | None = None,
+        held_out: torch.Tensor, recogniser: CodeRecogniser | None = None, encoder: Encoder | LiteEncoder | None = None,
         inverted: torch.Tensor | None = None,
     ):  # fmt: skip
-        """held_out: codes (N, L, D) for `evaluate`, none of them trained on; code_judge: for the helper; encoder: for
-        `damping`, which needs its curvature, and `pixels`; inverted: codes (M, L, D) of training faces, for `blend` and
-        the helper. Raises ValueError where `linked` cannot halve what a process has of a batch."""
+        """held_out: codes (N, L, D) for `evaluate`, none of them trained on; recogniser: of codes, for the helper;
+        encoder: for `damping`, which needs its curvature, and `pixels`; inverted: codes (M, L, D) of training faces,
+        for `blend` and the helper. Raises ValueError where `linked` cannot halve what a process has of a batch."""
         device, parts = accelerator.device, accelerator.num_processes
         if config.linked and config.batch // parts % 2:
             raise ValueError(
@@ -154,9 +153,9 @@ class EncryptorTask(Task):
         encryptor = build_encryptor(config.preset, VARIANTS[config.variant].arch, generator.codes).to(device)
         optimiser = torch.optim.Adam(encryptor.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         super().__init__(config, accelerator, "encryptor", encryptor, optimiser, shared=[generator.codes])
-        self.coach = None if code_judge is None else Coach(code_judge.to(device), self.see)
-        if self.coach:
-            self.networks["judge"], self.optimisers["judge"] = self.coach.judge, self.coach.optimiser
+        self.coach = None if recogniser is None else Coach(recogniser.to(device), self.show)
+        if self.coach:  # "judge" is its name in checkpoints
+            self.networks["judge"], self.optimisers["judge"] = self.coach.recogniser, self.coach.optimiser
         self.made: torch.Tensor | None = None  # codes of this step, for the coach
         self.centre = torch.zeros(2, 2, generator.n_latent, generator.style_dim, device=device)
         self.held_out = held_out.to(device)
@@ -169,6 +168,7 @@ class EncryptorTask(Task):
         return progress < self.config.helper_only
 
     def part(self, progress: float) -> float:
+        """Progress within the helper's part of the training, or within the rest; each has its own warm-up."""
         share = self.config.helper_only
         return progress / share if self.alone(progress) else (progress - share) / (1 - share)
 
@@ -181,7 +181,7 @@ class EncryptorTask(Task):
             keys = draw_keys(self.generator, len(w) // sharing, c.m, c.n).repeat(sharing, 1, 1, 1, 1)
             loss, terms = self.losses(w, keys)
         if alone or c.helper:
-            helper, more, made = self.helper(judged=alone)
+            helper, more, made = self.helper(alone)
             loss, terms = loss + (1.0 if alone else c.helper) * helper, terms | more
             self.made = made if alone else None
         return loss, terms
@@ -236,20 +236,24 @@ class EncryptorTask(Task):
             embedded = self.frozen.embed(self.generator(back)).float()
         return losses.recovery_loss(wanted, embedded[:, None])
 
-    def helper(self, judged: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-        """`code_loss` on codes under drawn passwords, each for two originals. judged: drawn codes and the judge of
-        codes, if there is one; otherwise no judge, and half of the codes are inverted faces'."""
+    def helper(self, alone: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """`code_loss` on random codes under random passwords, each for two originals.
+
+        alone: with the recogniser of codes, if there is one; otherwise without, and half of the codes are inverted
+        faces'. Returns the loss, its terms, and the codes made (B, m (n + 2), L, D).
+        """
         c, codes = self.config, self.generator.codes
         z = codes.to_gaussian(draw_codes(self.generator, c.helper_codes))
-        if self.inverted is not None and not judged:
+        if self.inverted is not None and not alone:
             z[1::2] = codes.to_gaussian(self.blended(self.training_codes(len(z) // 2)))
         keys = torch.randn(len(z) // 2, c.m, c.n + 1, z.shape[2], device=z.device).repeat(2, 1, 1, 1)
-        judge, diverse = self.coach.judge if self.coach and judged else None, bool(self.weights.diversity)
+        recogniser = self.coach.recogniser if self.coach and alone else None
+        diverse = bool(self.weights.diversity)
         with self.accelerator.autocast():
-            return code_loss(self.network.change, z, keys, importance(codes), judge, diverse, self.centre)
+            return code_loss(self.network.change, z, keys, codes.importance, recogniser, diverse, self.centre)
 
     def step(self, batch: dict[str, torch.Tensor], progress: float) -> Numbers:
-        """One step; at every fourth one the judge of codes learns from what the encryptor made."""
+        """One step; at every fourth one the recogniser of codes learns from what the encryptor made."""
         coached = self.coach is not None and self.counters["step"] % COACHED == 0
         numbers = super().step(batch, progress)
         if coached and self.made is not None:
@@ -272,7 +276,7 @@ class EncryptorTask(Task):
         return space.to_w(length * (angle.cos() * z + angle.sin() * other))
 
     @torch.no_grad()
-    def see(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def show(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """F_e's embeddings (N, E) of the faces of z (N, L, D), and the faces, `small`."""
         with self.accelerator.autocast():
             faces = self.generator(self.generator.codes.to_w(z))
@@ -314,7 +318,6 @@ def record_of(config: EncryptorConfig) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     """Train as the command line says; returns the last logged numbers and the final evaluation."""
     config = recipe.parse(EncryptorConfig, "encryptor", __doc__, argv)
-    keep_memory()
     record, datafree = record_of(config), VARIANTS[config.variant].datafree
     if not (config.codes or datafree):
         raise SystemExit("--codes is needed, unless --variant datafree draws them; riddle.training.prepare makes it")
@@ -324,10 +327,10 @@ def main(argv: list[str] | None = None) -> dict:
     codes = torch.from_numpy(np.load(config.codes)) if config.codes else draw_codes(generator, 48, seed=1)
     held_out = torch.from_numpy(np.load(config.val_codes)).float()[:48] if config.val_codes else codes[-48:].float()
     learned = None if datafree else codes if config.val_codes else codes[:-48]
-    judge, encoder = load_code_judge(config.code_judge) if config.code_judge else None, None
+    recogniser, encoder = load_code_recogniser(config.code_judge) if config.code_judge else None, None
     if config.pixels or (config.damping and preset.encoder == "lite"):
         encoder = frozen_encoder(preset, config.encoder, generator)
-    task = EncryptorTask(config, accelerator, generator, frozen, held_out, judge, encoder, learned)
+    task = EncryptorTask(config, accelerator, generator, frozen, held_out, recogniser, encoder, learned)
     for network in (task.network, task.average):
         if config.start:
             network.load_state_dict(load_tensors(config.start))

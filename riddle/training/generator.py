@@ -21,7 +21,7 @@ from torch import nn
 
 from riddle.files import replace_file
 from riddle.images import to_bytes, to_tensor
-from riddle.machine import fast_autocast, keep_memory
+from riddle.machine import fast_autocast
 from riddle.models.mobilestylegan import SIDES, Cut, MobileStyleGAN
 from riddle.networks import published_generator
 from riddle.progress import track
@@ -69,8 +69,8 @@ def reduced(generator: MobileStyleGAN, codes: torch.Tensor, side: int) -> torch.
     """The whole network's faces of codes (N, L, D), area-reduced to (N, 3, side, side) in [-1, 1]."""
     whole = max(SIDES[0], 8 << len(generator.blocks))
     with fast_autocast(codes.device):
-        drawn = (generator(w, whole).float().clamp(-1, 1) for w in codes.split(8))
-        return torch.cat([F.adaptive_avg_pool2d(faces, side) for faces in drawn])
+        faces = (generator(w, whole).float().clamp(-1, 1) for w in codes.split(8))
+        return torch.cat([F.adaptive_avg_pool2d(part, side) for part in faces])
 
 
 def grid(faces: torch.Tensor) -> torch.Tensor:
@@ -103,17 +103,17 @@ class CutTask(Task):
             x = self.generator.features(w, cut.first)
         return cut(x, w)
 
-    def target(self, faces: torch.Tensor) -> torch.Tensor:
-        """Stored faces, uint8 (N, S, S, 3), area-reduced to (N, 3, side, side)."""
-        return F.adaptive_avg_pool2d(to_tensor(faces), self.config.side)
+    def target(self, stored: torch.Tensor) -> torch.Tensor:
+        """Stored faces, uint8 (N, S, S, 3), area-reduced to (N, 3, side, side) in [-1, 1]."""
+        return F.adaptive_avg_pool2d(to_tensor(stored), self.config.side)
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
         target = self.target(batch["faces"])
         with self.accelerator.autocast():
-            drawn = self.draw(batch["codes"], self.network)
-            perceived = self.lpips(drawn, target).mean()
-        squared, absolute = F.mse_loss(drawn, target), F.l1_loss(drawn, target)
-        pattern = F.mse_loss(grid(drawn), grid(target))
+            faces = self.draw(batch["codes"], self.network)
+            perceived = self.lpips(faces, target).mean()
+        squared, absolute = F.mse_loss(faces, target), F.l1_loss(faces, target)
+        pattern = F.mse_loss(grid(faces), grid(target))
         terms = {"mse": squared, "l1": absolute, "lpips": perceived, "grid": pattern}
         return 2 * squared + 0.2 * absolute + 0.5 * perceived + 30 * pattern, terms
 
@@ -121,11 +121,11 @@ class CutTask(Task):
         """PSNR in dB, LPIPS and the error of `grid` (a root mean square) of the average on the held-out targets, in
         float32."""
 
-        def quality(w: torch.Tensor, faces: torch.Tensor) -> dict[str, torch.Tensor]:
-            target, drawn = self.target(faces), self.draw(w, self.average).clamp(-1, 1)
-            psnr = 10 * torch.log10(4 / (drawn - target).square().mean((1, 2, 3)))
-            pattern = (grid(drawn) - grid(target)).square().mean((1, 2, 3))
-            return {"psnr": psnr, "lpips": self.lpips(drawn, target), "grid": pattern}
+        def quality(w: torch.Tensor, stored: torch.Tensor) -> dict[str, torch.Tensor]:
+            target, faces = self.target(stored), self.draw(w, self.average).clamp(-1, 1)
+            psnr = 10 * torch.log10(4 / (faces - target).square().mean((1, 2, 3)))
+            pattern = (grid(faces) - grid(target)).square().mean((1, 2, 3))
+            return {"psnr": psnr, "lpips": self.lpips(faces, target), "grid": pattern}
 
         found = means(quality, *self.held_out, batch=8)
         psnr, lpips, pattern = round(found["psnr"], 3), round(found["lpips"], 5), round(found["grid"] ** 0.5, 5)
@@ -142,7 +142,6 @@ class CutTask(Task):
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the held-out quality."""
     config = recipe.parse(CutConfig, "generator", __doc__, argv)
-    keep_memory()
     accelerator, folder = make_accelerator(config), Path(config.targets)
     generator = published_generator().to(accelerator.device)
     generator.codes.measure(generator.map)

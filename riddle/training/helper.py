@@ -2,9 +2,9 @@
 
     python -m riddle.training.helper --recipe mobile
 
-trains `CodeJudge`, which guesses from a face's code its embedding by F_e and a picture of 16 px. `code_loss` uses it in
-the place of generator and loss networks: a step then costs a third and sees 16 originals. The paper's losses follow, on
-faces.
+trains `CodeRecogniser`, which guesses from a face's code its embedding by F_e and a picture of 16 px. `code_loss` uses
+it in the place of generator and loss networks: a step then costs a third and sees 16 originals. The paper's losses
+follow, on faces.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from riddle import losses
-from riddle.machine import fast_autocast, keep_memory
-from riddle.models.codes import GaussianCodes
+from riddle.machine import fast_autocast
 from riddle.models.encryptor import KEPT, build_encryptor
 from riddle.networks import Synthesis
 from riddle.presets import get
@@ -32,18 +31,13 @@ from riddle.weights import load_tensors
 
 SMALL = 16  # px of the guessed picture
 BANDS = (KEPT, 40, 160)  # first components of the bands of z whose lengths count: what shows, and what hardly does
-EXAMPLE = ("z", "embedding", "picture")  # what a face drawn from a code gives
+EXAMPLE = ("z", "embedding", "picture")  # what is learned from a face
 FRESH, LATEST = 8, 16_384  # faces that a coach draws a step, and that it keeps
 MEMORY = 50  # steps over which running means are taken
 WIDTH, DROPOUT, DECAY = 768, 0.2, 0.1
 
 
-def importance(codes: GaussianCodes) -> torch.Tensor:
-    """The effect of each component of z on a face: (D,), 1 on average."""
-    return codes.std / codes.std.mean()
-
-
-class CodeJudge(nn.Module):
+class CodeRecogniser(nn.Module):
     """z (N, L, D) -> guesses of F_e's embedding of the face that it draws, (N, E) of unit length, and of the face,
     (N, 3, 16, 16)."""
 
@@ -65,20 +59,21 @@ def small(faces: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(faces.float().clamp(-1, 1), SMALL)
 
 
-def guess_loss(judge: CodeJudge, z: torch.Tensor, seen: Sequence[torch.Tensor]) -> torch.Tensor:
-    """1 - cosine with the embeddings that were seen, and the squared error of the pictures."""
+def guess_loss(recogniser: CodeRecogniser, z: torch.Tensor, wanted: Sequence[torch.Tensor]) -> torch.Tensor:
+    """1 - cosine, and squared error, a scalar: what is guessed of z (N, L, D) against `wanted`, F_e's embeddings (N, E)
+    and pictures (N, 3, 16, 16)."""
     with fast_autocast(z.device):
-        embedded, pictures = judge(z)
-    return (1 - F.cosine_similarity(embedded, seen[0])).mean() + F.mse_loss(pictures, seen[1])
+        embedded, pictures = recogniser(z)
+    return (1 - F.cosine_similarity(embedded, wanted[0])).mean() + F.mse_loss(pictures, wanted[1])
 
 
-def load_code_judge(path: str | Path) -> CodeJudge:
+def load_code_recogniser(path: str | Path) -> CodeRecogniser:
     """The frozen network of a file that this module wrote. Raises FileNotFoundError."""
     state = load_tensors(path)
     dim, width = len(state["scale"]), len(state["first.bias"])
-    judge = CodeJudge(state["first.weight"].shape[1] // dim, dim, len(state["identity.bias"]), width)
-    judge.load_state_dict(state)
-    return judge.eval().requires_grad_(False)
+    recogniser = CodeRecogniser(state["first.weight"].shape[1] // dim, dim, len(state["identity.bias"]), width)
+    recogniser.load_state_dict(state)
+    return recogniser.eval().requires_grad_(False)
 
 
 def linked(made: torch.Tensor) -> torch.Tensor:
@@ -89,20 +84,20 @@ def linked(made: torch.Tensor) -> torch.Tensor:
 
 def code_loss(
     change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], z: torch.Tensor, keys: torch.Tensor,
-    scale: torch.Tensor, judge: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None, diverse: bool,
+    scale: torch.Tensor, recogniser: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None, diverse: bool,
     centre: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:  # fmt: skip
     """The loss, its terms by name, and the codes made (B, m (n + 2), L, D): recovered ones, then the others.
 
     change: z, password -> z; z: (B, L, D); keys: (B, m, n + 1, D), passwords in z, the first of the n + 1 encrypts;
-    scale: (D,), see `importance`; judge: a `CodeJudge`, or None; diverse: False for "w/o identity diversity loss";
-    centre: (2, 2, L, D), running means which the call moves on, or None: of encrypted and of wrongly decrypted z, made
-    of the originals with even and with odd numbers, which may be of two kinds.
+    scale: (D,), `GaussianCodes.importance`; recogniser: a `CodeRecogniser`, or None; diverse: False for "w/o identity
+    diversity loss"; centre: (2, 2, L, D), running means which the call moves on, or None: of encrypted and of wrongly
+    decrypted z, made of the originals with even and with odd numbers, which may be of two kinds.
     Decrypted z is as it was. Encrypted and wrongly decrypted z turn away from the original's and, where diverse, from
     each other, have a normal length (by `BANDS`) and mean, differ between slots no more than the original or `SPREAD`,
     and keep the leading components (pose, light, hair). Originals i and i + B / 2, which may share passwords, do not
     become one person. Equations 1 to 4, each term as a mean, and eq. 6 on small pictures are computed on the
-    judge's guesses.
+    recogniser's guesses.
     """
     b, m, n = len(z), keys.shape[1], keys.shape[2] - 1
     keys = keys[..., None, :].expand(-1, -1, -1, z.shape[1], -1)
@@ -139,8 +134,8 @@ def code_loss(
     terms["code_linked"] = linked((changed * scale.sqrt())[..., KEPT:])
     total = total + 0.5 * terms["code_linked"]
     made = torch.cat([back.unflatten(0, (b, m)), changed], 1)
-    if judge is not None:
-        (wanted, picture), (guessed, pictures) = judge(z), judge(made.flatten(0, 1))
+    if recogniser is not None:
+        (wanted, picture), (guessed, pictures) = recogniser(z), recogniser(made.flatten(0, 1))
         guessed, pictures = (x.unflatten(0, made.shape[:2]) for x in (guessed, pictures))
         terms["guessed_apart"] = apart(wanted, guessed[:, m:])
         terms["guessed_recovery"] = losses.recovery_loss(wanted, guessed[:, :m]) / m
@@ -152,32 +147,32 @@ def code_loss(
 
 
 class Coach:
-    """Retrains the guesser on the encryptor's own codes, because it is wrong on them otherwise. At each step some of
-    these codes are drawn, and the judge learns from these faces and earlier ones. A checkpoint holds the judge, not
-    the earlier faces.
+    """Retrains the recogniser of codes on the encryptor's own, because it is wrong on them otherwise. At each step it
+    learns from the faces of some of these codes and from earlier ones. A checkpoint holds the recogniser, not the
+    earlier faces.
     """
 
-    def __init__(self, judge: CodeJudge, see: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]):
-        """see: z (N, L, D) -> F_e's embeddings of the faces (N, E), and the faces, `small`."""
-        self.judge, self.see = judge, see
-        self.optimiser = torch.optim.AdamW(judge.parameters(), lr=3e-4, weight_decay=DECAY)
+    def __init__(self, recogniser: CodeRecogniser, show: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]):
+        """show: z (N, L, D) -> F_e's embeddings of the faces (N, E), and the faces, `small`."""
+        self.recogniser, self.show = recogniser, show
+        self.optimiser = torch.optim.AdamW(recogniser.parameters(), lr=3e-4, weight_decay=DECAY)
         self.examples: list[tuple[torch.Tensor, ...]] = []  # z, embedding, picture of one face each
 
     def step(self, made: torch.Tensor) -> torch.Tensor:
-        """One step from codes (N, L, D) that an encryptor made; returns the judge's mean cosine on faces new to it."""
+        """One step from codes (N, L, D) that an encryptor made; returns the mean cosine on faces new to it, ()."""
         z = made[torch.randperm(len(made), device=made.device)[:FRESH]]
-        seen = self.see(z)
+        wanted = self.show(z)
         with torch.no_grad():
-            cosine = F.cosine_similarity(self.judge(z)[0], seen[0]).mean()
-        self.examples = [*self.examples, *zip(z, *seen, strict=True)][-LATEST:]
+            cosine = F.cosine_similarity(self.recogniser(z)[0], wanted[0]).mean()
+        self.examples = [*self.examples, *zip(z, *wanted, strict=True)][-LATEST:]
         rows = torch.randint(len(self.examples), (128 - len(z),)).tolist()
         old = zip(*(self.examples[i] for i in rows), strict=True)
-        z, *seen = (torch.cat([new, torch.stack(part)]) for new, part in zip((z, *seen), old, strict=True))
-        self.judge.train().requires_grad_(True)
+        z, *wanted = (torch.cat([new, torch.stack(part)]) for new, part in zip((z, *wanted), old, strict=True))
+        self.recogniser.train().requires_grad_(True)
         self.optimiser.zero_grad(set_to_none=True)
-        guess_loss(self.judge, z, seen).backward()
+        guess_loss(self.recogniser, z, wanted).backward()
         self.optimiser.step()
-        self.judge.eval().requires_grad_(False)  # the encryptor's loss goes through it, not to it
+        self.recogniser.eval().requires_grad_(False)  # the encryptor's loss goes through it, not to it
         return cosine
 
 
@@ -193,8 +188,8 @@ class HelperConfig(LoopConfig):
     warmup: float = 0.05  # share of the training
 
 
-class JudgeTask(Task):
-    """A judge of codes that learns from drawn faces."""
+class RecogniserTask(Task):
+    """A recogniser of codes that learns from faces of nobody."""
 
     def __init__(
         self, config: HelperConfig, accelerator: Accelerator, scale: torch.Tensor, held_out: Sequence[torch.Tensor]
@@ -202,18 +197,19 @@ class JudgeTask(Task):
         """scale: (D,), of the components of z; held_out: examples as `draw_examples` gives them, not learned from."""
         self.held_out = [part.float().to(accelerator.device) for part in held_out]
         z, embedded, _ = self.held_out
-        judge = CodeJudge(z.shape[1], z.shape[2], embedded.shape[1]).to(accelerator.device)
-        judge.scale.copy_(scale)
-        optimiser = torch.optim.AdamW(judge.parameters(), lr=config.lr, weight_decay=DECAY)
-        super().__init__(config, accelerator, "code_judge", judge, optimiser)
+        recogniser = CodeRecogniser(z.shape[1], z.shape[2], embedded.shape[1]).to(accelerator.device)
+        recogniser.scale.copy_(scale)
+        optimiser = torch.optim.AdamW(recogniser.parameters(), lr=config.lr, weight_decay=DECAY)
+        # The name stays in files and options: "code_judge" is what checkpoints and recipes have.
+        super().__init__(config, accelerator, "code_judge", recogniser, optimiser)
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
-        z, *seen = (batch[name].float() for name in EXAMPLE)
-        return guess_loss(self.network, z, seen), {}
+        z, *wanted = (batch[name].float() for name in EXAMPLE)
+        return guess_loss(self.network, z, wanted), {}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The mean cosine of guessed embeddings with those seen, on held-out faces."""
+        """The mean cosine of guessed embeddings with F_e's, on held-out faces."""
         z, wanted, _ = self.held_out
         return {"cosine": round(F.cosine_similarity(self.average(z)[0], wanted).mean().item(), 4)}
 
@@ -238,13 +234,12 @@ def draw_examples(preset: str, generator: Synthesis, embed: Features, count: int
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the cosine on held-out examples."""
     config = recipe.parse(HelperConfig, "helper", __doc__, argv)
-    keep_memory()
     accelerator = make_accelerator(config)
     torch.manual_seed(config.seed)
     generator, frozen = frozen_networks(get(config.preset), config.generator, accelerator.device)
     examples, held = draw_examples(config.preset, generator, frozen.embed, config.count), max(1, config.count // 20)
-    scale = importance(generator.codes).clamp_max(6)
-    task = JudgeTask(config, accelerator, scale, [part[:held] for part in examples])
+    scale = generator.codes.importance.clamp_max(6)
+    task = RecogniserTask(config, accelerator, scale, [part[:held] for part in examples])
     last = run(task, {name: part[held:] for name, part in zip(EXAMPLE, examples, strict=True)}) | task.validate()
     about = {"preset": config.preset, "faces": config.count, "steps": last["step"], "cosine": last["cosine"]}
     return finish(task, "code_judge", last, about)

@@ -21,7 +21,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from riddle.images import to_tensor
-from riddle.machine import keep_memory
 from riddle.models.inversion import LiteEncoder, build_encoder
 from riddle.models.mobilefacenet import load_mobilefacenet
 from riddle.networks import Synthesis
@@ -56,8 +55,7 @@ class InversionConfig(LoopConfig):
     length: float = 0.02  # how far z goes beyond what a normal distribution gives; e4e: a latent discriminator
     delta: float = 0.03  # mean square of the differences between slots; e4e: 2e-4 of their norms
     known: float = 0.3  # squared error of the z of synthetic faces; e4e: none
-    synthetic: float = 0.5  # synthetic faces per real one
-    shown: float = 1.0  # share of them that the picture losses see, too: real faces are few and are memorised
+    synthetic: float = 0.5  # synthetic faces per real one; real ones are few and are memorised
     passes: int = 1  # feedback passes; a step trains one of them, drawn at random
     refine: int = 28  # gradient steps that follow the passes when a face is inverted; no part of the training
 
@@ -73,6 +71,7 @@ class InversionTask(Task):
         self.frozen, self.lpips, self.held_out = frozen, lpips, held_out
         self.generator = generator.eval().requires_grad_(False)
         encoder = encoder.to(accelerator.device)
+        encoder.passes.fill_(config.passes), encoder.steps.fill_(config.refine)
         encoder.identity.requires_grad_(config.identity_lr > 0)
         rates = {"body": config.body_lr, "identity": config.identity_lr, "perception": 0.0}
         groups = [
@@ -82,19 +81,12 @@ class InversionTask(Task):
         ]
         optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         super().__init__(config, accelerator, "encoder", encoder, optimiser, shared=[generator])
-        std = generator.codes.std
-        self.importance = std / std.mean()  # what hardly shows in a face need not be read
-        self._count_steps()
-
-    def _count_steps(self) -> None:
-        for network in (self.network, self.average):
-            network.passes.fill_(self.config.passes), network.steps.fill_(self.config.refine)
+        self.importance = generator.codes.importance  # what hardly shows in a face need not be read
 
     def start_from(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from other weights, of fewer passes or of as many."""
         for network in (self.network, self.average):
-            network.load_state_dict(state)
-        self._count_steps()
+            network.load_state_dict(state | {k: getattr(network, k) for k in ("passes", "steps")})
 
     def start_from_published(self) -> None:
         """Take the published weights of the two bodies, and those of `perception`. Raises WeightsMissingError."""
@@ -129,16 +121,14 @@ class InversionTask(Task):
         made = draw_codes(self.generator, round(n * c.synthetic))
         with self.accelerator.autocast():
             with torch.no_grad():
-                drawn = self.generator(made).clamp(-1, 1)
-                both = torch.cat([real, drawn.float()])
+                both = torch.cat([real, self.generator(made).clamp(-1, 1).float()])
                 z, shown = self.network.read(both, int(torch.randint(c.passes, ())))
             z = z + self.network.missing(both, shown)
-            compared = n + round(len(made) * c.shown)
-            faces, targets = self.generator(self.network.to_w(z[:compared])), both[:compared]
-            terms = {"l2": F.mse_loss(faces, targets), "lpips": self.lpips(faces, targets).mean()}
+            faces = self.generator(self.network.to_w(z))
+            terms = {"l2": F.mse_loss(faces, both), "lpips": self.lpips(faces, both).mean()}
             if progress >= c.identity_from:
                 with torch.no_grad():
-                    wanted = self.frozen.embed(targets)
+                    wanted = self.frozen.embed(both)
                 terms["identity"] = (1 - F.cosine_similarity(self.frozen.embed(faces), wanted)).mean()
         terms |= self.z_terms(z[:n])
         error = (z[n:] - self.generator.codes.to_gaussian(made)).square()
@@ -193,7 +183,6 @@ def varied(faces: torch.Tensor) -> torch.Tensor:
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the held-out quality."""
     config = recipe.parse(InversionConfig, "inversion", __doc__, argv)
-    keep_memory()
     accelerator, preset = make_accelerator(config), get(config.preset)
     generator, frozen = frozen_networks(preset, config.generator, accelerator.device)
     faces = torch.from_numpy(np.load(config.data))

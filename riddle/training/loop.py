@@ -27,7 +27,7 @@ from torch import nn
 from torchvision.utils import save_image
 
 from riddle.files import replace_file, write_text
-from riddle.machine import bfloat16_is_faster
+from riddle.machine import bfloat16_is_faster, keep_memory
 from riddle.presets import get
 from riddle.progress import track
 from riddle.weights import save_tensors
@@ -76,7 +76,7 @@ class Task:
         self.counters: dict[str, float] = {"step": 0, "seconds": 0.0}
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
-        """The loss of a batch, and numbers for the log; progress: share of the run that is done."""
+        """The loss of a batch {name: (B, ...)}, a scalar, and numbers for the log; progress: share of the run done."""
         raise NotImplementedError
 
     def part(self, progress: float) -> float:
@@ -110,7 +110,7 @@ class Task:
         return {"loss": loss, **numbers, "gradient": gradient}
 
     def load(self, state: dict) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint, as `save` writes it."""
         for kind in ("networks", "optimisers"):
             for name, part in getattr(self, kind).items():
                 part.load_state_dict(state[kind][name])
@@ -144,7 +144,10 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 
 def batches(tensors: dict[str, torch.Tensor], batch: int, seed: int, start: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless shuffled batches from step `start` on; epoch e has its own permutation, seeded by (seed, e)."""
+    """Endless shuffled batches {name: (batch, ...)} of tensors {name: (N, ...)}, from step `start` on.
+
+    Epoch e has its own permutation, seeded by (seed, e). Raises ValueError where N is less than one batch.
+    """
     n = len(next(iter(tensors.values())))
     if n < batch:
         raise ValueError(f"{n} training items are fewer than one batch of {batch}")
@@ -157,7 +160,7 @@ def batches(tensors: dict[str, torch.Tensor], batch: int, seed: int, start: int)
 
 
 def spread(items: torch.Tensor, n: int = 96) -> torch.Tensor:
-    """An evenly spaced subset of at most n items, for evaluation."""
+    """An evenly spaced subset (at most n, ...) of items (N, ...), for evaluation."""
     return items[:: max(1, len(items) // n)][:n]
 
 
@@ -169,7 +172,8 @@ def means(numbers: Callable[..., dict[str, torch.Tensor]], *items: torch.Tensor,
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
-    """The device, the processes and the precision of this run."""
+    """The device, the processes and the precision of this run, whose process keeps its memory from here on."""
+    keep_memory()
     wanted = bfloat16_is_faster(PartialState().device) if config.bfloat16 is None else config.bfloat16
     return Accelerator(mixed_precision="bf16" if wanted else "no")
 

@@ -41,7 +41,7 @@ class Comparison:
 
     @torch.no_grad()
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
-        """Faces (N, 3, R, R), twice -> {measure: mean}."""
+        """Two batches of faces (N, 3, R, R) in [-1, 1] -> {measure: mean over pairs}."""
         pairs = list(zip(a.split(32), b.split(32), strict=True))
         means = {}
         if self.lpips is not None:

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from scipy.ndimage import affine_transform
+from torchmetrics.classification import MulticlassJaccardIndex
 
 from riddle.aligned import align
 from riddle.data import load
 from riddle.images import to_tensor
-from riddle.machine import keep_memory
-from riddle.models.parsing import CLASSES, MIRRORED, PARTS, ParsingNet, confusion, intersection_over_union, labels
+from riddle.models.parsing import CLASSES, MIRRORED, PARTS, ParsingNet, labels
 from riddle.presets import Preset, get
 from riddle.training import recipe
 from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, run
@@ -137,17 +137,15 @@ class ParsingTask(Task):
 def evaluate(net: torch.nn.Module, data: dict[str, torch.Tensor]) -> torch.Tensor:
     """IoU of each of the 19 classes over all pixels of a set, (19,); NaN for a class that does not occur."""
     device = next(net.parameters()).device
-    counts = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.long)
+    iou = MulticlassJaccardIndex(len(CLASSES), average=None, zero_division=math.nan)
     for faces, masks in zip(data["faces"].split(50), data["masks"].split(50), strict=True):
-        predicted = labels(net(to_tensor(faces.to(device))))
-        counts += confusion(predicted.cpu(), masks.cpu())
-    return intersection_over_union(counts)
+        iou.update(labels(net(to_tensor(faces.to(device)))).cpu(), masks)
+    return iou.compute()
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the mean IoU."""
     config = recipe.parse(ParsingConfig, "parsing", __doc__, argv)
-    keep_memory()
     accelerator, preset = make_accelerator(config), get(config.preset)
     torch.manual_seed(config.seed)
     train, validation = (masked_faces(preset, split) for split in ("train", "val"))

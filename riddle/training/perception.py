@@ -18,7 +18,6 @@ from accelerate import Accelerator
 
 from riddle.images import to_tensor
 from riddle.losses import PerceptualFeatures, blank_perception
-from riddle.machine import keep_memory
 from riddle.networks import Synthesis
 from riddle.presets import get
 from riddle.training import recipe
@@ -60,8 +59,8 @@ class PerceptionTask(Task):
         real = varied(to_tensor(batch["faces"]))
         with torch.no_grad():
             with self.accelerator.autocast():
-                drawn = self.generator(draw_codes(self.generator, len(real) // 2)).clamp(-1, 1).float()
-            faces = torch.cat([real, drawn]).contiguous(memory_format=torch.channels_last)
+                synthetic = self.generator(draw_codes(self.generator, len(real) // 2)).clamp(-1, 1).float()
+            faces = torch.cat([real, synthetic]).contiguous(memory_format=torch.channels_last)
             raw = self.teacher.raw(faces)
             wanted = self.teacher.weighed(raw)
         loss, made = 0.0, None
@@ -96,7 +95,6 @@ class PerceptionTask(Task):
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the held-out quality."""
     config = recipe.parse(PerceptionConfig, "perception", __doc__, argv)
-    keep_memory()
     accelerator = make_accelerator(config)
     generator = frozen_generator(get(config.preset), "", accelerator.device)
     faces, held_out = (torch.from_numpy(np.load(path)) for path in (config.faces, config.val))

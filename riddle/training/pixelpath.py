@@ -25,13 +25,14 @@ def shown_as(faces: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
 
 
 def stored(faces: torch.Tensor, quality: int | None = None) -> torch.Tensor:
-    """Faces (N, 3, R, R) as eight bits per channel, or as JPEG of a quality."""
+    """Faces (N, 3, R, R) in [-1, 1] as a file has them: eight bits per channel, or JPEG of a quality from 1 to 100."""
     pixels = to_bytes(faces)
     return shown_as(faces, to_tensor(pixels if quality is None else jpeg(pixels, quality)))
 
 
 def cropped_again(faces: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
-    """Faces pasted into their photos' crops as `protect` does it, and cropped a little beside; all (N, 3, R, R)."""
+    """Faces pasted into their photos' crops as `protect` does it, and cropped a little beside; all (N, 3, R, R) in
+    [-1, 1]."""
     side, at = faces.shape[-1], (np.arange(faces.shape[-1]) + 0.5) / faces.shape[-1]
     matched = torch.stack([match_colours(f, u, core(side)) for f, u in zip(faces, under, strict=True)])
     mask = torch.from_numpy(ellipse(at[None], at[:, None])).to(faces)

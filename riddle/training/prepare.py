@@ -92,8 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         made = codes(a.preset, np.load(a.faces), a.encoder, not a.no_mirror, a.steps)
         if a.drawn:
-            drawn = codes(a.preset, drawn_faces(a.preset, a.drawn), a.encoder, False, a.steps)
-            made = np.concatenate([made, drawn])
+            more = codes(a.preset, drawn_faces(a.preset, a.drawn), a.encoder, False, a.steps)
+            made = np.concatenate([made, more])
     with replace_file(a.out) as temporary:
         np.save(temporary, made)
     print(f"{a.out}: {made.shape} {made.dtype}")
