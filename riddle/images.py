@@ -141,11 +141,13 @@ def read_file(path: str | Path, most: int = MAX_BYTES) -> bytes:
     return data
 
 
-def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Picture:
-    """A picture from a file, a file's bytes or an opened image; name: for messages.
+def open_picture(source: str | Path | bytes | Image.Image | Picture, name: str = "") -> Picture:
+    """A picture from a file, a file's bytes or an opened image, or the picture given; name: for messages.
 
     Raises PhotoError for what is no single still picture, is damaged, or has more than MAX_PIXELS pixels.
     """
+    if isinstance(source, Picture):
+        return source
     if isinstance(source, Image.Image):
         return _upright(source, name or str(getattr(source, "filename", "") or "the picture"), ())
     if not isinstance(source, bytes):

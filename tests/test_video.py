@@ -25,6 +25,7 @@ from riddle.app import bulk, clip, cliprecord, tracking, video
 from riddle.app.cliprecord import ClipRecord
 from riddle.app.tracking import Find, Tracker
 from riddle.demo import FRAMED_POINTS, write_clip
+from riddle.faces import alignment
 from riddle.faces.detection import Face
 from riddle.images import PhotoError
 from riddle.models import codes as spaces
@@ -664,11 +665,11 @@ def test_a_record_that_is_whole_and_hostile_is_refused(record, change, cause):
 
 def test_places_are_bounded_and_their_matrices_are_squares():
     places = np.array([[5, 6, 16, 3], [900, 5, 10, 0], [5, 5, 0, 0], [5, 5, 4000, 0]], np.float32)
-    kept = cliprecord.bounded(places, 60, 50)
+    kept = alignment.bounded(places, 60, 50)
     assert np.array_equal(kept[0], places[0]) and kept[1, 0] <= 70
-    assert np.array_equal(cliprecord.bounded(kept, 60, 50), kept)
-    matrix = cliprecord.matrix(places[0])
-    assert np.allclose(matrix @ [0.5, 0.5, 1], places[0, :2]) and np.allclose(cliprecord.place(matrix), places[0])
+    assert np.array_equal(alignment.bounded(kept, 60, 50), kept)
+    matrix = alignment.matrix(places[0])
+    assert np.allclose(matrix @ [0.5, 0.5, 1], places[0, :2]) and np.allclose(alignment.place(matrix), places[0])
     assert np.allclose(matrix[:, 0] @ matrix[:, 1], 0) and np.allclose(np.linalg.det(matrix[:, :2]), 16**2 + 3**2)
 
 

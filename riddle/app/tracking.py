@@ -20,8 +20,9 @@ from scipy.optimize import linear_sum_assignment
 
 from riddle.app import photos
 from riddle.app.clip import Clip, frames
-from riddle.app.cliprecord import ClipRecord, bounded, code_count, matrix, place
-from riddle.faces import alignment, recognizers
+from riddle.app.cliprecord import ClipRecord, code_count
+from riddle.faces import recognizers
+from riddle.faces.alignment import bounded, matrix, place
 from riddle.faces.detection import Face, find_all
 from riddle.pipeline import Riddle
 from riddle.progress import track
@@ -73,12 +74,7 @@ class Find:
 
 def find_of(face: Face, size: tuple[int, int]) -> Find:
     """The find of a detected face in a frame of `size` (width, height)."""
-    try:
-        where = place(alignment.framing_matrix(face.points))
-    except ValueError:  # the points coincide: the box must do
-        x1, y1, x2, y2 = face.box
-        where = np.array([(x1 + x2) / 2, (y1 + y2) / 2, max(x2 - x1, y2 - y1, 1.0), 0.0])
-    return Find(face, where, photos.why_not(face, size))
+    return Find(face, place(photos.square_of(face)), photos.why_not(face, size))
 
 
 def follow(model: Riddle, image: Image.Image, where: np.ndarray) -> list[Find]:

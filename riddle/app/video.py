@@ -31,10 +31,10 @@ from PIL import Image
 from riddle import passwords
 from riddle.app import cliprecord, tracking
 from riddle.app.clip import ENCODERS, Clip, Frame, encoder_for, frames, join, probe, write_segment
-from riddle.app.cliprecord import ClipRecord, code_count, matrix
-from riddle.app.photos import NOT_OPENED, FaceReport, FileReport, refuse
+from riddle.app.cliprecord import ClipRecord, code_count
+from riddle.app.photos import NOT_OPENED, FaceReport, FileReport, box_of, refuse
 from riddle.app.tracking import Embedder, Track, frames_of, record_of, survey
-from riddle.faces import blending
+from riddle.faces.alignment import matrix
 from riddle.files import replace_file, sha256, write_text
 from riddle.images import PhotoError, write_file
 from riddle.models.codes import lit
@@ -197,7 +197,7 @@ def _surveyed(
         if done == "restored":
             record = replace(record, codes=lit(record.codes, own.codes))
         faces = _faces(record, done, {face.id: len(face.frames) for face in tracks})
-        faces += [_skipped(times, face, clip) for face in tracks if not face.good]
+        faces += [_skipped(times, face, record.size) for face in tracks if not face.good]
         write_file(data, record.to_bytes())
         write_text(kept, json.dumps({"faces": [asdict(face) for face in faces], "notes": _watch(times, tracks, clip)}))
     about = model.preset.name, model.weights_hash, clip.upright_size
@@ -209,17 +209,19 @@ def _surveyed(
 
 def _faces(record: ClipRecord, done: str, seen: dict[int, int] | None = None) -> list[ClipFace]:
     """The faces that a record tells of; seen: in how many frames each was found, default: in all of its own."""
-    faces = []
-    for box, (number, first, count) in zip(record.boxes(), record.tracks.tolist(), strict=True):
-        begins, ends = (round(float(record.times[n]), 3) for n in (first, first + count - 1))
-        faces.append(ClipFace(tuple(box), done, "", number, begins, ends, count, (seen or {}).get(number, count)))
+    faces, row = [], 0
+    for number, first, count in record.tracks.tolist():
+        box = box_of(matrix(record.places[row]), record.size)
+        begins, ends = record.times[[first, first + count - 1]].round(3).tolist()
+        faces.append(ClipFace(box, done, "", number, begins, ends, count, (seen or {}).get(number, count)))
+        row += count
     return faces
 
 
-def _skipped(times: np.ndarray, face: Track, clip: Clip) -> ClipFace:
+def _skipped(times: np.ndarray, face: Track, size: tuple[int, int]) -> ClipFace:
     """The report of a face that cannot be replaced."""
-    box = blending.box(matrix(face.places[0]), clip.upright_size)
-    begins, ends = (round(float(times[n]), 3) for n in (face.frames[0], face.frames[-1]))
+    begins, ends = times[[face.frames[0], face.frames[-1]]].round(3).tolist()
+    box = box_of(matrix(face.places[0]), size)
     return ClipFace(box, "skipped", face.doubt, face.id, begins, ends, 0, len(face.frames))
 
 
