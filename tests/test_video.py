@@ -287,8 +287,7 @@ def test_two_people_who_cross_are_two_tracks_and_always_covered(model, tmp_path,
 
 
 def find(x):
-    place = np.array([x, 50.0, 40.0, 0.0])
-    return Find(Face(np.array([x, 50, x, 50]), 1.0, np.zeros((5, 2)), None, "x"), place, "")
+    return Find(np.array([x, 50.0, 40.0, 0.0]), "")
 
 
 def test_embeddings_decide_who_is_who():

@@ -67,14 +67,13 @@ class Embedder:
 class Find:
     """A face in one frame."""
 
-    face: Face
     place: np.ndarray  # (4,)
     doubt: str  # why the face cannot be inverted (too small, in profile, ...); "" when it can
 
 
 def find_of(face: Face, size: tuple[int, int]) -> Find:
     """The find of a detected face in a frame of `size` (width, height)."""
-    return Find(face, place(photos.square_of(face)), photos.why_not(face, size))
+    return Find(place(photos.square_of(face)), photos.why_not(face, size))
 
 
 def follow(model: Riddle, image: Image.Image, where: np.ndarray) -> list[Find]:

@@ -12,7 +12,6 @@ the target until they are joined. After an interruption `resume` goes on with th
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import shutil
@@ -92,25 +91,26 @@ def _work(
     model: Riddle, source: Path, target: Path, passphrase: str, done: str, strict: bool, resume: bool
 ) -> FileReport:
     """Protect or restore a clip; done: "protected" or "restored"."""
-    codec, clip, notes = encoder_for(target), probe(source), []
-    sealed = cliprecord.read(source)[0] if done == "restored" else None
+    codec, clip, protects = encoder_for(target), probe(source), done == "protected"
+    sealed = None if protects else cliprecord.read(source)[0]
     settings = _settings(model, clip, codec, done, sealed)
     mark = passwords.derive_key(passphrase, model.preset.name, settings).hex()  # of no use elsewhere: a salt of its own
     with work_folder(target, mark, resume) as work:
-        salt = sealed.salt if sealed else _salt(work) if done == "protected" else None
+        salt = (work / "salt").read_bytes() if protects else sealed.salt if sealed else None
         secret = model.secret(passphrase, salt)
         keys = partial(model.keys, passphrase, secret, salt)
-        carried = None
+        carried, notes = None, []
         if sealed is not None:
-            sealed.must_fit(model.preset, model.weights_hash, clip.upright_size, str(source))
+            sealed.must_fit(model.preset, model.weights_hash, clip.upright_size, source)
             carried = ClipRecord.open(sealed, secret, source)
-        if carried is None:
-            record, faces, found = _surveyed(model, clip, keys, done, strict, work)
-            notes += found if done == "protected" else [*found, NOT_OPENED if sealed else NO_RECORD]
-        else:
+        if carried is not None:
             faces, record = _faces(carried, done), changed(model, carried, keys)
-        data = record.seal(secret, salt).data if done == "protected" else b""
-        if done == "protected":  # painted in the light of the faces behind them
+        else:
+            record, faces, notes = _surveyed(model, clip, keys, done, strict, work)
+            if not protects:
+                notes.append(NOT_OPENED if sealed else NO_RECORD)
+        if protects:  # painted in the light of the faces behind them
+            sealed = record.seal(secret, salt)
             record = replace(record, codes=lit(record.codes, changed(model, record, keys).codes))
         segments, missed, count = _paint(model, clip, record, codec, target.suffix.lower(), work)
         if missed and carried is None:  # the record is of this very clip
@@ -120,36 +120,26 @@ def _work(
         if missed:
             notes.append(f"{missed} of {count} frames are not in its record: left as they were")
         result = segments[0].with_stem("result")
-        inside = len(data) <= cliprecord.MAX_INSIDE
-        notes += join(result, clip, segments, base64.b64encode(data).decode() if inside else "")
-        if not inside:
-            beside = write_file(sidecar_path(target), data)
+        inside = protects and len(sealed.data) <= cliprecord.MAX_INSIDE
+        notes += join(result, clip, segments, sealed.text if inside else "")
+        if protects and not inside:
+            beside = write_file(sidecar_path(target), sealed.data)
             notes.append(f"the record is too large for the clip and lies in {beside}: keep it beside the clip")
         with replace_file(target) as temporary:
             result.rename(temporary)
-    how = "codes" if carried else "inversion" if done == "restored" else done
+    how = "codes" if carried else "protected" if protects else "inversion"
     return FileReport(source, target, faces, how, [*clip.notes, *notes, f"pictures encoded by {codec}"])
 
 
 def _settings(model: Riddle, clip: Clip, codec: str, done: str, sealed: Sealed | None) -> bytes:
     """16 bytes that differ with all that the work folder's content depends on, but the passphrase."""
-    settings = {
-        "done": done, "source": sha256(clip.path),
-        "record": hashlib.sha256(sealed.data if sealed else b"").hexdigest(),
-        "preset": model.preset.name, "weights": model.weights_hash, "mask": model.mask,
-        "detector": getattr(model.detector, "name", type(model.detector).__name__),
-        "pace": [*tracking.PACE, SEGMENT], "encoder": codec, "options": ENCODERS[codec],
-        "av": av.__version__, "version": VERSION,
-    }  # fmt: skip
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()[: passwords.SALT_BYTES]
-
-
-def _salt(work: Path) -> bytes:
-    """The salt of a clip that is being protected: a random one, the same after an interruption."""
-    file = work / "salt"
-    if not file.exists():
-        write_file(file, passwords.random_salt())
-    return file.read_bytes()
+    settings = [
+        done, sha256(clip.path), hashlib.sha256(sealed.data if sealed else b"").hexdigest(),
+        model.preset.name, model.weights_hash, model.mask,
+        getattr(model.detector, "name", type(model.detector).__name__),
+        tracking.PACE, SEGMENT, codec, ENCODERS[codec], av.__version__, VERSION,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(settings).encode()).digest()[: passwords.SALT_BYTES]
 
 
 @contextmanager
@@ -157,7 +147,7 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
     """The folder in which a clip is worked off, `.NAME.riddle-work` beside the target, for its owner only.
 
     mark            the text given, which differs with the passphrase and all else that the folder's content depends on
-    salt            of a clip that is being protected
+    salt            of a clip that is being protected: a random one, the same after an interruption
     faces.json      what the first reading found; record.npz, the places and the encrypted or decrypted codes
     00000.mp4, ...  the finished segments
 
@@ -170,6 +160,7 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
         if not (resume and file.is_file() and file.read_bytes() == mark.encode()):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
+            write_file(folder / "salt", passwords.random_salt())
             write_text(file, mark)
     except OSError as e:
         raise PhotoError(target, f"no work folder can be made beside it ({e})", "name another place") from e
