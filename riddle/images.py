@@ -41,13 +41,12 @@ DEEP = "16 bits a channel reduced to 8"
 _PNG_XMP = "XML:com.adobe.xmp"
 _JPEG_XMP, _JPEG_MORE = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 _SEGMENT = 65_000  # bytes of a packet in one JPEG segment, which has room for 65,533
-_EXTENDED = (  # the packet in the first segment, which names the extension
+XMP = (  # a packet; {}: attributes of its one description, ">", and elements
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
-    ' xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="{}"/></rdf:RDF></x:xmpmeta>'
-    '<?xpacket end="r"?>'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" {}'
+    '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
-
+_EXTENDED = XMP.format('xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="{}">')  # in segment one
 
 pillow_heif.register_heif_opener()
 

@@ -25,20 +25,14 @@ from PIL import Image
 
 from riddle.faces.alignment import bounded, matrix, place
 from riddle.faces.blending import box
-from riddle.images import Picture, encode, open_picture, read_file, write_file
+from riddle.images import XMP, Picture, encode, open_picture, read_file, write_file
 from riddle.presets import Preset
 from riddle.seal import AGAIN, RecordError, Sealed, arrays, reading, seal
 
 SIDECAR = ".riddle"  # added to the picture's whole name
 MAX_RECORD = 40 << 20  # bytes; Pillow reads at most 64 MB of text from a PNG
 LOOK, ALIKE = 8, 0.5  # px of `look`; the correlation of two of one photo, edited in between, is more
-_NAMESPACE = "urn:riddle-faces:protected/"
-_PACKET = (
-    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
-    f' xmlns:riddle="{_NAMESPACE}"><riddle:record>{{}}</riddle:record></rdf:Description></rdf:RDF></x:xmpmeta>'
-    '<?xpacket end="r"?>'
-)
+_PACKET = XMP.format('xmlns:riddle="urn:riddle-faces:protected/"><riddle:record>{}</riddle:record>')
 # An editor may turn the element into an attribute.
 _PROPERTY = re.compile(rb"riddle:record\s*(?:>|=\s*[\"'])([A-Za-z0-9+/=\s]*)")
 

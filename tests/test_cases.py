@@ -72,8 +72,8 @@ def test_a_folder_is_read_by_content_and_written_by_it(tmp_path):
     }  # fmt: skip
     for name, data in contents.items():
         (folder / name).write_bytes(data)
-    jobs, left_out = bulk.plan([folder], out, bulk.PHOTOS, "protect")
-    written = {job.source.name: job.target.name for job in jobs}
+    pairs, left_out = bulk.plan([folder], out, bulk.PHOTOS, "protect")
+    written = {pair.source.name: pair.target.name for pair in pairs}
     assert written == {
         "a.jpeg": "a.jpeg", "b.jfif": "b.jpg", "c.heic": "c.jpg", "d": "d.webp", "e.tif": "e.png", "f.jpg": "f.jpg"
     }  # fmt: skip
@@ -85,8 +85,8 @@ def test_results_that_would_share_a_name_get_two(tmp_path):
     sources = [tmp_path / name for name in ("a.tif", "a.gif", "a.png", "b.png")]
     for source in sources:
         source.write_bytes(b"")
-    jobs, _ = bulk.plan(sources, tmp_path / "out", bulk.PHOTOS, "protect")
-    assert [Path(job.target).name for job in jobs] == ["a.png", "a.gif.png", "a.png.png", "b.png"]
+    pairs, _ = bulk.plan(sources, tmp_path / "out", bulk.PHOTOS, "protect")
+    assert [Path(pair.target).name for pair in pairs] == ["a.png", "a.gif.png", "a.png.png", "b.png"]
 
 
 def test_a_result_that_is_a_source_stops_no_other(tmp_path):
@@ -95,13 +95,13 @@ def test_a_result_that_is_a_source_stops_no_other(tmp_path):
     for source in sources:
         source.write_bytes(source.name.encode())
 
-    def work(job):
-        job.target.write_bytes(b"made")
+    def work(pair):
+        pair.target.write_bytes(b"made")
         return detection.Face(np.zeros(4), 1.0, np.zeros((5, 2)), None, "none")
 
     for force, status in ((False, ["failed", "done", "done"]), (True, ["failed", "done", "done"])):
-        jobs, _ = bulk.plan(sources, None, bulk.PHOTOS, "protect")
-        outcomes = list(bulk.run(jobs, work, "protect", force))
+        pairs, _ = bulk.plan(sources, None, bulk.PHOTOS, "protect")
+        outcomes = list(bulk.run(pairs, work, "protect", force))
         assert [outcome["status"] for outcome in outcomes] == status
         assert "a.protected.jpg is" in outcomes[0]["reason"] and sources[1].read_bytes() == b"a.protected.jpg"
         for made in (tmp_path / "a.protected.protected.jpg", tmp_path / "b.protected.jpg"):

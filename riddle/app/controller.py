@@ -3,7 +3,7 @@
     controller = Controller(riddle.load("mobile"))
     controller.open("party.jpg")                     # or controller.samples()
     view = controller.view("correct horse", "battery staple", "letmein", position=0.3)
-    view.picture()                                   # JPEG: original, encrypted, restored, wrong password
+    view.picture()                                   # JPEG: original, encrypted, restored, wrong passphrase
     view.bars                                        # how far each is from the original, for a face recogniser
 
 A face's code and embedding and a passphrase's key are computed once; a position of the slider costs three passes of the
@@ -28,7 +28,7 @@ from riddle.faces.detection import FaceNotFoundError
 from riddle.images import open_picture, to_image
 from riddle.pipeline import Riddle
 
-PANELS = ("Original", "Encrypted", "Restored", "Wrong password")
+PANELS = ("Original", "Encrypted", "Restored", "Wrong passphrase")
 SAMPLES = 8  # bundled faces to choose from
 COLUMNS = 4  # of a picture of faces; the wall of strangers has as many rows
 LONGEST = 2048  # px a side; a larger photo is reduced before faces are searched
@@ -80,7 +80,7 @@ def contact_sheet(faces: torch.Tensor, side: int, columns: int = 1, gap: int = 0
 
 
 class Controller:
-    """Faces, passwords and distances behind the page.
+    """Faces, keys and distances behind the page.
 
     model: see riddle.pipeline; recogniser: whose distance is shown, see riddle.faces.recognizers; dlib's comes with the
     installation and took no part in training. It sees every face through one fixed map, without detection, so
@@ -157,7 +157,7 @@ class Controller:
         return View(torch.cat([original.to(drawn.device), drawn]), self._bars(drawn, embedding))
 
     def wall(self, face: int = 0, seed: int = 0) -> View:
-        """A face under 16 random passwords, the same for the same seed. Raises ValueError without a face."""
+        """A face under 16 random keys, the same for the same seed. Raises ValueError without a face."""
         _, code, embedding = self._face(face)
         keys = self.model.random_password(COLUMNS**2, seed)
         drawn = self.model.synthesize(self.model.encrypt(code.expand(len(keys), -1, -1), keys))

@@ -204,14 +204,15 @@ def frames_of(seconds: float, rate: Fraction) -> int:
     return max(1, round(seconds * float(min(max(rate, 5), 240))))
 
 
-def survey(model: Riddle, clip: Clip, embedder: Embedder) -> tuple[np.ndarray, list[Track]]:
+def survey(model: Riddle, clip: Clip) -> tuple[np.ndarray, list[Track]]:
     """Read a clip, find and follow every face, and invert it frame by frame.
 
     Returns the time of each frame in seconds since the first, (N,), and the tracks. It keeps one frame at a time,
     and for each face a code every STEP seconds.
     """
     search, patience, hold, step = (frames_of(s, clip.rate) for s in (SEARCH, PATIENCE, HOLD, STEP))
-    scenes, tracker = Scenes(), Tracker(patience, embedder.same, embedder.loose)
+    scenes, embedder = Scenes(), Embedder()
+    tracker = Tracker(patience, embedder.same, embedder.loose)
     times, starts, searched = [], [], 0
     for frame in track(frames(clip), "find", clip.estimate or None, "frame", leave=False):
         n, image = frame.n, Image.fromarray(frame.rgb())
@@ -264,21 +265,20 @@ def _cover(tracks: list[Track], hold: int) -> None:
 
 
 def record_of(times: np.ndarray, tracks: list[Track], clip: Clip, model: Riddle) -> ClipRecord:
-    """The record of what `survey` returned, not encrypted: each face's places and codes, smoothed over time."""
+    """The record of what `survey` returned, not encrypted: the places and codes, smoothed over time, of each face that
+    can be inverted, of which there must be one."""
     step, sigma = frames_of(STEP, clip.rate), max(SIGMA, 1 / float(clip.rate))
-    shape, rows = (model.preset.n_latent, model.preset.style_dim), []
-    places, codes = [np.empty((0, 4), np.float32)], [torch.empty(0, *shape)]
-    for face in tracks:
-        if face.good:
-            covered = np.arange(face.begin, face.end + 1)
-            rows.append((face.id, face.begin, len(covered)))
-            places.append(bounded(smoothed(times[covered], face.place_in(covered), sigma), *clip.upright_size))
-            k = face.begin // step + np.arange(code_count(face.begin, len(covered), step))
-            w = torch.from_numpy(_steadied(face, k)).view(-1, *shape)
-            codes.append(model.generator.codes.to_record(w.to(model.device)).cpu())
+    rows, places, codes = [], [], []
+    for face in (face for face in tracks if face.good):
+        covered = np.arange(face.begin, face.end + 1)
+        rows.append((face.id, face.begin, len(covered)))
+        places.append(bounded(smoothed(times[covered], face.place_in(covered), sigma), *clip.upright_size))
+        k = face.begin // step + np.arange(code_count(face.begin, len(covered), step))
+        w = torch.from_numpy(_steadied(face, k)).view(-1, model.preset.n_latent, model.preset.style_dim)
+        codes.append(model.generator.codes.to_record(w.to(model.device)).cpu())
     return ClipRecord(
-        model.preset.name, model.weights_hash, clip.upright_size, step, times,
-        np.array(rows, np.int64).reshape(-1, 3), np.concatenate(places), torch.cat(codes),
+        model.preset.name, model.weights_hash, clip.upright_size, step, times, np.array(rows), np.concatenate(places),
+        torch.cat(codes),
     )  # fmt: skip
 
 

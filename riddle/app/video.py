@@ -32,7 +32,7 @@ from riddle.app import cliprecord, tracking
 from riddle.app.clip import ENCODERS, Clip, Frame, encoder_for, frames, join, probe, write_segment
 from riddle.app.cliprecord import ClipRecord, code_count
 from riddle.app.photos import NOT_OPENED, FaceReport, FileReport, box_of, refuse
-from riddle.app.tracking import Embedder, Track, frames_of, record_of, survey
+from riddle.app.tracking import Track, frames_of, record_of, survey
 from riddle.faces.alignment import matrix
 from riddle.files import replace_file, sha256, write_text
 from riddle.images import PhotoError, write_file
@@ -182,13 +182,15 @@ def _surveyed(
     clip."""
     kept, data = work / "faces.json", work / "record.npz"
     if not kept.exists():
-        times, tracks = survey(model, clip, Embedder())
+        times, tracks = survey(model, clip)
+        skipped = [_skipped(times, face, clip.upright_size) for face in tracks if not face.good]
+        if len(skipped) == len(tracks):
+            refuse(clip.path, skipped)
         own = record_of(times, tracks, clip, model)
         record = changed(model, own, keys)
         if done == "restored":
             record = replace(record, codes=lit(record.codes, own.codes))
-        faces = _faces(record, done, {face.id: len(face.frames) for face in tracks})
-        faces += [_skipped(times, face, record.size) for face in tracks if not face.good]
+        faces = _faces(record, done, {face.id: len(face.frames) for face in tracks}) + skipped
         write_file(data, record.to_bytes())
         write_text(kept, json.dumps({"faces": [asdict(face) for face in faces], "notes": _watch(times, tracks, clip)}))
     about = model.preset.name, model.weights_hash, clip.upright_size
@@ -238,8 +240,6 @@ def changed(model: Riddle, record: ClipRecord, keys: Callable[[int], torch.Tenso
     """A record with its codes encrypted, or decrypted; keys: n -> passwords (1 or n, L, D) of its n faces."""
     _, first, count = record.tracks.T
     face = torch.from_numpy(np.repeat(np.arange(len(first)), code_count(first, count, record.every)))
-    if not len(face):
-        return record
     space, given, codes = model.generator.codes, keys(len(first)).expand(len(first), -1, -1), []
     for part in torch.arange(len(face)).split(128):
         w = space.to_w(record.codes[part].to(model.device))

@@ -18,7 +18,7 @@ from riddle.app.controller import PANELS, SIDE, Bar, Controller, contact_sheet
 
 PAGE = Path(__file__).parent / "page"
 WALL_SIDE = 112  # px of a face in the wall of strangers
-CAPTIONS = ("in the photo", "what everybody sees", "opened with the same password", "opened with a guess")
+CAPTIONS = ("in the photo", "what everybody sees", "opened with the same passphrase", "opened with a guess")
 
 
 def _bar(bar: Bar) -> dict[str, Any]:
