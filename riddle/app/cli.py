@@ -216,9 +216,8 @@ def protect_clips(files: Files, strict: Strict = False) -> Exit:
     """Replace every face in clips: python -m riddle video protect clip.mp4 -o safe.mp4"""
     from riddle.app import bulk, video
 
-    return _run(
-        "protect", files, bulk.CLIPS, partial(video.protect_video, resume=not files.force, strict=strict), strict
-    )
+    work = partial(video.protect_video, resume=not files.force, strict=strict)
+    return _run("protect", files, bulk.CLIPS, work, strict)
 
 
 @clips_app.command("restore", epilog=PASSPHRASE + CODES)
@@ -246,12 +245,10 @@ def _run(verb: str, files: Files, kind: Any, work: Callable, strict: bool = Fals
     due = files.force or not all(pair.target.exists() for pair in pairs)
     text, model = _opened(verb, files) if due else ("", None)
     done, code = [], Exit.DONE
-    outcomes, hidden = (
-        bulk.run(pairs, lambda pair: work(model, *pair, text), verb, files.force),
-        not sys.stderr.isatty(),
-    )
+    outcomes = bulk.run(pairs, lambda pair: work(model, *pair, text), verb, files.force)
+    hidden = len(pairs) < 2 or not sys.stderr.isatty()
     try:
-        for outcome in (bar := track(outcomes, verb, len(pairs), "file", disable=hidden or len(pairs) < 2)):
+        for outcome in (bar := track(outcomes, verb, len(pairs), "file", disable=hidden)):
             done.append(outcome)
             if not files.as_json:
                 bar.write("\n".join(bulk.told(outcome)), file=sys.stdout)
