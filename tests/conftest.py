@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,21 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("RIDDLE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "sklearn"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def smoke():
+    """The model of preset "smoke": untrained networks, the same every time."""
+    import riddle  # it loads torch, and only after the setting above
+
+    with warnings.catch_warnings(action="ignore"):  # it says that it is untrained
+        return riddle.load("smoke")
+
+
+@pytest.fixture
+def quick_keys(monkeypatch):
+    """As strong a derivation of keys as tests need."""
+    monkeypatch.setattr("riddle.passwords.MEMORY_KIB", 64)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-import riddle
 from riddle import images, passwords
 from riddle.app import bulk, photos
 from riddle.app.photos import ANOTHER, GONE, INVERTED, NOT_OPENED, RECOGNISED, FaceReport, protect_file, restore_file
@@ -69,12 +68,6 @@ def photo(places=((30, 40, 60),), size=(200, 160), seed=0):
     return Image.fromarray(pixels)
 
 
-@pytest.fixture(scope="module")
-def base():
-    with pytest.warns(UserWarning, match="random"):
-        return riddle.load("smoke")
-
-
 class Double:
     """A recogniser that takes all faces for one person, or each for another."""
 
@@ -98,11 +91,10 @@ def recognises(monkeypatch, same):
 
 
 @pytest.fixture
-def model(base, monkeypatch):
+def model(smoke, quick_keys, monkeypatch):
     recognises(monkeypatch, False)
-    monkeypatch.setattr(passwords, "MEMORY_KIB", 64)  # as strong a derivation as tests need
     monkeypatch.setattr(passwords, "random_salt", partial(np.random.default_rng(0).bytes, 16))  # the same every time
-    return with_detector(base, Markers())
+    return with_detector(smoke, Markers())
 
 
 def with_detector(model, detector):

@@ -1,7 +1,6 @@
 """Files as people have them: broken metadata, wrong endings, odd shapes, names that clash."""
 
 import io
-import warnings
 import zlib
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-import riddle
 from riddle.app import bulk
 from riddle.app.photos import ANOTHER, GONE, RECOGNISED, check
 from riddle.faces import detection, recognizers
@@ -108,15 +106,8 @@ def test_a_result_that_is_a_source_stops_no_other(tmp_path):
             made.unlink()
 
 
-@pytest.fixture(scope="module")
-def model():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return riddle.load("smoke")
-
-
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
-def test_a_call_keeps_grey_transparency_and_the_colour_profile(tmp_path, model, mode):
+def test_a_call_keeps_grey_transparency_and_the_colour_profile(tmp_path, smoke, quick_keys, mode):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     picture = Image.fromarray(pixels(side=96)).convert(mode)
     if mode.endswith("A"):
@@ -124,10 +115,10 @@ def test_a_call_keeps_grey_transparency_and_the_colour_profile(tmp_path, model, 
     picture.save(tmp_path / "a.png", icc_profile=profile, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0")
     points = np.array([(36.0, 40), (60, 40), (48, 52), (38, 66), (58, 66)])
     face = detection.Face(np.array([20.0, 20, 76, 76]), 1.0, points, None, "none")
-    protected = model.protect(tmp_path / "a.png", "correct horse", faces=[face])
+    protected = smoke.protect(tmp_path / "a.png", "correct horse", faces=[face])
     file = protected.save(tmp_path / "b.png")
-    right, same = model.restore(file, "correct horse"), model.restore(protected, "correct horse")
-    wrong = model.restore(file, "wrong horse", faces=[face])
+    right, same = smoke.restore(file, "correct horse"), smoke.restore(protected, "correct horse")
+    wrong = smoke.restore(file, "wrong horse", faces=[face])
     assert (right.source, wrong.source) == ("codes", "inversion")
     for restored in (right, same, wrong):
         restored.save(tmp_path / "c.png")
@@ -167,11 +158,11 @@ def test_a_find_of_a_turned_picture_is_told_in_the_pixels_of_the_picture_itself(
         assert (face.points == marks).all() and face.box.tolist() == [3, 1, 7, 6] and face.landmarks is None
 
 
-def test_a_look_at_the_result_tells_another_person_from_the_same_and_from_none(root, model):
-    if recognizers.at_hand(model.preset.identity) is None:
+def test_a_look_at_the_result_tells_another_person_from_the_same_and_from_none(root, smoke):
+    if recognizers.at_hand(smoke.preset.identity) is None:
         pytest.skip("needs the recogniser's weights")
     photos = [Image.new("RGB", (200, 200), (120, 120, 120)) for _ in range(3)]
     for image, name in zip(photos, ("002", "003"), strict=False):
         image.paste(Image.open(root / "data" / "samples" / f"{name}.jpg").resize((160, 160)), (20, 20))
-    (face,) = model.detect(photos[0])
-    assert [check(model, photos[0], after, face) for after in photos] == [RECOGNISED, ANOTHER, GONE]
+    (face,) = smoke.detect(photos[0])
+    assert [check(smoke, photos[0], after, face) for after in photos] == [RECOGNISED, ANOTHER, GONE]

@@ -114,8 +114,8 @@ def test_every_changed_byte_is_seen():
     assert read(data).open(SECRET) is not None
     for i in range(len(data)):
         changed = data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :]
-        for broken in (changed, data[:i], data[:i] + data[i + 1 :]):
-            with pytest.raises(RecordError, match=r"party\.png: "):
+        for broken in (changed, data[:i], data[:i] + data[i + 1 :], data + b"x"):
+            with pytest.raises(RecordError, match=r"party\.png: (its record is damaged|.* version)"):
                 read(broken)
         for forged in (changed[:-8], data[: max(i - 8, 0)]) if i < len(data) - 8 else ():
             try:
@@ -153,15 +153,9 @@ def test_headers_that_make_no_sense(change):
         read(joined(change if isinstance(change, bytes) else header | change, *rest))
 
 
-def test_damage_and_versions():
-    data = make().seal(SECRET).data
-    for broken in (b"", data[:5], data[:40], data[:-1], data + b"x", b"X" + data[1:], data[:200] + b"#" + data[201:]):
-        with pytest.raises(RecordError, match="damaged"):
-            read(broken)
+def test_a_newer_version_says_so():
     with pytest.raises(RecordError, match="version 5.*update riddle"):
-        read(joined(*parts(data), version=5))
-    with pytest.raises(RecordError, match=r"older riddle \(record version 3, preset smoke\); open it with riddle 0\.3"):
-        read(joined(*parts(data), version=3))
+        read(joined(*parts(make().seal(SECRET).data), version=5))
 
 
 SQUARE, BYTES = [[20, 0, 0], [0, 20, 0]], np.zeros(41 << 20, np.uint8)
@@ -283,15 +277,6 @@ def test_a_record_too_large_is_refused(monkeypatch, sidecar):
 # The file
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_a_sidecar_holds_the_same_record(tmp_path, ending):
-    path, sealed = tmp_path / f"out.{ending}", make().seal(SECRET)
-    path.write_bytes(encoded(picture(), path, sealed, sidecar=True))
-    sidecar_path(path).write_bytes(sealed.data)
-    assert find_record(open_picture(path)) is None and read_picture(path)[1:] == (sealed, "sidecar")
-    assert equal(read_picture(path)[1], make())
-
-
 def test_inspect_tells_what_everybody_can_read(tmp_path):
     path, sealed = tmp_path / "out.jpg", make(originals=(b"a", b"b")).seal(SECRET)
     save_picture(picture(), path, sealed)
@@ -334,9 +319,3 @@ def test_a_file_of_an_older_riddle_says_so(tmp_path, where, version):
     many = data[:8] + struct.pack("<I", 1 << 19) + data[12:100] + b" " * (1 << 19)
     with pytest.raises(RecordError, match="preset smoke"):
         read(many)
-
-
-@pytest.mark.parametrize(("start", "version"), [(b"RIDCLP", 2), (b"PK\3\4", 3)])
-def test_a_clip_of_an_older_riddle_says_so(start, version):
-    with pytest.raises(RecordError, match=rf"clip\.mp4.*older riddle.*open it with riddle 0\.{version}"):
-        Sealed.from_bytes(start + bytes(100), "clip.mp4", "clip")
