@@ -171,15 +171,6 @@ def test_originals_outlive_the_weights(model, source, tmp_path):
         restore_file(later, target, back, "wrong")
 
 
-def test_every_file_shows_other_strangers(model, source, tmp_path):
-    one, two, back = tmp_path / "one.png", tmp_path / "two.png", tmp_path / "back.png"
-    for target in (one, two):
-        protect_file(model, source, target, "pw")
-        assert restore_file(model, target, back, "pw").how == "codes"
-    assert read_picture(one)[1].salt != read_picture(two)[1].salt
-    assert np.abs(pixels(one) - pixels(two))[50:90, 40:80].mean() > 5
-
-
 def test_without_a_record_there_are_only_pixels_and_the_faces_are_inverted_again(model, source, tmp_path):
     target, back = tmp_path / "out.png", tmp_path / "back.png"
     for options in ({"keep_original": True}, {"sidecar": True}):

@@ -218,7 +218,8 @@ def told(outcome: dict[str, Any]) -> list[str]:
     }  # fmt: skip
     lines = [f"{where}: {count} face{'s' if count != 1 else ''} {means[how]}"]
     for face in (face for face in outcome["faces"] if face["reason"]):
-        lines.append(f"    {MARKS[face['status']]}: the face at {_corners(face['box'])}: {face['reason']}")
+        box = ",".join(map(str, face["box"]))
+        lines.append(f"    {MARKS[face['status']]}: the face at {box}: {face['reason']}")
     return lines + [f"    note: {note}" for note in outcome["notes"]]
 
 
@@ -237,7 +238,3 @@ def carries(found: dict[str, Any]) -> list[str]:
         f"    picture    {found['size'][0]} x {found['size'][1]} px{changed}",
         "    faces      sealed: how many, where and whose they are, only the passphrase says",
     ]
-
-
-def _corners(box: Iterable[int]) -> str:
-    return ",".join(map(str, box))

@@ -36,9 +36,7 @@ APART = 0.002  # s by which a frame's time may differ from the record's: Matrosk
 class ClipRecord:
     """The record's content; see the module's description."""
 
-    preset: str
-    weights: str
-    size: tuple[int, int]
+    size: tuple[int, int]  # width, height of the upright frames, px
     every: int
     times: np.ndarray
     tracks: np.ndarray
@@ -70,25 +68,24 @@ class ClipRecord:
         )  # fmt: skip
         return out.getvalue()
 
-    def seal(self, secret: bytes, salt: bytes) -> Sealed:
-        """The record as a clip carries it; secret: 32 bytes, of the passphrase under `salt`."""
-        return seal(self.to_bytes(), secret, "clip", self.preset, self.weights, self.size, salt)
+    def seal(self, secret: bytes, salt: bytes, preset: str, weights: str) -> Sealed:
+        """The record as a clip carries it; secret: 32 bytes, of the passphrase under `salt`; preset, weights: of the
+        model."""
+        return seal(self.to_bytes(), secret, "clip", preset, weights, self.size, salt)
 
     @classmethod
     def open(cls, sealed: Sealed, secret: bytes, name: str | Path) -> ClipRecord | None:
         """Open a sealed record; None if the secret is not its own. Raises RecordError as `from_bytes` does."""
         content = sealed.open(secret)
-        return None if content is None else cls.from_bytes(content, name, sealed.preset, sealed.weights, sealed.size)
+        return None if content is None else cls.from_bytes(content, name, sealed.size)
 
     @classmethod
-    def from_bytes(
-        cls, content: bytes, name: str | Path, preset: str, weights: str, size: tuple[int, int]
-    ) -> ClipRecord:
+    def from_bytes(cls, content: bytes, name: str | Path, size: tuple[int, int]) -> ClipRecord:
         """The record in a .npz file. Raises RecordError, with the clip's name, when it is damaged or too large."""
         with reading(name):
             types = {"every": "i8", "times": "f8", "tracks": "i8", "places": "f4", "codes": "f4"}
             every, times, tracks, places, codes = arrays(content, MAX_RECORD, **types)
-            record = cls(preset, weights, size, int(every), times, tracks, places, torch.from_numpy(codes))
+            record = cls(size, int(every), times, tracks, places, torch.from_numpy(codes))
             record._check()
             return record
 
@@ -103,7 +100,7 @@ class ClipRecord:
         must(0 < self.every <= MAX_EVERY and max(self.size) <= MAX_SIDE, "size or steps are no numbers of a clip")
         must(self.times.ndim == 1 and len(self.times) and np.isfinite(self.times).all(), "times that are none")
         must(self.times[0] == 0 and (np.diff(self.times) > 0).all(), "times that do not increase")
-        must(self.tracks.shape == (len(self.tracks), 3), f"faces of shape {self.tracks.shape}")
+        must(len(self.tracks) and self.tracks.shape == (len(self.tracks), 3), f"faces of shape {self.tracks.shape}")
         _, first, count = self.tracks.T
         inside = (first >= 0).all() and (count > 0).all() and (first <= len(self.times) - count).all()
         must(inside, "a face in frames outside the clip")

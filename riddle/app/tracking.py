@@ -276,10 +276,7 @@ def record_of(times: np.ndarray, tracks: list[Track], clip: Clip, model: Riddle)
         k = face.begin // step + np.arange(code_count(face.begin, len(covered), step))
         w = torch.from_numpy(_steadied(face, k)).view(-1, model.preset.n_latent, model.preset.style_dim)
         codes.append(model.generator.codes.to_record(w.to(model.device)).cpu())
-    return ClipRecord(
-        model.preset.name, model.weights_hash, clip.upright_size, step, times, np.array(rows), np.concatenate(places),
-        torch.cat(codes),
-    )  # fmt: skip
+    return ClipRecord(clip.upright_size, step, times, np.array(rows), np.concatenate(places), torch.cat(codes))
 
 
 def _steadied(face: Track, wanted: np.ndarray) -> np.ndarray:

@@ -110,7 +110,7 @@ def _work(
             if not protects:
                 notes.append(NOT_OPENED if sealed else NO_RECORD)
         if protects:  # painted in the light of the faces behind them
-            sealed = record.seal(secret, salt)
+            sealed = record.seal(secret, salt, model.preset.name, model.weights_hash)
             record = replace(record, codes=lit(record.codes, changed(model, record, keys).codes))
         segments, missed, count = _paint(model, clip, record, codec, target.suffix.lower(), work)
         if missed and carried is None:  # the record is of this very clip
@@ -193,8 +193,7 @@ def _surveyed(
         faces = _faces(record, done, {face.id: len(face.frames) for face in tracks}) + skipped
         write_file(data, record.to_bytes())
         write_text(kept, json.dumps({"faces": [asdict(face) for face in faces], "notes": _watch(times, tracks, clip)}))
-    about = model.preset.name, model.weights_hash, clip.upright_size
-    told, record = json.loads(kept.read_text()), ClipRecord.from_bytes(data.read_bytes(), data, *about)
+    told, record = json.loads(kept.read_text()), ClipRecord.from_bytes(data.read_bytes(), data, clip.upright_size)
     faces = [ClipFace(**face | {"box": tuple(face["box"])}) for face in told["faces"]]
     refuse(clip.path, faces, strict)
     return record, faces, told["notes"]
