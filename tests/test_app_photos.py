@@ -8,6 +8,7 @@ import os
 import struct
 import zlib
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -152,6 +153,9 @@ def test_kept_originals_return_to_the_pixel_for_the_right_password_only(model, s
     x1, y1, x2, y2 = report.faces[0].box
     assert np.array_equal(pixels(back)[y1:y2, x1:x2], pixels(source)[y1:y2, x1:x2])
     assert np.array_equal(pixels(back), pixels(source)) == (ending == "png")
+    exact = model.restore(target, "pw")
+    assert exact.source == "original" and np.array_equal(np.asarray(exact.image), pixels(back))
+    assert torch.equal(exact.faces, model.crops(exact.image, exact.matrices))
     if ending != "png":  # compressed anew, so they are not exact
         lossy = restore_file(model, target, tmp_path / f"back.{ending}", "pw")
         assert lossy.how == "original" and lossy.notes[0].endswith("restore to .png for the exact ones")
@@ -159,6 +163,14 @@ def test_kept_originals_return_to_the_pixel_for_the_right_password_only(model, s
     assert wrong.how == "inversion" and wrong.notes == [NOT_OPENED]  # a stranger, not an error
     for other, least in ((source, 5), (target, 1)):
         assert np.abs(pixels(back) - pixels(other))[50:90, 40:80].mean() > least
+
+
+def test_restoring_derives_the_key_once(model, source, tmp_path, monkeypatch):
+    target, derive = tmp_path / "out.png", Mock(wraps=passwords.derive_key)
+    protect_file(model, source, target, "pw")
+    monkeypatch.setattr(passwords, "derive_key", derive)
+    for count, (passphrase, how) in enumerate((("pw", "codes"), ("pW", "inversion")), 1):
+        assert restore_file(model, target, tmp_path / "back.png", passphrase).how == how and derive.call_count == count
 
 
 def test_originals_outlive_the_weights(model, source, tmp_path):
