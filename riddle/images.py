@@ -41,13 +41,12 @@ DEEP = "16 bits a channel reduced to 8"
 _PNG_XMP = "XML:com.adobe.xmp"
 _JPEG_XMP, _JPEG_MORE = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 _SEGMENT = 65_000  # bytes of a packet in one JPEG segment, which has room for 65,533
-_EXTENDED = (  # the packet in the first segment, which names the extension
+XMP = (  # a packet; {}: attributes of its one description, ">", and elements
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
-    ' xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="{}"/></rdf:RDF></x:xmpmeta>'
-    '<?xpacket end="r"?>'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" {}'
+    '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
-
+_EXTENDED = XMP.format('xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="{}">')  # in segment one
 
 pillow_heif.register_heif_opener()
 
@@ -141,11 +140,13 @@ def read_file(path: str | Path, most: int = MAX_BYTES) -> bytes:
     return data
 
 
-def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Picture:
-    """A picture from a file, a file's bytes or an opened image; name: for messages.
+def open_picture(source: str | Path | bytes | Image.Image | Picture, name: str = "") -> Picture:
+    """A picture from a file, a file's bytes or an opened image, or the picture given; name: for messages.
 
     Raises PhotoError for what is no single still picture, is damaged, or has more than MAX_PIXELS pixels.
     """
+    if isinstance(source, Picture):
+        return source
     if isinstance(source, Image.Image):
         return _upright(source, name or str(getattr(source, "filename", "") or "the picture"), ())
     if not isinstance(source, bytes):

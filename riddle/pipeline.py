@@ -13,7 +13,6 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from torch import nn
 from riddle import networks, passwords
 from riddle.faces import alignment, blending
 from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, doubtful, find_all, framed, load_detector
-from riddle.images import open_picture, to_image, to_tensor
+from riddle.images import Picture, open_picture, to_image, to_tensor
 from riddle.models.codes import lit
 from riddle.models.inversion import LiteEncoder
 from riddle.models.mobilestylegan import SIDES
@@ -36,7 +35,7 @@ from riddle.protected import Protected, Restored
 from riddle.record import Record, find_record, look_of
 from riddle.seal import Sealed
 
-Photo = str | Path | Image.Image
+Photo = str | Path | Image.Image | Picture
 PICKS = ("all", "largest", "center")
 DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, torch.float32: None, torch.bfloat16: torch.bfloat16}
 
@@ -264,7 +263,7 @@ class Riddle:
         if salt and not record:
             raise ValueError("a salt needs the record to keep it: leave out salt=, or record=False")
         picture = open_picture(photo)
-        matrices = framed(self.detect(photo, pick) if faces is None else faces)
+        matrices = framed(self.detect(picture, pick) if faces is None else faces)
         under = self.crops(picture.rgb, matrices)
         salt = salt or (passwords.random_salt() if record else None)
         secret = self.secret(passphrase, salt)
@@ -285,42 +284,41 @@ class Riddle:
         passphrase: str | torch.Tensor,
         *,
         record: Sealed | None = None,
-        faces: Sequence[Face] | None = None,
+        faces: Sequence[Face] | Callable[[], Sequence[Face]] | None = None,
     ) -> Restored:
         """Decrypt the faces of a protected photo.
 
-        The right password opens the record (the picture's own, or `record`, from a sidecar), and its codes are
-        decrypted. A wrong one does not, and there may be no record: then the faces are detected (or given as `faces`),
-        inverted again and decrypted, which shows strangers, or people less exactly: `source` says which. Raises
-        RecordError for a record that is damaged, or of another preset, other weights or another picture;
-        FaceNotFoundError where faces are needed and none is found.
+        The right passphrase opens the record (the picture's own, or `record`, from a sidecar): the faces' original
+        pixels, where it keeps them, or its codes, which are decrypted. A wrong one does not, and there may be no
+        record: then the faces are detected (or `faces`, or what it gives when called), inverted again and decrypted,
+        which shows strangers, or people less exactly: `source` says which. Raises RecordError for a record that is
+        damaged, or of another preset, other weights or another picture; FaceNotFoundError where none is found.
         """
-        if isinstance(photo, Protected):
-            picture, record = open_picture(photo.image, "the protected photo"), record or photo.sealed
-            picture, photo = replace(picture, profile=photo.profile), photo.image
-        else:
-            picture = open_picture(photo)
-            record = record or find_record(picture)
+        known = isinstance(photo, Protected)
+        picture = photo.picture if known else open_picture(photo)
+        record = record or (photo.sealed if known else find_record(picture))
         salt = None if record is None else record.salt
-        secret, opened = self.secret(passphrase, salt), None
-        if record is not None:
-            record.must_fit(self.preset, self.weights_hash, picture.rgb.size, picture.name)
-            opened = Record.open(record, secret, picture.name)
-        if opened is not None:
-            opened.must_fit(self.preset, picture.rgb, picture.name)
-            matrices, codes = opened.matrices, self.generator.codes.to_w(opened.codes.to(self.device))
-        else:
-            matrices = framed(self.detect(photo) if faces is None else faces)
+        secret = self.secret(passphrase, salt)
+        opened = record and Record.fitting(record, secret, picture, self.preset, self.weights_hash)
+        if opened is not None and opened.originals:
+            kept, matrices = opened.uncovered(picture), opened.matrices
+            shown = self.crops(kept, matrices)
+            return Restored(picture.with_pixels(kept), shown, "original", matrices, picture.profile)
+        if opened is None:
+            found = faces() if callable(faces) else faces
+            matrices = framed(found or self.detect(picture))
             codes = self.invert(self.crops(picture.rgb, matrices))
-        decrypted, shown = self.decrypt(codes, self.keys(passphrase, secret, salt, len(matrices))), None
-        if opened is not None:
-            shown = self.draw(lit(codes, decrypted), matrices)[1]  # as `protect` drew it
         else:
-            decrypted = lit(decrypted, codes)
-        under = self.crops(picture.rgb, matrices)
+            matrices, codes = opened.matrices, self.generator.codes.to_w(opened.codes.to(self.device))
+        under, shown = self.crops(picture.rgb, matrices), None
+        decrypted = self.decrypt(codes, self.keys(passphrase, secret, salt, len(matrices)))
+        if opened is None:
+            source, decrypted = "inversion", lit(decrypted, codes)
+        else:
+            source, shown = "codes", self.draw(lit(codes, decrypted), matrices)[1]  # as `protect` drew it
         drawn, large = self.draw(decrypted, matrices)
         pasted = self.paste(picture.rgb, under, large, matrices, shown)
-        return Restored(picture.with_pixels(pasted), drawn, "codes" if opened else "inversion", picture.profile)
+        return Restored(picture.with_pixels(pasted), drawn, source, matrices, picture.profile)
 
 
 def load(

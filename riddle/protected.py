@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
+from riddle.images import Picture, open_picture
 from riddle.record import Record, save_picture
 from riddle.seal import Sealed
 
@@ -18,9 +20,14 @@ class Protected:
 
     image: Image.Image  # grey if the photo is grey, and with its transparency
     faces: torch.Tensor  # (k, 3, R, R) in [-1, 1], the encrypted faces as they are pasted, in the photo's light
-    record: Record | None  # what `restore` needs besides the password
-    secret: bytes = field(repr=False)  # of the password, 32 bytes: it seals the record
+    record: Record | None  # what `restore` needs besides the passphrase
+    secret: bytes = field(repr=False)  # of the passphrase, 32 bytes: it seals the record
     profile: bytes | None = None  # the photo's colour profile
+
+    @property
+    def picture(self) -> Picture:
+        """The photo as `riddle.images.open_picture` gives it."""
+        return replace(open_picture(self.image, "the protected photo"), profile=self.profile)
 
     @property
     def sealed(self) -> Sealed | None:
@@ -29,20 +36,20 @@ class Protected:
 
     def save(self, path: str | Path) -> Path:
         """Write the photo as PNG, JPEG or WebP, with its sealed record. Of the photo's own metadata only its colour
-        profile is kept. Raises PhotoError for another format, and for transparency in a JPEG.
-        """
+        profile is kept. Raises PhotoError for another format, and for transparency in a JPEG."""
         return save_picture(self.image, path, self.sealed, profile=self.profile)
 
 
 @dataclass(frozen=True)
 class Restored:
-    """A photo whose faces are decrypted; with a wrong password they are other people's."""
+    """A photo whose faces are decrypted; with a wrong passphrase they are other people's."""
 
     image: Image.Image  # as `Protected` has it
     faces: torch.Tensor  # (k, 3, R, R) in [-1, 1], the decrypted faces
-    source: str  # "codes": from the file's record; "inversion": detected and inverted again, as with a wrong password
+    source: str  # "codes" or "original" pixels of the file's record; "inversion": detected and inverted again
+    matrices: np.ndarray  # (k, 2, 3), the faces' places: each crop's unit square -> photo pixels
     profile: bytes | None = None  # the photo's colour profile
 
-    def save(self, path: str | Path) -> Path:
-        """Write the photo in the format of the path's ending, with its colour profile."""
-        return save_picture(self.image, path, profile=self.profile)
+    def save(self, path: str | Path, quality: int = 95) -> Path:
+        """Write the photo in the format of the path's ending, with its colour profile; quality: of JPEG and WebP."""
+        return save_picture(self.image, path, profile=self.profile, quality=quality)

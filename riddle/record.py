@@ -13,11 +13,8 @@ In XMP the sealed record is one property, `riddle:record`, in base64.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,21 +23,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from riddle.faces.alignment import bounded, matrix, place
 from riddle.faces.blending import box
-from riddle.images import Picture, encode, open_picture, read_file, write_file
+from riddle.images import XMP, Picture, encode, open_picture, read_file, write_file
 from riddle.presets import Preset
-from riddle.seal import AGAIN, RecordError, Sealed, seal
+from riddle.seal import AGAIN, RecordError, Sealed, arrays, reading, seal
 
 SIDECAR = ".riddle"  # added to the picture's whole name
 MAX_RECORD = 40 << 20  # bytes; Pillow reads at most 64 MB of text from a PNG
 LOOK, ALIKE = 8, 0.5  # px of `look`; the correlation of two of one photo, edited in between, is more
-_NAMESPACE = "urn:riddle-faces:protected/"
-_PACKET = (
-    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
-    f' xmlns:riddle="{_NAMESPACE}"><riddle:record>{{}}</riddle:record></rdf:Description></rdf:RDF></x:xmpmeta>'
-    '<?xpacket end="r"?>'
-)
+_PACKET = XMP.format('xmlns:riddle="urn:riddle-faces:protected/"><riddle:record>{}</riddle:record>')
 # An editor may turn the element into an attribute.
 _PROPERTY = re.compile(rb"riddle:record\s*(?:>|=\s*[\"'])([A-Za-z0-9+/=\s]*)")
 
@@ -58,9 +50,9 @@ class Record:
     look: np.ndarray  # (8, 8) uint8
     originals: tuple[bytes, ...] = ()  # PNG files; none, or one a face
 
-    def boxes(self) -> list[list[int]]:
+    def boxes(self) -> list[tuple[int, int, int, int]]:
         """Where each face's square lies in the photo: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
-        return [list(box(m, self.size)) for m in self.matrices]
+        return [box(m, self.size) for m in self.matrices]
 
     def seal(self, secret: bytes) -> Sealed:
         """The record as a file carries it; secret: 32 bytes, of the passphrase under `salt`."""
@@ -79,26 +71,38 @@ class Record:
         content = sealed.open(secret)
         if content is None:
             return None
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                if sum(member.file_size for member in stored.zip.infolist()) > MAX_RECORD:
-                    raise ValueError(f"it is larger than {MAX_RECORD >> 20} MB")
-                codes, matrices, look, png, lengths = (
-                    stored[k].astype(t, casting="safe") for k, t in
-                    (("codes", "f4"), ("matrices", "f8"), ("look", "u1"), ("originals", "u1"), ("lengths", "i8"))
-                )  # fmt: skip
+        with reading(name):
+            types = {"codes": "f4", "matrices": "f8", "look": "u1", "originals": "u1", "lengths": "i8"}
+            codes, matrices, look, png, lengths = arrays(content, MAX_RECORD, **types)
             k = len(codes)
-            if codes.ndim != 3 or not k or matrices.shape != (k, 2, 3) or not np.isfinite(codes).all():
+            if codes.ndim != 3 or not k or not np.isfinite(codes).all():
                 raise ValueError(f"codes of shape {codes.shape}")
-            _check_places(matrices, *sealed.size)
+            if matrices.shape != (k, 2, 3) or not _squares(matrices, *sealed.size):
+                raise ValueError("a face's place is no square in the photo")
             if look.shape != (LOOK, LOOK) or lengths.shape not in ((0,), (k,)) or lengths.sum() != png.size:
                 raise ValueError("not every face has its original")
             ends = np.cumsum([0, *lengths])
             originals = tuple(png[a:b].tobytes() for a, b in zip(ends, ends[1:], strict=False))
-        except Exception as e:  # numpy and zipfile raise whatever they stumble upon
-            raise RecordError(name, f"its record is damaged ({e})", AGAIN) from e
-        codes = torch.from_numpy(codes)
-        return cls(sealed.preset, sealed.weights, sealed.size, sealed.salt, matrices, codes, look, originals)
+            codes = torch.from_numpy(codes)
+            return cls(sealed.preset, sealed.weights, sealed.size, sealed.salt, matrices, codes, look, originals)
+
+    @classmethod
+    def fitting(cls, sealed: Sealed, secret: bytes, picture: Picture, preset: Preset, weights: str) -> Record | None:
+        """`open` for a picture and a model of `preset` and `weights` (sha256, hex). Raises RecordError, with the
+        picture's name, also where they do not fit; the originals need no weights, so they outlive them."""
+        record = cls.open(sealed, secret, picture.name)
+        exact = record is not None and record.originals
+        sealed.must_fit(preset, sealed.weights if exact else weights, picture.rgb.size, picture.name)
+        if record is not None:
+            record.must_fit(preset, picture.rgb, picture.name)
+        return record
+
+    def uncovered(self, picture: Picture) -> Image.Image:
+        """The picture with the originals in their places, RGB."""
+        rgb = picture.rgb.copy()
+        for (x1, y1, *_), png in zip(self.boxes(), self.originals, strict=True):
+            rgb.paste(open_picture(png, picture.name).rgb, (x1, y1))
+        return rgb
 
     def must_fit(self, preset: Preset, photo: Image.Image, name: str | Path) -> None:
         """Raises RecordError, with the file's name, for a photo that does not look like the one of this record, and for
@@ -116,17 +120,11 @@ def look_of(photo: Image.Image) -> np.ndarray:
 
 
 @np.errstate(all="ignore")
-def _check_places(matrices: np.ndarray, width: int, height: int) -> None:
-    """Only squares about the size of a face in the photo: any other would ask for pictures of any size."""
-    u, v, offset = matrices[..., 0], matrices[..., 1], matrices[..., 2]
-    side = np.hypot(*u.T)
-    square = np.allclose(v, np.stack([-u[:, 1], u[:, 0]], 1), atol=1e-3 * side.max(initial=0))
-    centre = offset + (u + v) / 2
-    inside = (centre >= -side[:, None]).all() and (centre <= np.array([width, height]) + side[:, None]).all()
-    if not (np.isfinite(matrices).all() and square and inside and (side >= 1).all()):
-        raise ValueError("a face's place is no square in the photo")
-    if (side**2 > 4 * width * height).any():
-        raise ValueError("a face is larger than the photo")
+def _squares(matrices: np.ndarray, width: int, height: int) -> bool:
+    """Whether all are squares about the size of a face in the photo (`bounded`)."""
+    places = place(matrices).astype(np.float32)
+    near = 1e-3 * np.hypot(*places[:, 2:].T).max()
+    return np.array_equal(places, bounded(places, width, height)) and np.allclose(matrix(places), matrices, atol=near)
 
 
 # ---- in a picture
@@ -137,7 +135,7 @@ def packet(record: Sealed, name: str | Path) -> bytes:
     if len(record.data) > MAX_RECORD:
         cause = f"its record has {len(record.data) >> 20} MB, and a picture carries {MAX_RECORD >> 20}"
         raise RecordError(name, cause, "keep fewer originals, or reduce the photo")
-    return _PACKET.format(base64.b64encode(record.data).decode()).encode()
+    return _PACKET.format(record.text).encode()
 
 
 def find_record(picture: Picture) -> Sealed | None:
@@ -148,34 +146,25 @@ def find_record(picture: Picture) -> Sealed | None:
     text = b"".join(match[1].split())
     if len(text) > MAX_RECORD * 4 // 3 + 4:
         raise RecordError(picture.name, f"its record is damaged (larger than {MAX_RECORD >> 20} MB)", AGAIN)
-    try:
-        data = base64.b64decode(text, validate=True)
-    except binascii.Error as e:
-        raise RecordError(picture.name, f"its record is damaged (no base64: {e})", AGAIN) from e
-    return Sealed.from_bytes(data, picture.name, "photo")
+    return Sealed.from_text(text, picture.name, "photo")
 
 
-def save_picture(
-    image: Image.Image,
-    path: str | Path,
-    record: Sealed | None = None,
-    sidecar: bool = False,
-    accept: Callable[[bytes], None] | None = None,
-    **options: Any,
-) -> Path:
-    """Write a PNG, JPEG or WebP, with its record when one is given; each file whole or not at all, the sidecar first.
+def encoded(
+    image: Image.Image, path: str | Path, record: Sealed | None = None, sidecar: bool = False, **options: Any
+) -> bytes:
+    """The file of a PNG, JPEG or WebP, by the path's ending, with its record when one is given.
 
-    sidecar: the record beside the picture, not in it; accept: sees the picture's file before anything is written, and
-    raises where it shall not be; options: of `riddle.images.encode`. Nothing of the original's metadata is written.
-    Raises PhotoError for another ending or a missing folder, RecordError for a record of more than MAX_RECORD bytes.
+    sidecar: the record will lie beside the picture, not in it; options: of `riddle.images.encode`. Nothing of the
+    original's metadata is written. Raises PhotoError for another ending, RecordError for a record of more than
+    MAX_RECORD bytes.
     """
     block = packet(record, path) if record is not None else b""  # refuses what is too large, for a sidecar too
-    data = encode(image, path, packet=b"" if sidecar else block, **options)
-    if accept is not None:
-        accept(data)
-    if sidecar:
-        write_file(sidecar_path(path), record.data)
-    return write_file(path, data)
+    return encode(image, path, packet=b"" if sidecar else block, **options)
+
+
+def save_picture(image: Image.Image, path: str | Path, record: Sealed | None = None, **options: Any) -> Path:
+    """Write the file that `encoded` gives, whole or not at all. Raises as it does; PhotoError for a missing folder."""
+    return write_file(path, encoded(image, path, record, **options))
 
 
 # ---- beside a picture
@@ -186,9 +175,10 @@ def sidecar_path(picture: str | Path) -> Path:
     return Path(f"{picture}{SIDECAR}")
 
 
-def read_sidecar(path: str | Path) -> Sealed:
-    """The record in a photo's sidecar. Raises PhotoError when it cannot be read, RecordError when it is damaged."""
-    return Sealed.from_bytes(read_file(path, MAX_RECORD), str(path), "photo")
+def read_sidecar(path: str | Path, kind: str = "photo", most: int | None = None) -> Sealed:
+    """The record in a sidecar of at most `most` bytes, default MAX_RECORD. Raises PhotoError when it cannot be read,
+    RecordError when it is damaged or not of this kind of file."""
+    return Sealed.from_bytes(read_file(path, most or MAX_RECORD), path, kind)
 
 
 def read_picture(path: str | Path, sidecar: str | Path | None = None) -> tuple[Picture, Sealed | None, str]:

@@ -19,14 +19,20 @@ guess can be tested on the seal, and costs one Argon2id. Versions 1 to 3 were no
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
+import io
 import json
 import re
 import secrets
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -44,6 +50,18 @@ _HEAD, _LENGTH, _NONCE, _CHECK = struct.Struct("<6sHI"), struct.Struct("<Q"), 12
 
 class RecordError(PhotoError):
     """The record of a protected file is damaged, or belongs to another model or picture."""
+
+
+@contextmanager
+def reading(name: str | Path) -> Iterator[None]:
+    """Any error inside the block becomes a RecordError, with the file's name: bytes that nobody vouches for make
+    numpy, zipfile, json and base64 raise errors of many kinds."""
+    try:
+        yield
+    except RecordError:
+        raise
+    except Exception as e:
+        raise RecordError(name, f"its record is damaged ({e})", AGAIN) from e
 
 
 @dataclass(frozen=True)
@@ -80,11 +98,25 @@ class Sealed:
             cause = "it is {} x {} px, but its record is of {} x {}".format(*size, *self.size)
             raise RecordError(name, cause, "restore the file as it was saved")
 
+    @property
+    def text(self) -> str:
+        """The bytes in base64, as metadata carry them."""
+        return base64.b64encode(self.data).decode()
+
+    @classmethod
+    def from_text(cls, text: bytes, name: str | Path, kind: str) -> Sealed:
+        """A sealed record in base64. Raises RecordError as `from_bytes` does."""
+        try:
+            data = base64.b64decode(text, validate=True)
+        except binascii.Error as e:
+            raise RecordError(name, f"its record is damaged (no base64: {e})", AGAIN) from e
+        return cls.from_bytes(data, name, kind)
+
     @classmethod
     def from_bytes(cls, data: bytes, name: str | Path, kind: str) -> Sealed:
         """A sealed record in bytes. Raises RecordError, with the file's name, when it is damaged, of another kind of
         file, too old or too new."""
-        try:
+        with reading(name):
             if old := _OLD_CLIPS.get(bytes(data[:4])):
                 _check_version(old, b"", name)
             magic, version, length = _HEAD.unpack_from(data)
@@ -100,10 +132,6 @@ class Sealed:
                        salt=bytes.fromhex(header["salt"]), data=bytes(data))  # fmt: skip
             made._check(kind)
             return made
-        except RecordError:
-            raise
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as e:
-            raise RecordError(name, f"its record is damaged ({e})", AGAIN) from e
 
     def _check(self, kind: str) -> None:
         """Raises ValueError or TypeError for a header that no program of ours writes."""
@@ -127,6 +155,15 @@ def seal(
     nonce = secrets.token_bytes(_NONCE)
     body = clear + nonce + _cipher(secret).encrypt(nonce, plain.ljust(padded(len(plain)), b"\0"), clear)
     return Sealed(kind, preset, weights, tuple(size), salt, body + hashlib.sha256(body).digest()[:_CHECK])
+
+
+def arrays(content: bytes, most: int, **types: str) -> list[np.ndarray]:
+    """The arrays of a record's content, a numpy .npz file, in the order of their names; types: what each is safely cast
+    to. Raises errors of many kinds where it is none or has more than `most` bytes unpacked: see `reading`."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        if sum(member.file_size for member in stored.zip.infolist()) > most:
+            raise ValueError(f"it is larger than {most >> 20} MB")
+        return [stored[name].astype(kind, casting="safe") for name, kind in types.items()]
 
 
 def padded(length: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,21 @@ def own_precision():
     torch.manual_seed(0)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def smoke():
+    """The model of preset "smoke": untrained networks, the same every time."""
+    import riddle  # it loads torch, and only after the setting above
+
+    with warnings.catch_warnings(action="ignore"):  # it says that it is untrained
+        return riddle.load("smoke")
+
+
+@pytest.fixture
+def quick_keys(monkeypatch):
+    """As strong a derivation of keys as tests need."""
+    monkeypatch.setattr("riddle.passwords.MEMORY_KIB", 64)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Files as people have them: broken metadata, wrong endings, odd shapes, names that clash."""
 
 import io
-import warnings
 import zlib
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-import riddle
 from riddle.app import bulk
 from riddle.app.photos import ANOTHER, GONE, RECOGNISED, check
 from riddle.faces import detection, recognizers
@@ -72,8 +70,8 @@ def test_a_folder_is_read_by_content_and_written_by_it(tmp_path):
     }  # fmt: skip
     for name, data in contents.items():
         (folder / name).write_bytes(data)
-    jobs, left_out = bulk.plan([folder], out, bulk.PHOTOS, "protect")
-    written = {job.source.name: job.target.name for job in jobs}
+    pairs, left_out = bulk.plan([folder], out, bulk.PHOTOS, "protect")
+    written = {pair.source.name: pair.target.name for pair in pairs}
     assert written == {
         "a.jpeg": "a.jpeg", "b.jfif": "b.jpg", "c.heic": "c.jpg", "d": "d.webp", "e.tif": "e.png", "f.jpg": "f.jpg"
     }  # fmt: skip
@@ -85,8 +83,8 @@ def test_results_that_would_share_a_name_get_two(tmp_path):
     sources = [tmp_path / name for name in ("a.tif", "a.gif", "a.png", "b.png")]
     for source in sources:
         source.write_bytes(b"")
-    jobs, _ = bulk.plan(sources, tmp_path / "out", bulk.PHOTOS, "protect")
-    assert [Path(job.target).name for job in jobs] == ["a.png", "a.gif.png", "a.png.png", "b.png"]
+    pairs, _ = bulk.plan(sources, tmp_path / "out", bulk.PHOTOS, "protect")
+    assert [Path(pair.target).name for pair in pairs] == ["a.png", "a.gif.png", "a.png.png", "b.png"]
 
 
 def test_a_result_that_is_a_source_stops_no_other(tmp_path):
@@ -95,28 +93,21 @@ def test_a_result_that_is_a_source_stops_no_other(tmp_path):
     for source in sources:
         source.write_bytes(source.name.encode())
 
-    def work(job):
-        job.target.write_bytes(b"made")
+    def work(pair):
+        pair.target.write_bytes(b"made")
         return detection.Face(np.zeros(4), 1.0, np.zeros((5, 2)), None, "none")
 
     for force, status in ((False, ["failed", "done", "done"]), (True, ["failed", "done", "done"])):
-        jobs, _ = bulk.plan(sources, None, bulk.PHOTOS, "protect")
-        outcomes = list(bulk.run(jobs, work, "protect", force))
+        pairs, _ = bulk.plan(sources, None, bulk.PHOTOS, "protect")
+        outcomes = list(bulk.run(pairs, work, "protect", force))
         assert [outcome["status"] for outcome in outcomes] == status
         assert "a.protected.jpg is" in outcomes[0]["reason"] and sources[1].read_bytes() == b"a.protected.jpg"
         for made in (tmp_path / "a.protected.protected.jpg", tmp_path / "b.protected.jpg"):
             made.unlink()
 
 
-@pytest.fixture(scope="module")
-def model():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return riddle.load("smoke")
-
-
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
-def test_a_call_keeps_grey_transparency_and_the_colour_profile(tmp_path, model, mode):
+def test_a_call_keeps_grey_transparency_and_the_colour_profile(tmp_path, smoke, quick_keys, mode):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     picture = Image.fromarray(pixels(side=96)).convert(mode)
     if mode.endswith("A"):
@@ -124,10 +115,10 @@ def test_a_call_keeps_grey_transparency_and_the_colour_profile(tmp_path, model, 
     picture.save(tmp_path / "a.png", icc_profile=profile, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0")
     points = np.array([(36.0, 40), (60, 40), (48, 52), (38, 66), (58, 66)])
     face = detection.Face(np.array([20.0, 20, 76, 76]), 1.0, points, None, "none")
-    protected = model.protect(tmp_path / "a.png", "correct horse", faces=[face])
+    protected = smoke.protect(tmp_path / "a.png", "correct horse", faces=[face])
     file = protected.save(tmp_path / "b.png")
-    right, same = model.restore(file, "correct horse"), model.restore(protected, "correct horse")
-    wrong = model.restore(file, "wrong horse", faces=[face])
+    right, same = smoke.restore(file, "correct horse"), smoke.restore(protected, "correct horse")
+    wrong = smoke.restore(file, "wrong horse", faces=[face])
     assert (right.source, wrong.source) == ("codes", "inversion")
     for restored in (right, same, wrong):
         restored.save(tmp_path / "c.png")
@@ -167,11 +158,11 @@ def test_a_find_of_a_turned_picture_is_told_in_the_pixels_of_the_picture_itself(
         assert (face.points == marks).all() and face.box.tolist() == [3, 1, 7, 6] and face.landmarks is None
 
 
-def test_a_look_at_the_result_tells_another_person_from_the_same_and_from_none(root, model):
-    if recognizers.at_hand(model.preset.identity) is None:
+def test_a_look_at_the_result_tells_another_person_from_the_same_and_from_none(root, smoke):
+    if recognizers.at_hand(smoke.preset.identity) is None:
         pytest.skip("needs the recogniser's weights")
     photos = [Image.new("RGB", (200, 200), (120, 120, 120)) for _ in range(3)]
     for image, name in zip(photos, ("002", "003"), strict=False):
         image.paste(Image.open(root / "data" / "samples" / f"{name}.jpg").resize((160, 160)), (20, 20))
-    (face,) = model.detect(photos[0])
-    assert [check(model, photos[0], after, face) for after in photos] == [RECOGNISED, ANOTHER, GONE]
+    (face,) = smoke.detect(photos[0])
+    assert [check(smoke, photos[0], after, face) for after in photos] == [RECOGNISED, ANOTHER, GONE]

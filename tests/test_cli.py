@@ -161,8 +161,8 @@ def test_wrong_arguments_are_one_line_and_their_exit_code(words, capsys):
 
 
 def targets(sources, out, kind=bulk.PHOTOS, verb="protect", ending=None):
-    jobs, _ = bulk.plan(map(Path, sources), out and Path(out), kind, verb, ending)
-    return [str(job.target) for job in jobs]
+    pairs, _ = bulk.plan(map(Path, sources), out and Path(out), kind, verb, ending)
+    return [str(pair.target) for pair in pairs]
 
 
 def test_a_single_file_goes_beside_itself_or_where_it_is_told():

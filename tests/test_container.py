@@ -20,7 +20,7 @@ from riddle import passwords, record
 from riddle.app import bulk
 from riddle.images import encode, open_picture
 from riddle.presets import get
-from riddle.record import Record, find_record, look_of, packet, read_picture, save_picture, sidecar_path
+from riddle.record import Record, encoded, find_record, look_of, packet, read_picture, save_picture, sidecar_path
 from riddle.seal import RecordError, Sealed, padded, seal
 
 GOLDEN = Path(__file__).parent / "golden" / "protected_v1.png"
@@ -114,8 +114,8 @@ def test_every_changed_byte_is_seen():
     assert read(data).open(SECRET) is not None
     for i in range(len(data)):
         changed = data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :]
-        for broken in (changed, data[:i], data[:i] + data[i + 1 :]):
-            with pytest.raises(RecordError, match=r"party\.png: "):
+        for broken in (changed, data[:i], data[:i] + data[i + 1 :], data + b"x"):
+            with pytest.raises(RecordError, match=r"party\.png: (its record is damaged|.* version)"):
                 read(broken)
         for forged in (changed[:-8], data[: max(i - 8, 0)]) if i < len(data) - 8 else ():
             try:
@@ -153,15 +153,9 @@ def test_headers_that_make_no_sense(change):
         read(joined(change if isinstance(change, bytes) else header | change, *rest))
 
 
-def test_damage_and_versions():
-    data = make().seal(SECRET).data
-    for broken in (b"", data[:5], data[:40], data[:-1], data + b"x", b"X" + data[1:], data[:200] + b"#" + data[201:]):
-        with pytest.raises(RecordError, match="damaged"):
-            read(broken)
+def test_a_newer_version_says_so():
     with pytest.raises(RecordError, match="version 5.*update riddle"):
-        read(joined(*parts(data), version=5))
-    with pytest.raises(RecordError, match=r"older riddle \(record version 3, preset smoke\); open it with riddle 0\.3"):
-        read(joined(*parts(data), version=3))
+        read(joined(*parts(make().seal(SECRET).data), version=5))
 
 
 SQUARE, BYTES = [[20, 0, 0], [0, 20, 0]], np.zeros(41 << 20, np.uint8)
@@ -270,44 +264,27 @@ def test_an_editors_form_of_the_packet_is_read():
 
 
 @pytest.mark.parametrize("sidecar", [False, True])
-def test_a_record_too_large_is_refused(monkeypatch, tmp_path, sidecar):
+def test_a_record_too_large_is_refused(monkeypatch, sidecar):
     sealed = make().seal(SECRET)
     block = packet(sealed, "x")
     monkeypatch.setattr(record, "MAX_RECORD", 1000)
     with pytest.raises(RecordError, match="originals"):
-        save_picture(picture(), tmp_path / "out.png", sealed, sidecar=sidecar)
+        encoded(picture(), "out.png", sealed, sidecar)
     with pytest.raises(RecordError, match="larger"):
         find_record(replace(open_picture(picture()), xmp=block))
-    assert not list(tmp_path.iterdir())
 
 
 # The file
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_a_sidecar_holds_the_same_record(tmp_path, ending):
-    path, sealed = tmp_path / f"out.{ending}", make().seal(SECRET)
-    save_picture(picture(), path, sealed, sidecar=True)
-    assert find_record(open_picture(path)) is None and read_picture(path)[1:] == (sealed, "sidecar")
-    assert sidecar_path(path).read_bytes() == sealed.data and equal(read_picture(path)[1], make())
-
-
-def test_inspect_tells_what_everybody_can_read(tmp_path):
+def test_inspect_tells_whether_the_picture_was_scaled_and_what_lies_inside_goes_before(tmp_path):
     path, sealed = tmp_path / "out.jpg", make(originals=(b"a", b"b")).seal(SECRET)
-    save_picture(picture(), path, sealed)
-    seen = bulk.inspect(path)
-    assert seen == {
-        "file": str(path), "protected": True, "where": "metadata", "version": 4, "preset": "smoke",
-        "weights": "ab" * 32, "size": [80, 60], "record_bytes": len(sealed.data), "picture_size": [80, 60],
-    }  # fmt: skip
-    json.dumps(seen)
-    save_picture(picture((40, 30)), path, sealed)  # scaled since
-    seen = bulk.inspect(path)
-    assert (seen["size"], seen["picture_size"]) == ([80, 60], [40, 30])
-    sidecar_path(path).write_bytes(make(3).seal(SECRET).data)  # what lies inside goes before
+    for size in ((80, 60), (40, 30)):
+        save_picture(picture(size), path, sealed)
+        seen = bulk.inspect(path)
+        assert (seen["size"], seen["picture_size"], seen["where"]) == ([80, 60], [*size], "metadata")
+    sidecar_path(path).write_bytes(make(3).seal(SECRET).data)
     assert read_picture(path)[1:] == (sealed, "metadata") and bulk.inspect(path)["where"] == "metadata"
-    picture().save(tmp_path / "bare.jpg")
-    assert bulk.inspect(tmp_path / "bare.jpg") == {"file": str(tmp_path / "bare.jpg"), "protected": False}
 
 
 # Files of earlier programs
@@ -334,9 +311,3 @@ def test_a_file_of_an_older_riddle_says_so(tmp_path, where, version):
     many = data[:8] + struct.pack("<I", 1 << 19) + data[12:100] + b" " * (1 << 19)
     with pytest.raises(RecordError, match="preset smoke"):
         read(many)
-
-
-@pytest.mark.parametrize(("start", "version"), [(b"RIDCLP", 2), (b"PK\3\4", 3)])
-def test_a_clip_of_an_older_riddle_says_so(start, version):
-    with pytest.raises(RecordError, match=rf"clip\.mp4.*older riddle.*open it with riddle 0\.{version}"):
-        Sealed.from_bytes(start + bytes(100), "clip.mp4", "clip")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -13,24 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-import riddle
 from riddle import demo, passwords
 from riddle.app import controller as module
-from riddle.app.controller import GAP, SIDE, Bar, Controller, contact_sheet
+from riddle.app.controller import GAP, SIDE, Controller, contact_sheet
+from riddle.app.widgets import Page, bar
 from riddle.faces.detection import FaceNotFoundError
 
 WORDS = ("correct horse", "battery staple", "letmein")
 
 
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(passwords, "MEMORY_KIB", 64)  # as strong a derivation as tests need
-
-
-@pytest.fixture(scope="module")
-def model():
-    with warnings.catch_warnings(action="ignore"):
-        return riddle.load("smoke")
+@pytest.fixture
+def model(smoke, quick_keys):
+    return smoke
 
 
 @pytest.fixture
@@ -67,8 +60,8 @@ def test_a_view_is_the_pipeline_step_by_step(model, controller):
 def test_distances_are_those_of_dlibs_network_or_one_minus_a_cosine(model, controller, monkeypatch):
     view = controller.view(*WORDS, position=0.5)
     e = controller.recogniser.from_crop(view.faces).detach().double()
-    assert [bar.distance for bar in view.bars] == pytest.approx((e[1:] - e[0]).norm(dim=1).tolist(), abs=1e-4)
-    assert {bar.threshold for bar in view.bars} == {0.6}  # dlib's documentation
+    assert view.distances == pytest.approx((e[1:] - e[0]).norm(dim=1).tolist(), abs=1e-4)
+    assert controller.threshold == 0.6  # dlib's documentation
     recogniser = SimpleNamespace(name="stub", distance="cosine", threshold=0.3, similarity=torch.cosine_similarity)
     recogniser.from_crop = lambda faces: faces.flatten(1)
     monkeypatch.setattr(module.recognizers, "load", lambda name, device: recogniser)
@@ -76,13 +69,14 @@ def test_distances_are_those_of_dlibs_network_or_one_minus_a_cosine(model, contr
     c.samples(1)
     view = c.view(*WORDS)
     a, b = view.faces[0].flatten().double(), view.faces[1].flatten().double()
-    assert view.bars[0].distance == pytest.approx(float(1 - (a @ b) / a.norm() / b.norm()), abs=1e-4)
+    assert view.distances[0] == pytest.approx(float(1 - (a @ b) / a.norm() / b.norm()), abs=1e-4)
     assert c.threshold == pytest.approx(0.7)
 
 
 def test_the_threshold_is_the_middle_of_a_bar():
     for distance, share, same in ((0, 0, True), (0.3, 0.25, True), (0.6, 0.5, False), (1.2, 1, False), (9, 1, False)):
-        assert Bar(distance, 0.6).share == pytest.approx(share) and Bar(distance, 0.6).same == same
+        shown = bar(distance, 0.6)
+        assert shown["share"] == pytest.approx(share) and shown["same"] == same
 
 
 def test_faces_are_shown_in_rows(controller):
@@ -106,7 +100,7 @@ def test_the_wall(model, controller):
     w = model.invert(controller.view(*WORDS).faces[:1])
     third = model.synthesize(model.encrypt(w, model.random_password(16, seed=4)[2:3]))
     torch.testing.assert_close(wall.faces[2:3], third, atol=2e-4, rtol=0)
-    assert wall.strangers == sum(bar.distance >= 0.6 for bar in wall.bars)
+    assert len(wall.distances) == 16
     assert pixels(wall.picture(100)).shape == (4 * 100 + 3 * GAP, 4 * 100 + 3 * GAP, 3)
 
 
@@ -146,9 +140,6 @@ def test_bad_requests(model, controller):
 
 @pytest.fixture
 def page(model):
-    pytest.importorskip("anywidget")
-    from riddle.app.widgets import Page
-
     return Page(Controller(model))
 
 
@@ -161,8 +152,9 @@ def test_the_page_comes_up_drawn(page):
     assert page.faces == shown(page.controller.view(*WORDS)) and page.wall == page.controller.wall().picture(112)
     note, *bars = page.bars
     assert note["share"] is None and note["said"].endswith("the threshold, 0.6") and len(bars) == 3
-    assert [bar["said"] for bar in bars] == [f"{bar.distance:.2f}" for bar in page.controller.view(*WORDS).bars]
-    assert "0% of the way" in page.pace and "of 16 are somebody else" in page.count
+    assert [bar["said"] for bar in bars] == [f"{d:.2f}" for d in page.controller.view(*WORDS).distances]
+    far = sum(d >= 0.6 for d in page.controller.wall().distances)
+    assert "0% of the way" in page.pace and page.count.startswith(f"{far} of 16 are somebody else")
     assert "function render" in page._esm and ".riddle" in page._css  # they are packed with the program
 
 

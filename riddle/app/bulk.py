@@ -1,7 +1,7 @@
 """Process many files in turn: pair each source with its result, skip what is done, report what fails.
 
-    jobs, left_out = plan([Path("holiday")], Path("safe"), PHOTOS, "protect")
-    for outcome in run(jobs, lambda job: protect_file(model, *job, "correct horse"), "protect"):
+    pairs, left_out = plan([Path("holiday")], Path("safe"), PHOTOS, "protect")
+    for outcome in run(pairs, lambda pair: protect_file(model, *pair, "correct horse"), "protect"):
         print(outcome["target"], outcome["status"], outcome["reason"])
 
 A stopped run is resumed by running it again: it makes no result again and overwrites nothing unless asked to.
@@ -51,8 +51,8 @@ PHOTOS = Kind("photo", frozenset(k for k, kind in Image.registered_extensions().
 CLIPS = Kind("clip", frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}), _clip)
 
 
-class Job(NamedTuple):
-    """One source and its result."""
+class Pair(NamedTuple):
+    """A source and the place of its result."""
 
     source: Path
     target: Path
@@ -60,8 +60,8 @@ class Job(NamedTuple):
 
 def plan(
     sources: Iterable[Path], out: Path | None, kind: Kind, verb: str, ending: str | None = None
-) -> tuple[list[Job], list[Path]]:
-    """The jobs of a command, and the files of its folders that are left out because they are of another kind. Folders
+) -> tuple[list[Pair], list[Path]]:
+    """The pairs of a command, and the files of its folders that are left out because they are of another kind. Folders
     are searched with their subfolders, without hidden files and without `out`.
 
     out: the result of a single file; or a folder, in which results keep names and subfolders; None: beside each file,
@@ -72,7 +72,7 @@ def plan(
     """
     sources = list(sources)
     named = out is not None and out.suffix and len(sources) == 1 and not sources[0].is_dir() and not out.is_dir()
-    jobs, left_out = [], []
+    pairs, left_out = [], []
     for source in sources:
         folder = source.parent
         if source.is_dir():
@@ -96,8 +96,8 @@ def plan(
                 target = target.with_stem(f"{target.stem}.protected")
             else:
                 target = target.with_stem(f"{target.stem.removesuffix('.protected')}.restored")
-            jobs.append(Job(path, target))
-    return _apart(jobs), list(dict.fromkeys(left_out))
+            pairs.append(Pair(path, target))
+    return _apart(pairs), list(dict.fromkeys(left_out))
 
 
 def _files(folder: Path, out: Path) -> list[Path]:
@@ -108,50 +108,50 @@ def _files(folder: Path, out: Path) -> list[Path]:
     return [p for p in inside if same or not p.resolve().is_relative_to(out.resolve())]
 
 
-def _apart(jobs: list[Job]) -> list[Job]:
-    """Drop repeated jobs and give each job a result of its own. Raises ValueError for a job that would overwrite its
+def _apart(pairs: list[Pair]) -> list[Pair]:
+    """Drop repeated pairs and give each a result of its own. Raises ValueError for a result that would overwrite its
     source; `run` reports one that would overwrite another's source."""
     taken, apart = set(), []
-    for source, target in dict.fromkeys(jobs):
+    for source, target in dict.fromkeys(pairs):
         if target.resolve() == source.resolve():
             raise ValueError(f"{target} would overwrite a source; choose another place: -o")
         name, more = source.name, 1
         while target.resolve() in taken:
             target, name, more = target.with_name(name + target.suffix), f"{source.name}.{more + 1}", more + 1
         taken.add(target.resolve())
-        apart.append(Job(source, target))
+        apart.append(Pair(source, target))
     return apart
 
 
-def run(jobs: Iterable[Job], work: Callable[[Job], Any], verb: str, force: bool = False) -> Iterator[dict[str, Any]]:
-    """Do jobs one after another; one that fails does not stop the rest.
+def run(pairs: Iterable[Pair], work: Callable[[Pair], Any], verb: str, force: bool = False) -> Iterator[dict[str, Any]]:
+    """Make one result after another; one that fails does not stop the rest.
 
-    work: does a job and returns a report, a dataclass; force: redo those whose result exists. Yields for each job the
-    report's values with source, target, status ("done", "there" already, "failed") and reason (of "there" and
-    "failed"), all plain values for JSON. If `verb` is "protect", an existing target without a record is a failure: it
-    may be somebody's own photo. With `force`, this also holds for a target that is a source.
+    work: makes the result of a pair and returns a report, a dataclass; force: make those anew that exist. Yields for
+    each pair the report's values with source, target, status ("done", "there" already, "failed") and reason (of "there"
+    and "failed"), all plain values for JSON. If `verb` is "protect", an existing target without a record is a failure:
+    it may be somebody's own photo. With `force`, this also holds for a target that is a source.
     """
-    jobs = list(jobs)
-    sources = {job.source.resolve() for job in jobs}
-    for job in jobs:
-        report, reason = {}, ""
+    pairs = list(pairs)
+    sources = {pair.source.resolve() for pair in pairs}
+    for pair in pairs:
+        (source, target), report, reason = pair, {}, ""
         try:
-            if force and job.target.resolve() in sources:
-                raise ValueError(f"{job.target} is a source, and --force would overwrite it; choose another place: -o")
-            if job.target.exists() and not force:
-                if verb == "protect" and not _is_protected(job.target):
+            if force and target.resolve() in sources:
+                raise ValueError(f"{target} is a source, and --force would overwrite it; choose another place: -o")
+            if target.exists() and not force:
+                if verb == "protect" and not _is_protected(target):
                     remedy = "name another result, or --force overwrites it"
-                    raise ValueError(f"{job.target} is there and carries no record of a protected file; {remedy}")
-                older = job.source.exists() and job.target.stat().st_mtime < job.source.stat().st_mtime
+                    raise ValueError(f"{target} is there and carries no record of a protected file; {remedy}")
+                older = source.exists() and target.stat().st_mtime < source.stat().st_mtime
                 status = "there"
                 reason = f"there already{', older than its source' if older else ''}; --force makes it anew"
             else:
-                job.target.parent.mkdir(parents=True, exist_ok=True)
-                status, report = "done", asdict(work(job))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                status, report = "done", asdict(work(pair))
         except Exception as e:  # after any error, go on with the next file
             expected = isinstance(e, ValueError | OSError)
-            status, reason = "failed", str(e) if expected else f"{job.source}: {type(e).__name__}: {e}"
-        yield report | {"source": str(job.source), "target": str(job.target), "status": status, "reason": reason}
+            status, reason = "failed", str(e) if expected else f"{source}: {type(e).__name__}: {e}"
+        yield report | {"source": str(source), "target": str(target), "status": status, "reason": reason}
 
 
 def summary(outcomes: Iterable[dict[str, Any]]) -> dict[str, int]:
@@ -218,7 +218,8 @@ def told(outcome: dict[str, Any]) -> list[str]:
     }  # fmt: skip
     lines = [f"{where}: {count} face{'s' if count != 1 else ''} {means[how]}"]
     for face in (face for face in outcome["faces"] if face["reason"]):
-        lines.append(f"    {MARKS[face['status']]}: the face at {_corners(face['box'])}: {face['reason']}")
+        box = ",".join(map(str, face["box"]))
+        lines.append(f"    {MARKS[face['status']]}: the face at {box}: {face['reason']}")
     return lines + [f"    note: {note}" for note in outcome["notes"]]
 
 
@@ -237,7 +238,3 @@ def carries(found: dict[str, Any]) -> list[str]:
         f"    picture    {found['size'][0]} x {found['size'][1]} px{changed}",
         "    faces      sealed: how many, where and whose they are, only the passphrase says",
     ]
-
-
-def _corners(box: Iterable[int]) -> str:
-    return ",".join(map(str, box))

@@ -216,9 +216,8 @@ def protect_clips(files: Files, strict: Strict = False) -> Exit:
     """Replace every face in clips: python -m riddle video protect clip.mp4 -o safe.mp4"""
     from riddle.app import bulk, video
 
-    return _run(
-        "protect", files, bulk.CLIPS, partial(video.protect_video, resume=not files.force, strict=strict), strict
-    )
+    work = partial(video.protect_video, resume=not files.force, strict=strict)
+    return _run("protect", files, bulk.CLIPS, work, strict)
 
 
 @clips_app.command("restore", epilog=PASSPHRASE + CODES)
@@ -238,17 +237,18 @@ def _run(verb: str, files: Files, kind: Any, work: Callable, strict: bool = Fals
     from riddle.app import bulk
     from riddle.progress import track
 
-    jobs, left_out = bulk.plan(files.sources, files.out, kind, verb, getattr(files, "ending", None))
+    pairs, left_out = bulk.plan(files.sources, files.out, kind, verb, getattr(files, "ending", None))
     left_out = [str(path) for path in left_out]
     if left_out:
         more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
         _warn(f"left out, no {kind.name}: {', '.join(left_out[:LISTED])}{more}")
-    due = files.force or not all(job.target.exists() for job in jobs)
+    due = files.force or not all(pair.target.exists() for pair in pairs)
     text, model = _opened(verb, files) if due else ("", None)
     done, code = [], Exit.DONE
-    outcomes, hidden = bulk.run(jobs, lambda job: work(model, *job, text), verb, files.force), not sys.stderr.isatty()
+    outcomes = bulk.run(pairs, lambda pair: work(model, *pair, text), verb, files.force)
+    hidden = len(pairs) < 2 or not sys.stderr.isatty()
     try:
-        for outcome in (bar := track(outcomes, verb, len(jobs), "file", disable=hidden or len(jobs) < 2)):
+        for outcome in (bar := track(outcomes, verb, len(pairs), "file", disable=hidden)):
             done.append(outcome)
             if not files.as_json:
                 bar.write("\n".join(bulk.told(outcome)), file=sys.stdout)
@@ -264,7 +264,7 @@ def _run(verb: str, files: Files, kind: Any, work: Callable, strict: bool = Fals
         f"{', {faces_recognised} still recognised' if counts['faces_recognised'] else ''}"
     ).format(**counts)
     document = {"command": verb, "files": done, "left_out": left_out, "summary": counts}
-    return _tell(code, document, [total] if len(jobs) > 1 else [], files.as_json)
+    return _tell(code, document, [total] if len(pairs) > 1 else [], files.as_json)
 
 
 def _opened(verb: str, files: Files) -> tuple[str, Any]:

@@ -6,7 +6,6 @@ and join these with the sound.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,8 +24,9 @@ COLOURS = ("color_range", "color_primaries", "color_trc", "colorspace")
 TAG = "riddle"  # key of our text in a clip's metadata
 ENDINGS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # formats that we write
 # No B-frames (bf=0, lag-in-frames=0): one packet for each frame, in their order. CRF 18: differences are hard to see.
+# force-cfr: the headers tell frames per second, as they are on average, and not the unit of time.
 ENCODERS = {
-    "libx264": {"crf": "18", "preset": "medium", "bf": "0"},
+    "libx264": {"crf": "18", "preset": "medium", "bf": "0", "x264-params": "force-cfr=1"},
     "libvpx-vp9": {
         "crf": "24", "b": "0", "lag-in-frames": "0", "auto-alt-ref": "0", "deadline": "good", "cpu-used": "5",
         "row-mt": "1",
@@ -259,27 +259,20 @@ def write_segment(path: Path, clip: Clip, codec: str, piece: Iterable[Frame]) ->
     """
     with _create(path, clip) as out:
         rate = min(max(clip.rate, Fraction(1)), Fraction(240)).limit_denominator(1001)
-        stream, times = out.add_stream(codec, rate=rate), deque()
-        stream.time_base, context = clip.time_base, stream.codec_context
+        stream = out.add_stream(codec, rate=rate)
+        context = stream.codec_context
         context.width, context.height, context.pix_fmt = *clip.size, clip.pixels
-        context.time_base, context.options = 1 / rate, dict(ENCODERS[codec])  # one tick per frame
+        context.options = dict(ENCODERS[codec])
+        stream.time_base = context.time_base = clip.time_base
         if clip.aspect:
             context.sample_aspect_ratio = clip.aspect
         for name, value in clip.colours.items():
             setattr(context, name, value)
-
-        def packets() -> Iterator[Any]:
-            for i, frame in enumerate(piece):
-                image = av.VideoFrame.from_ndarray(frame.planes, format=clip.pixels)
-                image.pts, image.time_base = i, context.time_base
-                times.append((frame.pts, frame.duration))
-                yield from stream.encode(image)
-            yield from stream.encode(None)
-
-        for packet in packets():
-            packet.time_base, (packet.pts, packet.duration) = clip.time_base, times.popleft()
-            packet.dts = packet.pts
-            out.mux(packet)
+        for frame in piece:
+            image = av.VideoFrame.from_ndarray(frame.planes, format=clip.pixels)
+            image.pts, image.duration, image.time_base = frame.pts, frame.duration, clip.time_base
+            out.mux(stream.encode(image))
+        out.mux(stream.encode(None))
 
 
 def join(target: Path, clip: Clip, segments: list[Path], tag: str = "") -> list[str]:

@@ -15,11 +15,7 @@ file of these arrays:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
-import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +23,9 @@ import numpy as np
 import torch
 
 from riddle.app.clip import TAG, open_clip
-from riddle.faces import blending
-from riddle.images import read_file
-from riddle.record import SIDECAR, sidecar_path
-from riddle.seal import AGAIN, RecordError, Sealed, seal
+from riddle.faces.alignment import bounded
+from riddle.record import SIDECAR, read_sidecar, sidecar_path
+from riddle.seal import Sealed, arrays, reading, seal
 
 MAX_INSIDE, MAX_RECORD = 4 << 20, 2 << 30  # bytes in the metadata; unpacked
 MAX_EVERY, MAX_SIDE = 1 << 10, 1 << 20
@@ -41,19 +36,12 @@ APART = 0.002  # s by which a frame's time may differ from the record's: Matrosk
 class ClipRecord:
     """The record's content; see the module's description."""
 
-    preset: str
-    weights: str
-    size: tuple[int, int]
+    size: tuple[int, int]  # width, height of the upright frames, px
     every: int
     times: np.ndarray
     tracks: np.ndarray
     places: np.ndarray
     codes: torch.Tensor  # in z; float32, exact in float16
-
-    def boxes(self) -> list[list[int]]:
-        """Each face's square in its first frame: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
-        count = self.tracks[:, 2]
-        return [list(blending.box(matrix(p), self.size)) for p in self.places[np.cumsum(count) - count]]
 
     def frame(self, seconds: float) -> int | None:
         """The number of the frame shown `seconds` after the first one; None if there is none."""
@@ -80,35 +68,26 @@ class ClipRecord:
         )  # fmt: skip
         return out.getvalue()
 
-    def seal(self, secret: bytes, salt: bytes) -> Sealed:
-        """The record as a clip carries it; secret: 32 bytes, of the passphrase under `salt`."""
-        return seal(self.to_bytes(), secret, "clip", self.preset, self.weights, self.size, salt)
+    def seal(self, secret: bytes, salt: bytes, preset: str, weights: str) -> Sealed:
+        """The record as a clip carries it; secret: 32 bytes, of the passphrase under `salt`; preset, weights: of the
+        model."""
+        return seal(self.to_bytes(), secret, "clip", preset, weights, self.size, salt)
 
     @classmethod
     def open(cls, sealed: Sealed, secret: bytes, name: str | Path) -> ClipRecord | None:
         """Open a sealed record; None if the secret is not its own. Raises RecordError as `from_bytes` does."""
         content = sealed.open(secret)
-        return None if content is None else cls.from_bytes(content, name, sealed.preset, sealed.weights, sealed.size)
+        return None if content is None else cls.from_bytes(content, name, sealed.size)
 
     @classmethod
-    def from_bytes(
-        cls, content: bytes, name: str | Path, preset: str, weights: str, size: tuple[int, int]
-    ) -> ClipRecord:
+    def from_bytes(cls, content: bytes, name: str | Path, size: tuple[int, int]) -> ClipRecord:
         """The record in a .npz file. Raises RecordError, with the clip's name, when it is damaged or too large."""
-        try:
-            with zipfile.ZipFile(io.BytesIO(content)) as file:
-                if sum(member.file_size for member in file.infolist()) > MAX_RECORD:
-                    raise ValueError(f"it is larger than {MAX_RECORD >> 20} MB")
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                arrays = {k: stored[k].astype(t, casting="safe") for k, t in
-                          (("times", "f8"), ("tracks", "i8"), ("places", "f4"), ("codes", "f4"))}  # fmt: skip
-                every = int(stored["every"])
-            arrays["codes"] = torch.from_numpy(arrays["codes"])
-            record = cls(preset, weights, size, every, **arrays)
+        with reading(name):
+            types = {"every": "i8", "times": "f8", "tracks": "i8", "places": "f4", "codes": "f4"}
+            every, times, tracks, places, codes = arrays(content, MAX_RECORD, **types)
+            record = cls(size, int(every), times, tracks, places, torch.from_numpy(codes))
             record._check()
             return record
-        except Exception as e:  # numpy and zipfile raise errors of many kinds for damaged bytes
-            raise RecordError(name, f"its record is damaged ({e})", AGAIN) from e
 
     @np.errstate(all="ignore")
     def _check(self) -> None:
@@ -118,12 +97,10 @@ class ClipRecord:
             if not holds:
                 raise ValueError(otherwise)
 
-        numbers = [(v, MAX_SIDE) for v in self.size] + [(self.every, MAX_EVERY)]
-        small = len(numbers) == 3 and all(type(v) is int and 0 < v <= most for v, most in numbers)
-        must(small, "size or steps are no numbers of a clip")
+        must(0 < self.every <= MAX_EVERY and max(self.size) <= MAX_SIDE, "size or steps are no numbers of a clip")
         must(self.times.ndim == 1 and len(self.times) and np.isfinite(self.times).all(), "times that are none")
         must(self.times[0] == 0 and (np.diff(self.times) > 0).all(), "times that do not increase")
-        must(self.tracks.shape == (len(self.tracks), 3), f"faces of shape {self.tracks.shape}")
+        must(len(self.tracks) and self.tracks.shape == (len(self.tracks), 3), f"faces of shape {self.tracks.shape}")
         _, first, count = self.tracks.T
         inside = (first >= 0).all() and (count > 0).all() and (first <= len(self.times) - count).all()
         must(inside, "a face in frames outside the clip")
@@ -140,30 +117,6 @@ def code_count(first: int | np.ndarray, count: int | np.ndarray, every: int) -> 
     return (first + count - 1) // every - first // every + 2
 
 
-def matrix(places: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    """The framing matrices (..., 2, 3) of places (..., 4): the crop's unit square -> pixels."""
-    x, y, a, b = np.moveaxis(np.asarray(places, np.float64), -1, 0)
-    return np.stack([np.stack([a, -b, x - (a - b) / 2], -1), np.stack([b, a, y - (a + b) / 2], -1)], -2)
-
-
-def place(framing: np.ndarray) -> np.ndarray:
-    """The inverse of `matrix`."""
-    return np.array([*(framing[:, 2] + framing[:, :2].sum(1) / 2), *framing[:, 0]])
-
-
-def bounded(places: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Places (c, 4) float32 that a record takes: a side of 1 px to twice the frame, the centre at most a side outside
-    the frame. Places that are so already stay to the bit."""
-    places = np.array(places, np.float32)
-    side, most = np.hypot(places[:, 2], places[:, 3]), 2 * float(np.sqrt(width * height))
-    wrong = (side < 1) | (side > most)
-    places[wrong, 2:] *= (np.clip(side, 1.01, 0.99 * most) / np.maximum(side, 1e-6))[wrong, None]
-    places[side < 1e-6, 2:] = (1.01, 0.0)
-    side = np.hypot(places[:, 2], places[:, 3])[:, None]
-    places[:, :2] = np.clip(places[:, :2], -side, np.float32([width, height]) + side)
-    return places
-
-
 def read_tag(path: str | Path) -> str:
     """The text that `join` put into a clip's metadata; "" without one. Raises PhotoError as `open_clip` does."""
     with open_clip(path) as container:
@@ -178,11 +131,8 @@ def read(path: str | Path) -> tuple[Sealed | None, str]:
     beside = Path(path)
     if beside.suffix != SIDECAR:
         if text := read_tag(path):
-            try:
-                return Sealed.from_bytes(base64.b64decode(text.encode(), validate=True), path, "clip"), "metadata"
-            except binascii.Error as e:
-                raise RecordError(path, f"its record is damaged ({e})", AGAIN) from e
+            return Sealed.from_text(text.encode(), path, "clip"), "metadata"
         beside = sidecar_path(path)
         if not beside.is_file():
             return None, ""
-    return Sealed.from_bytes(read_file(beside, MAX_RECORD), beside, "clip"), "sidecar"
+    return read_sidecar(beside, "clip", MAX_RECORD), "sidecar"

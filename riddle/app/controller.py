@@ -3,8 +3,8 @@
     controller = Controller(riddle.load("mobile"))
     controller.open("party.jpg")                     # or controller.samples()
     view = controller.view("correct horse", "battery staple", "letmein", position=0.3)
-    view.picture()                                   # JPEG: original, encrypted, restored, wrong password
-    view.bars                                        # how far each is from the original, for a face recogniser
+    view.picture()                                   # JPEG: original, encrypted, restored, wrong passphrase
+    view.distances                                   # of each from the original, for a face recogniser
 
 A face's code and embedding and a passphrase's key are computed once; a position of the slider costs three passes of the
 encryptor, three rendered faces and their embeddings.
@@ -28,7 +28,7 @@ from riddle.faces.detection import FaceNotFoundError
 from riddle.images import open_picture, to_image
 from riddle.pipeline import Riddle
 
-PANELS = ("Original", "Encrypted", "Restored", "Wrong password")
+PANELS = ("Original", "Encrypted", "Restored", "Wrong passphrase")
 SAMPLES = 8  # bundled faces to choose from
 COLUMNS = 4  # of a picture of faces; the wall of strangers has as many rows
 LONGEST = 2048  # px a side; a larger photo is reduced before faces are searched
@@ -36,34 +36,11 @@ SIDE, GAP = 192, 8  # px of a face, and between two
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A face's identity distance from the original beside the recogniser's threshold."""
-
-    distance: float
-    threshold: float
-
-    @property
-    def same(self) -> bool:
-        """Whether the recogniser takes the two faces for one person."""
-        return self.distance < self.threshold
-
-    @property
-    def share(self) -> float:
-        """Length of the bar, 0 to 1; the threshold is in the middle."""
-        return min(max(self.distance / (2 * self.threshold), 0.0), 1.0)
-
-
-@dataclass(frozen=True)
 class View:
     """Faces to show, and how far they are from the original."""
 
     faces: torch.Tensor  # (N, 3, R, R) in [-1, 1]
-    bars: tuple[Bar, ...]  # for all faces but the original
-
-    @property
-    def strangers(self) -> int:
-        """The number of faces that the recogniser takes for somebody else."""
-        return sum(not bar.same for bar in self.bars)
+    distances: tuple[float, ...]  # by identity, of all faces but the original
 
     def picture(self, side: int = SIDE) -> bytes:
         """The faces in rows, each of `side` px, as JPEG."""
@@ -80,11 +57,12 @@ def contact_sheet(faces: torch.Tensor, side: int, columns: int = 1, gap: int = 0
 
 
 class Controller:
-    """Faces, passwords and distances behind the page.
+    """Faces, keys and distances behind the page.
 
     model: see riddle.pipeline; recogniser: whose distance is shown, see riddle.faces.recognizers; dlib's comes with the
     installation and took no part in training. It sees every face through one fixed map, without detection, so
-    the slider stays fast. Raises KeyError for an unknown recogniser, WeightsMissingError for one without weights.
+    the slider stays fast. Below `threshold` it takes two faces for one person. Raises KeyError for an unknown
+    recogniser, WeightsMissingError for one without weights.
     """
 
     def __init__(self, model: Riddle, recogniser: str = "dlib"):
@@ -137,9 +115,9 @@ class Controller:
     def _embed(self, faces: torch.Tensor) -> torch.Tensor:
         return self.recogniser.from_crop(faces.to(self.model.device))
 
-    def _bars(self, faces: torch.Tensor, original: torch.Tensor) -> tuple[Bar, ...]:
+    def _distances(self, faces: torch.Tensor, original: torch.Tensor) -> tuple[float, ...]:
         similarity = self.recogniser.similarity(original.expand(len(faces), -1), self._embed(faces))
-        return tuple(Bar(distance, self.threshold) for distance in (self._zero - similarity).tolist())
+        return tuple((self._zero - similarity).tolist())
 
     def view(self, first: str, second: str, guess: str, position: float = 0.0, face: int = 0) -> View:
         """The faces of PANELS: one locked by a key between two passphrases, opened by that key, and by a guess.
@@ -154,11 +132,11 @@ class Controller:
         locked = self.model.encrypt(code, key)
         opened = self.model.decrypt(locked.expand(2, -1, -1), torch.cat([key, self._key(guess)]))
         drawn = self.model.synthesize(torch.cat([locked, opened]))
-        return View(torch.cat([original.to(drawn.device), drawn]), self._bars(drawn, embedding))
+        return View(torch.cat([original.to(drawn.device), drawn]), self._distances(drawn, embedding))
 
     def wall(self, face: int = 0, seed: int = 0) -> View:
-        """A face under 16 random passwords, the same for the same seed. Raises ValueError without a face."""
+        """A face under 16 random keys, the same for the same seed. Raises ValueError without a face."""
         _, code, embedding = self._face(face)
         keys = self.model.random_password(COLUMNS**2, seed)
         drawn = self.model.synthesize(self.model.encrypt(code.expand(len(keys), -1, -1), keys))
-        return View(drawn, self._bars(drawn, embedding))
+        return View(drawn, self._distances(drawn, embedding))

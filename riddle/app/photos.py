@@ -13,7 +13,6 @@ With `keep_original` the sealed record (riddle.record) also carries the faces' o
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,9 +23,9 @@ from PIL import Image
 
 from riddle.faces import alignment, recognizers
 from riddle.faces.detection import LOOK, SMALLEST, Face, apart, doubtful, find_all, look_again
-from riddle.images import PhotoError, Picture, open_picture, picture_format, to_tensor
+from riddle.images import PhotoError, Picture, encode, open_picture, picture_format, to_tensor, write_file
 from riddle.pipeline import Riddle
-from riddle.record import Record, read_picture, save_picture, sidecar_path
+from riddle.record import encoded, read_picture, sidecar_path
 
 INSIDE = 0.4  # share of a framed face that must lie in the photo
 MOST = 5  # faces named in one message
@@ -55,7 +54,7 @@ NOT_OPENED = (
 class FaceReport:
     """One face of a photo and what became of it."""
 
-    box: tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the upright photo
+    box: tuple[int, int, int, int]  # of its square, see `box_of`, in pixels of the upright photo
     status: str  # "protected", "restored", "skipped", or "recognised": replaced, and taken for the same person
     reason: str = ""  # why it was skipped, or what is wrong with what `checked` says
     checked: str = field(default="", kw_only=True)  # of a replaced face of a photo, what `check` says
@@ -70,6 +69,21 @@ class FileReport:
     faces: list[FaceReport]
     how: str  # "protected"; of a restored file "codes", "inversion" or "original"
     notes: list[str] = field(default_factory=list)  # what else the reader should know
+
+
+def square_of(face: Face) -> np.ndarray:
+    """The framing matrix of a face, (2, 3); where its points coincide, that of its box."""
+    try:
+        return alignment.framing_matrix(face.points)
+    except ValueError:
+        x1, y1, x2, y2 = face.box
+        return alignment.matrix([(x1 + x2) / 2, (y1 + y2) / 2, max(x2 - x1, y2 - y1, 1.0), 0.0])
+
+
+def box_of(framing: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box around a framed square, as far as it lies in a picture of `size` (width, height): x1, y1, x2, y2, px."""
+    corners = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]]) @ framing.T
+    return tuple(np.rint(np.clip([corners.min(0), corners.max(0)], 0, size)).astype(int).ravel().tolist())
 
 
 def why_not(face: Face, size: tuple[int, int]) -> str:
@@ -112,12 +126,12 @@ def _sorted_out(model: Riddle, picture: Picture, status: str) -> tuple[list[Face
     """The faces to replace, and the reports of all, these first."""
     size, faces, done, skipped = picture.rgb.size, [], [], []
     for face in find_all(picture.rgb, model.detector):
-        box = tuple(np.rint(np.clip(face.box, 0, np.tile(size, 2))).astype(int).tolist())
+        square = box_of(square_of(face), size)
         if reason := why_not(face, size):
-            skipped.append(FaceReport(box, "skipped", reason))
+            skipped.append(FaceReport(square, "skipped", reason))
         else:
             faces.append(face)
-            done.append(FaceReport(box, status))
+            done.append(FaceReport(square, status))
     return faces, done + skipped
 
 
@@ -174,30 +188,30 @@ def protect_file(
     picture = open_picture(source)
     faces, reports = _sorted_out(model, picture, "protected")
     refuse(source, reports, strict)
-    notes = list(picture.notes)
     for _ in range(TRIES if record else 1):  # each with a salt of its own, and so with other strangers
-        protected = model.protect(picture.rgb, passphrase, faces=faces, record=record)
-        if all(check(model, picture.rgb, protected.image, face) != RECOGNISED for face in faces):
-            break
-    if keep_original:
-        crops = [_png(picture.rgb.crop(corners)) for corners in protected.record.boxes()]
-        protected = replace(protected, record=replace(protected.record, originals=tuple(crops)))
-
-    def accept(data: bytes) -> None:
+        protected = model.protect(picture, passphrase, faces=faces, record=record)
+        if keep_original:
+            crops = [encode(picture.rgb.crop(corners), "x.png") for corners in protected.record.boxes()]
+            protected = replace(protected, record=replace(protected.record, originals=tuple(crops)))
+        sealed = protected.sealed
+        data = encoded(protected.image, target, sealed, sidecar, profile=picture.profile, quality=quality)
         after = open_picture(data, str(target)).rgb
         said = [check(model, picture.rgb, after, face) for face in faces]
-        for i, checked in enumerate(said):
-            status = "recognised" if checked == RECOGNISED else "protected"
-            reports[i] = replace(reports[i], status=status, reason=REASONS.get(checked, ""), checked=checked)
-        refuse(source, reports, strict)
-        notes.extend({f"whether people are still recognised was {s}": 0 for s in said if s.startswith("not checked")})
-
-    image = picture.with_pixels(protected.image)
-    save_picture(image, target, protected.sealed, sidecar, accept, profile=picture.profile, quality=quality)
-    if not record:
-        sidecar_path(target).unlink(missing_ok=True)  # of an earlier result of this name
+        if RECOGNISED not in said:
+            break
+    for i, checked in enumerate(said):
+        status = "recognised" if checked == RECOGNISED else "protected"
+        reports[i] = replace(reports[i], status=status, reason=REASONS.get(checked, ""), checked=checked)
+    refuse(source, reports, strict)
+    notes = [*picture.notes]
+    notes += {f"whether people are still recognised was {s}": 0 for s in said if s.startswith("not checked")}
+    beside = sidecar_path(target)
     if sidecar:
-        notes.append(f"the record lies in {sidecar_path(target)}")
+        write_file(beside, sealed.data)
+        notes.append(f"the record lies in {beside}")
+    write_file(target, data)
+    if not record:
+        beside.unlink(missing_ok=True)  # of an earlier result of this name
     if b"riddle:record" in picture.xmp or sidecar_path(source).is_file():
         notes.append(AGAIN)
     return FileReport(source, target, reports, "protected", notes)
@@ -222,32 +236,17 @@ def restore_file(
     source, target = Path(source), Path(target)
     lossless = picture_format(target) == "PNG"
     picture, sealed, _ = read_picture(source, sidecar)
-    notes, faces, record = list(picture.notes), None, None
-    if sealed is not None:
-        record = Record.open(sealed, model.secret(passphrase, sealed.salt), source)
-        exact = record is not None and record.originals  # pixels outlive the weights
-        sealed.must_fit(model.preset, sealed.weights if exact else model.weights_hash, picture.rgb.size, source)
-    if record is None:
-        faces, reports = _sorted_out(model, picture, "restored")
+    notes, reports = list(picture.notes), []
+
+    def found() -> list[Face]:  # without an opened record
+        faces, reports[:] = _sorted_out(model, picture, "restored")
         refuse(source, reports)
         notes.append(NOT_OPENED if sealed else INVERTED)
-    else:
-        record.must_fit(model.preset, picture.rgb, source)
-        reports = [FaceReport(tuple(box), "restored") for box in record.boxes()]
-    if record is not None and record.originals:
-        rgb, how = picture.rgb.copy(), "original"
-        for (x1, y1, *_), png in zip(record.boxes(), record.originals, strict=True):
-            rgb.paste(open_picture(png, str(source)).rgb, (x1, y1))
-        if not lossless:
-            notes.append(f"{target.suffix} compresses the original pixels again; restore to .png for the exact ones")
-    else:
-        restored = model.restore(picture.rgb, passphrase, record=sealed, faces=faces)
-        rgb, how = restored.image, restored.source
-    save_picture(picture.with_pixels(rgb), target, profile=picture.profile, quality=quality)
-    return FileReport(source, target, reports, how, notes)
+        return faces
 
-
-def _png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
+    restored = model.restore(picture, passphrase, record=sealed, faces=found)
+    if restored.source == "original" and not lossless:
+        notes.append(f"{target.suffix} compresses the original pixels again; restore to .png for the exact ones")
+    reports = reports or [FaceReport(box_of(m, picture.rgb.size), "restored") for m in restored.matrices]
+    restored.save(target, quality)
+    return FileReport(source, target, reports, restored.source, notes)

@@ -20,8 +20,9 @@ from scipy.optimize import linear_sum_assignment
 
 from riddle.app import photos
 from riddle.app.clip import Clip, frames
-from riddle.app.cliprecord import ClipRecord, bounded, code_count, matrix, place
-from riddle.faces import alignment, recognizers
+from riddle.app.cliprecord import ClipRecord, code_count
+from riddle.faces import recognizers
+from riddle.faces.alignment import bounded, matrix, place
 from riddle.faces.detection import Face, find_all
 from riddle.pipeline import Riddle
 from riddle.progress import track
@@ -66,19 +67,13 @@ class Embedder:
 class Find:
     """A face in one frame."""
 
-    face: Face
     place: np.ndarray  # (4,)
     doubt: str  # why the face cannot be inverted (too small, in profile, ...); "" when it can
 
 
 def find_of(face: Face, size: tuple[int, int]) -> Find:
     """The find of a detected face in a frame of `size` (width, height)."""
-    try:
-        where = place(alignment.framing_matrix(face.points))
-    except ValueError:  # the points coincide: the box must do
-        x1, y1, x2, y2 = face.box
-        where = np.array([(x1 + x2) / 2, (y1 + y2) / 2, max(x2 - x1, y2 - y1, 1.0), 0.0])
-    return Find(face, where, photos.why_not(face, size))
+    return Find(place(photos.square_of(face)), photos.why_not(face, size))
 
 
 def follow(model: Riddle, image: Image.Image, where: np.ndarray) -> list[Find]:
@@ -209,14 +204,15 @@ def frames_of(seconds: float, rate: Fraction) -> int:
     return max(1, round(seconds * float(min(max(rate, 5), 240))))
 
 
-def survey(model: Riddle, clip: Clip, embedder: Embedder) -> tuple[np.ndarray, list[Track]]:
+def survey(model: Riddle, clip: Clip) -> tuple[np.ndarray, list[Track]]:
     """Read a clip, find and follow every face, and invert it frame by frame.
 
     Returns the time of each frame in seconds since the first, (N,), and the tracks. It keeps one frame at a time,
     and for each face a code every STEP seconds.
     """
     search, patience, hold, step = (frames_of(s, clip.rate) for s in (SEARCH, PATIENCE, HOLD, STEP))
-    scenes, tracker = Scenes(), Tracker(patience, embedder.same, embedder.loose)
+    scenes, embedder = Scenes(), Embedder()
+    tracker = Tracker(patience, embedder.same, embedder.loose)
     times, starts, searched = [], [], 0
     for frame in track(frames(clip), "find", clip.estimate or None, "frame", leave=False):
         n, image = frame.n, Image.fromarray(frame.rgb())
@@ -269,22 +265,18 @@ def _cover(tracks: list[Track], hold: int) -> None:
 
 
 def record_of(times: np.ndarray, tracks: list[Track], clip: Clip, model: Riddle) -> ClipRecord:
-    """The record of what `survey` returned, not encrypted: each face's places and codes, smoothed over time."""
+    """The record of what `survey` returned, not encrypted: the places and codes, smoothed over time, of each face that
+    can be inverted, of which there must be one."""
     step, sigma = frames_of(STEP, clip.rate), max(SIGMA, 1 / float(clip.rate))
-    shape, rows = (model.preset.n_latent, model.preset.style_dim), []
-    places, codes = [np.empty((0, 4), np.float32)], [torch.empty(0, *shape)]
-    for face in tracks:
-        if face.good:
-            covered = np.arange(face.begin, face.end + 1)
-            rows.append((face.id, face.begin, len(covered)))
-            places.append(bounded(smoothed(times[covered], face.place_in(covered), sigma), *clip.upright_size))
-            k = face.begin // step + np.arange(code_count(face.begin, len(covered), step))
-            w = torch.from_numpy(_steadied(face, k)).view(-1, *shape)
-            codes.append(model.generator.codes.to_record(w.to(model.device)).cpu())
-    return ClipRecord(
-        model.preset.name, model.weights_hash, clip.upright_size, step, times,
-        np.array(rows, np.int64).reshape(-1, 3), np.concatenate(places), torch.cat(codes),
-    )  # fmt: skip
+    rows, places, codes = [], [], []
+    for face in (face for face in tracks if face.good):
+        covered = np.arange(face.begin, face.end + 1)
+        rows.append((face.id, face.begin, len(covered)))
+        places.append(bounded(smoothed(times[covered], face.place_in(covered), sigma), *clip.upright_size))
+        k = face.begin // step + np.arange(code_count(face.begin, len(covered), step))
+        w = torch.from_numpy(_steadied(face, k)).view(-1, model.preset.n_latent, model.preset.style_dim)
+        codes.append(model.generator.codes.to_record(w.to(model.device)).cpu())
+    return ClipRecord(clip.upright_size, step, times, np.array(rows), np.concatenate(places), torch.cat(codes))
 
 
 def _steadied(face: Track, wanted: np.ndarray) -> np.ndarray:

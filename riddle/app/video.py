@@ -12,7 +12,6 @@ the target until they are joined. After an interruption `resume` goes on with th
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import shutil
@@ -31,10 +30,10 @@ from PIL import Image
 from riddle import passwords
 from riddle.app import cliprecord, tracking
 from riddle.app.clip import ENCODERS, Clip, Frame, encoder_for, frames, join, probe, write_segment
-from riddle.app.cliprecord import ClipRecord, code_count, matrix
-from riddle.app.photos import NOT_OPENED, FaceReport, FileReport, refuse
-from riddle.app.tracking import Embedder, Track, frames_of, record_of, survey
-from riddle.faces import blending
+from riddle.app.cliprecord import ClipRecord, code_count
+from riddle.app.photos import NOT_OPENED, FaceReport, FileReport, box_of, refuse
+from riddle.app.tracking import Track, frames_of, record_of, survey
+from riddle.faces.alignment import matrix
 from riddle.files import replace_file, sha256, write_text
 from riddle.images import PhotoError, write_file
 from riddle.models.codes import lit
@@ -92,25 +91,26 @@ def _work(
     model: Riddle, source: Path, target: Path, passphrase: str, done: str, strict: bool, resume: bool
 ) -> FileReport:
     """Protect or restore a clip; done: "protected" or "restored"."""
-    codec, clip, notes = encoder_for(target), probe(source), []
-    sealed = cliprecord.read(source)[0] if done == "restored" else None
+    codec, clip, protects = encoder_for(target), probe(source), done == "protected"
+    sealed = None if protects else cliprecord.read(source)[0]
     settings = _settings(model, clip, codec, done, sealed)
     mark = passwords.derive_key(passphrase, model.preset.name, settings).hex()  # of no use elsewhere: a salt of its own
     with work_folder(target, mark, resume) as work:
-        salt = sealed.salt if sealed else _salt(work) if done == "protected" else None
+        salt = (work / "salt").read_bytes() if protects else sealed.salt if sealed else None
         secret = model.secret(passphrase, salt)
         keys = partial(model.keys, passphrase, secret, salt)
-        carried = None
+        carried, notes = None, []
         if sealed is not None:
-            sealed.must_fit(model.preset, model.weights_hash, clip.upright_size, str(source))
+            sealed.must_fit(model.preset, model.weights_hash, clip.upright_size, source)
             carried = ClipRecord.open(sealed, secret, source)
-        if carried is None:
-            record, faces, found = _surveyed(model, clip, keys, done, strict, work)
-            notes += found if done == "protected" else [*found, NOT_OPENED if sealed else NO_RECORD]
-        else:
+        if carried is not None:
             faces, record = _faces(carried, done), changed(model, carried, keys)
-        data = record.seal(secret, salt).data if done == "protected" else b""
-        if done == "protected":  # painted in the light of the faces behind them
+        else:
+            record, faces, notes = _surveyed(model, clip, keys, done, strict, work)
+            if not protects:
+                notes.append(NOT_OPENED if sealed else NO_RECORD)
+        if protects:  # painted in the light of the faces behind them
+            sealed = record.seal(secret, salt, model.preset.name, model.weights_hash)
             record = replace(record, codes=lit(record.codes, changed(model, record, keys).codes))
         segments, missed, count = _paint(model, clip, record, codec, target.suffix.lower(), work)
         if missed and carried is None:  # the record is of this very clip
@@ -120,36 +120,26 @@ def _work(
         if missed:
             notes.append(f"{missed} of {count} frames are not in its record: left as they were")
         result = segments[0].with_stem("result")
-        inside = len(data) <= cliprecord.MAX_INSIDE
-        notes += join(result, clip, segments, base64.b64encode(data).decode() if inside else "")
-        if not inside:
-            beside = write_file(sidecar_path(target), data)
+        inside = protects and len(sealed.data) <= cliprecord.MAX_INSIDE
+        notes += join(result, clip, segments, sealed.text if inside else "")
+        if protects and not inside:
+            beside = write_file(sidecar_path(target), sealed.data)
             notes.append(f"the record is too large for the clip and lies in {beside}: keep it beside the clip")
         with replace_file(target) as temporary:
             result.rename(temporary)
-    how = "codes" if carried else "inversion" if done == "restored" else done
+    how = "codes" if carried else "protected" if protects else "inversion"
     return FileReport(source, target, faces, how, [*clip.notes, *notes, f"pictures encoded by {codec}"])
 
 
 def _settings(model: Riddle, clip: Clip, codec: str, done: str, sealed: Sealed | None) -> bytes:
     """16 bytes that differ with all that the work folder's content depends on, but the passphrase."""
-    settings = {
-        "done": done, "source": sha256(clip.path),
-        "record": hashlib.sha256(sealed.data if sealed else b"").hexdigest(),
-        "preset": model.preset.name, "weights": model.weights_hash, "mask": model.mask,
-        "detector": getattr(model.detector, "name", type(model.detector).__name__),
-        "pace": [*tracking.PACE, SEGMENT], "encoder": codec, "options": ENCODERS[codec],
-        "av": av.__version__, "version": VERSION,
-    }  # fmt: skip
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()[: passwords.SALT_BYTES]
-
-
-def _salt(work: Path) -> bytes:
-    """The salt of a clip that is being protected: a random one, the same after an interruption."""
-    file = work / "salt"
-    if not file.exists():
-        write_file(file, passwords.random_salt())
-    return file.read_bytes()
+    settings = [
+        done, sha256(clip.path), hashlib.sha256(sealed.data if sealed else b"").hexdigest(),
+        model.preset.name, model.weights_hash, model.mask,
+        getattr(model.detector, "name", type(model.detector).__name__),
+        tracking.PACE, SEGMENT, codec, ENCODERS[codec], av.__version__, VERSION,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(settings).encode()).digest()[: passwords.SALT_BYTES]
 
 
 @contextmanager
@@ -157,7 +147,7 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
     """The folder in which a clip is worked off, `.NAME.riddle-work` beside the target, for its owner only.
 
     mark            the text given, which differs with the passphrase and all else that the folder's content depends on
-    salt            of a clip that is being protected
+    salt            of a clip that is being protected: a random one, the same after an interruption
     faces.json      what the first reading found; record.npz, the places and the encrypted or decrypted codes
     00000.mp4, ...  the finished segments
 
@@ -170,6 +160,7 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
         if not (resume and file.is_file() and file.read_bytes() == mark.encode()):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
+            write_file(folder / "salt", passwords.random_salt())
             write_text(file, mark)
     except OSError as e:
         raise PhotoError(target, f"no work folder can be made beside it ({e})", "name another place") from e
@@ -191,17 +182,18 @@ def _surveyed(
     clip."""
     kept, data = work / "faces.json", work / "record.npz"
     if not kept.exists():
-        times, tracks = survey(model, clip, Embedder())
+        times, tracks = survey(model, clip)
+        skipped = [_skipped(times, face, clip.upright_size) for face in tracks if not face.good]
+        if len(skipped) == len(tracks):
+            refuse(clip.path, skipped)
         own = record_of(times, tracks, clip, model)
         record = changed(model, own, keys)
         if done == "restored":
             record = replace(record, codes=lit(record.codes, own.codes))
-        faces = _faces(record, done, {face.id: len(face.frames) for face in tracks})
-        faces += [_skipped(times, face, clip) for face in tracks if not face.good]
+        faces = _faces(record, done, {face.id: len(face.frames) for face in tracks}) + skipped
         write_file(data, record.to_bytes())
         write_text(kept, json.dumps({"faces": [asdict(face) for face in faces], "notes": _watch(times, tracks, clip)}))
-    about = model.preset.name, model.weights_hash, clip.upright_size
-    told, record = json.loads(kept.read_text()), ClipRecord.from_bytes(data.read_bytes(), data, *about)
+    told, record = json.loads(kept.read_text()), ClipRecord.from_bytes(data.read_bytes(), data, clip.upright_size)
     faces = [ClipFace(**face | {"box": tuple(face["box"])}) for face in told["faces"]]
     refuse(clip.path, faces, strict)
     return record, faces, told["notes"]
@@ -209,17 +201,19 @@ def _surveyed(
 
 def _faces(record: ClipRecord, done: str, seen: dict[int, int] | None = None) -> list[ClipFace]:
     """The faces that a record tells of; seen: in how many frames each was found, default: in all of its own."""
-    faces = []
-    for box, (number, first, count) in zip(record.boxes(), record.tracks.tolist(), strict=True):
-        begins, ends = (round(float(record.times[n]), 3) for n in (first, first + count - 1))
-        faces.append(ClipFace(tuple(box), done, "", number, begins, ends, count, (seen or {}).get(number, count)))
+    faces, row = [], 0
+    for number, first, count in record.tracks.tolist():
+        box = box_of(matrix(record.places[row]), record.size)
+        begins, ends = record.times[[first, first + count - 1]].round(3).tolist()
+        faces.append(ClipFace(box, done, "", number, begins, ends, count, (seen or {}).get(number, count)))
+        row += count
     return faces
 
 
-def _skipped(times: np.ndarray, face: Track, clip: Clip) -> ClipFace:
+def _skipped(times: np.ndarray, face: Track, size: tuple[int, int]) -> ClipFace:
     """The report of a face that cannot be replaced."""
-    box = blending.box(matrix(face.places[0]), clip.upright_size)
-    begins, ends = (round(float(times[n]), 3) for n in (face.frames[0], face.frames[-1]))
+    begins, ends = times[[face.frames[0], face.frames[-1]]].round(3).tolist()
+    box = box_of(matrix(face.places[0]), size)
     return ClipFace(box, "skipped", face.doubt, face.id, begins, ends, 0, len(face.frames))
 
 
@@ -245,8 +239,6 @@ def changed(model: Riddle, record: ClipRecord, keys: Callable[[int], torch.Tenso
     """A record with its codes encrypted, or decrypted; keys: n -> passwords (1 or n, L, D) of its n faces."""
     _, first, count = record.tracks.T
     face = torch.from_numpy(np.repeat(np.arange(len(first)), code_count(first, count, record.every)))
-    if not len(face):
-        return record
     space, given, codes = model.generator.codes, keys(len(first)).expand(len(first), -1, -1), []
     for part in torch.arange(len(face)).split(128):
         w = space.to_w(record.codes[part].to(model.device))

@@ -14,16 +14,18 @@ from typing import Any
 import anywidget
 from traitlets import Bytes, Dict, Float, Int, List, Unicode
 
-from riddle.app.controller import PANELS, SIDE, Bar, Controller, contact_sheet
+from riddle.app.controller import PANELS, SIDE, Controller, contact_sheet
 
 PAGE = Path(__file__).parent / "page"
 WALL_SIDE = 112  # px of a face in the wall of strangers
-CAPTIONS = ("in the photo", "what everybody sees", "opened with the same password", "opened with a guess")
+CAPTIONS = ("in the photo", "what everybody sees", "opened with the same passphrase", "opened with a guess")
 
 
-def _bar(bar: Bar) -> dict[str, Any]:
-    verdict = "the same person" if bar.same else "somebody else"
-    return {"share": bar.share, "same": bar.same, "said": f"{bar.distance:.2f}", "verdict": verdict}
+def bar(distance: float, threshold: float) -> dict[str, Any]:
+    """A face's bar: its length, 0 to 1, with the threshold in the middle; whether it is the same person; two texts."""
+    same, share = distance < threshold, min(max(distance / (2 * threshold), 0.0), 1.0)
+    verdict = "the same person" if same else "somebody else"
+    return {"share": share, "same": same, "said": f"{distance:.2f}", "verdict": verdict}
 
 
 class Page(anywidget.AnyWidget):
@@ -84,15 +86,17 @@ class Page(anywidget.AnyWidget):
     def _view(self) -> None:
         began = perf_counter()
         view = self.controller.view(self.first, self.second, self.guess, self.position, self.chosen)
-        took = perf_counter() - began
-        note = f"Distance from the original; the mark is the threshold, {self.controller.threshold:.2g}"
+        took, threshold = perf_counter() - began, self.controller.threshold
+        note = f"Distance from the original; the mark is the threshold, {threshold:.2g}"
         with self.hold_sync():
             self.faces = [contact_sheet(face, SIDE) for face in view.faces.split(1)]
-            self.bars = [{"share": None, "same": False, "said": note, "verdict": ""}, *map(_bar, view.bars)]
+            bars = [bar(distance, threshold) for distance in view.distances]
+            self.bars = [{"share": None, "same": False, "said": note, "verdict": ""}, *bars]
             self.pace = f"{self.position:.0%} of the way · {1000 * took:.0f} ms"
             self.message = ""
 
     def _wall(self) -> None:
         wall = self.controller.wall(self.chosen, self.seed)
         self.wall = wall.picture(WALL_SIDE)
-        self.count = f"{wall.strangers} of {len(wall.bars)} are somebody else to the recogniser."
+        strangers = sum(distance >= self.controller.threshold for distance in wall.distances)
+        self.count = f"{strangers} of {len(wall.distances)} are somebody else to the recogniser."

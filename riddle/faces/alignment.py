@@ -2,6 +2,7 @@
 
 Coordinates are pixel indices (the centre of the first pixel is 0, 0), x before y. Five points are the
 left eye, right eye, nose tip, left and right corner of the mouth, left meaning left in the picture.
+A framing matrix is a similarity without a mirror, so four numbers say it too: a place.
 """
 
 from __future__ import annotations
@@ -32,6 +33,30 @@ def framing_matrix(points: np.ndarray) -> np.ndarray:
     y = _rot90(x)
     centre = eyes + 0.1 * eye_to_mouth
     return np.stack([2 * x, 2 * y, centre - x - y], axis=1)
+
+
+def matrix(places: np.ndarray) -> np.ndarray:
+    """The framing matrices (..., 2, 3) of places (..., 4): centre x and y of a square, the vector of its upper side."""
+    x, y, a, b = np.moveaxis(np.asarray(places, np.float64), -1, 0)
+    return np.stack([np.stack([a, -b, x - (a - b) / 2], -1), np.stack([b, a, y - (a + b) / 2], -1)], -2)
+
+
+def place(framing: np.ndarray) -> np.ndarray:
+    """The inverse of `matrix`."""
+    return np.concatenate([framing[..., 2] + framing[..., :2].sum(-1) / 2, framing[..., 0]], -1)
+
+
+def bounded(places: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Places (n, 4) float32 that a record takes: a side of 1 px to twice the picture, the centre at most a side outside
+    the picture. Others would ask for pictures of any size. Places that are so already stay to the bit."""
+    places = np.array(places, np.float32)
+    side, most = np.hypot(places[:, 2], places[:, 3]), 2 * float(np.sqrt(width * height))
+    wrong = (side < 1) | (side > most)
+    places[wrong, 2:] *= (np.clip(side, 1.01, 0.99 * most) / np.maximum(side, 1e-6))[wrong, None]
+    places[side < 1e-6, 2:] = (1.01, 0.0)
+    side = np.hypot(places[:, 2], places[:, 3])[:, None]
+    places[:, :2] = np.clip(places[:, :2], -side, np.float32([width, height]) + side)
+    return places
 
 
 def crop_points(points: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:

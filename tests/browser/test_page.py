@@ -116,7 +116,7 @@ def drag(page, start: float, end: float) -> None:
 
 def test_it_is_laid_out(page):
     screenshot(page, "page")
-    for i, panel in enumerate(("Original", "Encrypted", "Restored", "Wrong password")):
+    for i, panel in enumerate(("Original", "Encrypted", "Restored", "Wrong passphrase")):
         face = box(page, ".riddle .faces img", i)
         assert face["width"] >= 140 and abs(face["width"] - face["height"]) < 2
         assert page.locator(".riddle .faces > div > b").nth(i).inner_text() == panel

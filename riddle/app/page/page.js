@@ -21,9 +21,9 @@ const PAGE = `
     <section class="card"><h3>3 &nbsp;Who is it now?<small class="recogniser"></small></h3>
       <div class="faces"></div></section>
   </div>
-  <section class="card side"><h3>A wall of strangers<small>one face, sixteen passwords</small></h3>
-    <img alt="One face under sixteen passwords"><p></p>
-    <button class="others">Sixteen other passwords</button></section>`;
+  <section class="card side"><h3>A wall of strangers<small>one face, sixteen random keys</small></h3>
+    <img alt="One face under sixteen random keys"><p></p>
+    <button class="others">Sixteen other keys</button></section>`;
 const FACE = `<b></b><span></span><img>
   <div class="bar"><div class="track"><i></i><u></u></div><span></span> <b></b></div>`;
 
