@@ -42,6 +42,7 @@ SMALLER = {
     "13_report": {},
     "14_video": {"limit": "16", "people": "1"},
     "15_widgets": {"updates": "3"},
+    "16_security": UNTRAINED | {"dataset": "samples", "limit": "8"},
 }
 CHECKED = ("05_table1", "06_table2", "08_table4")  # what must hold of a complete run holds for so few faces, too
 # A claim has an answer where the repository keeps the tables.
@@ -92,6 +93,10 @@ BOUNDS = {
     "13_report": ANSWERS,
     "14_video": {"frames": (16, 16), "faces": (1, 1)},
     "15_widgets": {"Restored": (0, 0.5), "Encrypted": (0.4, 2), "updates/s": (0.1, 200)},
+    "16_security": {
+        "guessing, share of first ranks, sealed file, keyed reflection (control)": (1, 1),
+        "guessing, rank of the right passphrase among 1,000, pixels, keyed reflection (control)": (1, 1000),
+    },
 }  # fmt: skip
 # Where a recogniser is at hand that compares by cosine: dlib's, which comes with the installation, does not.
 COSINES = {
@@ -108,7 +113,7 @@ def code(notebook) -> list:
 
 
 def test_there_are_notebooks_numbered_from_00():
-    assert [int(p.stem.split("_")[0]) for p in NOTEBOOKS] == list(range(16))
+    assert [int(p.stem.split("_")[0]) for p in NOTEBOOKS] == list(range(17))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

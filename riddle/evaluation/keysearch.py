@@ -1,5 +1,6 @@
 """Table S, attacks on the key: faces are opened by the key that an attack finds, drawn, and compared with the photo.
 
+The searches have the exact encrypted codes, which tell more than a picture does: a picture has to be inverted first.
 The thresholds are those of Table 1. "one key" means that the attacked file has the key of the known ones, as pictures
 without a record have under one passphrase; files with a record never do.
 """
@@ -36,7 +37,7 @@ GUESSES, GUESSED = 1000, 100  # passphrases tried, and faces
 NEAR = (0.99, 0.9, 0.7, 0.5)  # cosines of a key with the right one
 PASSPHRASES = ("correct horse battery staple", "correct horse battery stapler")
 
-PIXELS, FILE = "pixels", "sealed file"
+PIXELS, FILE, OPEN = "pixels", "sealed file", "the record open"
 READ, FIRST = rows.ACCEPTED, "share of first ranks"
 RANK = f"rank of the right passphrase among {GUESSES:,}"
 ONE_KEY, OTHER_KEY = "one key", "another key"
@@ -57,16 +58,13 @@ def sealed(run: Run, model: riddle.Riddle, w: torch.Tensor, targets: np.ndarray)
 
 
 def opened(run: Run, variant: str) -> Path:
-    """Faces as each attack on the key opens them, `<attack> faces` and `<attack> targets`; `ranks <source>`."""
+    """Faces as each attack on the key opens them, `<attack> faces` and `<attack> targets`."""
     codes, weights = facesets.codes(run), part_hash(run.preset, VARIANTS[variant].file)
-    setup = (run.seed, PEOPLE, GROUPS, FILES, GUESSES, GUESSED, NEAR, PASSPHRASES, attacks.STEPS, attacks.STARTS)
+    setup = (run.seed, PEOPLE, GROUPS, FILES, NEAR, PASSPHRASES, attacks.STEPS, attacks.STARTS)
 
     def make() -> dict[str, np.ndarray]:
         model, out = facesets.parse(variant).model(run), {}
         for name, (w, targets) in _attempts(run, model).items():
-            if name.startswith("rank"):
-                out[name] = w
-                continue
             out[f"{name} faces"] = np.concatenate([to_bytes(model.synthesize(p)) for p in w.split(facesets.BATCH)])
             out[f"{name} targets"] = targets
         return out
@@ -116,10 +114,6 @@ def _attempts(run: Run, model: riddle.Riddle) -> dict[str, tuple[torch.Tensor, n
         key = attacks.many_files(encryptor, under, prior, run.seed)
         keep(f"{files} files without originals, {ONE_KEY}", change(under[:, 0], key), chosen[:, 0])
 
-    some = slice(0, GUESSED)
-    out[f"rank by {PIXELS}"] = attacks.guess(encryptor, hidden[some], right[some], prior, GUESSES, run.seed), None
-    records = sealed(run, model, space.to_w(hidden[some]), targets[first[some]])
-    out[f"rank by {FILE}"] = np.array([attacks.guess_sealed(*pair, GUESSES, run.seed) for pair in records]), None
     if twins:  # two protected photos of one person
         for name, key in ((ONE_KEY, right), (OTHER_KEY, wrong)):
             out[f"{TWINS}, {name}"] = space.to_w(change(z[second], key)), targets[first]
@@ -135,6 +129,35 @@ def _twins(persons: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     twins = [p for p in pairs if len(p) == 2] or [p.repeat(2) for p in pairs]
     chosen = np.array(twins)[draw.permutation(len(twins))[:PEOPLE]]
     return chosen[:, 0], chosen[:, 1]
+
+
+def ranks(run: Run, variant: str) -> Path:
+    """Rank of the right key of each of `GUESSED` faces, (n,), by what the guesses are tested on."""
+    codes, weights = facesets.codes(run), [part_hash(run.preset, p) for p in ("encoder", VARIANTS[variant].file)]
+
+    def make() -> dict[str, np.ndarray]:
+        model, targets = facesets.parse(variant).model(run), need(codes, "targets")
+        space, w = model.generator.codes, torch.from_numpy(read(codes, "codes"))
+        chosen = np.random.default_rng(run.seed).permutation(len(w))[:GUESSED]
+        key = model.random_password(len(chosen), seed=run.seed + 14)
+        hidden = model.encrypt(w[chosen], key).cpu()
+        seen = model.invert(model.synthesize(hidden), refine=0).cpu()
+        others = np.setdiff1d(np.arange(len(w)), chosen) if len(w) > len(chosen) else chosen
+        prior = attacks.Prior.of(space.to_gaussian(w[others]))
+
+        def by(code: torch.Tensor) -> np.ndarray:
+            given = map(space.to_gaussian, (code, key))
+            return attacks.guess(model.encryptor, *given, prior, GUESSES, run.seed)
+
+        records = sealed(run, model, hidden, targets[chosen])
+        return {
+            PIXELS: by(seen),
+            OPEN: by(hidden),
+            FILE: np.array([attacks.guess_sealed(*pair, GUESSES, run.seed) for pair in records]),
+        }
+
+    made_from = ("ranks", variant, key_of(codes), weights, run.seed, GUESSES, GUESSED)
+    return stage(run, run.folder / "attacks" / f"{variant} ranks.npz", made_from, make)
 
 
 def embedded(run: Run, variant: str) -> Path:
@@ -172,10 +195,10 @@ def keys(run: Run) -> Iterator[Measured]:
             continue
         for by in photos.values():
             yield from _by(run, by, label, source, embedded(run, variant))
-        for what in (PIXELS, FILE):
-            ranks, number = read(source, f"rank by {what}"), Measured("guessing", label, "", "", place=what)
-            yield replace(number, metric=RANK).of(mean_of(ranks.astype(float)), digits=1)
-            yield replace(number, metric=FIRST).of(mean_of(ranks == 1))
+        for what in (PIXELS, OPEN, FILE):
+            rank, number = read(ranks(run, variant), what), Measured("guessing", label, "", "", place=what)
+            yield replace(number, metric=RANK).of(mean_of(rank.astype(float)), digits=1)
+            yield replace(number, metric=FIRST).of(mean_of(rank == 1))
 
 
 def _by(run: Run, by: Embedded, label: str, source: Path, seen: Path) -> Iterator[Measured]:

@@ -33,7 +33,6 @@ SETS = ("photo", "inverted", *keysearch.ATTACKED, LIT)
 FAR, OTHERS = table1.FAR, 999
 TRIES = 4  # passwords of each of the other people's codes to learn from
 
-OPEN = "the record open"
 LINKED = f"found among {OTHERS + 1:,}"
 UNTRAINED = "recogniser as it is"
 
@@ -101,7 +100,9 @@ def read_out(run: Run) -> Iterator[Measured]:
         of = facesets.parse(item)
         label = VARIANTS[of.variant].label + (", in the photo's light" if of.action else "")
         ways = [(keysearch.PIXELS, UNTRAINED), *((keysearch.PIXELS, learner) for learner in attacks.LEARNERS)]
-        ways += [(what, learner) for what in (keysearch.FILE, OPEN) for learner in attacks.LEARNERS] * (not of.action)
+        ways += [(what, learner) for what in (keysearch.FILE, keysearch.OPEN) for learner in attacks.LEARNERS] * (
+            not of.action
+        )
         for what, learner in ways:
             number = Measured("", f"{label}: {learner}", "", "", place=what)
             try:
@@ -161,7 +162,7 @@ def sentences(table: pd.DataFrame) -> str:
         label, same = VARIANTS[variant].label, {"against": rows.SAME_PHOTO}
         learned = [f"{label}: {learner}" for learner in attacks.LEARNERS]
         pixels, sealed, opened = (
-            highest("reversal", learned, **same, place=p) for p in (keysearch.PIXELS, keysearch.FILE, OPEN)
+            highest("reversal", learned, **same, place=p) for p in (keysearch.PIXELS, keysearch.FILE, keysearch.OPEN)
         )
         untrained = highest("reversal", [f"{label}: {UNTRAINED}"], **same)
         lines.append(

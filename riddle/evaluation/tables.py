@@ -134,7 +134,7 @@ def wide(table: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
     rows: default: those of ROWS that differ. Those unseen in training come first, the others are
     marked; one without any number has no column. The paper's columns come last, unless a line holds several metrics.
     """
-    if "value" not in table:
+    if table.empty or "value" not in table:
         return table.drop(columns=[c for c in PROVENANCE if c in table])
     beside = [c for c in table if c.startswith("paper") and table[c].notna().any()]
     names = [c for c in table if c in ROWS and (c == "method" or table[c].nunique(dropna=False) > 1)]
