@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,16 +128,22 @@ def faces_grid(
 
 def _headings(axis: Axes, blocks: Sequence[Block], step: int, between: int, point: float) -> None:
     """Column titles, and one line and title over neighbouring blocks of the same title; step: px between columns."""
+    letters = max(8, round(step / point / 4.5))  # as many as stand over a column
+    columns = [
+        [textwrap.fill(c, letters, break_long_words=False, break_on_hyphens=False) for c in block.columns]
+        for block in blocks
+    ]
+    above = 18 + 10 * max((c.count("\n") for titles in columns for c in titles), default=0)  # points
     start = 0
-    for title, group in itertools.groupby(blocks, key=lambda block: block.title):
+    for title, group in itertools.groupby(zip(blocks, columns, strict=True), key=lambda pair: pair[0].title):
         end = start
-        for block in group:
-            for k, column in enumerate(block.columns):
+        for block, titles in group:
+            for k, column in enumerate(titles):
                 axis.text(end + (k + 0.48) * step, -4 * point, column, ha="center", va="bottom", fontsize=8.5)
             end += block.faces.shape[1] * step + between
         if title:
-            axis.plot([start, end - between], [-18 * point] * 2, color="0.45", lw=0.8, clip_on=False)
-            axis.text((start + end - between) / 2, -21 * point, title, ha="center", va="bottom", fontsize=10)
+            axis.plot([start, end - between], [-above * point] * 2, color="0.45", lw=0.8, clip_on=False)
+            axis.text((start + end - between) / 2, -(above + 3) * point, title, ha="center", va="bottom", fontsize=10)
         start = end
 
 
