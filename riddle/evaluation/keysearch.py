@@ -30,7 +30,7 @@ from riddle.progress import track
 from riddle.record import Record, look_of
 from riddle.seal import Sealed
 
-ATTACKED = ("riddle", "coupling", "reflection")
+ATTACKED = {v: rows.ENCRYPTORS.get(v, VARIANTS[v].label) for v in ("riddle", "coupling", "reflection")}
 PEOPLE = 100  # whose key is searched: people with two photos, where there are such
 GROUPS, FILES = 20, (1, 4, 16, 64)  # passphrases, and faces under each
 GUESSES, GUESSED = 1000, 100  # passphrases tried, and faces
@@ -188,8 +188,8 @@ def _names(source: Path) -> list[str]:
 def keys(run: Run) -> Iterator[Measured]:
     """The key known in part, searched, guessed; and two protected photos of one person, linked."""
     photos = {name: facesets.embedded(run, name, ["photo"]) for name in rows.ANGULAR}
-    for variant in ATTACKED:
-        label, source = VARIANTS[variant].label, opened(run, variant)
+    for variant, label in ATTACKED.items():
+        source = opened(run, variant)
         if reason := read(source, "reason"):
             yield Measured("key", label, READ, rows.SAME_PHOTO).absent(reason)
             continue

@@ -26,7 +26,6 @@ from riddle.evaluation import facesets, keysearch, rows, table1
 from riddle.evaluation.runs import NotMade, Run, key_of, need, part_hash, read, stage
 from riddle.evaluation.tables import PAIRED, Measured, Part
 from riddle.metrics.identity import accepted, bootstrap_interval
-from riddle.presets import VARIANTS
 
 LIT = "coupling-lit"
 SETS = ("photo", "inverted", *keysearch.ATTACKED, LIT)
@@ -98,7 +97,7 @@ def read_out(run: Run) -> Iterator[Measured]:
     persons = run.pairs.persons[targets]
     for item in (*keysearch.ATTACKED, LIT):
         of = facesets.parse(item)
-        label = VARIANTS[of.variant].label + (", in the photo's light" if of.action else "")
+        label = keysearch.ATTACKED[of.variant] + (", in the photo's light" if of.action else "")
         ways = [(keysearch.PIXELS, UNTRAINED), *((keysearch.PIXELS, learner) for learner in attacks.LEARNERS)]
         ways += [(what, learner) for what in (keysearch.FILE, keysearch.OPEN) for learner in attacks.LEARNERS] * (
             not of.action
@@ -158,8 +157,8 @@ def sentences(table: pd.DataFrame) -> str:
             found = found[found[column] == value]
         return f"{found['mean'].max():.3f}" if len(found) else "n/a"
 
-    for variant in keysearch.ATTACKED:
-        label, same = VARIANTS[variant].label, {"against": rows.SAME_PHOTO}
+    for label in keysearch.ATTACKED.values():
+        same = {"against": rows.SAME_PHOTO}
         learned = [f"{label}: {learner}" for learner in attacks.LEARNERS]
         pixels, sealed, opened = (
             highest("reversal", learned, **same, place=p) for p in (keysearch.PIXELS, keysearch.FILE, keysearch.OPEN)
