@@ -30,7 +30,7 @@ from riddle.metrics.identity import accepted, bootstrap_interval
 LIT = "coupling-lit"
 SETS = ("photo", "inverted", *keysearch.ATTACKED, LIT)
 FAR, OTHERS = table1.FAR, 999
-TRIES = 4  # passwords of each of the other people's codes to learn from
+TRIES = 2  # passwords of each of the other people's codes to learn from
 
 LINKED = f"found among {OTHERS + 1:,}"
 UNTRAINED = "recogniser as it is"
