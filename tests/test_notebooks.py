@@ -42,7 +42,7 @@ SMALLER = {
     "13_report": {},
     "14_video": {"limit": "16", "people": "1"},
     "15_widgets": {"updates": "3"},
-    "16_security": UNTRAINED | {"dataset": "samples", "limit": "8"},
+    "16_security": UNTRAINED | {"dataset": "samples", "limit": "4"},
 }
 CHECKED = ("05_table1", "06_table2", "08_table4")  # what must hold of a complete run holds for so few faces, too
 # A claim has an answer where the repository keeps the tables.
@@ -164,7 +164,8 @@ def defaults_of(path: Path) -> dict:
 
 # Those that take their faces from the same stages run in one worker, so that each stage is made once.
 STAGED = [pytest.mark.xdist_group("stages")]
-EXECUTED = [pytest.param(p, id=p.stem, marks=STAGED if "dataset" in defaults_of(p) else []) for p in NOTEBOOKS]
+ALIKE = {p for p in NOTEBOOKS if "dataset" in defaults_of(p) and "preset" not in SMALLER[p.stem]}
+EXECUTED = [pytest.param(p, id=p.stem, marks=STAGED if p in ALIKE else []) for p in NOTEBOOKS]
 
 
 @pytest.mark.timeout(1200)
