@@ -103,6 +103,7 @@ def _attempts(run: Run, model: riddle.Riddle) -> dict[str, tuple[torch.Tensor, n
         mapped = attacks.linear_map(original[theirs], hidden[theirs], shared)
         keep(f"{name}, linear map, {ONE_KEY}", mapped)
 
+    # The faces of the files below are in it, too, a few among thousands.
     prior = attacks.Prior.of(z[np.setdiff1d(np.arange(len(z)), first)] if len(z) > n else z)
     draw = np.random.default_rng(run.seed)
     for files in FILES:
@@ -187,16 +188,17 @@ def _names(source: Path) -> list[str]:
 
 def keys(run: Run) -> Iterator[Measured]:
     """The key known in part, searched, guessed; and two protected photos of one person, linked."""
-    photos = {name: facesets.embedded(run, name, ["photo"]) for name in rows.ANGULAR}
+    photos = [facesets.embedded(run, name, ["photo"]) for name in rows.ANGULAR]
     for variant, label in ATTACKED.items():
         source = opened(run, variant)
         if reason := read(source, "reason"):
             yield Measured("key", label, READ, rows.SAME_PHOTO).absent(reason)
             continue
-        for by in photos.values():
-            yield from _by(run, by, label, source, embedded(run, variant))
+        seen, ranked = embedded(run, variant), ranks(run, variant)
+        for by in photos:
+            yield from _by(run, by, label, source, seen)
         for what in (PIXELS, OPEN, FILE):
-            rank, number = read(ranks(run, variant), what), Measured("guessing", label, "", "", place=what)
+            rank, number = read(ranked, what), Measured("guessing", label, "", "", place=what)
             yield replace(number, metric=RANK).of(mean_of(rank.astype(float)), digits=1)
             yield replace(number, metric=FIRST).of(mean_of(rank == 1))
 

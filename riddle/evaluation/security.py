@@ -64,11 +64,11 @@ def readings(run: Run, item: str, what: str, learner: str) -> Path:
 def _known(run: Run, item: str, targets: np.ndarray) -> dict[str, np.ndarray]:
     """Unit embeddings (T, E) of the targets in a set by each recogniser that is here, NaN where no face is found."""
     out = {}
-    for name, path in zip(rows.RECOGNISERS, facesets.embeddings(run, item)[1:], strict=True):
-        if not read(path, "reason"):
-            e = np.full((len(run.pairs.names), read(path, "embeddings").shape[1]), np.nan, np.float32)
-            e[read(path, "targets")] = read(path, "embeddings")
-            out[name] = e[targets] / np.linalg.norm(e[targets], axis=1, keepdims=True)
+    for name in rows.RECOGNISERS:
+        by = facesets.embedded(run, name, [item])
+        if not by.reasons:
+            e = by.embeddings[item][targets]
+            out[name] = e / np.linalg.norm(e, axis=1, keepdims=True)
     if not out:
         raise NotMade("no recogniser is on this machine")
     return out
@@ -95,6 +95,11 @@ def read_out(run: Run) -> Iterator[Measured]:
     """Linkage and reversal: every encryptor, what is seen, learner, recogniser and reference."""
     targets = need(facesets.codes(run), "targets")
     persons = run.pairs.persons[targets]
+    shown = {rows.SAME_PHOTO: targets, rows.OTHER_PHOTO: _others(run, targets)}
+    try:
+        photos = {against: _known(run, "photo", of) for against, of in shown.items()}
+    except NotMade:
+        photos = {}  # then nothing can be read either, and each row says why
     for item in (*keysearch.ATTACKED, LIT):
         of = facesets.parse(item)
         label = keysearch.ATTACKED[of.variant] + (", in the photo's light" if of.action else "")
@@ -107,8 +112,6 @@ def read_out(run: Run) -> Iterator[Measured]:
             try:
                 path = None if learner == UNTRAINED else readings(run, item, what, learner)
                 seen = _known(run, item, targets) if path is None else {n: need(path, n) for n in rows.ANGULAR}
-                photos = {rows.SAME_PHOTO: targets, rows.OTHER_PHOTO: _others(run, targets)}
-                photos = {against: _known(run, "photo", shown) for against, shown in photos.items()}
             except NotMade as why:
                 number.task, number.metric, number.against = "reversal", keysearch.READ, rows.SAME_PHOTO
                 yield number.absent(str(why))
@@ -180,8 +183,8 @@ def sentences(table: pd.DataFrame) -> str:
             f"known original opens **{key(search + keysearch.ONE_KEY)}** of the other faces under the same key and "
             f"**{key(search + keysearch.OTHER_KEY)}** of those under another"
         )
-        many = {n: key(f"{n} files without originals, {keysearch.ONE_KEY}") for n in keysearch.FILES}
-        lines.append(f"{label}: files without originals open, by their number, {many}".translate({123: "", 125: ""}))
+        many = [f"{n}: {key(f'{n} files without originals, {keysearch.ONE_KEY}')}" for n in keysearch.FILES]
+        lines.append(f"{label}: files without originals open, by their number, {', '.join(many)}")
         rank = made[(made.metric == keysearch.RANK) & (made.place == keysearch.PIXELS) & (made.method == label)]["mean"]
         lines.append(f"{label}: from pixels the right passphrase has the mean rank {rank.mean():.0f} of 1,000")
         one, two = (
