@@ -188,7 +188,7 @@ def folder(home):
     (folder / "figures").mkdir(parents=True)
     tables.write(table1(), folder / "tables" / "table1.csv")
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    for name in ("figure9.png", "quickstart.png"):
+    for name in ("figure8.png", "figure9.jpg", "quickstart.jpg"):
         Image.fromarray(noise).save(folder / "figures" / name)
     return folder
 
@@ -210,9 +210,10 @@ def test_html_needs_nothing_else(folder, capsys, command_line):
     assert len(capsys.readouterr().out.splitlines()) == len(claims.CLAIMS)
     html = (folder / "elsewhere" / "report.html").read_text()
     page, _ = parsed(html)
-    (picture,) = page.iter("img")  # figure9; the quickstart's is none of the paper's
-    kind, _, data = picture.get("src").partition(",")
-    assert kind == "data:image/jpeg;base64" and base64.b64decode(data)[:2] == b"\xff\xd8"
+    figures = [picture.get("src").partition(",") for picture in page.iter("img")]
+    assert len(figures) == 2  # figures 8 and 9; the quickstart's is none of the paper's
+    for kind, _, data in figures:
+        assert kind == "data:image/jpeg;base64" and base64.b64decode(data)[:2] == b"\xff\xd8"
     assert page.findall(".//td[@class='holds']")
     assert not re.search(r"https?://|<script|@import|url\(", html)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -29,33 +28,25 @@ plt.rcParams.update(
 pd.set_option("display.max_colwidth", None, "display.max_rows", None, "display.max_columns", None)
 # Okabe and Ito's colours, told apart with any colour vision; black and yellow are left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+PIXELS = 180  # per inch of pictures
 
 
-def save_fig(name: str, preset: str, real_faces: bool = False, trial: bool = False, exact: bool = False) -> Path:
-    """Write the current figure to results/<preset>/figures/<name>.png.
+def save_fig(name: str, preset: str, real_faces: bool = False, trial: bool = False) -> Path:
+    """Write the current figure to results/<preset>/figures/<name>.jpg if it shows pictures, else to <name>.png.
 
     Figures that show real faces, those of a trial at smaller scale, and those of the untrained smoke preset go to
-    results/runs/, which git ignores. exact: keep every colour; the others are stored in 256.
+    results/runs/, which git ignores.
     """
-    kept = not real_faces and not trial
+    figure, kept = plt.gcf(), not real_faces and not trial
     folder = config.results(preset) if kept else config.home() / "results" / "runs" / preset
-    path = folder / "figures" / f"{name}.png"
+    shows = any(axis.images for axis in figure.axes)
+    path = folder / "figures" / f"{name}.{'jpg' if shows else 'png'}"
     with replace_file(path) as temporary:
-        plt.gcf().savefig(temporary)
-        if kept and not exact:
-            _reduce_colours(temporary)
+        if shows:
+            figure.savefig(temporary, dpi=PIXELS, pil_kwargs={"quality": 90, "subsampling": 0, "optimize": True})
+        else:
+            figure.savefig(temporary)
     return path
-
-
-def _reduce_colours(path: Path) -> None:
-    """Store a picture in 256 colours, chosen for it, where that is smaller: a repository keeps each version."""
-    with Image.open(path) as picture:
-        full = picture.convert("RGB")
-    colours = full.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
-    small, file = full.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG), io.BytesIO()
-    small.save(file, "PNG", optimize=True)
-    if file.tell() < path.stat().st_size:
-        path.write_bytes(file.getvalue())
 
 
 def panels(n: int, columns: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
@@ -98,7 +89,7 @@ def faces_grid(
     """
     sections = {k: [Block("", tuple(columns), r[None])] if torch.is_tensor(r) else r for k, r in rows.items()}
     first = next(iter(sections.values()))
-    tall = round(180 * size)  # px of the canvas
+    tall = round(PIXELS * size)  # px of the canvas
     wide, gap, between = round(tall * first[0].faces.shape[4] / first[0].faces.shape[3]), tall // 27, tall // 7
 
     def tiled(block: Block) -> torch.Tensor:
