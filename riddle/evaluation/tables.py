@@ -219,20 +219,32 @@ def apart(table: pd.DataFrame, method: str, than: str) -> pd.DataFrame:
     pairs = first.merge(second, on=keys, suffixes=("", " of the other"))
     higher, lower = pairs.low > pairs["high of the other"], pairs.high < pairs["low of the other"]
     verdict = np.select([higher, lower], ["higher", "lower"], "not told apart")
-    return pairs.assign(than=than, verdict=verdict)[[*keys, "method", "value", "than", "value of the other", "verdict"]]
+    columns = [*keys, "method", "value", "mean", "than", "value of the other", "mean of the other", "verdict"]
+    return pairs.assign(than=than, verdict=verdict)[columns]
 
 
 def sentences(pairs: pd.DataFrame, said: Mapping[str, str] | None = None) -> str:
-    """Rows of `apart` as a markdown list.
+    """Rows of `apart` as a markdown list: a line for each metric and pair of methods, over all data sets and all that
+    measured it.
 
-    said: {verdict: its meaning in words}; without it the rows not told apart are only counted.
+    said: {verdict: its meaning in words}; without it the lines in which nothing is told apart are only counted.
     """
-    shown, lines = pairs if said else pairs[pairs.verdict != "not told apart"], []
-    for line in shown.to_dict("records"):
-        by = ", ".join(filter(None, (line["dataset"], line["metric"], line.get("against"), line["place"])))
-        by += f", by {line['measured_by']}" if line["measured_by"] else ""
-        verdict = (said or {}).get(line["verdict"], line["verdict"])
-        other = f"{line['than']} {line['value of the other']}"
-        lines.append(f"- {by}: {line['method']} {line['value']}, {other}: **{verdict}**\n")
-    rest = f"\nOf {len(pairs)} numbers, {len(pairs) - len(shown)} are not told apart by their intervals.\n"
-    return "".join(lines) + ("" if said else rest)
+    words, lines, silent = {"not told apart": "not told apart by the intervals"} | dict(said or {}), [], 0
+    keys = [c for c in ("metric", "against", "place", "method", "than") if c in pairs]
+    for names, part in pairs.groupby(keys, sort=False, dropna=False):
+        *what, method, than = names
+        counts = part.verdict.value_counts()
+        if said is None and list(counts.index) == ["not told apart"]:
+            silent += 1
+            continue
+        verdicts = "; ".join(f"**{words.get(v, v)}** in {n} of {len(part)}" for v, n in counts.items())
+        ours, other = (_range(part[c]) for c in ("mean", "mean of the other"))
+        lines.append(
+            f"- {', '.join(w for w in what if isinstance(w, str) and w)}: {method} {ours}, {than} {other}: {verdicts}\n"
+        )
+    return "".join(lines) + (f"\nComparisons in which nothing is told apart: {silent}.\n" if silent else "")
+
+
+def _range(numbers: pd.Series) -> str:
+    low, high = (f"{x:.3g}" for x in (numbers.min(), numbers.max()))
+    return low if low == high else f"{low} to {high}"
