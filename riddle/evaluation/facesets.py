@@ -166,12 +166,12 @@ def codes_of(run: Run, of: FaceSet, model: riddle.Riddle) -> tuple[torch.Tensor,
         rows = np.flatnonzero(np.isin(targets, run.people)).repeat(PASSWORDS)
         w, targets = w[rows], targets[rows]
         many = model.random_password(len(rows), seed=3 * run.seed + 2)
-        first, second = (many, None) if of.action == "passwords" else (_own_password(run, model)[targets], many)
+        first, second = (many, None) if of.action == "passwords" else (own_password(run, model)[targets], many)
     else:
-        first = _own_password(run, model)[targets]
+        first = own_password(run, model)[targets]
         second = first if of.action == "restored" else None
         if of.action == "wrong":
-            second = _own_password(run, model, wrong=True)[targets]
+            second = own_password(run, model, wrong=True)[targets]
     out = [model.encrypt(*both) for both in zip(w.split(BATCH), first.split(BATCH), strict=True)]
     if second is not None:
         out = [model.decrypt(*both) for both in zip(out, second.split(BATCH), strict=True)]
@@ -180,7 +180,7 @@ def codes_of(run: Run, of: FaceSet, model: riddle.Riddle) -> tuple[torch.Tensor,
     return torch.cat(out).cpu(), targets
 
 
-def _own_password(run: Run, model: riddle.Riddle, wrong: bool = False) -> torch.Tensor:
+def own_password(run: Run, model: riddle.Riddle, wrong: bool = False) -> torch.Tensor:
     """The right, or a wrong, password of every picture of the run: (N, L, D).
 
     Drawn for all pictures, so that one keeps its password when another is missing.
@@ -203,7 +203,7 @@ def _from_pixels(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
     elif of.action.startswith("jpeg"):
         pictures = jpeg(pictures, int(of.action.removeprefix("jpeg")))
     model = of.model(run)
-    keys = _own_password(run, model)[targets].split(BATCH)
+    keys = own_password(run, model)[targets].split(BATCH)
     parts = zip(track(to_tensor(pictures).split(BATCH), of.name), keys, strict=True)
     made = [to_bytes(model.synthesize(model.decrypt(model.invert(part), key))) for part, key in parts]
     return {"faces": np.concatenate(made), "targets": targets}

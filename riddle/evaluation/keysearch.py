@@ -21,7 +21,7 @@ from riddle.evaluation import facesets, recognition, rows, table1
 from riddle.evaluation.facesets import Embedded
 from riddle.evaluation.runs import Run, key_of, need, part_hash, read, stage
 from riddle.evaluation.tables import Measured
-from riddle.faces import detection
+from riddle.faces import alignment, blending, detection
 from riddle.images import to_bytes, to_tensor
 from riddle.metrics.identity import accepted, bootstrap_interval, cosine, mean_of
 from riddle.passwords import KEY_BYTES, SALT_BYTES, derive_key
@@ -35,11 +35,16 @@ PEOPLE = 100  # whose key is searched: people with two photos, where there are s
 GROUPS, FILES = 20, (1, 4, 16, 64)  # passphrases, and faces under each
 GUESSES, GUESSED = 1000, 100  # passphrases tried, and faces
 NEAR = (0.99, 0.9, 0.7, 0.5)  # cosines of a key with the right one
+AWAY = 1.5  # size of the oval whose outside counts as surroundings, of that over brows, eyes, nose and mouth
 PASSPHRASES = ("correct horse battery staple", "correct horse battery stapler")
 
+SURROUNDED, TRIED = 20, 100  # faces pasted in their photos, and passphrases tried on the surroundings
+
 PIXELS, FILE, OPEN = "pixels", "sealed file", "the record open"
+AROUND = "pixels and surroundings"
 READ, FIRST = rows.ACCEPTED, "share of first ranks"
 RANK = f"rank of the right passphrase among {GUESSES:,}"
+RANK_AROUND = f"rank of the right passphrase among {TRIED}"
 ONE_KEY, OTHER_KEY = "one key", "another key"
 TWINS = "two protected photos"
 
@@ -161,6 +166,34 @@ def ranks(run: Run, variant: str) -> Path:
     return stage(run, run.folder / "attacks" / f"{variant} ranks.npz", made_from, make)
 
 
+def surroundings(run: Run, variant: str) -> Path:
+    """Rank of the right key of each of `SURROUNDED` faces, (n,), by how well what it restores fits the photo around.
+
+    The pasted face is inverted and decrypted by each key; hair, ears and background of the drawn face are compared with
+    the photo's, by squared error outside the face.
+    """
+    source = facesets.faces(run, variant)
+
+    def make() -> dict[str, np.ndarray]:
+        model, targets = facesets.parse(variant).model(run), need(source, "targets")
+        chosen = np.sort(np.random.default_rng(run.seed).permutation(targets)[:SURROUNDED])
+        pictures, targets = facesets.of_people(source, chosen)
+        side, right = model.preset.resolution, facesets.own_password(run, model)[targets]
+        wrong, outside = model.random_password(TRIED - 1, seed=run.seed + 15), 1 - blending.core(side, AWAY)
+        ranked = []
+        for (photo, matrix), key in zip(facesets.pasted(run, variant, pictures, targets), right, strict=True):
+            crop = to_tensor(np.asarray(alignment.crop(photo, matrix, side))[None])
+            keys = torch.cat([key[None], wrong])
+            back = model.synthesize(model.decrypt(model.invert(crop).expand(len(keys), -1, -1), keys)).cpu()
+            error = ((back - crop).square().mean(1) * outside).sum((1, 2))
+            ranked.append(1 + int((error[1:] < error[0]).sum()))
+        return {"ranks": np.array(ranked)}
+
+    weights = [part_hash(run.preset, p) for p in ("encoder", "parser", VARIANTS[variant].file)]
+    made_from = ("surroundings", variant, key_of(source), weights, run.seed, SURROUNDED, TRIED, AWAY)
+    return stage(run, run.folder / "attacks" / f"{variant} surroundings.npz", made_from, make)
+
+
 def embedded(run: Run, variant: str) -> Path:
     """Embeddings of the faces that `opened` leaves, `<attack> <recogniser>` (M, E), NaN where no face is found."""
     source = opened(run, variant)
@@ -201,6 +234,12 @@ def keys(run: Run) -> Iterator[Measured]:
             rank, number = read(ranked, what), Measured("guessing", label, "", "", place=what)
             yield replace(number, metric=RANK).of(mean_of(rank.astype(float)), digits=1)
             yield replace(number, metric=FIRST).of(mean_of(rank == 1))
+        around = surroundings(run, variant)
+        number = Measured("guessing", label, RANK_AROUND, "", place=AROUND)
+        if reason := read(around, "reason"):
+            yield number.absent(reason)
+        else:
+            yield number.of(mean_of(read(around, "ranks").astype(float)), digits=1)
 
 
 def _by(run: Run, by: Embedded, label: str, source: Path, seen: Path) -> Iterator[Measured]:
