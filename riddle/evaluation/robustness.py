@@ -22,10 +22,11 @@ import pandas as pd
 from PIL import Image, ImageEnhance
 
 import riddle
-from riddle.evaluation import recognition, rows, table1, table2
-from riddle.evaluation.runs import Run, key_of, need, part_hash, stage
+from riddle.evaluation import recognition, rows, table1
+from riddle.evaluation.runs import NotMade, Run, key_of, need, part_hash, stage
 from riddle.evaluation.tables import PICTURES, Measured, Part
 from riddle.faces import alignment, detection
+from riddle.faces.recognizers import Recognizer
 from riddle.files import digest
 from riddle.images import encode, open_picture, to_bytes, to_tensor
 from riddle.metrics import restoration
@@ -33,13 +34,13 @@ from riddle.metrics.identity import accepted, bootstrap_interval, mean_of
 from riddle.presets import get
 from riddle.progress import track
 from riddle.record import encoded, find_record
-from riddle.weights import locate
 
 PEOPLE, SIDE = 4, 512  # faces a photo, px of each
 PHOTOS = {"record": 4, "pixels": 2}  # inverting a face again takes seconds
 PASSPHRASE = "a passphrase for Table R"
 FILE, SIDECAR, PIXELS = "record in the file", "sidecar", "pixels alone"
 UNTREATED, MESSENGER = "as protect saved it", "messenger: 1,600 px, JPEG 70, no metadata"
+PLAIN = "what the untreated file restores"
 SAID = {"codes": "restored from the record", "inversion": "restored from pixels"}
 
 
@@ -97,13 +98,14 @@ def treated(run: Run, kind: str, number: int) -> Path:
         model = riddle.load(run.preset, device=run.device, detector=run.detector)
         pictures = [run.photos.image(name).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for name in names]
         photo = group_photo([*map(to_tensor, pictures)], SIDE)
-        faces = model.detect(photo)
+        try:
+            faces = model.detect(photo)
+        except detection.FaceNotFoundError as e:
+            raise NotMade(f"no face was found in photo {number + 1}") from e
         places, out = detection.framed(faces), {}
         protected = model.protect(photo, PASSPHRASE, faces=faces, salt=salt, record=kind == "record")
-        saved, out["original"] = (
-            encoded(protected.image, "x.jpg", protected.sealed),
-            to_bytes(model.crops(photo, places)),
-        )
+        saved = encoded(protected.image, "x.jpg", protected.sealed)
+        out["original"] = to_bytes(model.crops(photo, places))
         for name, treatment in track(TREATMENTS.items(), f"photo {number + 1}, {kind}"):
             data, scale, offset = treatment.apply(saved) if treatment else (saved, 1.0, np.zeros(2))
             picture, done = open_picture(data, name), {}
@@ -134,7 +136,9 @@ def embedded(run: Run, source: Path) -> Path:
     here, _ = recognition.load_all(run.preset, run.device)
 
     def make() -> dict[str, np.ndarray]:
-        sets = {name: need(source, name) for name in _sets(source)}
+        need(source, "original")  # raises where there is none
+        with np.load(source) as file:
+            sets = {name: file[name] for name in file.files if name == "original" or name.endswith(" faces")}
         every, which = np.unique(np.concatenate([*sets.values()]), axis=0, return_inverse=True)
         found = detection.detect_in_crop(to_tensor(every), detection.load_detector(run.detector), run.workers)
         e, ends = recognition.embed(here, every, found), np.cumsum([len(s) for s in sets.values()])[:-1]
@@ -145,54 +149,42 @@ def embedded(run: Run, source: Path) -> Path:
     return stage(run, source.with_name(f"{source.stem} embeddings.npz"), made_from, make)
 
 
-def _sets(source: Path) -> list[str]:
-    with np.load(source) as file:
-        return [name for name in file.files if name == "original" or name.endswith(" faces")]
-
-
 def robustness(run: Run) -> Iterator[Measured]:
     """Every row of Table R."""
     here, absent = recognition.load_all(run.preset, run.device)
     for way, kind in {FILE: "record", SIDECAR: "record", PIXELS: "pixels"}.items():
         sources = [treated(run, kind, i) for i in range(len(photos(run, kind)))]
-        seen = [embedded(run, source) for source in sources]
+        files = [(source, embedded(run, source)) for source in sources]
         for name in TREATMENTS:
-            item, plain = f"{name} {way}", f"{UNTREATED} {way} faces"
-            there = [i for i, source in enumerate(sources) if f"{item} faces" in _sets(source)]
             number = Measured("restoration", name, rows.ACCEPTED, rows.SAME_PHOTO, place=way)
-            for by, recogniser in here.items():
-                a, b = (
-                    np.concatenate([need(seen[i], f"{s} {by}") for i in there]) for s in ("original", f"{item} faces")
-                )
-                alike, made = recogniser.similarity(a, b), replace(number, measured_by=by)
-                lost, yes = int(np.isnan(alike).sum()), accepted(alike, recogniser.threshold)
-                yield replace(made.of(bootstrap_interval(yes), lost), threshold=recogniser.threshold)
-                if by in rows.ANGULAR:
-                    yield replace(made, metric=rows.COSINE).of(mean_of(alike), lost)
             yield from (replace(number, measured_by=by).absent(reason) for by, reason in absent.items())
-            faces = [need(sources[i], f"{item} faces") for i in there]
-            said = np.repeat([str(need(sources[i], f"{item} said")) for i in there], [len(f) for f in faces])
-            for what in np.unique(said):
-                yield replace(number, task="outcome", metric=what, against="").of(bootstrap_interval(said == what))
-            yield from _distances(number, faces, [need(sources[i], plain) for i in there], said)
+            try:
+                done = [pair for pair in files if need(pair[0], f"{name} {way} said") is not None]
+                yield from _rates(number, done, f"{name} {way}", here)
+            except NotMade as why:
+                yield number.absent(str(why))
 
 
-def _distances(
-    number: Measured, faces: list[np.ndarray], untreated: list[np.ndarray], said: np.ndarray
+def _rates(
+    number: Measured, files: list[tuple[Path, Path]], item: str, recognisers: dict[str, Recognizer]
 ) -> Iterator[Measured]:
-    """How far restored faces are from what the untreated file restores."""
-    number = replace(number, against="what the untreated file restores")
-    done = ~np.char.startswith(said, "refused")
-    if number.method == UNTREATED or not done.any():
-        return
-    a, b = (to_tensor(np.concatenate(x)[done]) for x in (faces, untreated))
-    yield replace(number, metric="MSE").of(mean_of(restoration.mse(a, b)), digits=4)
-    network, asset = table2.LPIPS["squeezenet"]
-    by = replace(number, metric="LPIPS", measured_by="squeezenet")
-    if locate(asset) is None:
-        yield by.absent("weights not on this machine")
-    else:
-        yield by.of(mean_of(restoration.lpips(a, b, table2._lpips(network))))
+    """The numbers of one treatment and way, from the files of `treated` and of `embedded` of each photo."""
+
+    def all_of(name: str, which: int) -> np.ndarray:
+        return np.concatenate([need(pair[which], name) for pair in files])
+
+    for by, recogniser in recognisers.items():
+        alike = recogniser.similarity(all_of(f"original {by}", 1), all_of(f"{item} faces {by}", 1))
+        made, lost = replace(number, measured_by=by, threshold=recogniser.threshold), int(np.isnan(alike).sum())
+        yield made.of(bootstrap_interval(accepted(alike, recogniser.threshold)), lost)
+        if by in rows.ANGULAR:
+            yield replace(made, metric=rows.COSINE, threshold=np.nan).of(mean_of(alike), lost)
+    faces, untreated = (to_tensor(all_of(f"{name} faces", 0)) for name in (item, f"{UNTREATED} {number.place}"))
+    said = np.concatenate([[need(a, f"{item} said")] * len(need(a, "original")) for a, _ in files])
+    for what in np.unique(said):
+        yield replace(number, task="outcome", metric=str(what), against="").of(bootstrap_interval(said == what))
+    if number.method != UNTREATED:
+        yield replace(number, metric="MSE", against=PLAIN).of(mean_of(restoration.mse(faces, untreated)), digits=4)
 
 
 def sentences(table: pd.DataFrame) -> str:
