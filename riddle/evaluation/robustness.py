@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from riddle.metrics.identity import accepted, bootstrap_interval, mean_of
 from riddle.presets import get
 from riddle.progress import track
 from riddle.record import encoded, find_record
+from riddle.seal import Sealed
 
 PEOPLE, SIDE = 4, 512  # faces a photo, px of each
 PHOTOS = {"record": 4, "pixels": 2}  # inverting a face again takes seconds
@@ -80,59 +82,63 @@ TREATMENTS = {
 }  # fmt: skip
 
 
-def photos(run: Run, kind: str) -> list[np.ndarray]:
-    """The pictures (k,) of people that each photo of a kind, "record" or "pixels", shows."""
-    chosen = np.random.default_rng(run.seed).permutation(run.few)
+def photos(run: Run, kind: str) -> list[list[str]]:
+    """The names of the people that each photo of a kind, "record" or "pixels", shows."""
+    chosen = [run.pairs.names[i] for i in np.random.default_rng(run.seed).permutation(run.few)]
     return [chosen[i : i + PEOPLE] for i in range(0, len(chosen), PEOPLE)][: PHOTOS[kind]]
 
 
-def treated(run: Run, kind: str, number: int) -> Path:
-    """One photo, protected, treated and restored in every way: `<treatment> <way> faces` (k, R, R, 3) uint8 at the
-    places of the k faces, and `said`, what the program says; `original`, the photo's."""
-    names = [run.pairs.names[i] for i in photos(run, kind)[number]]
+@lru_cache(maxsize=1)
+def _protected(run: Run, kind: str, number: int) -> tuple[riddle.Riddle, np.ndarray, np.ndarray, bytes, Sealed | None]:
+    """The model, the faces' places (k, 2, 3) and pictures (k, R, R, 3) in a photo, its protected file and record."""
+    from riddle.demo import group_photo  # here, because it loads the trainings
+
+    model = riddle.load(run.preset, device=run.device, detector=run.detector)
+    people = [run.photos.image(name) for name in photos(run, kind)[number]]
+    photo = group_photo([to_tensor(p.resize((SIDE, SIDE), Image.Resampling.LANCZOS)) for p in people], SIDE)
+    try:
+        faces = model.detect(photo)
+    except detection.FaceNotFoundError as e:
+        raise NotMade(f"no face was found in photo {number + 1}") from e
     salt = np.random.default_rng((run.seed, number)).bytes(16) if kind == "record" else None
+    made = model.protect(photo, PASSPHRASE, faces=faces, salt=salt, record=kind == "record")
+    places = detection.framed(faces)
+    return model, places, to_bytes(model.crops(photo, places)), encoded(made.image, "x.jpg", made.sealed), made.sealed
+
+
+def treated(run: Run, kind: str, number: int, name: str) -> Path:
+    """One photo, protected, treated and restored in every way of its kind: `<way> faces` (k, R, R, 3) uint8 at the
+    places of its k faces, `<way> said`, what the program says, and `original`, the photo's faces."""
 
     def make() -> dict[str, np.ndarray]:
-        from riddle.demo import group_photo  # here, because it loads the trainings
-
-        model = riddle.load(run.preset, device=run.device, detector=run.detector)
-        pictures = [run.photos.image(name).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for name in names]
-        photo = group_photo([*map(to_tensor, pictures)], SIDE)
-        try:
-            faces = model.detect(photo)
-        except detection.FaceNotFoundError as e:
-            raise NotMade(f"no face was found in photo {number + 1}") from e
-        places, out = detection.framed(faces), {}
-        protected = model.protect(photo, PASSPHRASE, faces=faces, salt=salt, record=kind == "record")
-        saved = encoded(protected.image, "x.jpg", protected.sealed)
-        out["original"] = to_bytes(model.crops(photo, places))
-        for name, treatment in track(TREATMENTS.items(), f"photo {number + 1}, {kind}"):
-            data, scale, offset = treatment.apply(saved) if treatment else (saved, 1.0, np.zeros(2))
-            picture, done = open_picture(data, name), {}
-            ways = {FILE: find_record(picture), SIDECAR: protected.sealed} if salt else {PIXELS: None}
-            for way, sealed in ways.items():
-                if sealed is None and number >= PHOTOS["pixels"]:
-                    continue
-                key = sealed and sealed.data  # the same record says the same
-                if key not in done:
-                    try:
-                        back = model.restore(picture, PASSPHRASE, record=sealed)
-                        done[key] = back.image, SAID[back.source]
-                    except ValueError as e:
-                        done[key] = picture.rgb, f"refused: {getattr(e, 'cause', e)}"
-                image, said = done[key]
-                out[f"{name} {way} faces"] = to_bytes(model.crops(image, alignment.moved(places, scale, offset)))
-                out[f"{name} {way} said"] = np.array(said)
+        model, places, original, saved, sealed = _protected(run, kind, number)
+        out, done, treatment = {"original": original}, {}, TREATMENTS[name]
+        data, scale, offset = treatment.apply(saved) if treatment else (saved, 1.0, np.zeros(2))
+        picture, places = open_picture(data, name), alignment.moved(places, scale, offset)
+        for way, record in ({FILE: find_record(picture), SIDECAR: sealed} if sealed else {PIXELS: None}).items():
+            if record is None and number >= PHOTOS["pixels"]:
+                continue
+            key = record and record.data  # the same record says the same
+            if key not in done:
+                try:
+                    back = model.restore(picture, PASSPHRASE, record=record)
+                    done[key] = to_bytes(model.crops(back.image, places)), np.array(SAID[back.source])
+                except ValueError as e:
+                    said = f"refused: {getattr(e, 'cause', e)}"
+                    done[key] = to_bytes(model.crops(picture.rgb, places)), np.array(said)
+            out[f"{way} faces"], out[f"{way} said"] = done[key]
         return out
 
     weights = [part_hash(run.preset, p) for p in ("generator", "encoder", get(run.preset).encryptor, "parser")]
-    about = [*map(repr, TREATMENTS.items()), PASSPHRASE, SIDE, number < PHOTOS["pixels"], run.detector, run.seed]
+    names = photos(run, kind)[number]
+    about = repr(TREATMENTS[name]), PASSPHRASE, SIDE, number < PHOTOS["pixels"], run.detector, run.seed
     made_from = ("treated", kind, digest(*names), run.photos.only(names).fingerprint, digest(*weights), digest(*about))
-    return stage(run, run.folder / "robustness" / f"{kind}{number}.npz", made_from, make)
+    place = run.folder / "robustness" / f"{kind}{number} {name.split(':')[0].replace('%', 'percent')}.npz"
+    return stage(run, place, made_from, make)
 
 
 def embedded(run: Run, source: Path) -> Path:
-    """Embeddings of the faces that `treated` leaves, `<set> <recogniser>` (k, E), NaN where no face is found."""
+    """Embeddings of the faces in a file of `treated`, `<set> <recogniser>` (k, E), NaN where no face is found."""
     here, _ = recognition.load_all(run.preset, run.device)
 
     def make() -> dict[str, np.ndarray]:
@@ -152,39 +158,41 @@ def embedded(run: Run, source: Path) -> Path:
 def robustness(run: Run) -> Iterator[Measured]:
     """Every row of Table R."""
     here, absent = recognition.load_all(run.preset, run.device)
+    jobs = [(kind, i, name) for kind in PHOTOS for i in range(len(photos(run, kind))) for name in TREATMENTS]
+    files = {job: (source := treated(run, *job), embedded(run, source)) for job in track(jobs, "treated photos")}
     for way, kind in {FILE: "record", SIDECAR: "record", PIXELS: "pixels"}.items():
-        sources = [treated(run, kind, i) for i in range(len(photos(run, kind)))]
-        files = [(source, embedded(run, source)) for source in sources]
         for name in TREATMENTS:
             number = Measured("restoration", name, rows.ACCEPTED, rows.SAME_PHOTO, place=way)
             yield from (replace(number, measured_by=by).absent(reason) for by, reason in absent.items())
             try:
-                done = [pair for pair in files if need(pair[0], f"{name} {way} said") is not None]
-                yield from _rates(number, done, f"{name} {way}", here)
+                there = [j for j in jobs if j[::2] == (kind, name) and need(files[j][0], f"{way} said") is not None]
+                untreated = [files[kind, i, UNTREATED] for _, i, _ in there]
+                yield from _rates(number, [files[j] for j in there], untreated, here)
             except NotMade as why:
                 yield number.absent(str(why))
 
 
 def _rates(
-    number: Measured, files: list[tuple[Path, Path]], item: str, recognisers: dict[str, Recognizer]
+    number: Measured, files: list[tuple[Path, Path]], untreated: list[tuple[Path, Path]], here: dict[str, Recognizer]
 ) -> Iterator[Measured]:
-    """The numbers of one treatment and way, from the files of `treated` and of `embedded` of each photo."""
+    """The numbers of one treatment and way, from the files of `treated` and `embedded` of each photo."""
 
-    def all_of(name: str, which: int) -> np.ndarray:
+    def of(name: str, which: int, files: list[tuple[Path, Path]] = files) -> np.ndarray:
         return np.concatenate([need(pair[which], name) for pair in files])
 
-    for by, recogniser in recognisers.items():
-        alike = recogniser.similarity(all_of(f"original {by}", 1), all_of(f"{item} faces {by}", 1))
+    item = f"{number.place} faces"
+    for by, recogniser in here.items():
+        alike = recogniser.similarity(of(f"original {by}", 1), of(f"{item} {by}", 1))
         made, lost = replace(number, measured_by=by, threshold=recogniser.threshold), int(np.isnan(alike).sum())
         yield made.of(bootstrap_interval(accepted(alike, recogniser.threshold)), lost)
         if by in rows.ANGULAR:
             yield replace(made, metric=rows.COSINE, threshold=np.nan).of(mean_of(alike), lost)
-    faces, untreated = (to_tensor(all_of(f"{name} faces", 0)) for name in (item, f"{UNTREATED} {number.place}"))
-    said = np.concatenate([[need(a, f"{item} said")] * len(need(a, "original")) for a, _ in files])
+    said = np.concatenate([[need(a, f"{number.place} said")] * len(need(a, "original")) for a, _ in files])
     for what in np.unique(said):
         yield replace(number, task="outcome", metric=str(what), against="").of(bootstrap_interval(said == what))
     if number.method != UNTREATED:
-        yield replace(number, metric="MSE", against=PLAIN).of(mean_of(restoration.mse(faces, untreated)), digits=4)
+        error = restoration.mse(to_tensor(of(item, 0)), to_tensor(of(item, 0, untreated)))
+        yield replace(number, metric="MSE", against=PLAIN).of(mean_of(error), digits=4)
 
 
 def sentences(table: pd.DataFrame) -> str:
