@@ -12,6 +12,7 @@ import riddle
 from riddle.demo import FRAMED_POINTS, STEP, KnownFaces
 from riddle.evaluation import robustness, rows, stages, tables
 from riddle.evaluation.robustness import FILE, MESSENGER, PIXELS, SIDECAR, TREATMENTS, UNTREATED
+from riddle.faces import detection
 from riddle.images import encode, open_picture
 from riddle.metrics.identity import cosine
 
@@ -69,6 +70,8 @@ def table(run, monkeypatch):  # noqa: F811
         monkeypatch.setattr(robustness, name, value)
     monkeypatch.setattr(riddle, "load", lambda *_, **__: model)
     monkeypatch.setattr("riddle.faces.recognizers.load", lambda name, device: Alike())
+    face = detection.Face(np.ones(4), 1.0, np.ones((5, 2)), None, "dlib")
+    monkeypatch.setattr(detection, "detect_in_crop", lambda faces, detector, workers: [face] * len(faces))
     made = tables.read(stages.table(run, "robustness"))
     monkeypatch.setattr(riddle, "load", lambda *_, **__: pytest.fail("it is made again"))
     again = tables.read(stages.table(run, "robustness"))
