@@ -214,6 +214,7 @@ BEFORE = {
     "table3": [*files("table3", "detected", USEFUL), *seen("table3")],
     "table4": seen("table4"),
     "security": seen("security"),
+    "robustness": WEIGHTS,
     "table5": [*seen("table5"), TABLES["table3"]],  # it left the features of the photos and of three methods
 }
 
@@ -238,6 +239,8 @@ def before_notebook(wildcards):
     shown = [path for table, path in TABLES.items() if name.endswith(table)]
     if name.endswith("table2"):
         shown += [TABLES["table1"]]  # recovery rates from pixels
+    if name.endswith("security"):
+        shown += [TABLES["robustness"]]
     if name.endswith("figure7"):
         shown += npz(PEOPLE.folder.name, [f"figure7/{item}" for item in rows.ENCRYPTORS])
     others = [n for n in NAMES if n != name] if name.endswith("report") else []

@@ -291,8 +291,9 @@ class Riddle:
         The right passphrase opens the record (the picture's own, or `record`, from a sidecar): the faces' original
         pixels, where it keeps them, or its codes, which are decrypted. A wrong one does not, and there may be no
         record: then the faces are detected (or `faces`, or what it gives when called), inverted again and decrypted,
-        which shows strangers, or people less exactly: `source` says which. Raises RecordError for a record that is
-        damaged, or of another preset, other weights or another picture; FaceNotFoundError where none is found.
+        which shows strangers, or people less exactly: `source` says which. The picture may be resized or cropped.
+        Raises RecordError for a record that is damaged, or of another preset, other weights or another picture;
+        FaceNotFoundError where none is found.
         """
         known = isinstance(photo, Protected)
         picture = photo.picture if known else open_picture(photo)
@@ -300,25 +301,26 @@ class Riddle:
         salt = None if record is None else record.salt
         secret = self.secret(passphrase, salt)
         opened = record and Record.fitting(record, secret, picture, self.preset, self.weights_hash)
-        if opened is not None and opened.originals:
-            kept, matrices = opened.uncovered(picture), opened.matrices
-            shown = self.crops(kept, matrices)
-            return Restored(picture.with_pixels(kept), shown, "original", matrices, picture.profile)
         if opened is None:
             found = faces() if callable(faces) else faces
             matrices = framed(found or self.detect(picture))
             codes = self.invert(self.crops(picture.rgb, matrices))
         else:
             matrices, codes = opened.matrices, self.generator.codes.to_w(opened.codes.to(self.device))
-        under, shown = self.crops(picture.rgb, matrices), None
         decrypted = self.decrypt(codes, self.keys(passphrase, secret, salt, len(matrices)))
         if opened is None:
-            source, decrypted = "inversion", lit(decrypted, codes)
+            source, decrypted, shown = "inversion", lit(decrypted, codes), None
         else:
-            source, shown = "codes", self.draw(lit(codes, decrypted), matrices)[1]  # as `protect` drew it
-        drawn, large = self.draw(decrypted, matrices)
-        pasted = self.paste(picture.rgb, under, large, matrices, shown)
-        return Restored(picture.with_pixels(pasted), drawn, source, matrices, picture.profile)
+            pasted = lit(codes, decrypted)  # as `protect` drew it
+            matrices = opened.places_in(picture, lambda: self.synthesize(pasted), lambda: self.detect(picture))
+            if opened.originals:
+                kept = opened.uncovered(picture, matrices)
+                faces, image = self.crops(kept, matrices), picture.with_pixels(kept)
+                return Restored(image, faces, "original", matrices, picture.profile)
+            source, shown = "codes", self.draw(pasted, matrices)[1]
+        under, (drawn, large) = self.crops(picture.rgb, matrices), self.draw(decrypted, matrices)
+        image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, shown))
+        return Restored(image, drawn, source, matrices, picture.profile)
 
 
 def load(

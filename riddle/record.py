@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from riddle.faces.alignment import bounded, matrix, place
+from riddle.faces.alignment import bounded, matrix, moved, place
 from riddle.faces.blending import box
+from riddle.faces.detection import Face, FaceNotFoundError
+from riddle.faces.registration import SAME, likeness, register
 from riddle.images import XMP, Picture, encode, open_picture, read_file, write_file
 from riddle.presets import Preset
 from riddle.seal import AGAIN, RecordError, Sealed, arrays, reading, seal
@@ -89,28 +93,67 @@ class Record:
     @classmethod
     def fitting(cls, sealed: Sealed, secret: bytes, picture: Picture, preset: Preset, weights: str) -> Record | None:
         """`open` for a picture and a model of `preset` and `weights` (sha256, hex). Raises RecordError, with the
-        picture's name, also where they do not fit; the originals need no weights, so they outlive them."""
+        picture's name, also where they do not fit; the originals need no weights, so they outlive them. The picture may
+        be resized or cropped since: see `places_in`."""
         record = cls.open(sealed, secret, picture.name)
         exact = record is not None and record.originals
-        sealed.must_fit(preset, sealed.weights if exact else weights, picture.rgb.size, picture.name)
+        sealed.must_fit(preset, sealed.weights if exact else weights, sealed.size, picture.name)
         if record is not None:
             record.must_fit(preset, picture.rgb, picture.name)
         return record
 
-    def uncovered(self, picture: Picture) -> Image.Image:
-        """The picture with the originals in their places, RGB."""
+    def places_in(
+        self, picture: Picture, drawn: Callable[[], torch.Tensor], found: Callable[[], Sequence[Face]]
+    ) -> np.ndarray:
+        """The faces' places (k, 2, 3) in the protected picture, which may be resized or cropped since.
+
+        drawn: gives the faces as they were pasted, (k, 3, R, R); found: those that are found in the picture, or raises
+        FaceNotFoundError. Raises RecordError, with the picture's name, where none of them is in a cropped one.
+        """
+        if picture.rgb.size == self.size:
+            return self.matrices
+        faces = drawn()
+        if self._proportional(picture.rgb):
+            scale = picture.rgb.width / self.size[0]
+            resized = moved(self.matrices, scale, np.full(2, (scale - 1) / 2))
+            if likeness(picture.rgb, resized, faces) >= SAME:  # else it was cropped alike on both sides
+                return resized
+        places = None
+        with suppress(FaceNotFoundError):
+            places = register(picture.rgb, self.size, self.matrices, faces, found())
+        if places is None:
+            sizes = "it is {} x {} px, but its record is of {} x {}".format(*picture.rgb.size, *self.size)
+            raise RecordError(picture.name, f"{sizes} and none of its faces is found", AGAIN)
+        return places
+
+    def _proportional(self, photo: Image.Image) -> bool:
+        """Whether a photo has the record's size, or one to which its photo may have been resized."""
+        (w, h), (now_w, now_h) = self.size, photo.size
+        return abs(now_w / w * h - now_h) < 1 or abs(now_h / h * w - now_w) < 1
+
+    def uncovered(self, picture: Picture, places: np.ndarray) -> Image.Image:
+        """The picture with the originals in these places (k, 2, 3), RGB."""
         rgb = picture.rgb.copy()
-        for (x1, y1, *_), png in zip(self.boxes(), self.originals, strict=True):
-            rgb.paste(open_picture(png, picture.name).rgb, (x1, y1))
+        scale = np.hypot(*places[0, :, 0]) / np.hypot(*self.matrices[0, :, 0])
+        shift = (places - scale * self.matrices)[0, :, 2] + (1 - scale) / 2  # of edges, not of pixels' centres
+        for (x1, y1, x2, y2), png in zip(self.boxes(), self.originals, strict=True):
+            ends = np.round(np.array([(x1, y1), (x2, y2)]) * scale + shift, 6)
+            low, high = np.ceil(ends[0]).clip(0), np.floor(ends[1]).clip(None, rgb.size)
+            if (low < high).all():
+                seen = (np.concatenate([low, high]) - np.tile(shift, 2)) / scale - np.tile([x1, y1], 2)
+                seen = np.clip(seen, 0, np.tile([x2 - x1, y2 - y1], 2))
+                size, original = tuple((high - low).astype(int).tolist()), open_picture(png, picture.name).rgb
+                shown = original.resize(size, Image.Resampling.LANCZOS, box=tuple(seen))
+                rgb.paste(shown, tuple(low.astype(int).tolist()))
         return rgb
 
     def must_fit(self, preset: Preset, photo: Image.Image, name: str | Path) -> None:
-        """Raises RecordError, with the file's name, for a photo that does not look like the one of this record, and for
-        codes that are none of `preset`."""
+        """Raises RecordError, with the file's name, for a photo of the right proportions that does not look like the
+        one of this record, and for codes that are none of `preset`."""
         if self.codes.shape[1:] != (preset.n_latent, preset.style_dim):
             raise RecordError(name, f"its codes are {tuple(self.codes.shape[1:])}, none of {preset.name!r}", AGAIN)
         looks = np.stack([look_of(photo), self.look]).reshape(2, -1).astype(float)
-        if looks.std(1).min() > 2 and np.corrcoef(looks)[0, 1] < ALIKE:
+        if self._proportional(photo) and looks.std(1).min() > 2 and np.corrcoef(looks)[0, 1] < ALIKE:
             raise RecordError(name, "its record is that of another photo", AGAIN)
 
 

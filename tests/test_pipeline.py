@@ -13,7 +13,7 @@ from riddle import passwords
 from riddle.demo import FRAMED_POINTS, KnownFaces
 from riddle.faces import alignment, blending
 from riddle.faces.detection import AutoDetector, FaceNotFoundError
-from riddle.images import PhotoError, open_picture, to_image
+from riddle.images import PhotoError, encode, open_picture, to_image
 from riddle.models.codes import lit
 from riddle.models.encryptor import MLPEncryptor, build_encryptor
 from riddle.pipeline import Riddle
@@ -252,7 +252,6 @@ def test_every_file_and_every_face_has_a_key_of_its_own_unless_the_salt_is_given
     [
         ({"preset": "mobile"}, "preset 'mobile'"),
         ({"weights": "f" * 64}, "other weights"),
-        ({"size": (259, 190)}, "260 x 190"),
         ({"look": np.eye(8, dtype=np.uint8) * 255}, "another photo"),
     ],
 )
@@ -262,6 +261,44 @@ def test_records_that_do_not_fit_say_why(model, photo, tmp_path, change, message
     with pytest.raises(RecordError, match=message) as error:
         model.restore(path, "pw")
     assert "changed.png" in str(error.value)
+
+
+def edited(image, cut=(0, 0), scale=1.0):
+    """A picture cropped at the left and at the top, then resized."""
+    part = image.crop((*cut, *image.size))
+    return part.resize([round(scale * v) for v in part.size], Image.Resampling.LANCZOS) if scale != 1 else part
+
+
+@pytest.mark.parametrize("originals", [False, True])
+@pytest.mark.parametrize(
+    ("cut", "scale", "exact"),
+    [((0, 0), 2.0, True), ((0, 0), 0.5, True), ((13, 5), 1.0, True), ((26, 19), 1.0, True), ((26, 19), 1.5, False)],
+    ids=["enlarged", "halved", "cropped", "cropped alike on both sides", "cropped and enlarged"],
+)
+def test_the_record_follows_a_picture_that_was_resized_or_cropped(photo, inverted, cut, scale, exact, originals):
+    moved = [scale * (points - cut) + (scale - 1) / 2 for points in (LARGE, SMALL)]
+    then, now = build(Reflection()), build(Reflection(), detector=KnownFaces(moved))
+    out = then.protect(photo, "pw", salt=SALT)
+    if originals:
+        crops = [encode(photo.crop(corners), "x.png") for corners in out.record.boxes()]
+        out = replace(out, record=replace(out.record, originals=tuple(crops)))
+    back = now.restore(edited(out.image, cut, scale), "pw", record=out.sealed)
+    places = alignment.moved(out.record.matrices, scale, -scale * np.array(cut) + (scale - 1) / 2)
+    assert np.abs(back.matrices - places).max() < (1e-6 if exact else 1.5)
+    assert back.source == ("original" if originals else "codes")
+    if not originals:
+        assert (back.faces - inverted).abs().max() < 0.05
+    if originals:
+        difference = np.abs(np.asarray(back.image).astype(int) - np.asarray(edited(photo, cut, scale)))
+        assert difference.max() == 0 if scale == 1 else difference.mean() < 2
+
+
+def test_a_picture_of_another_size_without_the_records_faces_is_refused(mirror, photo):
+    out = mirror.protect(photo, "pw")
+    for other in (edited(photo, (13, 5)), edited(photo, (0, 0), 0.5), edited(photo, (26, 19))):
+        for detector in (KnownFaces([LARGE, SMALL]), KnownFaces([])):
+            with pytest.raises(RecordError, match="its record is of 260 x 190 and none of its faces is found"):
+                build(Reflection(), detector=detector).restore(other, "pw", record=out.sealed)
 
 
 @pytest.mark.parametrize(("name", "remedy"), [("out.gif", "use .png"), ("absent/out.png", "create it")])

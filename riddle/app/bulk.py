@@ -230,7 +230,7 @@ def carries(found: dict[str, Any]) -> list[str]:
     if not found["protected"]:
         return [f"{found['file']}: carries no record: never protected, or without one, or it was stripped on the way"]
     now = found.get("picture_size") or found["size"]
-    changed = "" if now == found["size"] else f"; the file has {now[0]} x {now[1]} now, so it cannot be restored"
+    changed = "" if now == found["size"] else f"; the file was resized or cropped since, to {now[0]} x {now[1]}"
     return [
         f"{found['file']}: protected",
         f"    record     version {found['version']}, {found['record_bytes']:,} bytes, in its {found['where']}",

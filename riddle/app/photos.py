@@ -247,6 +247,8 @@ def restore_file(
     restored = model.restore(picture, passphrase, record=sealed, faces=found)
     if restored.source == "original" and not lossless:
         notes.append(f"{target.suffix} compresses the original pixels again; restore to .png for the exact ones")
-    reports = reports or [FaceReport(box_of(m, picture.rgb.size), "restored") for m in restored.matrices]
+    boxes = [box_of(m, picture.rgb.size) for m in restored.matrices]
+    there = [box for box in boxes if box[0] < box[2] and box[1] < box[3]]  # not those of people who were cropped off
+    reports = reports or [FaceReport(box, "restored") for box in there]
     restored.save(target, quality)
     return FileReport(source, target, reports, restored.source, notes)

@@ -5,6 +5,7 @@
     facesets.py              sets of faces: photos, encrypted, restored; detections and embeddings in them
     table1.py to table5.py   the numbers of each table
     security.py, keysearch.py   Table S: attacks on what is published, and on the key
+    robustness.py            Table R: what files restore that were compressed, resized, cropped or sent
     tables.py                one record of a number; tables as CSV and for readers
     stages.py                the command line of all stages, and which of them one process makes (for the Snakefile)
     figures.py, drawing.py   what the figures show, and how they are drawn

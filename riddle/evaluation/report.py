@@ -39,6 +39,7 @@ SOURCES = {
     "figure8": ("Figure 8: interpolation of passwords", "10", "4.5"),
     "table5": ("Table 5: ablations", "11", "4.6"),
     "security": ("Table S: what an attacker gets", "16", "3.2"),
+    "robustness": ("Table R: what treated files still restore", "16", "4.3"),
 }
 LONGEST = 40  # rows of a table on the page; the CSV has them all
 LIMIT = 250_000  # bytes of a published notebook

@@ -26,6 +26,7 @@ from riddle.evaluation import (
     facesets,
     figures,
     recognition,
+    robustness,
     rows,
     security,
     table1,
@@ -42,7 +43,7 @@ from riddle.evaluation.tables import Measured, Part
 
 TABLES: dict[str, tuple[Part, ...]] = {
     "table1": table1.PARTS, "table2": table2.PARTS, "table3": table3.PARTS, "table4": table4.PARTS,
-    "table5": table5.PARTS, "security": security.PARTS,
+    "table5": table5.PARTS, "security": security.PARTS, "robustness": robustness.PARTS,
 }  # fmt: skip
 
 

@@ -7,6 +7,8 @@ A framing matrix is a similarity without a mirror, so four numbers say it too: a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -44,6 +46,11 @@ def matrix(places: np.ndarray) -> np.ndarray:
 def place(framing: np.ndarray) -> np.ndarray:
     """The inverse of `matrix`."""
     return np.concatenate([framing[..., 2] + framing[..., :2].sum(-1) / 2, framing[..., 0]], -1)
+
+
+def moved(framing: np.ndarray, scale: float, offset: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Framing matrices (..., 2, 3) in a picture where pixel p became p * scale + offset."""
+    return framing * scale + np.pad(np.asarray(offset, np.float64)[:, None], ((0, 0), (2, 0)))
 
 
 def bounded(places: np.ndarray, width: int, height: int) -> np.ndarray:
