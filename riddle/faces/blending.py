@@ -20,11 +20,13 @@ FACE_CLASSES = (1, 2, 3, 4, 5, 6, 7, 10, 11, 12)
 SKIN_CLASSES = (1, 2)  # skin, nose
 GLASSES, GLASSES_RIM = 3, 0.015  # their class; how far around them a mask goes, of the side
 HAIR_CLASSES, NECK_CLASSES = (13, 14), (16, 17)  # hair, hat; necklace, neck
+BESIDE_CLASSES, SURE = (0, 18), 0.9  # background, cloth; the parser's probability from which they are
 # Half axes of `core` and its centre's distance below the crop's, of the side.
 CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
 EYES = 0.8  # the part of `core`, by its axes, that is replaced whatever the parser says
 SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; the weight of the average in them
 FEATHER, POWER = 0.15, 3.0  # of `ellipse`: its soft rim, share of the half side; 2 is an ellipse, more is squarer
+SHADE = 0.03  # of the side; finer detail than this is no shade
 BRIGHT = 0.75  # brightness at which `shoulder` begins
 SOFTEN = 0.045  # width of an outline's soft rim, of the side
 STRIP = 256  # rows blended at once
@@ -62,29 +64,31 @@ def core(side: int, scale: float = 1.0) -> torch.Tensor:
 def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
     """The mask (R, R) in [0, 1] by which a new face replaces an old one, from a parser's logits (19, R, R) of both.
 
-    It holds the pixels where the new face shows face, or neck in place of a face. It leaves out the old face's hair
-    and hat, which stay in front, and the new one's over a face: hair that starts at a rim looks cut. The soft rim
-    lies inside; the old face's glasses are replaced whole. Where one of the two shows face or nearly so, `core` is in
-    the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not stay in the
-    photo.
+    It holds the old face's pixels where the new one shows face or neck. What is no face in the photo stays in front:
+    hair, hat, ears, the wall beside a turned head. New hair over a face is left out: hair that starts at a rim looks
+    cut. The soft rim lies inside; the old face's glasses are replaced whole. Where the old one shows face or nearly
+    so, `core` is in the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not
+    stay in the photo. Of `core`'s middle, only what is surely background stays.
     """
     before, after = old.argmax(0), new.argmax(0)
 
     def of(classes: tuple[int, ...], shown: torch.Tensor) -> torch.Tensor:
         return torch.isin(shown, torch.tensor(classes, device=shown.device))
 
-    shows = of(FACE_CLASSES, after) | (of(NECK_CLASSES, after) & of(FACE_CLASSES, before))
-    inside = (shows & ~of(HAIR_CLASSES, before)).float().cpu()
-    glasses = (of((GLASSES,), before) & ~of(HAIR_CLASSES, after)).float().cpu()
-    side = len(inside)
-    wide, narrow = _gaussian(side, max(SOFTEN * side, 0.5)), _gaussian(side, max(GLASSES_RIM * side, 0.5))
-    within = smoothstep(2 * (wide @ inside @ wide.T).numpy() - 1)
-    without = smoothstep((narrow @ glasses @ narrow.T).numpy() / 0.2)
-    over_skin = (of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0])).float().cpu()
-    either = (of(FACE_CLASSES, before) | of(FACE_CLASSES, after)).float().cpu()
-    near = torch.from_numpy(smoothstep(2 * (wide @ either @ wide.T).numpy()))
-    blind = (near * core(side)).sum() < 0.5 * core(side).sum()  # then the parser is wrong
-    inner = torch.maximum(core(side) * (1 if blind else near), core(side, EYES)) * (1 - wide @ over_skin @ wide.T)
+    def blurred(pixels: torch.Tensor, width: float) -> torch.Tensor:
+        rows = _gaussian(len(pixels), max(width * len(pixels), 0.5))
+        return rows @ pixels.float().cpu() @ rows.T
+
+    face, side = of(FACE_CLASSES, before), len(before)
+    within = smoothstep(2 * blurred(face & of(FACE_CLASSES + NECK_CLASSES, after), SOFTEN).numpy() - 1)
+    glasses = of((GLASSES,), before) & ~of(HAIR_CLASSES, after)
+    without = smoothstep(blurred(glasses, GLASSES_RIM).numpy() / 0.2)
+    over_skin = blurred(of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0]), SOFTEN)
+    near = torch.from_numpy(smoothstep(2 * blurred(face, SOFTEN).numpy()))
+    middle = core(side, EYES) * (1 - blurred(old.softmax(0)[list(BESIDE_CLASSES)].sum(0) > SURE, GLASSES_RIM))
+    if (near * core(side)).sum() < 0.5 * core(side).sum():  # then the parser is wrong
+        near, middle = torch.ones(()), core(side)
+    inner = torch.maximum(core(side) * near, middle) * (1 - over_skin)
     return np.maximum(np.maximum(within, without), inner.numpy())
 
 
@@ -132,6 +136,25 @@ def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) 
     spread, spread_under = ((mean((c - m).square()).sum()) ** 0.5 for c, m in ((colour, centre), (colour_under, goal)))
     colour = goal + (face - grey - centre) * (spread_under / spread.clamp_min(1e-6)).clamp(max=1)
     return (brightness + colour).clamp(0, 1) * 2 - 1
+
+
+def misfit(face: torch.Tensor, under: torch.Tensor, logits: torch.Tensor) -> float:
+    """How much a new face stands out in an old one's place; 0 is the best.
+
+    face, under: (3, R, R) in [-1, 1], the new and the old one; logits: (2, 19, R, R), the parser's of the old and the
+    new one. The mean probability, over `core`, that the parser gives a pixel two different classes: a head turned
+    another way, glasses on one of the two. To it comes, over the skin of both, the difference of their brightness, of
+    its logarithm without fine detail: a hard shadow.
+    """
+    same, inner, where = logits.float().softmax(1).prod(0).sum(0).cpu(), core(logits.shape[-1]), skin(logits)
+    blur = _gaussian(len(where), SHADE * len(where))
+
+    def shade(x: torch.Tensor) -> torch.Tensor:
+        grey = ((x.float().cpu() + 1) / 2).mean(0).clamp_min(0.02).log()
+        return (blur @ (grey * where) @ blur.T) / (blur @ where @ blur.T + 1e-3)
+
+    light = (shade(match_colours(face, under, where)) - shade(under)).square()
+    return float(1 - (same * inner).sum() / inner.sum() + ((light * where).sum() / where.sum().clamp_min(1)) ** 0.5)
 
 
 def box(matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
