@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 from riddle import networks, passwords
-from riddle.faces import alignment, blending
+from riddle.faces import alignment, blending, fitting, recognizers
 from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, doubtful, find_all, framed, load_detector
 from riddle.images import Picture, open_picture, to_image, to_tensor
 from riddle.models.codes import lit
@@ -37,7 +37,7 @@ from riddle.seal import Sealed
 
 Photo = str | Path | Image.Image | Picture
 PICKS = ("all", "largest", "center")
-CANDIDATES, FITS = 5, 0.3  # salts that `protect` tries at most; the mean misfit below which it tries no other
+CANDIDATES, FITS = 5, 0.4  # salts that `protect` tries at most; the misfit below which it tries no other
 DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, torch.float32: None, torch.bfloat16: torch.bfloat16}
 
 
@@ -247,7 +247,7 @@ class Riddle:
 
         photo: path or picture; passphrase: text, which gives each face its own key, or a key (1, L, D) or (k, L, D);
         faces: those to replace, largest first, default: what `detect` finds; salt: 16 bytes, default: random ones, so
-        that every file shows other strangers, and of CANDIDATES the one whose strangers fit best (`blending.misfit`);
+        that every file shows other strangers; of CANDIDATES the best by `fitting.misfit`, if the recogniser is at hand;
         refine: as for `invert`: then `restore` shows the people better; record: False leaves nothing but pixels, by one
         key for all faces and the preset's public salt. Raises FaceNotFoundError; ValueError for a salt and no record to
         keep it.
@@ -262,16 +262,17 @@ class Riddle:
         under = self.crops(picture.rgb, matrices)
         w, least = self.invert(under, refine=refine), np.inf
         choice = record and not salt and isinstance(passphrase, str) and self.mask == "parser"
-        for _ in range(CANDIDATES if choice else 1):
+        judge = recognizers.at_hand(self.preset.identity, self.device) if choice else None
+        for _ in range(CANDIDATES if judge else 1):
             own = salt or (passwords.random_salt() if record else None)
             secret = self.secret(passphrase, own)
             keys = self.keys(passphrase, secret, own, len(matrices))
             z = self.generator.codes.to_record(self.encrypt(w, keys))  # rounded first: record and picture are one code
             codes = self.generator.codes.to_w(z)
             seen = lit(codes, self.decrypt(codes, keys))
-            new = self.synthesize(seen) if choice else ()
-            misfits = map(blending.misfit, new, under, self._parsed(under, new)) if choice else ()
-            if not (misfit := float(sum(misfits)) / len(w)) >= least:
+            new = self.synthesize(seen) if judge else under
+            misfit = fitting.misfit(new, under, self._parsed(under, new), judge) if judge else 0.0
+            if not misfit >= least:
                 least, best = misfit, (own, secret, z, seen)
             if least < FITS:
                 break

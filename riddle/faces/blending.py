@@ -26,7 +26,6 @@ CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
 EYES = 0.8  # the part of `core`, by its axes, that is replaced whatever the parser says
 SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; the weight of the average in them
 FEATHER, POWER = 0.15, 3.0  # of `ellipse`: its soft rim, share of the half side; 2 is an ellipse, more is squarer
-SHADE = 0.03  # of the side; finer detail than this is no shade
 BRIGHT = 0.75  # brightness at which `shoulder` begins
 SOFTEN = 0.045  # width of an outline's soft rim, of the side
 STRIP = 256  # rows blended at once
@@ -47,7 +46,7 @@ def ellipse(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return smoothstep((1 - r) / FEATHER)
 
 
-def _gaussian(side: int, sigma: float) -> torch.Tensor:
+def gaussian(side: int, sigma: float) -> torch.Tensor:
     """Blurring along one axis as a matrix (side, side), rows of sum 1."""
     x = torch.arange(side, dtype=torch.float32)
     blur = torch.exp(-0.5 * ((x[:, None] - x[None]) / sigma) ** 2)
@@ -76,7 +75,7 @@ def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
         return torch.isin(shown, torch.tensor(classes, device=shown.device))
 
     def blurred(pixels: torch.Tensor, width: float) -> torch.Tensor:
-        rows = _gaussian(len(pixels), max(width * len(pixels), 0.5))
+        rows = gaussian(len(pixels), max(width * len(pixels), 0.5))
         return rows @ pixels.float().cpu() @ rows.T
 
     face, side = of(FACE_CLASSES, before), len(before)
@@ -114,7 +113,7 @@ def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) 
     on rosy skin turn blue when it becomes pale.
     """
     where, side = where.float().cpu(), under.shape[-1]
-    wide = _gaussian(side, SPREAD * side)
+    wide = gaussian(side, SPREAD * side)
 
     def mean(x: torch.Tensor) -> torch.Tensor:
         return (x * where).sum((1, 2), keepdim=True) / where.sum().clamp_min(1e-6)
@@ -136,25 +135,6 @@ def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) 
     spread, spread_under = ((mean((c - m).square()).sum()) ** 0.5 for c, m in ((colour, centre), (colour_under, goal)))
     colour = goal + (face - grey - centre) * (spread_under / spread.clamp_min(1e-6)).clamp(max=1)
     return (brightness + colour).clamp(0, 1) * 2 - 1
-
-
-def misfit(face: torch.Tensor, under: torch.Tensor, logits: torch.Tensor) -> float:
-    """How much a new face stands out in an old one's place; 0 is the best.
-
-    face, under: (3, R, R) in [-1, 1], the new and the old one; logits: (2, 19, R, R), the parser's of the old and the
-    new one. The mean probability, over `core`, that the parser gives a pixel two different classes: a head turned
-    another way, glasses on one of the two. To it comes, over the skin of both, the difference of their brightness, of
-    its logarithm without fine detail: a hard shadow.
-    """
-    same, inner, where = logits.float().softmax(1).prod(0).sum(0).cpu(), core(logits.shape[-1]), skin(logits)
-    blur = _gaussian(len(where), SHADE * len(where))
-
-    def shade(x: torch.Tensor) -> torch.Tensor:
-        grey = ((x.float().cpu() + 1) / 2).mean(0).clamp_min(0.02).log()
-        return (blur @ (grey * where) @ blur.T) / (blur @ where @ blur.T + 1e-3)
-
-    light = (shade(match_colours(face, under, where)) - shade(under)).square()
-    return float(1 - (same * inner).sum() / inner.sum() + ((light * where).sum() / where.sum().clamp_min(1)) ** 0.5)
 
 
 def box(matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
