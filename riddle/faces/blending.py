@@ -67,7 +67,7 @@ def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
     hair, hat, ears, the wall beside a turned head. New hair over a face is left out: hair that starts at a rim looks
     cut. The soft rim lies inside; the old face's glasses are replaced whole. Where the old one shows face or nearly
     so, `core` is in the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not
-    stay in the photo. Of `core`'s middle, only what is surely background stays.
+    stay in the photo. What is surely background stays.
     """
     before, after = old.argmax(0), new.argmax(0)
 
@@ -84,10 +84,10 @@ def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
     without = smoothstep(blurred(glasses, GLASSES_RIM).numpy() / 0.2)
     over_skin = blurred(of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0]), SOFTEN)
     near = torch.from_numpy(smoothstep(2 * blurred(face, SOFTEN).numpy()))
-    middle = core(side, EYES) * (1 - blurred(old.softmax(0)[list(BESIDE_CLASSES)].sum(0) > SURE, GLASSES_RIM))
+    beside = blurred(old.softmax(0)[list(BESIDE_CLASSES)].sum(0) > SURE, GLASSES_RIM)
     if (near * core(side)).sum() < 0.5 * core(side).sum():  # then the parser is wrong
-        near, middle = torch.ones(()), core(side)
-    inner = torch.maximum(core(side) * near, middle) * (1 - over_skin)
+        near, beside = torch.ones(()), torch.zeros(())
+    inner = torch.maximum(core(side) * near, core(side, EYES)) * (1 - beside) * (1 - over_skin)
     return np.maximum(np.maximum(within, without), inner.numpy())
 
 
