@@ -225,7 +225,7 @@ class Riddle:
         count, side = len(faces), under.shape[-1]
         outlines, skins = [None] * count, [blending.core(side)] * count
         if self.mask == "parser":
-            logits = self._parsed(*((under, faces) if shown is None else (faces, shown)))  # as `protect` had them
+            logits = self._parsed(under, faces if shown is None else shown)  # what stood in front still does
             outlines, skins = [blending.outline(*pair) for pair in logits], [blending.skin(pair) for pair in logits]
         photo = np.array(image)
 
