@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 from riddle import networks, passwords
-from riddle.faces import alignment, blending
+from riddle.faces import alignment, blending, fitting, recognizers
 from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, doubtful, find_all, framed, load_detector
 from riddle.images import Picture, open_picture, to_image, to_tensor
 from riddle.models.codes import lit
@@ -37,6 +37,7 @@ from riddle.seal import Sealed
 
 Photo = str | Path | Image.Image | Picture
 PICKS = ("all", "largest", "center")
+CANDIDATES, FITS = 5, 0.4  # salts that `protect` tries at most; the misfit below which it tries no other
 DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, torch.float32: None, torch.bfloat16: torch.bfloat16}
 
 
@@ -204,14 +205,16 @@ class Riddle:
             large.append(faces[i] if side == self.preset.resolution else self.synthesize(w[i : i + 1], side)[0])
         return faces, large
 
+    def _parsed(self, old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The parser's logits of faces and those that replace them, each (3, S, S): k of (2, 19, R, R)."""
+        side = self.preset.resolution
+        pairs = [F.adaptive_avg_pool2d(x.float(), side) for pair in zip(old, new, strict=True) for x in pair]
+        return self._batched(self.parser, torch.stack(pairs), 32).split(2)
+
     def paste(
-        self,
-        image: Image.Image,
-        under: torch.Tensor,
-        faces: Sequence[torch.Tensor],
-        matrices: np.ndarray,
+        self, image: Image.Image, under: torch.Tensor, faces: Sequence[torch.Tensor], matrices: np.ndarray,
         shown: Sequence[torch.Tensor] | None = None,
-    ) -> Image.Image:
+    ) -> Image.Image:  # fmt: skip
         """A photo with rendered faces in their places, colours matched and blended at the rim.
 
         image: RGB; under: the crops (k, 3, R, R) of those places, in [-1, 1]; faces: k of (3, S, S) in [-1, 1], S a
@@ -222,9 +225,7 @@ class Riddle:
         count, side = len(faces), under.shape[-1]
         outlines, skins = [None] * count, [blending.core(side)] * count
         if self.mask == "parser":
-            old, new = (under, faces) if shown is None else (faces, shown)  # as `protect` had them
-            pairs = [F.adaptive_avg_pool2d(x, side) for pair in zip(old, new, strict=True) for x in pair]
-            logits = self._batched(self.parser, torch.stack(pairs), 32).split(2)
+            logits = self._parsed(under, faces if shown is None else shown)  # what stood in front still does
             outlines, skins = [blending.outline(*pair) for pair in logits], [blending.skin(pair) for pair in logits]
         photo = np.array(image)
 
@@ -239,23 +240,17 @@ class Riddle:
         return Image.fromarray(photo)
 
     def protect(
-        self,
-        photo: Photo,
-        passphrase: str | torch.Tensor,
-        pick: str = "all",
-        *,
-        faces: Sequence[Face] | None = None,
-        salt: bytes | None = None,
-        refine: int | None = None,
-        record: bool = True,
-    ) -> Protected:
+        self, photo: Photo, passphrase: str | torch.Tensor, pick: str = "all", *, faces: Sequence[Face] | None = None,
+        salt: bytes | None = None, refine: int | None = None, record: bool = True,
+    ) -> Protected:  # fmt: skip
         """Replace the faces of a photo by encrypted ones; outside the faces the photo stays as it is.
 
         photo: path or picture; passphrase: text, which gives each face its own key, or a key (1, L, D) or (k, L, D);
         faces: those to replace, largest first, default: what `detect` finds; salt: 16 bytes, default: random ones, so
-        that every file shows other strangers; refine: as for `invert`: then `restore` shows the people better; record:
-        False leaves nothing but pixels, by one key for all faces and the preset's public salt. Raises
-        FaceNotFoundError; ValueError for a salt and no record to keep it.
+        that every file shows other strangers; of CANDIDATES the best by `fitting.misfit`, if the recogniser is at hand;
+        refine: as for `invert`: then `restore` shows the people better; record: False leaves nothing but pixels, by one
+        key for all faces and the preset's public salt. Raises FaceNotFoundError; ValueError for a salt and no record to
+        keep it.
 
         What is pasted has the fine slots of the face behind it, and so the photo's light; the record's codes are
         encrypted in all slots.
@@ -265,13 +260,24 @@ class Riddle:
         picture = open_picture(photo)
         matrices = framed(self.detect(picture, pick) if faces is None else faces)
         under = self.crops(picture.rgb, matrices)
-        salt = salt or (passwords.random_salt() if record else None)
-        secret = self.secret(passphrase, salt)
-        keys = self.keys(passphrase, secret, salt, len(matrices))
-        encrypted = self.encrypt(self.invert(under, refine=refine), keys)
-        z = self.generator.codes.to_record(encrypted)  # rounded first: picture and record are one and the same code
-        codes = self.generator.codes.to_w(z)
-        drawn, large = self.draw(lit(codes, self.decrypt(codes, keys)), matrices)
+        w, least = self.invert(under, refine=refine), np.inf
+        choice = record and not salt and isinstance(passphrase, str) and self.mask == "parser"
+        judge = recognizers.at_hand(self.preset.identity, self.device) if choice else None
+        for _ in range(CANDIDATES if judge else 1):
+            own = salt or (passwords.random_salt() if record else None)
+            secret = self.secret(passphrase, own)
+            keys = self.keys(passphrase, secret, own, len(matrices))
+            z = self.generator.codes.to_record(self.encrypt(w, keys))  # rounded first: record and picture are one code
+            codes = self.generator.codes.to_w(z)
+            seen = lit(codes, self.decrypt(codes, keys))
+            new = self.synthesize(seen) if judge else under
+            misfit = fitting.misfit(new, under, self._parsed(under, new), judge) if judge else 0.0
+            if not misfit >= least:
+                least, best = misfit, (own, secret, z, seen)
+            if least < FITS:
+                break
+        salt, secret, z, seen = best
+        drawn, large = self.draw(seen, matrices)
         image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices))
         size, kept = picture.rgb.size, None
         if record:
@@ -279,13 +285,9 @@ class Riddle:
         return Protected(image, drawn, kept, secret, picture.profile)
 
     def restore(
-        self,
-        photo: Photo | Protected,
-        passphrase: str | torch.Tensor,
-        *,
-        record: Sealed | None = None,
+        self, photo: Photo | Protected, passphrase: str | torch.Tensor, *, record: Sealed | None = None,
         faces: Sequence[Face] | Callable[[], Sequence[Face]] | None = None,
-    ) -> Restored:
+    ) -> Restored:  # fmt: skip
         """Decrypt the faces of a protected photo.
 
         The right passphrase opens the record (the picture's own, or `record`, from a sidecar): the faces' original

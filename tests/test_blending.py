@@ -1,12 +1,14 @@
 """Paste back: where a rendered face lands, what covers it, and how it is taken out again."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from riddle.faces import alignment, blending
+from riddle.faces import alignment, blending, fitting
 
 UPRIGHT = np.array([[70.0, 80], [110, 80], [90, 100], [74, 124], [106, 124]])
 TILTED = np.array([[201.0, 60], [219, 66], [208, 72], [199, 80], [213, 85]])
@@ -107,6 +109,11 @@ def test_the_outline_leaves_hair_in_front_and_takes_glasses_whole():
     turned[0, :, 44:] = 9  # both faces end there, in profile before a wall
     aside = blending.outline(turned, turned)
     assert aside[36, 48] < 0.1 < same[36, 48] and aside[40, 32] == 1
+    for sure in (1, 20):  # the true class's logit
+        narrow, broad = logits(face=(0.2, 0.56)) * sure, logits() * sure  # the one ends before a wall
+        beside, over = blending.outline(narrow, broad), blending.outline(broad, narrow)
+        assert beside[40, 24] == 1 and beside[40, 52] < 0.1 and over[40, 40] > 0.9
+        assert (beside[40, 40] > 0.9) == (sure == 1)  # an eye may look like a wall
     blind = torch.zeros(19, side, side)  # a parser that sees nothing but background
     blind[0] = 1
     assert np.allclose(blending.outline(blind, blind), blending.core(side).numpy())
@@ -130,6 +137,27 @@ def test_a_face_that_gets_brighter_keeps_its_dark_eyes_and_fades_into_white():
     matched = (blending.match_colours(face, torch.full((3, 32, 32), 0.2), where) + 1) / 2
     assert matched[:, 28:].mean() == pytest.approx(0.6, abs=0.03)
     assert matched[:, 10:12, 8:12].max() < 0.08 and 0.9 < matched[:, 20, 20].max() <= 1
+
+
+def test_a_stranger_of_another_light_pose_or_no_other_identity_fits_worse():
+    recogniser = SimpleNamespace(
+        device="cpu",
+        from_crop=lambda x: F.normalize(F.adaptive_avg_pool2d(x, 8).flatten(1) + 1, dim=1),
+        similarity=lambda a, b: 0.1 * (a * b).sum(1),
+    )
+    draw = torch.Generator().manual_seed(0)
+    old = F.interpolate(torch.randn(1, 3, 4, 4, generator=draw), size=64, mode="bicubic").clamp(-1, 1) * 0.2
+    shadow, pair = old.clone(), torch.stack([logits(), logits()]) * 20
+    shadow[..., 40:48] -= 0.6
+    turned = torch.stack([logits(), logits(face=(0.45, 1.0))]) * 20
+
+    def misfit(face, pair):
+        return fitting.misfit(face, old, [pair], recogniser)
+
+    assert misfit(old, pair) == pytest.approx(0.1, abs=0.02)  # the similarity alone
+    assert misfit(shadow, pair) > misfit(old, pair) + 0.1 and misfit(old, turned) > misfit(old, pair) + 0.2
+    both = fitting.misfit(torch.cat([old, shadow]), old.expand(2, -1, -1, -1), [pair, pair], recogniser)
+    assert both == pytest.approx((misfit(old, pair) + misfit(shadow, pair)) / 2, abs=1e-4)
 
 
 def test_highlights_rise_to_white_without_a_step():

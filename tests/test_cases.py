@@ -130,7 +130,7 @@ def test_a_call_keeps_grey_transparency_and_the_colour_profile(tmp_path, smoke, 
                     assert made.getchannel("A").tobytes() == picture.getchannel("A").tobytes()
 
 
-@pytest.mark.parametrize("angle", [60, 90, 180])
+@pytest.mark.parametrize("angle", [45, 60, 75, 90, 180])
 def test_a_face_that_lies_is_found_where_it_is(root, angle):
     face = Image.open(root / "data" / "samples" / "002.jpg").resize((160, 160))
     photo = Image.new("RGB", (320, 320), (120, 120, 120))
@@ -143,6 +143,16 @@ def test_a_face_that_lies_is_found_where_it_is(root, angle):
     wanted = (x + 1j * y) * turn
     eyes = np.hypot(*(upright.points[1] - upright.points[0]))
     assert np.abs(found.points - 159.5 - np.stack([wanted.real, wanted.imag], 1)).mean() < 0.15 * eyes
+
+
+def test_a_find_on_its_head_with_the_same_eyes_is_the_same_face():
+    """MTCNN takes a fringe for the mouth of a face on its head, below the eyes of the true one."""
+    upright = np.array([(200.0, 250), (340, 250), (260, 280), (210, 390), (310, 390)])
+    eyes, box = upright[1::-1], np.array([170.0, 200, 370, 420])
+    head = np.concatenate([eyes + 5, upright[2:] * [1, -1] + [0, 505]])
+    beside = upright + [230.0, 20]
+    true, turned, other = (detection.Face(box, 1.0, points, None, "none") for points in (upright, head, beside))
+    assert detection._same(true, turned) and not detection._same(true, other)
 
 
 def test_a_find_of_a_turned_picture_is_told_in_the_pixels_of_the_picture_itself():

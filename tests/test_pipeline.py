@@ -11,7 +11,7 @@ from torch import nn
 import riddle
 from riddle import passwords
 from riddle.demo import FRAMED_POINTS, KnownFaces
-from riddle.faces import alignment, blending
+from riddle.faces import alignment, blending, fitting, recognizers
 from riddle.faces.detection import AutoDetector, FaceNotFoundError
 from riddle.images import PhotoError, encode, open_picture, to_image
 from riddle.models.codes import lit
@@ -346,6 +346,22 @@ def test_parser_mask_follows_the_outline(photo):
     assert at(0.624, 0.474).all()  # whatever the parser says, an eye is replaced
     with pytest.raises(ValueError, match="needs a parser"):
         build(mask="parser")
+
+
+@pytest.mark.parametrize(("misfits", "tried", "best"), [((0.9, 0.6, 0.8, 0.7, 0.65), 5, 1), ((0.9, 0.2), 2, 1)])
+def test_the_strangers_that_fit_best_are_taken(monkeypatch, photo, misfits, tried, best):
+    model = build(Reflection(), parser=LeftHalfSkin(), mask="parser", detector=KnownFaces([LARGE]))
+    salts = [bytes([i]) * 16 for i in range(9)]
+    left, judged = iter(salts), iter(misfits)
+    monkeypatch.setattr(passwords, "random_salt", lambda: next(left))
+    monkeypatch.setattr(fitting, "misfit", lambda *_: next(judged))
+    monkeypatch.setattr(recognizers, "at_hand", lambda *_: "a recogniser")
+    out = model.protect(photo, "pw")
+    assert out.record.salt == salts[best] and next(left) == salts[tried]
+    assert np.array_equal(out.image, model.protect(photo, "pw", salt=salts[best]).image)
+    assert model.restore(out, "pw").source == "codes"
+    monkeypatch.setattr(recognizers, "at_hand", lambda *_: None)  # a face that fits may be the person's: the first
+    assert model.protect(photo, "pw").record.salt == salts[tried + 1]
 
 
 # The size of what is pasted

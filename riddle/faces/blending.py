@@ -20,6 +20,7 @@ FACE_CLASSES = (1, 2, 3, 4, 5, 6, 7, 10, 11, 12)
 SKIN_CLASSES = (1, 2)  # skin, nose
 GLASSES, GLASSES_RIM = 3, 0.015  # their class; how far around them a mask goes, of the side
 HAIR_CLASSES, NECK_CLASSES = (13, 14), (16, 17)  # hair, hat; necklace, neck
+BESIDE_CLASSES, SURE = (0, 18), 0.9  # background, cloth; the parser's probability from which they are
 # Half axes of `core` and its centre's distance below the crop's, of the side.
 CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
 EYES = 0.8  # the part of `core`, by its axes, that is replaced whatever the parser says
@@ -45,7 +46,7 @@ def ellipse(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return smoothstep((1 - r) / FEATHER)
 
 
-def _gaussian(side: int, sigma: float) -> torch.Tensor:
+def gaussian(side: int, sigma: float) -> torch.Tensor:
     """Blurring along one axis as a matrix (side, side), rows of sum 1."""
     x = torch.arange(side, dtype=torch.float32)
     blur = torch.exp(-0.5 * ((x[:, None] - x[None]) / sigma) ** 2)
@@ -62,29 +63,31 @@ def core(side: int, scale: float = 1.0) -> torch.Tensor:
 def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
     """The mask (R, R) in [0, 1] by which a new face replaces an old one, from a parser's logits (19, R, R) of both.
 
-    It holds the pixels where the new face shows face, or neck in place of a face. It leaves out the old face's hair
-    and hat, which stay in front, and the new one's over a face: hair that starts at a rim looks cut. The soft rim
-    lies inside; the old face's glasses are replaced whole. Where one of the two shows face or nearly so, `core` is in
-    the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not stay in the
-    photo.
+    It holds the old face's pixels where the new one shows face or neck. What is no face in the photo stays in front:
+    hair, hat, ears, the wall beside a turned head. New hair over a face is left out: hair that starts at a rim looks
+    cut. The soft rim lies inside; the old face's glasses are replaced whole. Where the old one shows face or nearly
+    so, `core` is in the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not
+    stay in the photo. What is surely background stays.
     """
     before, after = old.argmax(0), new.argmax(0)
 
     def of(classes: tuple[int, ...], shown: torch.Tensor) -> torch.Tensor:
         return torch.isin(shown, torch.tensor(classes, device=shown.device))
 
-    shows = of(FACE_CLASSES, after) | (of(NECK_CLASSES, after) & of(FACE_CLASSES, before))
-    inside = (shows & ~of(HAIR_CLASSES, before)).float().cpu()
-    glasses = (of((GLASSES,), before) & ~of(HAIR_CLASSES, after)).float().cpu()
-    side = len(inside)
-    wide, narrow = _gaussian(side, max(SOFTEN * side, 0.5)), _gaussian(side, max(GLASSES_RIM * side, 0.5))
-    within = smoothstep(2 * (wide @ inside @ wide.T).numpy() - 1)
-    without = smoothstep((narrow @ glasses @ narrow.T).numpy() / 0.2)
-    over_skin = (of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0])).float().cpu()
-    either = (of(FACE_CLASSES, before) | of(FACE_CLASSES, after)).float().cpu()
-    near = torch.from_numpy(smoothstep(2 * (wide @ either @ wide.T).numpy()))
-    blind = (near * core(side)).sum() < 0.5 * core(side).sum()  # then the parser is wrong
-    inner = torch.maximum(core(side) * (1 if blind else near), core(side, EYES)) * (1 - wide @ over_skin @ wide.T)
+    def blurred(pixels: torch.Tensor, width: float) -> torch.Tensor:
+        rows = gaussian(len(pixels), max(width * len(pixels), 0.5))
+        return rows @ pixels.float().cpu() @ rows.T
+
+    face, side = of(FACE_CLASSES, before), len(before)
+    within = smoothstep(2 * blurred(face & of(FACE_CLASSES + NECK_CLASSES, after), SOFTEN).numpy() - 1)
+    glasses = of((GLASSES,), before) & ~of(HAIR_CLASSES, after)
+    without = smoothstep(blurred(glasses, GLASSES_RIM).numpy() / 0.2)
+    over_skin = blurred(of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0]), SOFTEN)
+    near = torch.from_numpy(smoothstep(2 * blurred(face, SOFTEN).numpy()))
+    beside = blurred(old.softmax(0)[list(BESIDE_CLASSES)].sum(0) > SURE, GLASSES_RIM)
+    if (near * core(side)).sum() < 0.5 * core(side).sum():  # then the parser is wrong
+        near, beside = torch.ones(()), torch.zeros(())
+    inner = torch.maximum(core(side) * near, core(side, EYES)) * (1 - beside) * (1 - over_skin)
     return np.maximum(np.maximum(within, without), inner.numpy())
 
 
@@ -110,7 +113,7 @@ def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) 
     on rosy skin turn blue when it becomes pale.
     """
     where, side = where.float().cpu(), under.shape[-1]
-    wide = _gaussian(side, SPREAD * side)
+    wide = gaussian(side, SPREAD * side)
 
     def mean(x: torch.Tensor) -> torch.Tensor:
         return (x * where).sum((1, 2), keepdim=True) / where.sum().clamp_min(1e-6)

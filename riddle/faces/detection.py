@@ -274,8 +274,11 @@ def _starts(length: int) -> list[int]:
 
 
 def _same(a: Face, b: Face) -> bool:
-    """True if two finds are one face: their centres are nearer than 0.4 of the larger one's side."""
-    return float(np.hypot(*(a.points.mean(0) - b.points.mean(0)))) < 0.4 * float(np.sqrt(max(a.area, b.area)))
+    """True if two finds are one face: their centres are nearer than 0.4 of the larger one's side, or their eyes are the
+    same, as in a find on its head that takes a fringe for the mouth."""
+    centres, eyes = (float(np.hypot(*(a.points[:n].mean(0) - b.points[:n].mean(0)))) for n in (5, 2))
+    wide = max(float(np.hypot(*(f.points[1] - f.points[0]))) for f in (a, b))
+    return centres < 0.4 * float(np.sqrt(max(a.area, b.area))) or eyes < 0.4 * wide
 
 
 def _within(point: np.ndarray, face: Face) -> bool:
