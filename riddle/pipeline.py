@@ -272,7 +272,7 @@ class Riddle:
             seen = lit(codes, self.decrypt(codes, keys))
             new = self.synthesize(seen) if judge else under
             misfit = fitting.misfit(new, under, self._parsed(under, new), judge) if judge else 0.0
-            if not misfit >= least:
+            if misfit < least:
                 least, best = misfit, (own, secret, z, seen)
             if least < FITS:
                 break
@@ -326,15 +326,9 @@ class Riddle:
 
 
 def load(
-    preset: str | Preset = "mobile",
-    device: str | torch.device = "cpu",
-    dtype: str | torch.dtype | None = None,
-    weights: str | Path | None = None,
-    *,
-    encryptor: str | None = None,
-    detector: Any = "auto",
-    mask: str = "auto",
-) -> Riddle:
+    preset: str | Preset = "mobile", device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None,
+    weights: str | Path | None = None, *, encryptor: str | None = None, detector: Any = "auto", mask: str = "auto",
+) -> Riddle:  # fmt: skip
     """A ready model.
 
     preset: see riddle.presets; weights: a folder with generator.safetensors, encoder.safetensors and so on, default:
