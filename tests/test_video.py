@@ -126,10 +126,11 @@ def changed(before, after, i, corner):
 # Frames, times, sound
 
 
-def irregular(path, matrix=None, size=SIZE, sound_first=False):
-    """A clip of uneven frames that does not begin at 0, with sound."""
+def irregular(path, matrix=None, size=SIZE, sound_first=False, late=0.05, tags=None):
+    """A clip of uneven frames that begins `late` seconds after its sound; tags: its metadata."""
     base, upright = Fraction(1, 90_000), size if matrix is None else size[::-1]
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", options={"movflags": "use_metadata_tags"} if path.suffix == ".mp4" else {}) as out:
+        out.metadata.update(tags or {})
         heard = out.add_stream("aac", rate=44_100) if sound_first else None
         stream = out.add_stream("libx264", rate=RATE, options={"crf": "10"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
@@ -140,7 +141,7 @@ def irregular(path, matrix=None, size=SIZE, sound_first=False):
         for i in range(14):
             pixels = clip.stored(scene({1: (30 + i, 40)}, size=upright), matrix)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = 4500 + 9000 * i + (i % 3) * 1700, base
+            frame.pts, frame.time_base = round(late / base) + 9000 * i + (i % 3) * 1700, base
             out.mux(stream.encode(frame))
         samples = av.AudioFrame.from_ndarray(tone(1.5).astype(np.float32)[None], format="fltp", layout="mono")
         samples.sample_rate, samples.pts = 44_100, 0
@@ -170,6 +171,34 @@ def test_times_sound_and_size_stay_and_only_the_face_changes(model, tmp_path, mo
     assert np.abs(np.array(face.box) - (30, 40, 30 + SIDE, 40 + SIDE)).max() <= 3
     assert report.how == "protected" and "pictures encoded by libx264" in report.notes
     assert json.loads(json.dumps(asdict(report), default=str))["faces"][0]["status"] == "protected"
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4"])
+def test_a_clip_that_starts_late_is_whole_and_in_step_with_its_sound(tmp_path, ending):
+    """Matroska tells when the pictures end, MP4 how long they last."""
+    source, target, piece = (tmp_path / f"{name}.{ending}" for name in ("late", "made", "piece"))
+    known = clip.probe(irregular(source, late=0.9))
+    assert known.estimate == pytest.approx(14, abs=1) and known.notes == ()
+    clip.write_segment(piece, known, "libx264", clip.frames(known))
+    clip.join(target, known, [piece])
+    times = np.array([read(path)[1] for path in (source, target)])
+    begins = np.array([float(sound(path)[0][0]) for path in (source, target)])
+    assert times.shape == (2, 14) and begins[0] < 0.1 and times[0, 0] == pytest.approx(0.9, abs=0.03)
+    assert times[1] - begins[1] == pytest.approx(times[0] - begins[0], abs=0.0015)
+    data = source.read_bytes()
+    source.write_bytes(data[: int(0.7 * len(data))])
+    with pytest.raises(PhotoError, match="late.*(cut off|damaged)"):
+        list(clip.frames(clip.probe(source)))
+
+
+def test_metadata_that_are_dropped_are_told(model, tmp_path):
+    source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    irregular(source, tags={"title": "Birthday", "location": "+48.1374+011.5755/", "artist": "Ann"})
+    report = video.protect_video(model, source, target, "pw")
+    assert "its metadata left out: artist, location, title" in report.notes
+    assert not any(word in target.read_bytes() for word in (b"Birthday", b"+48.13", b"Ann"))
+    restored = video.restore_video(model, target, tmp_path / "c.mp4", "pw")
+    assert not any("metadata" in note for note in restored.notes)
 
 
 def test_what_was_not_painted_is_the_same_to_the_bit(film):

@@ -228,11 +228,8 @@ def _watch(times: np.ndarray, tracks: list[Track], clip: Clip) -> list[str]:
                 seen, shown = (round(float(times[n]), 3) for n in (t.frames[end], covered))
                 told = f"face {t.id} was {what} at {seen} s and is covered {until} {shown} s"
                 notes.append(f"{told}: look whether it shows beyond that")
-    return [
-        *notes,
-        f"searched in full every {every} frames and at cuts, followed in between: a face that shows for less than"
-        f" {every} frames may not be found",
-    ]
+    told = f"searched in full every {every} frames and at cuts, followed in between: a face that shows for less than"
+    return [*notes, f"{told} {every} frames may not be found"] if every > 1 else notes
 
 
 def changed(model: Riddle, record: ClipRecord, keys: Callable[[int], torch.Tensor]) -> ClipRecord:
