@@ -127,6 +127,7 @@ def _work(
             notes.append(f"the record is too large for the clip and lies in {beside}: keep it beside the clip")
         with replace_file(target) as temporary:
             result.rename(temporary)
+            _remove(work)  # before the clip has its name: one that is there is not worked on again
     how = "codes" if carried else "protected" if protects else "inversion"
     return FileReport(source, target, faces, how, [*clip.notes, *notes, f"pictures encoded by {codec}"])
 
@@ -158,7 +159,7 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
     file = folder / "mark"
     try:
         if not (resume and file.is_file() and file.read_bytes() == mark.encode()):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             folder.mkdir(mode=0o700)
             write_file(folder / "salt", passwords.random_salt())
             write_text(file, mark)
@@ -167,8 +168,13 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
     try:
         yield folder
     except ValueError:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove a work folder; without its mark, nobody goes on with what a kill leaves of it."""
+    (folder / "mark").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
