@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import shutil
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -20,7 +23,7 @@ from PIL import Image
 from scipy import ndimage
 
 from riddle import passwords
-from riddle.app import bulk, clip, cliprecord, tracking, video
+from riddle.app import bulk, clip, cliprecord, photos, tracking, video
 from riddle.app.cliprecord import ClipRecord
 from riddle.app.tracking import Find, Tracker
 from riddle.demo import FRAMED_POINTS, write_clip
@@ -471,6 +474,62 @@ def test_a_failure_at_the_end_leaves_nothing(model, tmp_path, film, monkeypatch)
     with pytest.raises(PhotoError, match="its sound"):
         video.protect_video(model, film(pan(4)), tmp_path / "b.mp4", "pw")
     assert names(tmp_path) == ["a.mp4"]
+
+
+def watched(monkeypatch, at=0):
+    """Note what changes the disk; end this process at the `at`-th change, as kill -9 does: nothing is cleaned up."""
+    seen = []
+
+    def noted(name, change):
+        def call(*arguments, **options):
+            seen.append(name)
+            if len(seen) == at:
+                os._exit(9)
+            return change(*arguments, **options)
+
+        return call
+
+    for owner, name in ((os, "fsync"), (os, "replace"), (Path, "rename"), (Path, "write_bytes"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    return seen
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("result", ["b.png", "b.mp4"])
+def test_a_kill_at_any_time_leaves_no_half_written_file(model, tmp_path, film, monkeypatch, result):
+    monkeypatch.setattr(photos.recognizers, "at_hand", lambda *_: None)
+    source, target, is_clip = tmp_path / "a.png", tmp_path / result, result == "b.mp4"
+    if is_clip:
+        source = film(pan(3))
+    else:
+        Image.fromarray(pan(1)[0]).save(source)
+    act = partial(video.protect_video, resume=True) if is_clip else partial(photos.protect_file, sidecar=True)
+
+    def run():
+        (outcome,) = bulk.run([bulk.Pair(source, target)], lambda pair: act(model, *pair, "pw"), "protect")
+        return outcome["status"]
+
+    with monkeypatch.context() as patched:
+        changes = watched(patched)
+        assert run() == "done"
+    complete, many = names(tmp_path), len(changes)
+    assert many >= 5 and all(name[0] != "." for name in complete)
+    for at in (1, many // 2, *range(many - 3, many + 1)):
+        for name in complete[1:]:
+            (tmp_path / name).unlink(missing_ok=True)
+        if not (child := os.fork()):
+            try:
+                watched(monkeypatch, at)
+                run()
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert not target.exists() or names(tmp_path) == complete
+        assert all(name in complete or name[0] == "." for name in names(tmp_path))
+        for left in tmp_path.glob(".riddle-*"):
+            os.utime(left, (0, 0))
+        assert run() in ("done", "there") and names(tmp_path) == complete, changes[at - 1]
+        assert len(read(target)[0]) == 3 if is_clip else Image.open(target).load()
 
 
 @pytest.mark.parametrize("resume, passphrase", [(False, "pw"), (True, "another")])
