@@ -24,7 +24,7 @@ const PAGE = `
   <section class="card side"><h3>A wall of strangers<small>one face, sixteen random keys</small></h3>
     <img alt="One face under sixteen random keys"><p></p>
     <button class="others">Sixteen other keys</button></section>
-  <dialog><form method="dialog"><button><img alt=""></button></form></dialog>`;
+  <dialog><form method="dialog"><button title="Close"></button></form></dialog>`;
 const FACE = `<b></b><span></span><button class="face" title="Show it large"><img></button>
   <div class="bar"><div class="track"><i></i><u></u></div><span></span> <b></b></div>`;
 
@@ -98,10 +98,12 @@ function render({model, el}) {
     large.addEventListener("click", () => model.send({large: i}));
     return face;
   });
-  const dialog = find("dialog");
+  const dialog = find("dialog"), view = document.createElement("img");
   model.on("msg:custom", (content, buffers) => {
     if (!("large" in content)) return;
-    show(dialog.querySelector("img"), buffers[0]);
+    show(view, buffers[0]);
+    view.alt = faces[content.large].dataset.panel;
+    dialog.querySelector("button").replaceChildren(view);
     if (!dialog.open) dialog.showModal();
   });
   find(".faces").append(...faces);
