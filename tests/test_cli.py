@@ -138,7 +138,7 @@ def test_the_commands_of_the_readme_are_those_that_there_are(root):
         max((n for n in seen if tuple(line[: len(n)]) == n), key=len) for line in words
     }
     modules = re.findall(r"python -m (riddle\.[\w.]+)", (root / "README.md").read_text())
-    assert len(modules) > 2 and all(importlib.util.find_spec(module) for module in modules)
+    assert modules and all(importlib.util.find_spec(module) for module in modules)
     goals = set(re.findall(r"(?:^|`)make (\w+)", (root / "README.md").read_text(), re.M))
     assert goals <= set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.M)) and len(goals) > 2
 
