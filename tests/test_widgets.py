@@ -115,8 +115,10 @@ def test_dragging_inverts_nothing_and_derives_no_key_again(model, monkeypatch):
     c.samples(2)
     for i in range(5):
         c.view(*WORDS, position=i / 4)
-    c.view(*WORDS, face=1)
     assert (key.call_count, invert.call_count) == (3, 1)
+    c.view(*WORDS, face=1)
+    c.wall(1)
+    assert (key.call_count, invert.call_count) == (3, 2), "another face is inverted when it is chosen"
 
 
 def test_a_photo_that_fails_leaves_no_older_faces(controller):

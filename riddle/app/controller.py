@@ -73,8 +73,9 @@ class Controller:
         self._zero = 0.0 if self.recogniser.distance == "euclidean" else 1.0
         self.threshold = self._zero - self.recogniser.threshold
         self._key, self.side = lru_cache(maxsize=64)(model.password), model.side_for(SIDE)
-        # k faces at `side` px, their codes and embeddings, and what gives face i at a side: (3, side, side)
-        self._chosen: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        # k faces at R and at `side` px; codes by number, since inverting takes a second a face; face i at any side
+        self._chosen: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._inverted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._large: Callable[[int, int], torch.Tensor] | None = None
 
     # Faces to choose from
@@ -104,7 +105,7 @@ class Controller:
 
     def _take(self, faces: torch.Tensor, large: Callable[[int, int], torch.Tensor]) -> int:
         shown = torch.stack([large(i, self.side) for i in range(len(faces))])
-        self._chosen, self._large = (shown, self.model.invert(faces), self._embed(shown)), large
+        self._chosen, self._inverted, self._large = (faces, shown), {}, large
         return len(faces)
 
     def _number(self, face: int) -> int:
@@ -116,11 +117,14 @@ class Controller:
     def _face(self, number: int) -> tuple[torch.Tensor, ...]:
         """Picture (1, 3, S, S), code (1, L, D) and embedding (1, E) of a face."""
         i = self._number(number)
-        return tuple(part[i : i + 1] for part in self._chosen)
+        face, shown = (part[i : i + 1] for part in self._chosen)
+        if i not in self._inverted:
+            self._inverted[i] = self.model.invert(face), self._embed(shown)
+        return shown, *self._inverted[i]
 
     def thumbnails(self) -> list[bytes]:
         """The faces to choose from, each a JPEG of 128 px."""
-        return [contact_sheet(face, 128) for face in self._chosen[0].split(1)] if self._chosen else []
+        return [contact_sheet(face, 128) for face in self._chosen[1].split(1)] if self._chosen else []
 
     # What is shown
 
