@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+LEFT = re.compile(r"\.riddle-(\d+)-[0-9a-f]{8}(\..*)?")  # names of the temporary files
+QUIET = 60  # s for which a temporary file must not have changed before it is taken for one that was left
 
 
 @contextmanager
@@ -33,6 +38,28 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_left_over(folder: str | Path) -> None:
+    """Remove the temporary files in a folder that processes left when they were killed."""
+    for path in Path(folder).glob(".riddle-*"):
+        name = LEFT.fullmatch(path.name)
+        with suppress(OSError):  # it was renamed meanwhile, or is somebody else's
+            if name and time.time() - path.stat().st_mtime > QUIET and not _runs(int(name[1])):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether a process runs on this machine; elsewhere than on POSIX False: there, open files cannot be removed."""
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -192,18 +192,19 @@ class Riddle:
 
     # Photos
 
+    def side_for(self, wanted: float) -> int:
+        """The smallest side of at least `wanted` px that the generator draws, else its largest."""
+        sides = SIDES if self.preset.generator == "mobilestylegan" else (self.preset.resolution,)
+        return next((side for side in sides if side >= wanted), sides[-1])
+
     def draw(self, w: torch.Tensor, matrices: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The faces of codes (k, L, D): (k, 3, R, R), and each as large as its place in a photo needs, (3, S, S).
 
-        matrices: (k, 2, 3), as for `paste`. S: the generator's smallest side of at least that of the place in pixels,
-        else its largest. All in [-1, 1].
+        matrices: (k, 2, 3), as for `paste`; S: `side_for` its side in px. All in [-1, 1].
         """
-        sides = SIDES if self.preset.generator == "mobilestylegan" else (self.preset.resolution,)
-        faces, large = self.synthesize(w), []
-        for i, matrix in enumerate(matrices):
-            side = next((s for s in sides if s >= np.hypot(*matrix[:, 0])), sides[-1])
-            large.append(faces[i] if side == self.preset.resolution else self.synthesize(w[i : i + 1], side)[0])
-        return faces, large
+        faces, sides = self.synthesize(w), [self.side_for(float(np.hypot(*m[:, 0]))) for m in matrices]
+        own, each = self.preset.resolution, zip(faces, w, sides, strict=True)
+        return faces, [face if side == own else self.synthesize(one[None], side)[0] for face, one, side in each]
 
     def _parsed(self, old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """The parser's logits of faces and those that replace them, each (3, S, S): k of (2, 19, R, R)."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from threading import Timer
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 ON_TERMINAL, IN_LOG = 1.0, 30.0  # s between two updates
+SLOW = 2.0  # s after which `waiting` speaks
 
 
 class _Lines:
@@ -34,3 +37,15 @@ def track(items: Iterable[Any] | None, label: str, total: int | None = None, uni
     seconds = ON_TERMINAL if terminal else IN_LOG
     shown = {"file": sys.stderr if terminal else _Lines(sys.stderr), "mininterval": seconds, "maxinterval": seconds}
     return tqdm(items, label, total, unit=unit, **shown, **options)
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say on stderr what a block does that takes more than SLOW seconds, on a terminal only."""
+    timer = Timer(SLOW, print, [text], {"file": sys.stderr, "flush": True})
+    if sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

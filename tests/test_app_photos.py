@@ -486,7 +486,8 @@ def test_without_the_recogniser_the_report_says_so(model, source, tmp_path, monk
     monkeypatch.setattr(recognizers, "at_hand", lambda *_: None)
     monkeypatch.setattr(recognizers, "available", lambda names: dict.fromkeys(names, "not here"))
     report = protect_file(with_detector(model, detector), source, tmp_path / "out.png", "pw", strict=True)
-    told = "not checked: arcface-mobilefacenet: not here"
+    get = "python -m riddle weights arcface-mobilefacenet --download"
+    told = f"not checked: arcface-mobilefacenet: not here; get it by {get}"
     there = not isinstance(detector, Once)
     assert report.faces[0].checked == (told if there else GONE)
     assert report.notes == [f"whether people are still recognised was {told}"] * there

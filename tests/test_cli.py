@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import json
 import os
 import re
@@ -123,6 +124,23 @@ def test_every_option_of_every_command_is_explained():
         assert words not in verbs or all(f"\n  {int(code):<4} " in command.epilog for code in Exit), words
         for preset in (p for p in command.params if p.name == "preset"):
             assert all(name in preset.display_type(None) for name in PRESETS) and preset.default == "mobile"
+
+
+def test_the_commands_of_the_readme_are_those_that_there_are(root):
+    blocks = re.findall(r"^```sh\n(.*?)^```", (root / "README.md").read_text(), re.M | re.S)
+    words = [line.split("#")[0].split()[3:] for line in "".join(blocks).splitlines() if "python -m riddle " in line]
+    seen = dict(commands())
+    for line in words:
+        name = max((n for n in seen if tuple(line[: len(n)]) == n), key=len)
+        assert name and not hasattr(seen[name], "commands"), line
+        assert {word for word in line if word.startswith("-")} <= {o for p in seen[name].params for o in p.opts}, line
+    assert {n for n in seen if not hasattr(seen[n], "commands")} == {
+        max((n for n in seen if tuple(line[: len(n)]) == n), key=len) for line in words
+    }
+    modules = re.findall(r"python -m (riddle\.[\w.]+)", (root / "README.md").read_text())
+    assert modules and all(importlib.util.find_spec(module) for module in modules)
+    goals = set(re.findall(r"(?:^|`)make (\w+)", (root / "README.md").read_text(), re.M))
+    assert goals <= set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.M)) and len(goals) > 2
 
 
 def test_no_option_takes_a_passphrase(capsys):
@@ -372,6 +390,23 @@ def test_no_passphrase_is_read_from_a_pipe_and_a_broken_one_is_refused_before_th
     assert "surrogate" in capsys.readouterr().err
 
 
+def test_no_message_shows_the_passphrase(stubs, folder, tmp_path, monkeypatch, capsys, caplog):
+    """Nor does a list of processes: it is no argument."""
+    file = tmp_path / "pass"
+    for text in ("a weak one", "quilt lamp seven order moon", "quilt \udcff moon"):
+        for name in ("bad.png", "bug.png", "crowd.png"):
+            (folder / name).write_bytes(b"photo")
+        monkeypatch.setenv("RIDDLE_PASSPHRASE", text)
+        run("protect", folder, "-o", tmp_path / "out", "--force")
+        run("restore", folder, "-o", tmp_path / "out", "--json", "--force")
+        file.write_text(f"{text}\ntwice\n", errors="replace")
+        run("protect", folder, "-o", tmp_path / "out", "--passphrase-file", file)
+    printed = capsys.readouterr()
+    shown = printed.out + printed.err + caplog.text
+    assert "FAILED" in shown and "several lines" in shown
+    assert not any(word in shown for word in ("a weak one", "quilt", "moon"))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o602])
 def test_a_passphrase_file_that_others_can_read_is_warned_about(tmp_path, mode):
@@ -445,6 +480,7 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
     assert told(capsys)["files"][0]["how"] == "protected" and not bulk.inspect(bare)["protected"]
     assert run("restore", bare, "-o", tmp_path / "other.png", *words, "--json") == Exit.DONE
     assert told(capsys)["files"][0]["how"] == "inversion"
+    assert not any(b"battery" in path.read_bytes() for path in tmp_path.iterdir()), "the passphrase is in no file"
 
 
 # What is here
@@ -493,6 +529,8 @@ def test_the_doctor_on_an_empty_machine_lists_what_is_missing(machine, root, cap
     items = {i["name"]: i for part in ("system", "packages", "weights", "networks", "data") for i in report[part]}
     assert items["python"]["here"] and items["torch"]["here"] and not items["lfw"]["here"]
     assert not items["photos"]["here"] and items["photos"]["detail"].startswith("mobile/")
+    second = items["recogniser of protect"]
+    assert not second["here"] and second["detail"].startswith("protect cannot check whom its new faces show: ")
     assert items["near"]["detail"].endswith("cache/weights/nets/near.bin")
     assert items["gone"]["detail"].startswith("absent: by hand, from example.org/gone") and not items["gone"]["here"]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
@@ -513,7 +551,9 @@ def test_the_doctor_tells_a_broken_package(home, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "_tried", broken)
     assert run("doctor", "--preset", "smoke") == Exit.MISSING
     text = capsys.readouterr().out
-    assert "MISSING  photos                      libX11" in text
+    assert re.search(r"MISSING  photos +libX11", text)
+    assert all(Path(path).is_file() for path in re.findall(r"ok +(?:smoke/\w+|random-face) +(\S+)", text))
+    assert "SynthesisNetwork.xml" in text or "random-face is not installed" in text
     assert text.endswith("not ready: see what is MISSING\n")
 
 

@@ -2,6 +2,7 @@
 
 import io
 from contextlib import redirect_stderr
+from threading import Event
 
 from riddle import progress
 
@@ -9,7 +10,10 @@ from riddle import progress
 class Stream(io.StringIO):
     def __init__(self, terminal=False):
         super().__init__()
-        self.terminal = terminal
+        self.terminal, self.flushed = terminal, Event()
+
+    def flush(self):
+        self.flushed.set()
 
     def isatty(self):
         return self.terminal
@@ -36,3 +40,15 @@ def test_a_terminal_has_one_line_that_moves():
     with redirect_stderr(Stream(terminal=True)) as stream:
         list(progress.track([1, 2], "invert"))
     assert stream.getvalue().startswith("\rinvert: ") and stream.getvalue().count("\n") == 1
+
+
+def test_a_terminal_is_told_what_takes_long_and_a_log_is_not(monkeypatch):
+    monkeypatch.setattr(progress, "SLOW", 0.0)
+    with redirect_stderr(Stream(terminal=True)) as stream, progress.waiting("loading"):
+        assert stream.flushed.wait(60)
+    assert stream.getvalue() == "loading\n"
+    monkeypatch.setattr(progress, "SLOW", 60.0)
+    for terminal in (True, False):
+        with redirect_stderr(Stream(terminal)) as stream, progress.waiting("loading"):
+            pass
+        assert stream.getvalue() == ""

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import shutil
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -20,7 +23,7 @@ from PIL import Image
 from scipy import ndimage
 
 from riddle import passwords
-from riddle.app import bulk, clip, cliprecord, tracking, video
+from riddle.app import bulk, clip, cliprecord, photos, tracking, video
 from riddle.app.cliprecord import ClipRecord
 from riddle.app.tracking import Find, Tracker
 from riddle.demo import FRAMED_POINTS, write_clip
@@ -126,10 +129,11 @@ def changed(before, after, i, corner):
 # Frames, times, sound
 
 
-def irregular(path, matrix=None, size=SIZE, sound_first=False):
-    """A clip of uneven frames that does not begin at 0, with sound."""
+def irregular(path, matrix=None, size=SIZE, sound_first=False, late=0.05, tags=None):
+    """A clip of uneven frames that begins `late` seconds after its sound; tags: its metadata."""
     base, upright = Fraction(1, 90_000), size if matrix is None else size[::-1]
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", options={"movflags": "use_metadata_tags"} if path.suffix == ".mp4" else {}) as out:
+        out.metadata.update(tags or {})
         heard = out.add_stream("aac", rate=44_100) if sound_first else None
         stream = out.add_stream("libx264", rate=RATE, options={"crf": "10"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
@@ -140,7 +144,7 @@ def irregular(path, matrix=None, size=SIZE, sound_first=False):
         for i in range(14):
             pixels = clip.stored(scene({1: (30 + i, 40)}, size=upright), matrix)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = 4500 + 9000 * i + (i % 3) * 1700, base
+            frame.pts, frame.time_base = round(late / base) + 9000 * i + (i % 3) * 1700, base
             out.mux(stream.encode(frame))
         samples = av.AudioFrame.from_ndarray(tone(1.5).astype(np.float32)[None], format="fltp", layout="mono")
         samples.sample_rate, samples.pts = 44_100, 0
@@ -170,6 +174,34 @@ def test_times_sound_and_size_stay_and_only_the_face_changes(model, tmp_path, mo
     assert np.abs(np.array(face.box) - (30, 40, 30 + SIDE, 40 + SIDE)).max() <= 3
     assert report.how == "protected" and "pictures encoded by libx264" in report.notes
     assert json.loads(json.dumps(asdict(report), default=str))["faces"][0]["status"] == "protected"
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4"])
+def test_a_clip_that_starts_late_is_whole_and_in_step_with_its_sound(tmp_path, ending):
+    """Matroska tells when the pictures end, MP4 how long they last."""
+    source, target, piece = (tmp_path / f"{name}.{ending}" for name in ("late", "made", "piece"))
+    known = clip.probe(irregular(source, late=0.9))
+    assert known.estimate == pytest.approx(14, abs=1) and known.notes == ()
+    clip.write_segment(piece, known, "libx264", clip.frames(known))
+    clip.join(target, known, [piece])
+    times = np.array([read(path)[1] for path in (source, target)])
+    begins = np.array([float(sound(path)[0][0]) for path in (source, target)])
+    assert times.shape == (2, 14) and begins[0] < 0.1 and times[0, 0] == pytest.approx(0.9, abs=0.03)
+    assert times[1] - begins[1] == pytest.approx(times[0] - begins[0], abs=0.0015)
+    data = source.read_bytes()
+    source.write_bytes(data[: int(0.7 * len(data))])
+    with pytest.raises(PhotoError, match="late.*(cut off|damaged)"):
+        list(clip.frames(clip.probe(source)))
+
+
+def test_metadata_that_are_dropped_are_told(model, tmp_path):
+    source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    irregular(source, tags={"title": "Birthday", "location": "+48.1374+011.5755/", "artist": "Ann"})
+    report = video.protect_video(model, source, target, "pw")
+    assert "its metadata left out: artist, location, title" in report.notes
+    assert not any(word in target.read_bytes() for word in (b"Birthday", b"+48.13", b"Ann"))
+    restored = video.restore_video(model, target, tmp_path / "c.mp4", "pw")
+    assert not any("metadata" in note for note in restored.notes)
 
 
 def test_what_was_not_painted_is_the_same_to_the_bit(film):
@@ -442,6 +474,62 @@ def test_a_failure_at_the_end_leaves_nothing(model, tmp_path, film, monkeypatch)
     with pytest.raises(PhotoError, match="its sound"):
         video.protect_video(model, film(pan(4)), tmp_path / "b.mp4", "pw")
     assert names(tmp_path) == ["a.mp4"]
+
+
+def watched(monkeypatch, at=0):
+    """Note what changes the disk; end this process at the `at`-th change, as kill -9 does: nothing is cleaned up."""
+    seen = []
+
+    def noted(name, change):
+        def call(*arguments, **options):
+            seen.append(name)
+            if len(seen) == at:
+                os._exit(9)
+            return change(*arguments, **options)
+
+        return call
+
+    for owner, name in ((os, "fsync"), (os, "replace"), (Path, "rename"), (Path, "write_bytes"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    return seen
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("result", ["b.png", "b.mp4"])
+def test_a_kill_at_any_time_leaves_no_half_written_file(model, tmp_path, film, monkeypatch, result):
+    monkeypatch.setattr(photos.recognizers, "at_hand", lambda *_: None)
+    source, target, is_clip = tmp_path / "a.png", tmp_path / result, result == "b.mp4"
+    if is_clip:
+        source = film(pan(3))
+    else:
+        Image.fromarray(pan(1)[0]).save(source)
+    act = partial(video.protect_video, resume=True) if is_clip else partial(photos.protect_file, sidecar=True)
+
+    def run():
+        (outcome,) = bulk.run([bulk.Pair(source, target)], lambda pair: act(model, *pair, "pw"), "protect")
+        return outcome["status"]
+
+    with monkeypatch.context() as patched:
+        changes = watched(patched)
+        assert run() == "done"
+    complete, many = names(tmp_path), len(changes)
+    assert many >= 5 and all(name[0] != "." for name in complete)
+    for at in (1, many // 2, *range(many - 3, many + 1)):
+        for name in complete[1:]:
+            (tmp_path / name).unlink(missing_ok=True)
+        if not (child := os.fork()):
+            try:
+                watched(monkeypatch, at)
+                run()
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert not target.exists() or names(tmp_path) == complete
+        assert all(name in complete or name[0] == "." for name in names(tmp_path))
+        for left in tmp_path.glob(".riddle-*"):
+            os.utime(left, (0, 0))
+        assert run() in ("done", "there") and names(tmp_path) == complete, changes[at - 1]
+        assert len(read(target)[0]) == 3 if is_clip else Image.open(target).load()
 
 
 @pytest.mark.parametrize("resume, passphrase", [(False, "pw"), (True, "another")])

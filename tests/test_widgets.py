@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from riddle import demo, passwords
+from riddle import demo, passwords, presets
 from riddle.app import controller as module
 from riddle.app.controller import GAP, SIDE, Controller, contact_sheet
-from riddle.app.widgets import Page, bar
+from riddle.app.widgets import WALL_SIDE, Page, bar
 from riddle.faces.detection import FaceNotFoundError
 
 WORDS = ("correct horse", "battery staple", "letmein")
@@ -115,15 +115,18 @@ def test_dragging_inverts_nothing_and_derives_no_key_again(model, monkeypatch):
     c.samples(2)
     for i in range(5):
         c.view(*WORDS, position=i / 4)
-    c.view(*WORDS, face=1)
     assert (key.call_count, invert.call_count) == (3, 1)
+    c.view(*WORDS, face=1)
+    c.wall(1)
+    assert (key.call_count, invert.call_count) == (3, 2), "another face is inverted when it is chosen"
 
 
-def test_a_photo_that_fails_leaves_the_faces(controller):
-    before = controller.thumbnails()
+def test_a_photo_that_fails_leaves_no_older_faces(controller):
     with pytest.raises(FaceNotFoundError, match="no face found in wall.png; choose a photo"):
         controller.open(png(Image.new("RGB", (120, 90), "gray")), "wall.png")
-    assert controller.thumbnails() == before
+    assert controller.thumbnails() == []
+    with pytest.raises(ValueError, match="no face yet; choose a photo"):
+        controller.view(*WORDS)
 
 
 def test_bad_requests(model, controller):
@@ -149,7 +152,7 @@ def shown(view):
 
 def test_the_page_comes_up_drawn(page):
     assert len(page.choices) == module.SAMPLES and page.message == "" and page.recogniser == "to dlib, a recogniser"
-    assert page.faces == shown(page.controller.view(*WORDS)) and page.wall == page.controller.wall().picture(112)
+    assert page.faces == shown(page.controller.view(*WORDS)) and page.wall == page.controller.wall().picture(WALL_SIDE)
     note, *bars = page.bars
     assert note["share"] is None and note["said"].endswith("the threshold, 0.6") and len(bars) == 3
     assert [bar["said"] for bar in bars] == [f"{d:.2f}" for d in page.controller.view(*WORDS).distances]
@@ -177,7 +180,7 @@ def test_another_face_and_other_strangers(page):
     assert page.faces == shown(page.controller.view(*WORDS, 0.0, 3)) and page.wall != before
     faces, before = page.faces, page.wall
     page._handle_custom_msg({"others": True}, [])
-    assert page.wall == page.controller.wall(3, 1).picture(112) != before and page.faces == faces
+    assert page.wall == page.controller.wall(3, 1).picture(WALL_SIDE) != before and page.faces == faces
 
 
 def test_an_empty_passphrase_is_said_and_the_faces_stay(page):
@@ -196,5 +199,33 @@ def test_a_dropped_photo(page, monkeypatch):
     assert len(page.choices) == 3 and page.chosen == 0 and page.message == ""
     assert page.faces == shown(page.controller.view(*WORDS))
     assert png(photo) not in page.get_state().values()  # no notebook keeps the photo
+
+
+def test_no_older_face_stands_beside_the_message_about_a_rejected_file(page):
     page._handle_custom_msg({"name": "notes.txt"}, [memoryview(b"no picture")])
-    assert page.message.startswith("notes.txt: ") and len(page.choices) == 3
+    assert page.message.startswith("notes.txt: ") and (page.wall, page.count, page.pace) == (b"", "", "")
+    assert page.choices == page.faces == page.bars == []
+    for change in (lambda: setattr(page, "position", 0.5), lambda: page._handle_custom_msg({"others": True}, [])):
+        change()
+        assert "no face yet" in page.message and page.faces == [] and page.wall == b""
+    page._handle_custom_msg({"bundled": True}, [])
+    assert len(page.choices) == module.SAMPLES and len(page.faces) == 4 and page.message == "" and page.wall
+
+
+def test_a_large_view_is_drawn_on_request_and_kept_nowhere(page, monkeypatch):
+    sent = []
+    monkeypatch.setattr(page, "send", lambda content, buffers: sent.append((content, *buffers)))
+    page.chosen, page.position = 2, 0.4
+    for panel in range(4):
+        page._handle_custom_msg({"large": panel}, [])
+    view, side = page.controller.view(*WORDS, 0.4, 2), page.controller.model.side_for(module.LARGE)
+    assert sent == [({"large": i}, contact_sheet(view.faces[i : i + 1], side)) for i in range(4)]
+    assert not {jpeg for _, jpeg in sent} & {v for v in page.get_state().values() if isinstance(v, bytes)}
+
+
+def test_mobile_draws_256_px_for_the_page_and_1024_for_a_large_view(model, monkeypatch):
+    assert (module.SIDE, module.LARGE) == (256, 1024) and model.side_for(module.SIDE) == 32  # smoke's only one
+    monkeypatch.setattr(model, "preset", presets.get("mobile"))
+    assert [model.side_for(wanted) for wanted in (1, 128, module.SIDE, 257, module.LARGE, 4000)] == [
+        128, 128, 256, 512, 1024, 1024
+    ]  # fmt: skip

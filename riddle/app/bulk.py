@@ -4,7 +4,8 @@
     for outcome in run(pairs, lambda pair: protect_file(model, *pair, "correct horse"), "protect"):
         print(outcome["target"], outcome["status"], outcome["reason"])
 
-A stopped run is resumed by running it again: it makes no result again and overwrites nothing unless asked to.
+A stopped run is resumed by running it again: it makes no result again and overwrites nothing unless asked to. It
+removes the temporary files that a killed run left.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from riddle.files import remove_left_over
 from riddle.images import ENDINGS, FORMATS, WRITTEN, kind_of
 from riddle.record import SIDECAR, read_picture, read_sidecar
 from riddle.seal import VERSION
@@ -132,6 +134,8 @@ def run(pairs: Iterable[Pair], work: Callable[[Pair], Any], verb: str, force: bo
     it may be somebody's own photo. With `force`, this also holds for a target that is a source.
     """
     pairs = list(pairs)
+    for folder in {pair.target.parent for pair in pairs}:
+        remove_left_over(folder)
     sources = {pair.source.resolve() for pair in pairs}
     for pair in pairs:
         (source, target), report, reason = pair, {}, ""

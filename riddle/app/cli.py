@@ -270,14 +270,15 @@ def _run(verb: str, files: Files, kind: Any, work: Callable, strict: bool = Fals
 def _opened(verb: str, files: Files) -> tuple[str, Any]:
     """The passphrase and the model."""
     import riddle
-    from riddle import passwords
+    from riddle import passwords, progress
 
     text = passphrase.read(files.passphrase_file, verb == "protect", _warn)
     passwords.derive_key(text, files.preset)  # an unusable passphrase fails here, before the slow loading
     if verb == "protect" and (warning := passphrase.weakness(text)):
         _warn(warning)
     try:
-        return text, riddle.load(files.preset, files.device, weights=files.weights, detector=files.detector)
+        with progress.waiting("riddle: the networks are loading, which may take half a minute ..."):
+            return text, riddle.load(files.preset, files.device, weights=files.weights, detector=files.detector)
     except (ImportError, OSError, ValueError, RuntimeError) as e:
         raise NotReadyError(e) from e
 
@@ -339,11 +340,11 @@ def doctor(preset: PresetName = "mobile", as_json: AsJson = False) -> Exit:
     found = examine(preset)
     ready = all(item["here"] for items in found.values() for item in items if item["needed"])
     code = Exit.DONE if ready else Exit.MISSING
-    lines = []
+    lines, wide = [], max(len(item["name"]) for items in found.values() for item in items)
     for title, items in found.items():
         lines.append(f"\n{title}")
         for item in items:
             mark = "ok" if item["here"] else "MISSING" if item["needed"] else "-"
-            lines.append(f"  {mark:8} {item['name']:27} {item['detail']}")
+            lines.append(f"  {mark:8} {item['name']:{wide}} {item['detail']}")
     last = "ready: photos can be protected and restored" if ready else "not ready: see what is MISSING"
     return _tell(code, {"command": "doctor", "preset": preset, **found, "ready": ready}, [*lines, "", last], as_json)

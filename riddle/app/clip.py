@@ -6,6 +6,7 @@ and join these with the sound.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -33,6 +34,9 @@ ENCODERS = {
     },
 }  # fmt: skip
 SHORT = 0.1  # share of its declared length that a clip may lack
+OF_FORMAT = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", TAG}  # tags that tell nothing
+
+_VENDOR = re.compile(r"(?s)^com\.(apple\.quicktime|android)\.|\W.*$")  # what is no part of a tag's plain name
 
 
 @dataclass(frozen=True)
@@ -163,12 +167,16 @@ def probe(path: str | Path) -> Clip:
             raise PhotoError(path, f"its frames have {first.width} x {first.height} px", "reduce it first")
         if extra := len(container.streams) - len(container.streams.audio) - 1:
             notes.append(f"{extra} further streams (subtitles, data, a cover, a second picture) left out")
+        tags = {_VENDOR.sub("", key.lower()) for key in container.metadata} - OF_FORMAT
+        if told := sorted(tags) + ["chapters"] * bool(container.chapters()):
+            notes.append(f"its metadata left out: {', '.join(told)}")
         if max((c.bits for c in first.format.components), default=8) > 8:
             notes.append(f"{first.format.name}: more than 8 bits a channel reduced to 8")
         rate = _fraction(video.average_rate) or _fraction(video.guessed_rate) or Fraction(25)
+        length = max(0.0, (_declared_end(container, video) or 0.0) - _begin(video))
         return Clip(
             path, (first.width, first.height), rate, _fraction(video.time_base),
-            video.frames or round((_declared(container, video) or 0) * rate), _matrix(first),
+            video.frames or round(length * rate), _matrix(first),
             _fraction(video.codec_context.sample_aspect_ratio), {name: getattr(first, name) for name in COLOURS},
             tuple(notes), first.pts or 0,
         )  # fmt: skip
@@ -187,10 +195,15 @@ def _matrix(frame: Any) -> tuple[int, ...] | None:
     return values if quarters and _turn(values) != (False, 1, 1) else None
 
 
-def _declared(container: Any, video: Any) -> float | None:
-    """The declared length of the pictures, in seconds."""
+def _begin(video: Any) -> float:
+    """The time of the first picture, in seconds."""
+    return float((video.start_time or 0) * video.time_base)
+
+
+def _declared_end(container: Any, video: Any) -> float | None:
+    """When the pictures end by the headers, in seconds. Matroska tells the end, and not the length."""
     if video.duration:
-        return float(video.duration * video.time_base)
+        return _begin(video) + float(video.duration * video.time_base)
     words = {k.lower(): v for k, v in video.metadata.items()}.get("duration", "").split(":")
     try:
         return float(words[0]) * 3600 + float(words[1]) * 60 + float(words[2])
@@ -206,7 +219,7 @@ def frames(clip: Clip) -> Iterator[Frame]:
     """
     with open_clip(clip.path) as container:
         video = _moving(container)[0]
-        begin, declared = float((video.start_time or 0) * video.time_base), _declared(container, video)
+        begin, declared = _begin(video), _declared_end(container, video)
         last, end, step = None, 0.0, max(1, round(1 / (clip.rate * clip.time_base)))
         try:
             for n, image in enumerate(container.decode(video)):
@@ -223,8 +236,8 @@ def frames(clip: Clip) -> Iterator[Frame]:
             raise
         except (av.error.FFmpegError, ValueError) as e:
             raise PhotoError(clip.path, f"it is damaged at {end:.1f} s ({e})", "fetch it again") from e
-        if declared and declared - (end - begin) > max(0.3, SHORT * declared):
-            cause = f"it ends after {end - begin:.1f} of {declared:.1f} s: it is cut off"
+        if declared and declared - end > max(0.3, SHORT * (declared - begin)):
+            cause = f"it ends at {end:.1f} of {declared:.1f} s: it is cut off"
             raise PhotoError(clip.path, cause, "fetch it again")
 
 

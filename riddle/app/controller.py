@@ -7,12 +7,13 @@
     view.distances                                   # of each from the original, for a face recogniser
 
 A face's code and embedding and a passphrase's key are computed once; a position of the slider costs three passes of the
-encryptor, three rendered faces and their embeddings.
+encryptor, three drawn faces and their embeddings.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,23 +24,24 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from riddle import data, passwords
-from riddle.faces import recognizers
-from riddle.faces.detection import FaceNotFoundError
-from riddle.images import open_picture, to_image
+from riddle.faces import alignment, recognizers
+from riddle.faces.detection import FaceNotFoundError, framed
+from riddle.images import open_picture, to_image, to_tensor
 from riddle.pipeline import Riddle
 
 PANELS = ("Original", "Encrypted", "Restored", "Wrong passphrase")
 SAMPLES = 8  # bundled faces to choose from
 COLUMNS = 4  # of a picture of faces; the wall of strangers has as many rows
 LONGEST = 2048  # px a side; a larger photo is reduced before faces are searched
-SIDE, GAP = 192, 8  # px of a face, and between two
+SIDE, GAP = 256, 8  # px of a face, and between two
+LARGE = 1024  # px of a large view
 
 
 @dataclass(frozen=True)
 class View:
     """Faces to show, and how far they are from the original."""
 
-    faces: torch.Tensor  # (N, 3, R, R) in [-1, 1]
+    faces: torch.Tensor  # (N, 3, S, S) in [-1, 1]
     distances: tuple[float, ...]  # by identity, of all faces but the original
 
     def picture(self, side: int = SIDE) -> bytes:
@@ -70,44 +72,59 @@ class Controller:
         # Cosine recognisers compare by similarity; their distance is 1 minus it.
         self._zero = 0.0 if self.recogniser.distance == "euclidean" else 1.0
         self.threshold = self._zero - self.recogniser.threshold
-        self._key = lru_cache(maxsize=64)(model.password)
-        self._chosen: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # k faces, codes, embeddings
+        self._key, self.side = lru_cache(maxsize=64)(model.password), model.side_for(SIDE)
+        # k faces at R and at `side` px; codes by number, since inverting takes a second a face; face i at any side
+        self._chosen: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._inverted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._large: Callable[[int, int], torch.Tensor] | None = None
 
     # Faces to choose from
 
     def open(self, photo: str | Path | bytes | Image.Image, name: str = "") -> int:
-        """Take the faces of a photo, largest first; returns how many. If it fails, the earlier faces stay.
+        """Take the faces of a photo, largest first; returns how many. If it fails, there are none to choose from.
 
         photo: a path, a file's bytes or a picture, reduced to LONGEST px; name: for messages. Raises PhotoError for
         what is no picture, FaceNotFoundError when no face is found in it.
         """
+        self._chosen = None
         picture = open_picture(photo, name)
         reduced = picture.rgb.copy()
         reduced.thumbnail((LONGEST, LONGEST))
         try:
-            return self._take(self.model.align(reduced))
+            matrices = framed(self.model.detect(reduced))
         except FaceNotFoundError:
             remedy = "choose a photo with a larger face that looks at the camera"
             raise FaceNotFoundError(f"no face found in {picture.name}; {remedy}") from None
+        crops = self.model.crops(reduced, matrices)
+        return self._take(crops, lambda i, side: to_tensor(alignment.crop(reduced, matrices[i], side)))
 
     def samples(self, n: int = SAMPLES) -> int:
         """Take the first n bundled synthetic faces; returns how many. Raises FileNotFoundError when there are none."""
-        return self._take(data.sample_faces(n, self.model.preset.resolution))
+        faces = data.sample_faces(n, self.model.preset.resolution)
+        return self._take(faces, lambda i, side: data.sample_faces(n, side)[i])
 
-    def _take(self, faces: torch.Tensor) -> int:
-        self._chosen = faces, self.model.invert(faces), self._embed(faces)
+    def _take(self, faces: torch.Tensor, large: Callable[[int, int], torch.Tensor]) -> int:
+        shown = torch.stack([large(i, self.side) for i in range(len(faces))])
+        self._chosen, self._inverted, self._large = (faces, shown), {}, large
         return len(faces)
 
-    def _face(self, number: int) -> tuple[torch.Tensor, ...]:
-        """Picture (1, 3, R, R), code (1, L, D) and embedding (1, E) of a face; of the first where there are fewer."""
+    def _number(self, face: int) -> int:
+        """A face's number; the first's where there are fewer. Raises ValueError when there is none."""
         if self._chosen is None:
-            raise ValueError("there is no face yet; call open(photo) or samples() first")
-        i = number if 0 <= number < len(self._chosen[0]) else 0
-        return tuple(part[i : i + 1] for part in self._chosen)
+            raise ValueError("there is no face yet; choose a photo or one of the bundled faces")
+        return face if 0 <= face < len(self._chosen[0]) else 0
+
+    def _face(self, number: int) -> tuple[torch.Tensor, ...]:
+        """Picture (1, 3, S, S), code (1, L, D) and embedding (1, E) of a face."""
+        i = self._number(number)
+        face, shown = (part[i : i + 1] for part in self._chosen)
+        if i not in self._inverted:
+            self._inverted[i] = self.model.invert(face), self._embed(shown)
+        return shown, *self._inverted[i]
 
     def thumbnails(self) -> list[bytes]:
         """The faces to choose from, each a JPEG of 128 px."""
-        return [contact_sheet(face, 128) for face in self._chosen[0].split(1)] if self._chosen else []
+        return [contact_sheet(face, 128) for face in self._chosen[1].split(1)] if self._chosen else []
 
     # What is shown
 
@@ -119,24 +136,37 @@ class Controller:
         similarity = self.recogniser.similarity(original.expand(len(faces), -1), self._embed(faces))
         return tuple((self._zero - similarity).tolist())
 
+    @torch.no_grad()
+    def _codes(self, code: torch.Tensor, first: str, second: str, guess: str, position: float) -> torch.Tensor:
+        """The codes (3, L, D) of the faces that are drawn: locked, opened, opened by a guess."""
+        if not 0 <= position <= 1:
+            raise ValueError(f"a position is between 0 and 1, got {position}")
+        key = passwords.interpolate(self._key(first), self._key(second), position)
+        locked = self.model.encrypt(code, key)
+        opened = self.model.decrypt(locked.expand(2, -1, -1), torch.cat([key, self._key(guess)]))
+        return torch.cat([locked, opened])
+
     def view(self, first: str, second: str, guess: str, position: float = 0.0, face: int = 0) -> View:
         """The faces of PANELS: one locked by a key between two passphrases, opened by that key, and by a guess.
 
         position: 0 is the first passphrase, 1 the second; face: which of those to choose from, the first where there
         are fewer. Raises ValueError for a passphrase without text, a position outside 0 to 1, or without a face.
         """
-        if not 0 <= position <= 1:
-            raise ValueError(f"a position is between 0 and 1, got {position}")
         original, code, embedding = self._face(face)
-        key = passwords.interpolate(self._key(first), self._key(second), position)
-        locked = self.model.encrypt(code, key)
-        opened = self.model.decrypt(locked.expand(2, -1, -1), torch.cat([key, self._key(guess)]))
-        drawn = self.model.synthesize(torch.cat([locked, opened]))
+        drawn = self.model.synthesize(self._codes(code, first, second, guess, position), self.side)
         return View(torch.cat([original.to(drawn.device), drawn]), self._distances(drawn, embedding))
+
+    def large(self, panel: int, first: str, second: str, guess: str, position: float = 0.0, face: int = 0) -> bytes:
+        """One of PANELS as large as the generator draws it, up to LARGE px, as JPEG; otherwise as `view`."""
+        side, code = self.model.side_for(LARGE), self._face(face)[1]
+        if panel == 0:
+            return contact_sheet(self._large(self._number(face), side)[None], side)
+        codes = self._codes(code, first, second, guess, position)[panel - 1 : panel]
+        return contact_sheet(self.model.synthesize(codes, side), side)
 
     def wall(self, face: int = 0, seed: int = 0) -> View:
         """A face under 16 random keys, the same for the same seed. Raises ValueError without a face."""
         _, code, embedding = self._face(face)
         keys = self.model.random_password(COLUMNS**2, seed)
-        drawn = self.model.synthesize(self.model.encrypt(code.expand(len(keys), -1, -1), keys))
+        drawn = self.model.synthesize(self.model.encrypt(code.expand(len(keys), -1, -1), keys), self.side)
         return View(drawn, self._distances(drawn, embedding))

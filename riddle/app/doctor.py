@@ -16,6 +16,7 @@ from typing import Any
 from riddle import __version__, config
 from riddle.assets import ASSETS
 
+LOOK = "recogniser of protect"
 Item = dict[str, Any]  # name; here; detail: its version or place, else why it is not here; needed; use or terms
 
 
@@ -28,11 +29,14 @@ def examine(preset: str = "mobile") -> dict[str, list[Item]]:
         "weights": [_item("photos", _tried, preset, needed=True)],
     }
     try:
-        from riddle import data, weights
+        from riddle import data, presets, weights
     except ImportError:  # the item "photos" says which
         return found
     bundled = sorted((config.bundled_folder("zoo") / preset).glob("*.safetensors"))
-    found["weights"] += [_item(wheel, version, wheel) for wheel in (weights.WHEEL, weights.BODY)]
+    second = presets.get(preset).identity
+    found["weights"].append(_item(LOOK, _network, second, absent="protect cannot check whom its new faces show"))
+    wheels = {weights.WHEEL: "SynthesisNetwork.xml", weights.BODY: "*.pth"}
+    found["weights"] += [_item(wheel, weights.wheel_file, wheel, pattern) for wheel, pattern in wheels.items()]
     found["weights"] += [_item(f"{preset}/{path.stem}", str, path) for path in bundled]
     return found | {"networks": networks(), "data": [_item(key, data.locate, key) for key in data.SOURCES]}
 
@@ -42,12 +46,15 @@ def networks() -> list[Item]:
     return [_item(name, _network, name, use=ASSETS[name].licence) for name in sorted(ASSETS)]
 
 
-def _item(name: str, find: Callable[..., Any], *arguments: Any, needed: bool = False, use: str = "") -> Item:
-    """An item from the result of `find`, or from its error message, which says what to do."""
+def _item(
+    name: str, find: Callable[..., Any], *arguments: Any, needed: bool = False, use: str = "", absent: str = ""
+) -> Item:
+    """An item from the result of `find`, or from its error message, which says what to do; absent: what follows."""
     try:
         detail, here = str(find(*arguments)), True
     except Exception as e:  # a broken installation fails in its own ways
         detail, here = str(e).removeprefix(f"{name}: ") or type(e).__name__, False
+        detail = f"{absent}: {detail}" if absent else detail
     return {"name": name, "here": here, "detail": detail, "needed": needed, "use": use}
 
 

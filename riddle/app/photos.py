@@ -147,7 +147,8 @@ def check(model: Riddle, before: Image.Image, after: Image.Image, face: Face) ->
     near = [other.points for other in seen if apart(other.points, wanted) < NEAR]
     recogniser, why = recognizers.at_hand(name, model.device), ""
     if recogniser is None:
-        why = f"not checked: {name}: {recognizers.available([name])[name]}"
+        get = f"python -m riddle weights {name} --download"
+        why = f"not checked: {name}: {recognizers.available([name])[name]}; get it by {get}"
     elif np.hypot(*matrix[:, 0]) < KNOWN:
         why = f"not checked: faces below {KNOWN} px cannot be told apart"
     else:

@@ -127,6 +127,7 @@ def _work(
             notes.append(f"the record is too large for the clip and lies in {beside}: keep it beside the clip")
         with replace_file(target) as temporary:
             result.rename(temporary)
+            _remove(work)  # before the clip has its name: one that is there is not worked on again
     how = "codes" if carried else "protected" if protects else "inversion"
     return FileReport(source, target, faces, how, [*clip.notes, *notes, f"pictures encoded by {codec}"])
 
@@ -158,7 +159,7 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
     file = folder / "mark"
     try:
         if not (resume and file.is_file() and file.read_bytes() == mark.encode()):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             folder.mkdir(mode=0o700)
             write_file(folder / "salt", passwords.random_salt())
             write_text(file, mark)
@@ -167,8 +168,13 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
     try:
         yield folder
     except ValueError:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove a work folder; without its mark, nobody goes on with what a kill leaves of it."""
+    (folder / "mark").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -228,11 +234,8 @@ def _watch(times: np.ndarray, tracks: list[Track], clip: Clip) -> list[str]:
                 seen, shown = (round(float(times[n]), 3) for n in (t.frames[end], covered))
                 told = f"face {t.id} was {what} at {seen} s and is covered {until} {shown} s"
                 notes.append(f"{told}: look whether it shows beyond that")
-    return [
-        *notes,
-        f"searched in full every {every} frames and at cuts, followed in between: a face that shows for less than"
-        f" {every} frames may not be found",
-    ]
+    told = f"searched in full every {every} frames and at cuts, followed in between: a face that shows for less than"
+    return [*notes, f"{told} {every} frames may not be found"] if every > 1 else notes
 
 
 def changed(model: Riddle, record: ClipRecord, keys: Callable[[int], torch.Tensor]) -> ClipRecord:

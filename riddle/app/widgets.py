@@ -17,7 +17,7 @@ from traitlets import Bytes, Dict, Float, Int, List, Unicode
 from riddle.app.controller import PANELS, SIDE, Controller, contact_sheet
 
 PAGE = Path(__file__).parent / "page"
-WALL_SIDE = 112  # px of a face in the wall of strangers
+WALL_SIDE = 128  # px of a face in the wall of strangers
 CAPTIONS = ("in the photo", "what everybody sees", "opened with the same passphrase", "opened with a guess")
 
 
@@ -57,10 +57,16 @@ class Page(anywidget.AnyWidget):
         self._take(controller.samples)
 
     def _asked(self, _: Page, content: dict[str, Any], buffers: list[Any]) -> None:
-        """A message of the visitor: a photo, or the wish for other strangers."""
+        """A message of the visitor: a photo, or the wish for other strangers, the bundled faces, or a large view."""
         if "others" in content:
             self.seed += 1
             return self._show(self._wall)
+        if "large" in content:
+            return self._show(lambda: self._large(int(content["large"])))
+        # Before the search, which may fail: no older face stands beside a message about a photo.
+        self.choices, self.faces, self.bars, self.wall, self.count, self.pace = [], [], [], b"", "", ""
+        if "bundled" in content:
+            return self._take(self.controller.samples)
         self.message = "Looking for faces …"
         self._take(lambda: self.controller.open(bytes(buffers[0]), str(content.get("name", ""))))
 
@@ -82,6 +88,12 @@ class Page(anywidget.AnyWidget):
                 step()
         except Exception as e:  # after any error, the visitor may try another photo or passphrase
             self.message = str(e)
+
+    def _large(self, panel: int) -> None:
+        """Send a panel's face as large as it can be drawn; as a message, since no notebook needs to keep it."""
+        words = self.first, self.second, self.guess
+        jpeg = self.controller.large(panel, *words, self.position, self.chosen)
+        self.send({"large": panel}, buffers=[jpeg])
 
     def _view(self) -> None:
         began = perf_counter()

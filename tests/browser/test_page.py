@@ -174,6 +174,18 @@ def test_the_name_of_a_dropped_file_is_shown_as_text(page):
     dropped(page, "<img src=x onerror=alert(1)>.png", b"no picture")
     page.wait_for_function("document.querySelector('.riddle .message').innerText.includes('<img src=x')")
     assert page.locator(".riddle .message img, .riddle .drop img").count() == 0
+    assert page.locator(".riddle .faces img:visible, .riddle .side img:visible").count() == 0, "no older face"
+    screenshot(page, "rejected")
+    page.locator(".riddle .bundled").click()
+    page.wait_for_function("document.querySelectorAll('.riddle .gallery img').length == 8")
+
+
+def test_a_face_is_shown_large_on_request(page):
+    page.locator("[data-panel=Restored] .face").click()
+    page.wait_for_function("document.querySelector('.riddle dialog[open] img')?.naturalWidth == 1024")
+    screenshot(page, "large")
+    page.locator(".riddle dialog button").click()
+    assert page.locator(".riddle dialog[open]").count() == 0 and page.errors == []
 
 
 def test_it_fits_a_narrow_window(page):

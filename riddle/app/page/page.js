@@ -23,8 +23,9 @@ const PAGE = `
   </div>
   <section class="card side"><h3>A wall of strangers<small>one face, sixteen random keys</small></h3>
     <img alt="One face under sixteen random keys"><p></p>
-    <button class="others">Sixteen other keys</button></section>`;
-const FACE = `<b></b><span></span><img>
+    <button class="others">Sixteen other keys</button></section>
+  <dialog><form method="dialog"><button title="Close"></button></form></dialog>`;
+const FACE = `<b></b><span></span><button class="face" title="Show it large"><img></button>
   <div class="bar"><div class="track"><i></i><u></u></div><span></span> <b></b></div>`;
 
 async function reduced(file) {
@@ -43,6 +44,8 @@ function made(kind, html = "") {
 
 function show(image, jpeg) {
   if (image.src) URL.revokeObjectURL(image.src);
+  image.hidden = !jpeg?.byteLength;
+  if (image.hidden) return image.removeAttribute("src");
   image.src = URL.createObjectURL(new Blob([jpeg], {type: "image/jpeg"}));
 }
 
@@ -78,20 +81,36 @@ function render({model, el}) {
       button.addEventListener("click", () => set("chosen", i));
       return button;
     }));
+    if (!jpegs.length) {
+      const button = made("button", "Show the bundled faces");
+      button.className = "bundled";
+      button.addEventListener("click", () => model.send({bundled: true}));
+      gallery.append(button);
+    }
     mark(model.get("chosen"));
   });
   follow("chosen", mark);
 
-  const faces = model.get("panels").map(([title, caption]) => {
-    const face = made("div", FACE);
+  const faces = model.get("panels").map(([title, caption], i) => {
+    const face = made("div", FACE), large = face.querySelector(".face");
     face.dataset.panel = title;
-    [face.children[0].textContent, face.children[1].textContent, face.children[2].alt] = [title, caption, title];
+    [face.children[0].textContent, face.children[1].textContent, large.firstChild.alt] = [title, caption, title];
+    large.addEventListener("click", () => model.send({large: i}));
     return face;
   });
+  const dialog = find("dialog"), view = document.createElement("img");
+  model.on("msg:custom", (content, buffers) => {
+    if (!("large" in content)) return;
+    show(view, buffers[0]);
+    view.alt = faces[content.large].dataset.panel;
+    dialog.querySelector("button").replaceChildren(view);
+    if (!dialog.open) dialog.showModal();
+  });
   find(".faces").append(...faces);
-  follow("faces", jpegs => jpegs.forEach((jpeg, i) => show(faces[i].querySelector("img"), jpeg)));
-  follow("bars", bars => bars.forEach(({share, same, said, verdict}, i) => {
-    const bar = faces[i].lastChild, [track, number, word] = bar.children;
+  follow("faces", jpegs => faces.forEach((face, i) => show(face.querySelector("img"), jpegs[i])));
+  follow("bars", bars => faces.forEach((face, i) => {
+    const {share, same, said, verdict} = bars[i] ?? {share: null, same: false, said: "", verdict: ""};
+    const bar = face.lastChild, [track, number, word] = bar.children;
     bar.classList.toggle("same", same);
     track.hidden = share === null;
     track.firstChild.style.width = `${100 * share}%`;
