@@ -113,8 +113,9 @@ class Record:
         if picture.rgb.size == self.size:
             return self.matrices
         faces = drawn()
-        if self._proportional(picture.rgb):
-            scale = picture.rgb.width / self.size[0]
+        (w, h), (now_w, now_h) = self.size, picture.rgb.size
+        if abs(now_w / w * h - now_h) < 1 or abs(now_h / h * w - now_w) < 1:
+            scale = now_w / w
             resized = moved(self.matrices, scale, np.full(2, (scale - 1) / 2))
             if likeness(picture.rgb, resized, faces) >= SAME:  # else it was cropped alike on both sides
                 return resized
@@ -125,11 +126,6 @@ class Record:
             sizes = "it is {} x {} px, but its record is of {} x {}".format(*picture.rgb.size, *self.size)
             raise RecordError(picture.name, f"{sizes} and none of its faces is found", AGAIN)
         return places
-
-    def _proportional(self, photo: Image.Image) -> bool:
-        """Whether a photo has the record's size, or one to which its photo may have been resized."""
-        (w, h), (now_w, now_h) = self.size, photo.size
-        return abs(now_w / w * h - now_h) < 1 or abs(now_h / h * w - now_w) < 1
 
     def uncovered(self, picture: Picture, places: np.ndarray) -> Image.Image:
         """The picture with the originals in these places (k, 2, 3), RGB."""
@@ -148,12 +144,12 @@ class Record:
         return rgb
 
     def must_fit(self, preset: Preset, photo: Image.Image, name: str | Path) -> None:
-        """Raises RecordError, with the file's name, for a photo of the right proportions that does not look like the
-        one of this record, and for codes that are none of `preset`."""
+        """Raises RecordError, with the file's name, for a photo of the record's size that does not look like the one of
+        this record, and for codes that are none of `preset`; `places_in` sees to other sizes."""
         if self.codes.shape[1:] != (preset.n_latent, preset.style_dim):
             raise RecordError(name, f"its codes are {tuple(self.codes.shape[1:])}, none of {preset.name!r}", AGAIN)
         looks = np.stack([look_of(photo), self.look]).reshape(2, -1).astype(float)
-        if self._proportional(photo) and looks.std(1).min() > 2 and np.corrcoef(looks)[0, 1] < ALIKE:
+        if photo.size == self.size and looks.std(1).min() > 2 and np.corrcoef(looks)[0, 1] < ALIKE:
             raise RecordError(name, "its record is that of another photo", AGAIN)
 
 

@@ -212,7 +212,7 @@ def test_a_sidecar_restores_a_stripped_picture(model, source, tmp_path):
         restore_file(model, target, back, "pw", sidecar=tmp_path / "absent.riddle")
     assert restore_file(model, target, back, "pw", sidecar=moved).how == "codes"
     assert restore_file(model, target, back, "pW", sidecar=moved).how == "inversion"
-    other, larger = photo(((120, 80, 60),)), photo(size=(201, 160))
+    other, larger = photo(((120, 80, 60),)), photo((), size=(201, 160))  # this one without a face
     for image, message in ((other, "of another photo"), (larger, "201 x 160 px, but its record is of 200 x 160")):
         image.save(target)
         with pytest.raises(RecordError, match=message):

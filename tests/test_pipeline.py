@@ -284,17 +284,22 @@ def test_the_record_follows_a_picture_that_was_resized_or_cropped(photo, inverte
         out = replace(out, record=replace(out.record, originals=tuple(crops)))
     back = now.restore(edited(out.image, cut, scale), "pw", record=out.sealed)
     places = alignment.moved(out.record.matrices, scale, -scale * np.array(cut) + (scale - 1) / 2)
-    assert np.abs(back.matrices - places).max() < (1e-6 if exact else 1.5)
+    sides = np.hypot(*places[:, :, 0].T)[:, None, None]
+    assert (np.abs(back.matrices - places) / sides).max() < (1e-8 if exact else 0.02)
     assert back.source == ("original" if originals else "codes")
     if not originals:
         assert (back.faces - inverted).abs().max() < 0.05
     if originals:
-        difference = np.abs(np.asarray(back.image).astype(int) - np.asarray(edited(photo, cut, scale)))
-        assert difference.max() == 0 if scale == 1 else difference.mean() < 2
+        wanted = np.asarray(edited(photo, cut, scale)).astype(int)
+        two_pixels_off = np.abs(wanted[:, 2:] - wanted[:, :-2]).mean()
+        difference = np.abs(np.asarray(back.image) - wanted)
+        assert difference.max() == 0 if scale == 1 else difference.mean() < two_pixels_off
 
 
-def test_a_picture_of_another_size_without_the_records_faces_is_refused(mirror, photo):
-    out = mirror.protect(photo, "pw")
+def test_a_picture_of_another_size_without_the_records_faces_is_refused(mirror):
+    noise = np.random.default_rng(2).integers(0, 255, (38, 52, 3), dtype=np.uint8)  # too fine to be fitted by chance
+    photo = Image.fromarray(noise).resize((260, 190), Image.Resampling.BICUBIC)
+    out = mirror.protect(photo, "pw", salt=SALT)
     for other in (edited(photo, (13, 5)), edited(photo, (0, 0), 0.5), edited(photo, (26, 19))):
         for detector in (KnownFaces([LARGE, SMALL]), KnownFaces([])):
             with pytest.raises(RecordError, match="its record is of 260 x 190 and none of its faces is found"):
