@@ -309,24 +309,25 @@ def weights(
     download: Annotated[bool, Option("--download", help="fetch those named that are not here")] = False,
     as_json: AsJson = False,
 ) -> Exit:
-    """List the networks of others, where each is, and its terms.
+    """List the networks of others: where each is, its address, size, sha256 where known, and terms.
 
     \b
     examples:
-      python -m riddle weights                                 what there is
       python -m riddle weights irse50 inception --download     fetch these
+      python -m riddle weights import ~/Downloads              check and keep the published files in a folder
     """
-    from riddle.app.doctor import networks
+    from riddle.app.doctor import imported, listed
     from riddle.weights import ASSETS, fetch
 
+    if names and names[0] == "import":
+        found, lines, code = imported(names[1:])
+        return _tell(Exit(code), {"command": "weights import", "files": found}, lines, as_json)
     if unknown := sorted({*names} - {*ASSETS} if names else ()):
         raise ValueError(f"no network is named {', '.join(unknown)}; known: {', '.join(sorted(ASSETS))}")
     if download and not names:
         raise ValueError("name the networks to download: not everybody wants the terms of all of them")
     errors = fetch(names, _warn) if download else []
-    found = [{key: item[key] for key in ("name", "here", "detail", "use")} for item in networks()]
-    found = [item | {"licence": item.pop("use")} for item in found if not names or item["name"] in names]
-    lines = [f"{item['name']:27} {item['detail']}\n{'':27} terms: {item['licence']}" for item in found]
+    found, lines = listed(names or sorted(ASSETS))
     document = {"command": "weights", "networks": found, "errors": errors}
     return _tell(Exit.MISSING if errors else Exit.DONE, document, lines, as_json)
 

@@ -9,8 +9,9 @@ import platform
 import re
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import requires, version
+from pathlib import Path
 from typing import Any
 
 from riddle import __version__, config
@@ -40,6 +41,31 @@ def examine(preset: str = "mobile") -> dict[str, list[Item]]:
 def networks() -> list[Item]:
     """The networks of others, by name; `use` is their terms."""
     return [_item(name, _network, name, use=ASSETS[name].licence) for name in sorted(ASSETS)]
+
+
+def listed(names: Sequence[str]) -> tuple[list[Item], list[str]]:
+    """These networks of others as `weights` lists them: items, with address, size in bytes, sha256 and terms; lines."""
+    found, lines = [], []
+    for item in (item for item in networks() if item["name"] in names):
+        asset = ASSETS[item["name"]]
+        known = {"address": asset.address, "size": asset.size, "sha256": asset.sha256, "licence": asset.licence}
+        found.append({key: item[key] for key in ("name", "here", "detail")} | known)
+        size = f"{asset.size / 1e6:,.1f} MB" if asset.size else "size not known"
+        said = (f"from {asset.address}", f"{size}, sha256 {asset.sha256 or 'not known'}", f"terms: {asset.licence}")
+        lines += [f"{asset.name:27} {item['detail']}", *(f"{'':27} {line}" for line in said)]
+    return found, lines
+
+
+def imported(folders: Sequence[str]) -> tuple[list[Item], list[str], int]:
+    """What `weights import` did: items, lines, and 1 where a file was refused, else 0. Raises ValueError without one
+    folder of published files."""
+    from riddle.weights import import_folder
+
+    if len(folders) != 1:
+        raise ValueError("give one folder: python -m riddle weights import FOLDER")
+    found = [{"name": name, "file": str(path), "error": e} for path, name, e in import_folder(Path(folders[0]))]
+    lines = [f"{item['name']:27} {item['error'] or 'checked: ' + item['file']}" for item in found]
+    return found, lines, int(any(item["error"] for item in found))
 
 
 def _item(name: str, find: Callable[..., Any], *arguments: Any, needed: bool = False, use: str = "") -> Item:
