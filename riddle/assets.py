@@ -18,6 +18,7 @@ class Asset:
     urls: tuple[str, ...] = ()  # tried in order
     size: int | None = None  # bytes
     sha256: str | None = None
+    copies: tuple[str, ...] = ()  # sha256 of other copies that serve as well
     page: str = ""  # where it lies, when nothing downloads it alone
     note: str = ""  # what to do by hand
     made_from: str = ""  # the asset that this one is converted from

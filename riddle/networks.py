@@ -15,11 +15,11 @@ from .models.inversion import build_encoder
 from .models.mobilestylegan import MobileStyleGAN
 from .models.parsing import ParsingNet
 from .models.stylegan2 import Generator
-from .presets import CONTROLS, ENCRYPTORS, Preset, get
+from .presets import ALL_VARIANTS, CONTROLS, Preset, get
 from .weights import WHEEL, WeightsMissingError, bundled, ir_constants, load_metadata, load_tensors, wheel_file
 
 Synthesis = Generator | MobileStyleGAN
-_ARCHITECTURES = {variant.file: variant.arch for variant in ENCRYPTORS.values()}
+_ARCHITECTURES = {variant.file: variant.arch for variant in ALL_VARIANTS.values()}
 
 
 def published_generator() -> MobileStyleGAN:

@@ -98,6 +98,7 @@ VARIANTS = {
     "untrained": Variant("untrained transformer (control)", "untrained", trained=False),
     "reflection": Variant("keyed reflection (control)", "reflection", arch="reflection", trained=False),
 }
-RELEASED = Variant("full, as the authors released it", "encryptor_released", arch="released")  # of "ffhq256" alone
-ENCRYPTORS = VARIANTS | {"released": RELEASED}
+RELEASED = Variant("full, as the authors released it", "encryptor_released", arch="released")
+RELEASED_FOR = "ffhq256"  # the preset that it was published for
+ALL_VARIANTS = VARIANTS | {"released": RELEASED}
 CONTROLS = tuple(name for name, variant in VARIANTS.items() if not variant.trained)

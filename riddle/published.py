@@ -11,11 +11,14 @@ renamed to our modules' names.
 from __future__ import annotations
 
 import pickle
+import re
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -74,12 +77,18 @@ def _read(path: Path | str) -> Any:
     if start.startswith(b"<"):
         raise ValueError("it is a web page that was saved in the place of the file")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                spoilt = archive.testzip()  # torch.load reads over wrong bytes
+            if spoilt:
+                raise EOFError(f"the checksum of {spoilt} differs")
         with torch.serialization.safe_globals([Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, AttributeError) as e:
-        foreign = "GLOBAL " in str(e)
-        cause = "it holds Python objects beside weights, which were not run" if foreign else "it is damaged or cut off"
-        raise ValueError(f"{cause} ({(str(e) or type(e).__name__).splitlines()[0][:200]})") from e
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, LookupError) as e:
+        if foreign := re.search(r"GLOBAL (\S+)", str(e)):
+            raise ValueError(f"it holds a {foreign[1]} beside weights; nothing in it was run") from e
+        why = f" ({str(e).splitlines()[0][:200]})" if e.args and not isinstance(e, pickle.UnpicklingError) else ""
+        raise ValueError(f"it is damaged, cut off, or no file of weights{why}") from e
 
 
 def _recognised(content: Any) -> tuple[str, dict[str, State]]:
@@ -109,6 +118,13 @@ def _recognised(content: Any) -> tuple[str, dict[str, State]]:
     elif layout == "encryptor":
         state = _encryptor(state, options)
     return layout, {PARTS.get(layout, ("network",))[0]: state}
+
+
+def load_codes(path: str, preset: Preset) -> torch.Tensor:
+    """Codes (N, L, D) of a .npy file, or of a published .pt file for a preset. Raises ValueError for another file."""
+    if path.endswith(".npy"):
+        return torch.from_numpy(np.load(path))
+    return fitting(path, "codes", preset)["codes"]["codes"]
 
 
 def _inside(state: State, prefix: str) -> State:
