@@ -293,6 +293,16 @@ def test_a_run_leaves_its_configuration_with_the_weights(command, frozen, name):
     build_encryptor("smoke", variant.arch, frozen[0].codes).load_state_dict(load_tensors(file))
 
 
+def test_the_authors_checkpoint_goes_on_from_their_own_files(command, frozen, tmp_path):
+    theirs = build_encryptor("smoke", "released", frozen[0].codes).state_dict()
+    torch.save({"mapper_state_dict": theirs, "opts": {}, "global_step": 90_000}, tmp_path / "iteration_90000.pt")
+    torch.save(torch.from_numpy(np.load(tmp_path / "codes.npy")), tmp_path / "invert_w_256.pt")
+    given = ("--start", str(tmp_path / "iteration_90000.pt"), "--codes", str(tmp_path / "invert_w_256.pt"))
+    out = load_tensors(command("released", *given, "--ema", "0") / "encryptor.safetensors")
+    moved = {k: (out[k] - v.half().float()).abs().max().item() for k, v in theirs.items()}
+    assert max(moved.values()) < 0.01 and max(moved.values()) > 0  # one step from there
+
+
 def test_the_coupling_measures_the_training_codes_once_and_not_when_it_goes_on(command, frozen, tmp_path):
     out, codes = command("coupling"), torch.from_numpy(np.load(tmp_path / "codes.npy"))
     z = frozen[0].codes.to_gaussian(codes[:-48])[..., POSE:]
