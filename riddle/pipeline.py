@@ -334,9 +334,10 @@ def load(
     """A ready model.
 
     preset: see riddle.presets; weights: a folder with generator.safetensors, encoder.safetensors and so on, default:
-    the bundled ones; encryptor: a file of riddle.presets.VARIANTS, "encryptor" is the paper's transformer; default: the
-    preset's choice, which is the coupling for "mobile", because it recovers exactly; the rest as for `Riddle`. "smoke"
-    without weights: untrained networks from a fixed seed, for tests. Raises ValueError for an unknown preset,
+    the bundled ones; encryptor: a file of riddle.presets.ALL_VARIANTS, "encryptor" is the paper's transformer; default:
+    the preset's choice, which is the coupling for "mobile" and "ffhq1024", because it recovers exactly, and for
+    "ffhq256" the one that the authors released; the rest as for `Riddle`. "smoke" without weights: untrained networks
+    from a fixed seed, for tests. Raises ValueError for an unknown preset, and for a published file that is damaged;
     WeightsMissingError for weights that are not there.
     """
     p = get(preset)
