@@ -71,10 +71,14 @@ def load(path: Path | str) -> tuple[str, dict[str, State]]:
         raise ValueError(f"{path}: {e}") from e
 
 
-def _read(path: Path | str) -> Any:
+def is_web_page(path: Path | str) -> bool:
+    """Whether a file is a page that a server sent in its place, as Google Drive does over its quota."""
     with open(path, "rb") as file:
-        start = file.read(512).lstrip()
-    if start.startswith(b"<"):
+        return file.read(512).lstrip().startswith(b"<")
+
+
+def _read(path: Path | str) -> Any:
+    if is_web_page(path):
         raise ValueError("it is a web page that was saved in the place of the file")
     try:
         if zipfile.is_zipfile(path):
@@ -98,13 +102,15 @@ def _recognised(content: Any) -> tuple[str, dict[str, State]]:
         raise ValueError(f"it holds one tensor of shape {tuple(content.shape)}; codes are (N, L, D)")
     if not isinstance(content, Mapping):
         raise ValueError(f"it holds a {type(content).__name__}, no network")
-    content = dict(content)
-    inner = next((content[k] for k in ("g_ema", "mapper_state_dict", "state_dict") if k in content), content)
+    named = (content.get(k) for k in ("g_ema", "mapper_state_dict", "state_dict"))
+    inner = next((inner for inner in named if isinstance(inner, Mapping)), content)
     state = {str(k).removeprefix("module."): v for k, v in inner.items() if isinstance(v, torch.Tensor)}
     state = {k: v for k, v in state.items() if not k.startswith(UNUSED)}
-    options = content.get("opts") or {}
-    options = options if isinstance(options, Mapping) else vars(options)
+    options = content.get("opts")
+    options = options if isinstance(options, Mapping) else getattr(options, "__dict__", {})
     if "encoder.styles.0.linear.weight" in state:
+        if (kind := options.get("encoder_type", "Encoder4Editing")) != "Encoder4Editing":
+            raise ValueError(f"it holds a {kind}, whose names are those of e4e, but not its codes")
         parts = {"encoder": _inside(state, "encoder.")}
         parts["encoder"]["latent_avg"] = _latent_avg(content, options, parts["encoder"])
         if generator := _inside(state, "decoder."):
@@ -112,7 +118,9 @@ def _recognised(content: Any) -> tuple[str, dict[str, State]]:
         return "e4e", parts
     layout = next((layout for layout, mark in MARKS.items() if mark in state), None)
     if layout is None:
-        raise ValueError(f"it holds no network that is known here; its entries: {', '.join(list(inner)[:3]) or 'none'}")
+        raise ValueError(
+            f"it holds no network that is known here; its entries: {', '.join(map(str, [*inner][:3])) or 'none'}"
+        )
     if layout == "stylegan2":
         state = _whole(state)
     elif layout == "encryptor":

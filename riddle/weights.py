@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import pooch
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from . import config, published
 from .assets import ASSETS, Asset
@@ -66,7 +68,7 @@ def locate(name: str) -> Path | None:
     places = [config.bundled_folder("zoo") / asset.path]
     for folder in config.weight_folders():
         places += [folder / asset.path, *(folder / file for file in asset.files)]
-    places += [_cached(asset), *_converted(asset).values()]  # those are what is left when an imported folder is gone
+    places += [_cached(asset), *_converted(asset).values()]  # the last are left when an imported folder is gone
     return next((p for p in places if p.is_file()), None)
 
 
@@ -132,25 +134,26 @@ def _download(asset: Asset) -> Path:
 
 
 class _Downloader(pooch.HTTPDownloader):
-    """Refuses the web page that some servers, such as Google Drive over its quota, send in the place of a file."""
+    """Refuses a web page in the place of a file."""
 
     def __call__(self, url: str, output_file: str, store: Any) -> None:
         super().__call__(url, output_file, store)
-        with open(output_file, "rb") as file:
-            if file.read(512).lstrip().startswith(b"<"):
-                raise ValueError("the address answered with a web page, not with the file")
+        if published.is_web_page(output_file):
+            raise ValueError("the address answered with a web page, not with the file")
 
 
 @cache
 def _check(asset: Asset, path: Path, seen: os.stat_result) -> None:
     """Compare a file, as it was `seen`, with what is published of it; once a process. Raises ValueError."""
-    if asset.size not in (None, seen.st_size):
-        cause = f"it has {seen.st_size} bytes, the published file {asset.size}"
+    if published.is_web_page(path):
+        cause = "it is a web page that was saved in the place of the file"
+    elif asset.size not in (None, seen.st_size):
+        cause = f"it is cut off or another file: it has {seen.st_size} bytes, the published one {asset.size}"
     elif asset.sha256 and (own := sha256(path)) not in (asset.sha256, *asset.copies):
-        cause = f"its sha256 is {own}, the published file's {asset.sha256}"
+        cause = f"it is damaged or another file: its sha256 is {own}, the published one's {asset.sha256}"
     else:
         return
-    raise ValueError(f"{path}: {cause}; it is damaged or another file: remove it, and {asset.by_hand}")
+    raise ValueError(f"{path}: {cause}; remove it, and {asset.by_hand}")
 
 
 # ---- published files with a layout of their own
@@ -174,7 +177,8 @@ def convert(asset: Asset, path: Path) -> dict[str, Path]:
 
     def done() -> dict[str, Path]:
         made = {part: file for part, file in targets.items() if file.is_file()}
-        return made if path in made.values() or about["file"] in map(_made_from, made.values()) else {}
+        first = next(iter(targets.values()), None)  # written last
+        return made if path in made.values() or _made_from(first) == about["file"] else {}
 
     lock = _cached(asset).with_name(f".{asset.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -188,14 +192,17 @@ def convert(asset: Asset, path: Path) -> dict[str, Path]:
             raise ValueError(f"{e}; remove it, and {asset.by_hand}") from e
         for file in targets.values():
             file.unlink(missing_ok=True)
-        for part in set(targets) & set(parts):
-            kind = {"kind": "released"} if asset.layout == "encryptor" else {}
-            save_tensors(targets[part], parts[part], about | kind, dtype=torch.float32)
+        about |= {"kind": "released"} if asset.layout == "encryptor" else {}
+        for part in reversed([part for part in targets if part in parts]):
+            save_tensors(targets[part], parts[part], about, dtype=torch.float32)
     return done() or {"codes": path}
 
 
-def _made_from(file: Path) -> str:
-    return load_metadata(file).get("file", "")
+def _made_from(file: Path | None) -> str:
+    """The published file behind a converted one; '' where it is absent or damaged."""
+    with suppress(OSError, SafetensorError):
+        return load_metadata(file).get("file", "") if file else ""
+    return ""
 
 
 def import_folder(folder: Path) -> Iterator[tuple[Path, str, str]]:

@@ -255,6 +255,9 @@ def test_latent_avg_has_any_of_its_shapes(tmp_path, networks, options, legacy):
         assert torch.equal(fitting(path, "e4e", SMALL)["encoder"]["latent_avg"], wanted)
     torch.save(e4e(encoder, generator, latent_avg=None, opts=options(start_from_latent_avg=False)), path)
     assert not fitting(path, "e4e", SMALL)["encoder"]["latent_avg"].any()
+    torch.save(e4e(encoder, generator, opts=options(encoder_type="GradualStyleEncoder")), path)
+    with pytest.raises(ValueError, match="e4e.pt: it holds a GradualStyleEncoder, whose names are those of e4e"):
+        load(path)
     for bad in (None, torch.zeros(3, DIM)):
         torch.save(e4e(encoder, generator, latent_avg=bad), path)
         with pytest.raises(
@@ -523,15 +526,39 @@ def test_files_placed_by_hand_are_checked_like_downloads(folder, networks, monke
     (folder / "squeezenet1_1-b8a52dc0.pth").write_bytes(b"x")
     good = weights.sha256(folder / "550000.pt")
     asset = ASSETS["stylegan2-ffhq256"]
-    for known, cause in (({"size": 7}, r"bytes, the published file 7"), ({"sha256": "0" * 64}, f"sha256 is {good}")):
+    for known, cause in (({"size": 7}, r"bytes, the published one 7"), ({"sha256": "0" * 64}, f"sha256 is {good}")):
         monkeypatch.setitem(ASSETS, asset.name, replace(asset, **known))
         with pytest.raises(ValueError, match=rf"550000.pt: .*{cause}.*remove it, and get it from"):
             find(asset.name)
     for known in ({"sha256": good}, {"sha256": "0" * 64, "copies": (good,)}):
         monkeypatch.setitem(ASSETS, asset.name, replace(asset, size=(folder / "550000.pt").stat().st_size, **known))
         assert find(asset.name).is_file()
-    with pytest.raises(ValueError, match=r"squeezenet1_1-b8a52dc0.pth: its sha256 is"):
+    with pytest.raises(ValueError, match=r"squeezenet1_1-b8a52dc0.pth: it is damaged or another file: its sha256 is"):
         find("squeezenet1_1")
+    (folder / "edgeface_xs.onnx").write_text("<!doctype html>")
+    with pytest.raises(ValueError, match=r"edgeface_xs.onnx: it is a web page .*; remove it, and get it from"):
+        find("edgeface-xs")
+
+
+def test_a_conversion_that_was_stopped_or_spoilt_is_done_again(folder, networks, monkeypatch):
+    generator, encoder, _ = networks
+    torch.save(e4e(encoder, generator), folder / E4E)
+    save, written = weights.save_tensors, []
+
+    def stop(path, *rest, **options):
+        written.append(path.name)
+        if path.name == "encoder.safetensors":
+            raise KeyboardInterrupt
+        save(path, *rest, **options)
+
+    monkeypatch.setattr(weights, "save_tensors", stop)
+    with pytest.raises(KeyboardInterrupt):
+        bundled("ffhq256", "generator")
+    assert written == ["generator.safetensors", "encoder.safetensors"]
+    monkeypatch.setattr(weights, "save_tensors", save)
+    made = bundled("ffhq256", "encoder")
+    made.write_bytes(made.read_bytes()[:100])
+    assert load_tensors(bundled("ffhq256", "encoder")).keys() == encoder.state_dict().keys()
 
 
 def test_the_list_says_address_size_sha256_terms_and_place(home, capsys):
