@@ -73,13 +73,19 @@ def load(path: Path | str) -> tuple[str, dict[str, State]]:
 
 def is_web_page(path: Path | str) -> bool:
     """Whether a file is a page that a server sent in its place, as Google Drive does over its quota."""
+    return _start(path).startswith(b"<")
+
+
+def _start(path: Path | str) -> bytes:
     with open(path, "rb") as file:
-        return file.read(512).lstrip().startswith(b"<")
+        return file.read(512).lstrip()
 
 
 def _read(path: Path | str) -> Any:
     if is_web_page(path):
         raise ValueError("it is a web page that was saved in the place of the file")
+    if _start(path).startswith(b"7z"):
+        raise ValueError("it is a packed archive; unpack it beside with 7z")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

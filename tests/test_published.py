@@ -54,8 +54,10 @@ def g_ema(generator, noises=True):
     return {k: v for k, v in generator.state_dict().items() if not k.startswith(left_out)}
 
 
-def e4e(encoder, generator, **more):
+def e4e(encoder, generator, counters=True, **more):
+    """counters: False leaves out those of batch norms, as files from before PyTorch 0.4.1 do."""
     own = {f"encoder.{k}": v for k, v in encoder.state_dict().items() if k != "latent_avg"}
+    own = {k: v for k, v in own.items() if counters or not k.endswith("num_batches_tracked")}
     state = own | {f"decoder.{k}": v for k, v in g_ema(generator).items()}
     opts = {"start_from_latent_avg": True, "stylegan_size": 32, "device": "cuda:0", "progressive_steps": [0, 20]}
     return {"state_dict": state, "latent_avg": encoder.latent_avg, "opts": opts} | more
@@ -186,7 +188,7 @@ def put(folder, networks):
     """The authors' three files, the generator without noise maps."""
     generator, encoder, mapped = networks
     torch.save({"g_ema": g_ema(generator, noises=False), "args": Namespace(size=32)}, folder / GENERATOR)
-    torch.save(e4e(encoder, generator), folder / E4E)
+    torch.save(e4e(encoder, generator, counters=False), folder / E4E)
     torch.save(checkpoint(mapped), folder / ENCRYPTOR)
 
 
@@ -510,6 +512,15 @@ def test_a_folder_is_imported_once_and_serves_without_it(home, networks, monkeyp
     assert run("riddle-e4e256") == Exit.DONE
     assert all(words in capsys.readouterr().out for words in ("e4e256/encoder.safetensors",))
     assert run("import", home / "weights") == Exit.USAGE and run("import") == Exit.USAGE
+
+
+def test_an_archive_is_told_and_gives_way_to_what_was_unpacked_beside_it(folder):
+    (folder / "sphere20a_20171020.7z").write_bytes(b"7z\xbc\xaf\x27\x1c packed")
+    with pytest.raises(ValueError, match=r"sphere20a_20171020.7z: it is a packed archive; unpack it beside with 7z"):
+        find("sphereface20")
+    (folder / "sphere20a_20171020.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"sphere20a_20171020.pth: it is damaged"):
+        find("sphereface20")
 
 
 def test_a_file_that_changed_is_converted_again(folder, networks):
