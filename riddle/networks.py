@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -93,6 +94,14 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
         "encryptor": load_encryptor(preset, part, generator, folder),
         "parser": parser,
     }
+
+
+def default_encryptor(preset: Preset, folder: str | Path | None = None) -> str:
+    """The encryptor that a model has unless it is told: the preset's choice, or what stands in for it."""
+    with suppress(WeightsMissingError):
+        bundled(preset.name, preset.encryptor, folder)
+        return preset.encryptor
+    return preset.fallback or preset.encryptor
 
 
 def load_encryptor(preset: Preset, part: str, generator: Synthesis, folder: str | Path | None = None) -> CodeModel:

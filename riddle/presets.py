@@ -27,6 +27,7 @@ class Preset:
     encoder_fpn: int = 512  # channels of the feature pyramid; the published e4e: 512
     encoder_head: int = 512  # channels of a slot's head; the published e4e: 512
     encryptor: str = "encryptor"  # the one that `riddle.load` takes; the paper's is "encryptor"
+    fallback: str = ""  # the one that it takes while nobody has trained that
     borrows: str = ""  # the preset with the same W, whose space of codes, and encryptors for its slots, serve here
     width: int = 512  # channels inside the transformer encryptor; the paper does not give it
     hidden: int = 1024  # channels inside the MLP and the coupling
@@ -54,7 +55,7 @@ _MOBILE = Preset(
 )  # fmt: skip
 _FFHQ256 = Preset(
     name="ffhq256", resolution=256, style_dim=512, levels=(4, 4, 6), identity="irse50", channels=_paper_channels(256),
-    encryptor="encryptor_released",
+    fallback="encryptor_released",
 )  # fmt: skip
 
 PRESETS = {
@@ -63,7 +64,7 @@ PRESETS = {
     "ffhq256": _FFHQ256,
     "ffhq1024": replace(
         _FFHQ256, name="ffhq1024", resolution=1024, levels=(4, 4, 10), channels=_paper_channels(1024),
-        encryptor="encryptor_coupling", borrows="mobile",
+        fallback="encryptor_coupling", borrows="mobile",
     ),
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from riddle import published, weights
 from riddle.app import cli
 from riddle.app.cli import Exit
 from riddle.assets import ASSETS
+from riddle.models.encryptor import build_encryptor
 from riddle.models.inversion import Encoder
 from riddle.models.stylegan2 import Generator
 from riddle.presets import PRESETS, get
@@ -211,6 +212,12 @@ def test_the_authors_files_give_a_model_that_computes_what_theirs_does(folder, n
     assert drawn.std() > 0.1
     torch.testing.assert_close(model.synthesize(encrypted), drawn.clamp(-1, 1), atol=1e-4, rtol=1e-3)
     assert not torch.equal(model.encrypt(w, key), model.encrypt(w, key.flip(0)))
+    own = folder.parent / "own"
+    for part in ("generator", "encoder"):
+        weights.save_tensors(own / f"{part}.safetensors", getattr(model, part).state_dict())
+    trained = build_encryptor("ffhq256", "transformer", model.generator.codes)
+    weights.save_tensors(own / "encryptor.safetensors", trained.state_dict(), {"kind": "transformer"})
+    assert type(riddle.load("ffhq256", weights=own).encryptor) is type(trained)  # one's own comes first
 
 
 def test_a_generator_keeps_its_noise_maps_or_has_the_same_ones_each_time(folder, networks):
