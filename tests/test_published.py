@@ -19,8 +19,11 @@ from riddle import published, weights
 from riddle.app import cli
 from riddle.app.cli import Exit
 from riddle.assets import ASSETS
+from riddle.models.bisenet import PUBLISHED_CLASSES, BiSeNet
 from riddle.models.encryptor import build_encryptor
 from riddle.models.inversion import Encoder
+from riddle.models.irse import ArcFaceIR
+from riddle.models.parsing import CLASSES
 from riddle.models.stylegan2 import Generator
 from riddle.presets import PRESETS, get
 from riddle.published import blank, fitting, load, misfit
@@ -93,11 +96,11 @@ def checkpoint(state, **opts):
 
 
 def norm(s, name, x):
-    return F.batch_norm(x, *(s[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias")))
+    return F.batch_norm(x, *(s.get(f"{name}.{k}") for k in ("running_mean", "running_var", "weight", "bias")))
 
 
-def naive_e4e(s, x, stages, slots):
-    """e4e's forward pass from its state dict; stages: units of each, the first of which halves the side."""
+def naive_body(s, x, stages):
+    """An IR or IR-SE body from its state dict: the features after each stage; its first unit halves the side."""
     x = F.prelu(norm(s, "input_layer.1", F.conv2d(x, s["input_layer.0.weight"], padding=1)), s["input_layer.2.weight"])
     strides, kept = [stride for n in stages for stride in (2, *[1] * (n - 1))], []
     for i, stride in enumerate(strides):
@@ -109,11 +112,24 @@ def naive_e4e(s, x, stages, slots):
         y = F.conv2d(norm(s, f"{unit}res_layer.0", x), s[f"{unit}res_layer.1.weight"], padding=1)
         y = F.prelu(y, s[f"{unit}res_layer.2.weight"])
         y = norm(s, f"{unit}res_layer.4", F.conv2d(y, s[f"{unit}res_layer.3.weight"], padding=1, stride=stride))
-        gate = F.relu(F.conv2d(y.mean((2, 3), keepdim=True), s[f"{unit}res_layer.5.fc1.weight"]))
-        x = short + y * torch.sigmoid(F.conv2d(gate, s[f"{unit}res_layer.5.fc2.weight"]))
-        if i + 1 in (sum(stages[:2]), sum(stages[:3]), sum(stages)):
+        if f"{unit}res_layer.5.fc1.weight" in s:
+            gate = F.relu(F.conv2d(y.mean((2, 3), keepdim=True), s[f"{unit}res_layer.5.fc1.weight"]))
+            y = y * torch.sigmoid(F.conv2d(gate, s[f"{unit}res_layer.5.fc2.weight"]))
+        x = short + y
+        if i + 1 in (sum(stages[: k + 1]) for k in range(4)):
             kept.append(x)
-    c1, c2, c3 = kept
+    return kept
+
+
+def naive_recogniser(s, x, stages):
+    y = norm(s, "output_layer.0", naive_body(s, x, stages)[-1]).flatten(1)
+    y = norm(s, "output_layer.4", y @ s["output_layer.3.weight"].T + s["output_layer.3.bias"])
+    return y / y.norm(dim=1, keepdim=True)
+
+
+def naive_e4e(s, x, stages, slots):
+    """e4e's forward pass from its state dict."""
+    _, c1, c2, c3 = naive_body(s, x, stages)
 
     def lateral(name, small, large):
         y = F.conv2d(large, s[f"{name}.weight"], s[f"{name}.bias"])
@@ -131,6 +147,47 @@ def naive_e4e(s, x, stages, slots):
     p1 = lateral("latlayer2", p2, c1)
     base = style(0, c3)
     return torch.stack([base, *(base + style(i, c3 if i < 3 else p2 if i < 7 else p1) for i in range(1, slots))], 1)
+
+
+def naive_bisenet(s, x):
+    """face-parsing.PyTorch's logits of a picture (N, 3, 512, 512) as ImageNet's networks take it."""
+
+    def convolved(name, x, stride=1, after=F.relu):
+        weight = s[f"{name}.weight"]
+        return after(F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2))
+
+    def block(name, x):
+        return F.relu(norm(s, f"{name}.bn", convolved(f"{name}.conv", x, after=lambda y: y)))
+
+    def plain(name, x, stride=1):
+        return convolved(name, x, stride, lambda y: y)
+
+    x = F.relu(norm(s, "cp.resnet.bn1", plain("cp.resnet.conv1", x, 2)))
+    x, kept = F.max_pool2d(x, 3, 2, 1), []
+    for stage in range(1, 5):
+        for i in range(2):
+            at, stride = f"cp.resnet.layer{stage}.{i}", 2 if stage > 1 and not i else 1
+            y = F.relu(norm(s, f"{at}.bn1", plain(f"{at}.conv1", x, stride)))
+            y = norm(s, f"{at}.bn2", plain(f"{at}.conv2", y))
+            if f"{at}.downsample.0.weight" in s:
+                x = norm(s, f"{at}.downsample.1", plain(f"{at}.downsample.0", x, stride))
+            x = F.relu(x + y)
+        kept.append(x)
+
+    def refined(name, x):
+        y = block(f"{name}.conv", x)
+        gate = norm(s, f"{name}.bn_atten", plain(f"{name}.conv_atten", y.mean((2, 3), keepdim=True)))
+        return y * torch.sigmoid(gate)
+
+    def twice(x):
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    _, eighth, sixteenth, last = kept
+    context = refined("cp.arm32", last) + block("cp.conv_avg", last.mean((2, 3), keepdim=True))
+    context = refined("cp.arm16", sixteenth) + block("cp.conv_head32", twice(context))
+    y = block("ffm.convblk", torch.cat([eighth, block("cp.conv_head16", twice(context))], 1))
+    gate = torch.sigmoid(plain("ffm.conv2", convolved("ffm.conv1", y.mean((2, 3), keepdim=True))))
+    return plain("conv_out.conv_out", block("conv_out.conv", y + y * gate))
 
 
 def naive_mapper(s, w, password, levels=LEVELS):
@@ -289,6 +346,29 @@ def test_the_released_encryptor_computes_what_theirs_does_with_any_of_its_option
         assert torch.equal(network(w, key), network(w, key))  # no dropout in use
         network.train()
         assert not torch.equal(network(w, key), network(w, key))  # and some in training
+
+
+@pytest.mark.parametrize(("squeeze", "affine"), [(True, True), (False, False)], ids=["IR-SE", "CurricularFace's IR"])
+def test_a_recogniser_computes_the_published_formula(squeeze, affine):
+    network = randomised(ArcFaceIR((1, 2, 1, 1), squeeze, affine), 0)
+    x = torch.rand(2, 3, 112, 112) * 2 - 1
+    with torch.no_grad():
+        expected = naive_recogniser(network.state_dict(), x, (1, 2, 1, 1))
+        torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-4)
+    assert expected[0] @ expected[1] < 0.999
+
+
+def test_the_parser_computes_the_published_formula():
+    network = randomised(BiSeNet(), 0)
+    x = F.interpolate(torch.rand(1, 3, 16, 16) * 2 - 1, 512, mode="bilinear")
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    with torch.no_grad():
+        logits = naive_bisenet(network.state_dict(), ((x + 1) / 2 - mean) / std)
+        expected = F.interpolate(logits, 512, mode="bilinear", align_corners=True)
+        own = network(x)
+    for i, name in enumerate(PUBLISHED_CLASSES):
+        torch.testing.assert_close(own[:, CLASSES.index(name)], expected[:, i], atol=1e-3, rtol=1e-3)
+    assert expected.std() > 1e-2
 
 
 def test_codes_are_read_as_they_were_published(folder, tmp_path):
