@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,10 +41,13 @@ class AlignedSet:
         return np.isfinite(self.matrices[:, 0, 0])
 
 
-def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2) -> AlignedSet:
+def align_each(
+    images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2
+) -> Iterator[tuple[np.ndarray | None, np.ndarray | None]]:
     """Detect and crop the main face of every photo; a picture that is framed already is only resized.
 
-    Of several faces the main one is large and central: area minus twice the squared distance to the photo's centre. An
+    Gives each photo's matrix (2, 3) and crop, uint8 (R, R, 3), None for both without a face; only one is in memory. Of
+    several faces the main one is large and central: area minus twice the squared distance to the photo's centre. An
     interrupted call resumes: the matrices, which cost most and serve every preset, are kept in results/cache.
 
     detector: "auto", "dlib" or "mtcnn". workers: processes. Raises ValueError, naming the file, for a photo that cannot
@@ -51,7 +55,7 @@ def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto"
     """
     n, side, places = len(images), presets.get(preset).resolution, _places(images, detector)
     known = np.load(places)[:n] if places.exists() else np.empty((0, 2, 3))
-    matrices, faces = np.full((n, 2, 3), np.nan), np.zeros((n, side, side, 3), np.uint8)
+    matrices = np.full((n, 2, 3), np.nan)
     processes = workers if workers > 1 and n >= PROCESSES_FROM and not images.framed else 0
     found = DataLoader(
         _Crops(images, side, detector, known), batch_size=None, collate_fn=tuple, num_workers=processes,
@@ -61,10 +65,20 @@ def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto"
     )  # fmt: skip
     for i, (matrix, face) in enumerate(track(found, f"align {images.title}", n, "photo")):
         if matrix is not None:
-            matrices[i], faces[i] = matrix, face
+            matrices[i] = matrix
         if not images.framed and i >= len(known) and ((i + 1) % SAVE_EVERY == 0 or i + 1 == n):
             with replace_file(places) as temporary:
                 np.save(temporary, matrices[: i + 1])
+        yield matrix, face
+
+
+def align(images: ImageSet, preset: str | presets.Preset, detector: str = "auto", workers: int = 2) -> AlignedSet:
+    """The results of `align_each`, all in memory. Raises the same."""
+    n, side = len(images), presets.get(preset).resolution
+    matrices, faces = np.full((n, 2, 3), np.nan), np.zeros((n, side, side, 3), np.uint8)
+    for i, (matrix, face) in enumerate(align_each(images, preset, detector, workers)):
+        if matrix is not None:
+            matrices[i], faces[i] = matrix, face
     return AlignedSet(images.names, faces, matrices)
 
 

@@ -18,8 +18,29 @@ class Asset:
     urls: tuple[str, ...] = ()  # tried in order
     size: int | None = None  # bytes
     sha256: str | None = None
+    copies: tuple[str, ...] = ()  # sha256 of other copies that serve as well
+    page: str = ""  # where it lies, when nothing downloads it alone
     note: str = ""  # what to do by hand
     made_from: str = ""  # the asset that this one is converted from
+    names: tuple[str, ...] = ()  # further names under which the file is published
+    layout: str = ""  # how its tensors are named, of riddle.published; such a file is converted before its first use
+    presets: tuple[str, ...] = ()  # that it gives a network to
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names under which the file is published."""
+        return (Path(self.path).name, *self.names)
+
+    @property
+    def address(self) -> str:
+        """Where it lies: the first download, else a page."""
+        return self.urls[0] if self.urls else self.page or self.source
+
+    @property
+    def by_hand(self) -> str:
+        """How to get it by hand."""
+        steps = f" ({self.note})" if self.note else ""
+        return f"get it from {self.address}{steps} and put it at $RIDDLE_WEIGHTS/{self.path}"
 
 
 ASSETS = {

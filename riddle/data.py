@@ -2,11 +2,11 @@
 
     python -m riddle.data                       # what is on this machine
 
-    ffhq = data.load("ffhq", "test")            # a key of SOURCES, or a folder or tar file of yours
+    ffhq = data.load("ffhq", "test")            # a key of SOURCES, or a folder, tar or zip of yours
     ffhq.names, ffhq.image(ffhq.names[0])
 
-Each set is a folder or an uncompressed tar file in one of the folders of RIDDLE_DATA. data/README.md says where they
-come from and on which terms.
+Each set is a folder, an uncompressed tar file or a zip in one of the folders of RIDDLE_DATA. data/README.md says where
+they come from and on which terms.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -78,8 +79,31 @@ class TarFiles:
         return TarFiles, (self.root,)
 
 
+class ZipFiles:
+    """The files of a zip, read at random; safe in threads and processes. Raises ValueError for a file that is none."""
+
+    def __init__(self, path: Path):
+        self.root = path
+        try:
+            self._archive = zipfile.ZipFile(path)  # kept open
+        except zipfile.BadZipFile as e:
+            raise ValueError(f"{path} is no readable zip ({e}); fetch it again") from e
+        entries = [e for e in self._archive.infolist() if not e.is_dir() and not e.filename.startswith("__MACOSX/")]
+        self.sizes = {e.filename: e.file_size for e in entries}
+
+    def read(self, member: str) -> bytes:
+        """The bytes of one file. Raises KeyError for an unknown member, OSError for a damaged one."""
+        try:
+            return self._archive.read(member)
+        except zipfile.BadZipFile as e:
+            raise OSError(str(e)) from e
+
+    def __reduce__(self):  # so that worker processes open their own
+        return ZipFiles, (self.root,)
+
+
 class ImageSet:
-    """Named photos of a folder or a tar file, each named by its path within.
+    """Named photos of a folder, a tar or a zip, each named by its path within.
 
     split: train, val, test or all. Raises DatasetMissingError where there is no image, ValueError for an unknown split.
     """
@@ -93,15 +117,16 @@ class ImageSet:
         if split not in (*SPLITS, "all"):
             raise ValueError(f"unknown split {split!r}; choose {', '.join(SPLITS)} or all")
         if not root.exists():
-            raise DatasetMissingError(f"{root} does not exist; give a folder or a tar file of images")
+            raise DatasetMissingError(f"{root} does not exist; give a folder, a tar or a zip of images")
         self.title, self.root, self.split = self.title or root.stem, root, split
-        self.files = FolderFiles(root) if root.is_dir() else TarFiles(root)
+        packed = ZipFiles if root.suffix.lower() == ".zip" else TarFiles
+        self.files = FolderFiles(root) if root.is_dir() else packed(root)
         images = (m for m in sorted(self.files.sizes) if PurePosixPath(m).suffix.lower() in SUFFIXES)
         photos = [m for m in images if not set(MASKS) & set(PurePosixPath(m).parts)]
         # The files of a published set have names of their own, in whichever folders they lie.
         self.members = {PurePosixPath(m).name if self.places else m: m for m in photos}
         if not self.members:
-            raise DatasetMissingError(f"{root} holds no image; give a folder or a tar file of images")
+            raise DatasetMissingError(f"{root} holds no image; give a folder, a tar or a zip of images")
         self.names = sorted(self.members) if split == "all" else self._names_of(split)
 
     def __len__(self) -> int:
@@ -149,7 +174,10 @@ class FFHQ(ImageSet):
     """FFHQ at any size, in its own framing; val and test are its last 10,000, halved. Karras et al., 2019."""
 
     title, framed = "FFHQ", True
-    places = ("ffhq.tar", "ffhq", "images1024x1024", "thumbnails128x128", "ffhq_128.tar")
+    places = (
+        "ffhq.tar", "ffhq", "images1024x1024", "thumbnails128x128", "ffhq_128.tar",
+        "ffhq.zip", "images1024x1024.zip", "thumbnails128x128.zip",
+    )  # fmt: skip
     origin = "images1024x1024 or thumbnails128x128 from github.com/NVlabs/ffhq-dataset"
 
     @staticmethod
@@ -281,7 +309,7 @@ def locate(key: str) -> Path:
 
 
 def load(name: str | Path, split: str = "all") -> ImageSet:
-    """A data set: a key of `SOURCES`, "samples" (the bundled synthetic faces), or the path of a folder or a tar file.
+    """A data set: a key of `SOURCES`, "samples" (the bundled synthetic faces), or the path of a folder, tar or zip.
 
     Raises DatasetMissingError, ValueError.
     """

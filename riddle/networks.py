@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from .models.bisenet import BiSeNet
-from .models.encryptor import CodeModel, build_encryptor
+from .models.encryptor import CodeModel, FirstSlots, build_encryptor
 from .models.inversion import build_encoder
 from .models.mobilestylegan import MobileStyleGAN
 from .models.parsing import ParsingNet
 from .models.stylegan2 import Generator
-from .presets import CONTROLS, VARIANTS, Preset
+from .presets import ALL_VARIANTS, CONTROLS, Preset, get
 from .weights import WHEEL, WeightsMissingError, bundled, ir_constants, load_metadata, load_tensors, wheel_file
 
 Synthesis = Generator | MobileStyleGAN
-_ARCHITECTURES = {variant.file: variant.arch for variant in VARIANTS.values()}
+_ARCHITECTURES = {variant.file: variant.arch for variant in ALL_VARIANTS.values()}
 
 
 def published_generator() -> MobileStyleGAN:
@@ -42,11 +43,15 @@ def build_generator(preset: Preset) -> Synthesis:
     return published_generator() if preset.generator == "mobilestylegan" else Generator.of(preset)
 
 
-def fill_generator(generator: Synthesis, state: Mapping[str, torch.Tensor]) -> Synthesis:
+def fill_generator(generator: Synthesis, state: Mapping[str, torch.Tensor], borrows: str = "") -> Synthesis:
     """Load weights: all of a StyleGAN2, or what a MobileStyleGAN adds to the wheel's. Returns the generator.
 
-    Statistics of codes that the weights lack are measured. Raises RuntimeError for weights of another shape.
+    Statistics of codes that the weights lack are those of the preset `borrows`, or are measured: then a component may
+    have the other sign, and no encryptor of another preset fits. Raises RuntimeError for weights of another shape.
     """
+    if borrows and "codes.mean" not in state:
+        lent = load_tensors(bundled(borrows, "generator"))
+        state = {**state, **{k: v for k, v in lent.items() if k.startswith("codes.")}}
     own = set(generator.own_state() if isinstance(generator, MobileStyleGAN) else generator.state_dict())
     missing, unexpected = generator.load_state_dict(state, strict=False)
     missing = [k for k in missing if k in own and not k.startswith("codes.")]
@@ -76,7 +81,7 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
     WeightsMissingError for what is not there, ValueError for weights of another shape; both name the file.
     """
     if part not in CONTROLS:
-        bundled(preset.name, part, folder)  # a wrong name is reported before the others load
+        _file(preset, part, folder)  # a wrong name is reported before the others load
     generator = _filled(build_generator(preset), preset, "generator", folder)
     try:
         parser = BiSeNet() if preset.name.startswith("ffhq") else ParsingNet()
@@ -91,23 +96,49 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
     }
 
 
+def default_encryptor(preset: Preset, folder: str | Path | None = None) -> str:
+    """The encryptor that a model has unless it is told: the preset's choice, or what stands in for it."""
+    with suppress(WeightsMissingError):
+        bundled(preset.name, preset.encryptor, folder)
+        return preset.encryptor
+    return preset.fallback or preset.encryptor
+
+
 def load_encryptor(preset: Preset, part: str, generator: Synthesis, folder: str | Path | None = None) -> CodeModel:
     """An encryptor of a preset, as `trained` has it; its file's metadata name its kind. Raises the same."""
     if part in CONTROLS:
         with torch.random.fork_rng(devices=[]):  # the same at every call
             torch.manual_seed(0)
             return build_encryptor(preset, _ARCHITECTURES[part], generator.codes)
-    kind = load_metadata(bundled(preset.name, part, folder)).get("kind", "transformer")
-    return _filled(build_encryptor(preset, kind, generator.codes), preset, part, folder)
+    owner, file = _file(preset, part, folder)
+    network = build_encryptor(owner, load_metadata(file).get("kind", "transformer"), generator.codes)
+    _fill(network, file, owner)
+    return network if owner is preset else FirstSlots(network, preset.n_latent, generator.codes)
+
+
+def _file(preset: Preset, part: str, folder: str | Path | None) -> tuple[Preset, Path]:
+    """The weights of an encryptor, and the preset that they are of: this one, else the one from which it borrows."""
+    try:
+        return preset, bundled(preset.name, part, folder)
+    except WeightsMissingError as e:
+        if not preset.borrows or folder:
+            raise
+        try:
+            return get(preset.borrows), bundled(preset.borrows, part)
+        except WeightsMissingError:
+            raise e from None
 
 
 def _filled(network: nn.Module, preset: Preset, part: str, folder: str | Path | None) -> nn.Module:
     """The network with the weights of a part. Raises WeightsMissingError; ValueError where they do not fit."""
-    file = bundled(preset.name, part, folder)
+    return _fill(network, bundled(preset.name, part, folder), preset)
+
+
+def _fill(network: nn.Module, file: Path, preset: Preset) -> nn.Module:
     state = load_tensors(file)
     try:
-        if part == "generator":
-            fill_generator(network, state)
+        if isinstance(network, Synthesis):
+            fill_generator(network, state, preset.borrows)
         else:
             network.load_state_dict(state)
     except RuntimeError as e:

@@ -333,13 +333,14 @@ def load(
     """A ready model.
 
     preset: see riddle.presets; weights: a folder with generator.safetensors, encoder.safetensors and so on, default:
-    the bundled ones; encryptor: a file of riddle.presets.VARIANTS, "encryptor" is the paper's transformer; default: the
-    preset's choice, which is the coupling for "mobile", because it recovers exactly; the rest as for `Riddle`. "smoke"
-    without weights: untrained networks from a fixed seed, for tests. Raises ValueError for an unknown preset,
-    WeightsMissingError for weights that are not there.
+    the bundled ones; encryptor: a file of riddle.presets.ALL_VARIANTS, "encryptor" is the paper's transformer; default:
+    the preset's choice, which is the coupling for "mobile", because it recovers exactly; until you train one, "ffhq256"
+    takes the one that the authors released, and "ffhq1024" that of "mobile"; the rest as for `Riddle`. "smoke" without
+    weights: untrained networks from a fixed seed, for tests. Raises ValueError for an unknown preset and for a damaged
+    published file, WeightsMissingError for weights that are not there.
     """
     p = get(preset)
-    untrained, name = p.name == "smoke" and weights is None, encryptor or p.encryptor
+    untrained, name = p.name == "smoke" and weights is None, encryptor or networks.default_encryptor(p, weights)
     if untrained:
         warnings.warn("preset 'smoke' is untrained: random networks, pictures of noise; use 'mobile'", stacklevel=2)
     with torch.random.fork_rng(devices=[]):  # building a network draws numbers; the caller's stream stays as it was

@@ -1,6 +1,7 @@
 """Several scales of one code path: a test differs from the paper only in its `Preset`.
 
-A `Variant` is an encryptor that stands in the tables: the paper's, its ablations, ours, and the controls.
+A `Variant` is an encryptor that stands in the tables: the paper's, its ablations, ours, and the controls. Every preset
+may have those of `VARIANTS`; `RELEASED`, by the paper's authors, was published for one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Preset:
     encoder_fpn: int = 512  # channels of the feature pyramid; the published e4e: 512
     encoder_head: int = 512  # channels of a slot's head; the published e4e: 512
     encryptor: str = "encryptor"  # the one that `riddle.load` takes; the paper's is "encryptor"
+    fallback: str = ""  # the one that it takes while nobody has trained that
+    borrows: str = ""  # the preset with the same W, whose space of codes, and encryptors for its slots, serve here
     width: int = 512  # channels inside the transformer encryptor; the paper does not give it
     hidden: int = 1024  # channels inside the MLP and the coupling
 
@@ -52,6 +55,7 @@ _MOBILE = Preset(
 )  # fmt: skip
 _FFHQ256 = Preset(
     name="ffhq256", resolution=256, style_dim=512, levels=(4, 4, 6), identity="irse50", channels=_paper_channels(256),
+    fallback="encryptor_released",
 )  # fmt: skip
 
 PRESETS = {
@@ -59,7 +63,8 @@ PRESETS = {
     "mobile": _MOBILE,
     "ffhq256": _FFHQ256,
     "ffhq1024": replace(
-        _FFHQ256, name="ffhq1024", resolution=1024, levels=(4, 4, 10), channels=_paper_channels(1024)
+        _FFHQ256, name="ffhq1024", resolution=1024, levels=(4, 4, 10), channels=_paper_channels(1024),
+        fallback="encryptor_coupling", borrows="mobile",
     ),
 }  # fmt: skip
 
@@ -94,4 +99,7 @@ VARIANTS = {
     "untrained": Variant("untrained transformer (control)", "untrained", trained=False),
     "reflection": Variant("keyed reflection (control)", "reflection", arch="reflection", trained=False),
 }
+RELEASED = Variant("full, as the authors released it", "encryptor_released", arch="released")
+RELEASED_FOR = "ffhq256"  # the preset that it was published for
+ALL_VARIANTS = VARIANTS | {"released": RELEASED}
 CONTROLS = tuple(name for name, variant in VARIANTS.items() if not variant.trained)

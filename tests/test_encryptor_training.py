@@ -14,7 +14,7 @@ from riddle.models import curvature
 from riddle.models.encryptor import POSE, SOFTENED, build_encryptor
 from riddle.models.inversion import build_encoder
 from riddle.models.stylegan2 import Generator
-from riddle.presets import VARIANTS, get
+from riddle.presets import ALL_VARIANTS, VARIANTS, get
 from riddle.training import encryptor
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask, encrypt_and_decrypt, evaluate
 from riddle.training.frozen import LossNetworks, draw_codes, draw_keys
@@ -22,7 +22,7 @@ from riddle.training.helper import CodeRecogniser
 from riddle.training.loop import make_accelerator, run
 from riddle.weights import load_metadata, load_tensors, save_tensors
 
-TRAINED = [name for name, variant in VARIANTS.items() if variant.trained]
+TRAINED = [name for name, variant in ALL_VARIANTS.items() if variant.trained]
 
 
 pytestmark = pytest.mark.usefixtures("own_precision")
@@ -248,7 +248,7 @@ def test_a_share_of_the_originals_lies_between_two_training_faces_or_is_shortene
 def test_variants_differ_in_one_thing_and_weights_are_the_papers(tmp_path):
     full = VARIANTS["riddle"]
     for name in TRAINED:
-        changed = {k for k in ("arch", "datafree", "diversity") if getattr(VARIANTS[name], k) != getattr(full, k)}
+        changed = {k for k in ("arch", "datafree", "diversity") if getattr(ALL_VARIANTS[name], k) != getattr(full, k)}
         assert len(changed) == (name != "riddle"), name
         weights = EncryptorConfig(out="", variant=name, weights={"recovery": 3}).loss_weights.as_dict()
         expected = PAPER_WEIGHTS.as_dict() | {"recovery": 3.0} | ({"diversity": 0.0} if name == "nodiv" else {})
@@ -280,7 +280,7 @@ def command(frozen, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_run_leaves_its_configuration_with_the_weights(command, frozen, name):
     """What Table 5 compares: the options that all variants share, hashes of files, no path of this machine."""
-    out, variant = command(name, "--weights", "recovery=3"), VARIANTS[name]
+    out, variant = command(name, "--weights", "recovery=3"), ALL_VARIANTS[name]
     file = out / "encryptor.safetensors"
     about, record = load_metadata(file), json.loads(load_metadata(file)["ablation"])
     assert (about["kind"], about["datafree"], about["steps"]) == (variant.arch, str(variant.datafree), "1")
@@ -291,6 +291,16 @@ def test_a_run_leaves_its_configuration_with_the_weights(command, frozen, name):
     weights = json.loads(about["weights"])
     assert (weights["diversity"], weights["recovery"]) == (float(variant.diversity), 3.0)
     build_encryptor("smoke", variant.arch, frozen[0].codes).load_state_dict(load_tensors(file))
+
+
+def test_the_authors_checkpoint_goes_on_from_their_own_files(command, frozen, tmp_path):
+    theirs = build_encryptor("smoke", "released", frozen[0].codes).state_dict()
+    torch.save({"mapper_state_dict": theirs, "opts": {}, "global_step": 90_000}, tmp_path / "iteration_90000.pt")
+    torch.save(torch.from_numpy(np.load(tmp_path / "codes.npy")), tmp_path / "invert_w_256.pt")
+    given = ("--start", str(tmp_path / "iteration_90000.pt"), "--codes", str(tmp_path / "invert_w_256.pt"))
+    out = load_tensors(command("released", *given, "--ema", "0") / "encryptor.safetensors")
+    moved = {k: (out[k] - v.half().float()).abs().max().item() for k, v in theirs.items()}
+    assert max(moved.values()) < 0.01 and max(moved.values()) > 0  # one step from there
 
 
 def test_the_coupling_measures_the_training_codes_once_and_not_when_it_goes_on(command, frozen, tmp_path):

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -219,6 +220,8 @@ def test_the_published_recogniser_is_converted_on_first_use(home, monkeypatch):
     add("fc.bias", *[f"fc_bn.{part}" for part in norm], shape=128)
 
     monkeypatch.setenv("RIDDLE_WEIGHTS", str(home / "weights"))
+    source = "mobilefacenet-ncnn-weights"
+    monkeypatch.setitem(ASSETS, source, replace(ASSETS[source], size=None, sha256=None))
     upstream = home / "weights" / "recognizers" / "upstream" / "MobileFaceNet.bin"
     upstream.parent.mkdir(parents=True)
     upstream.write_bytes(blob[:-4])

@@ -6,9 +6,10 @@ import shlex
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
-from riddle.evaluation import rows, stages
+from riddle.evaluation import rows, stages, table5
 from riddle.evaluation.facesets import parse
 
 TABLES = tuple(stages.TABLES)
@@ -34,6 +35,16 @@ def test_a_set_that_no_recogniser_must_see_is_not_shown_to_one():
     jobs = stages.jobs(parts("table2", "table3"))
     seen = {item: job.recognisers for job in jobs for item in job.items}
     assert seen["riddle-restored"] == () and seen["riddle"] == ("dlib",)
+
+
+def test_table5_names_the_released_encryptor_where_it_was_published():
+    (label,) = {row.method for row in rows.TABLE5_RELEASED}
+    for preset, there in (("ffhq256", True), ("mobile", False)):
+        behind = stages.parts_of(stages.Run(preset=preset), "table5")
+        assert ("released-passwords" in {item for part in behind for item in part.sets}) == there
+        assert stages.parts_of(stages.Run(preset=preset), "table1") == stages.TABLES["table1"]
+    lines = table5.with_training(pd.DataFrame({"method": [label, "full"]}), "ffhq256")
+    assert list(lines.variant) == ["released", "riddle"]
 
 
 def test_jobs_have_names_of_their_own_and_one_variant_each():

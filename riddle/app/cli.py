@@ -310,24 +310,25 @@ def weights(
     download: Annotated[bool, Option("--download", help="fetch those named that are not here")] = False,
     as_json: AsJson = False,
 ) -> Exit:
-    """List the networks of others, where each is, and its terms.
+    """List the networks of others: where each is, its address, size, sha256 where known, and terms.
 
     \b
     examples:
-      python -m riddle weights                                 what there is
       python -m riddle weights irse50 inception --download     fetch these
+      python -m riddle weights import ~/Downloads              check and keep the published files in a folder
     """
-    from riddle.app.doctor import networks
+    from riddle.app.networks import imported, listed
     from riddle.weights import ASSETS, fetch
 
-    if unknown := sorted({*names} - {*ASSETS} if names else ()):
+    if names and names[0] == "import":
+        found, lines, code = imported(names[1:])
+        return _tell(Exit(code), {"command": "weights import", "files": found}, lines, as_json)
+    if unknown := sorted({*(names or ())} - {*ASSETS}):
         raise ValueError(f"no network is named {', '.join(unknown)}; known: {', '.join(sorted(ASSETS))}")
     if download and not names:
         raise ValueError("name the networks to download: not everybody wants the terms of all of them")
     errors = fetch(names, _warn) if download else []
-    found = [{key: item[key] for key in ("name", "here", "detail", "use")} for item in networks()]
-    found = [item | {"licence": item.pop("use")} for item in found if not names or item["name"] in names]
-    lines = [f"{item['name']:27} {item['detail']}\n{'':27} terms: {item['licence']}" for item in found]
+    found, lines = listed(names or sorted(ASSETS))
     document = {"command": "weights", "networks": found, "errors": errors}
     return _tell(Exit.MISSING if errors else Exit.DONE, document, lines, as_json)
 
@@ -343,8 +344,7 @@ def doctor(preset: PresetName = "mobile", as_json: AsJson = False) -> Exit:
     lines, wide = [], max(len(item["name"]) for items in found.values() for item in items)
     for title, items in found.items():
         lines.append(f"\n{title}")
-        for item in items:
-            mark = "ok" if item["here"] else "MISSING" if item["needed"] else "-"
-            lines.append(f"  {mark:8} {item['name']:{wide}} {item['detail']}")
+        marks = ["ok" if item["here"] else "MISSING" if item["needed"] else "-" for item in items]
+        lines += [f"  {m:8} {item['name']:{wide}} {item['detail']}" for m, item in zip(marks, items, strict=True)]
     last = "ready: photos can be protected and restored" if ready else "not ready: see what is MISSING"
     return _tell(code, {"command": "doctor", "preset": preset, **found, "ready": ready}, [*lines, "", last], as_json)

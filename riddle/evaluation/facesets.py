@@ -11,8 +11,8 @@
     riddle-passwords          ten passwords for each of `Run.people`
     riddle-wrong-passwords    encrypted by their own password, decrypted with ten wrong ones
 
-Variants are those of `riddle.presets.VARIANTS`: datafree-restored, mlp-png and so on. Each function below is a stage:
-it returns the stage's file and makes it first where it is not there (riddle.evaluation.runs).
+Variants are those of `riddle.presets.ALL_VARIANTS`: datafree-restored, mlp-png and so on. Each function below is a
+stage: it returns the stage's file and makes it first where it is not there (riddle.evaluation.runs).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from riddle.faces import alignment, detection, recognizers
 from riddle.files import digest
 from riddle.images import jpeg, to_bytes, to_tensor
 from riddle.models.codes import lit
-from riddle.presets import VARIANTS, get
+from riddle.presets import ALL_VARIANTS, get
 from riddle.progress import track
 
 BATCH = 64  # faces at a time through a network
@@ -51,13 +51,13 @@ class FaceSet:
     """A face set's name, taken apart."""
 
     name: str
-    variant: str  # key of VARIANTS, '' for a plain set
+    variant: str  # key of ALL_VARIANTS, '' for a plain set
     action: str  # one of ACTIONS, '' for a plain set
 
     @property
     def encryptor(self) -> str:
         """The weights behind it; '' for a plain set."""
-        return VARIANTS[self.variant].file if self.variant else ""
+        return ALL_VARIANTS[self.variant].file if self.variant else ""
 
     def model(self, run: Run) -> riddle.Riddle:
         """The model behind it, with its encryptor; a plain set asks for none. Raises WeightsMissingError."""
@@ -69,10 +69,10 @@ def parse(item: str) -> FaceSet:
     if item in PLAIN:
         return FaceSet(item, "", "")
     variant, _, action = item.partition("-")
-    if variant not in VARIANTS or action not in ACTIONS or item.endswith("-"):
+    if variant not in ALL_VARIANTS or action not in ACTIONS or item.endswith("-"):
         raise ValueError(
-            f"unknown set of faces {item!r}; choose {', '.join(PLAIN)}, a variant ({', '.join(VARIANTS)}), or one with "
-            f"an action ({', '.join(filter(None, ACTIONS))}), as in riddle-restored"
+            f"unknown set of faces {item!r}; choose {', '.join(PLAIN)}, a variant ({', '.join(ALL_VARIANTS)}), or one "
+            f"with an action ({', '.join(filter(None, ACTIONS))}), as in riddle-restored"
         )
     return FaceSet(item, variant, action)
 

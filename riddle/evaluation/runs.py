@@ -22,7 +22,7 @@ from riddle import config
 from riddle.data import DatasetMissingError, ImageSet, load
 from riddle.evaluation.rows import FEW, LABELS, PEOPLE
 from riddle.files import digest, replace_file, sha256
-from riddle.presets import CONTROLS, VARIANTS
+from riddle.presets import CONTROLS, RELEASED, RELEASED_FOR, VARIANTS
 from riddle.weights import WeightsMissingError, bundled
 
 PARTS = ("generator", "encoder", *(v.file for v in VARIANTS.values() if v.trained))  # weights behind a table
@@ -157,7 +157,8 @@ class Run:
     @cached_property
     def weights_hash(self) -> str:
         """12 hex digits over the preset's weights files; absent ones count as absent."""
-        return digest(*(part_hash(self.preset, part) for part in PARTS))
+        parts = (*PARTS, RELEASED.file) if self.preset == RELEASED_FOR else PARTS
+        return digest(*(part_hash(self.preset, part) for part in parts))
 
     @cached_property
     def people(self) -> np.ndarray:

@@ -38,6 +38,7 @@ from riddle.evaluation import (
 )  # fmt: skip
 from riddle.evaluation.runs import Run, runs_of, seconds
 from riddle.evaluation.tables import Measured, Part
+from riddle.presets import RELEASED_FOR
 
 # ---- the tables
 
@@ -47,10 +48,15 @@ TABLES: dict[str, tuple[Part, ...]] = {
 }  # fmt: skip
 
 
+def parts_of(run: Run, name: str) -> tuple[Part, ...]:
+    """The parts of a table for a run's preset."""
+    return TABLES[name] + table5.RELEASED_PARTS * (name == "table5" and run.preset == RELEASED_FOR)
+
+
 def runs_behind(run: Run, name: str) -> dict[Run, list[Part]]:
     """The runs behind a table, each with the parts that it measures."""
     out: dict[Run, list[Part]] = {}
-    for part in TABLES[name]:
+    for part in parts_of(run, name):
         for one in runs_of(run, part.datasets):
             out.setdefault(one, []).append(part)
     return out
@@ -58,12 +64,12 @@ def runs_behind(run: Run, name: str) -> dict[Run, list[Part]]:
 
 def places(run: Run, name: str) -> list[Path]:
     """The paths of a table: `Run.tables`."""
-    return run.tables(name, [d for part in TABLES[name] for d in part.datasets])
+    return run.tables(name, [d for part in parts_of(run, name) for d in part.datasets])
 
 
 def table(run: Run, name: str) -> Path:
     """Measure a table and write it."""
-    parts = [(one, part) for part in TABLES[name] for one in runs_of(run, part.datasets)]
+    parts = [(one, part) for part in parts_of(run, name) for one in runs_of(run, part.datasets)]
     lines = [line for one, part in parts for line in tables.tidy(part.measure(one), one, name, **part.about)]
     systems = (Measured(**row).absent(reason) for row, reason in rows.absent_systems(name))
     made = pd.DataFrame([*lines, *tables.tidy(systems, parts[0][0], name)])

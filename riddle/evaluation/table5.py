@@ -8,10 +8,10 @@ from functools import partial
 import pandas as pd
 
 from riddle.evaluation import table1
-from riddle.evaluation.rows import ABLATIONS, INVERTED, TABLE5
+from riddle.evaluation.rows import ABLATIONS, INVERTED, TABLE5, TABLE5_RELEASED, Row
 from riddle.evaluation.table3 import distances
 from riddle.evaluation.tables import FACES, PICTURES, Part
-from riddle.presets import CONTROLS, VARIANTS
+from riddle.presets import ALL_VARIANTS, CONTROLS, RELEASED
 from riddle.weights import bundled_metadata
 
 
@@ -22,7 +22,7 @@ def trained(preset: str, variant: str) -> dict[str, str]:
     """
     if variant in CONTROLS:
         return {"steps done": "0"}
-    about = bundled_metadata(preset, VARIANTS[variant].file)
+    about = bundled_metadata(preset, ALL_VARIANTS[variant].file)
     record, weights = (json.loads(about.get(k, "{}")) for k in ("ablation", "weights"))
     weights.pop("diversity", None)  # what a variant may change
     known = {k: about[k] for k in ("m", "n", "seed") if k in about} | {f"weight {k}": v for k, v in weights.items()}
@@ -50,15 +50,17 @@ def differences(preset: str) -> dict[str, str]:
 
 def with_training(table: pd.DataFrame, preset: str) -> pd.DataFrame:
     """Table 5 with columns on the weights behind each row: variant, steps, trained otherwise."""
-    variants = {label: variant for variant, label in ABLATIONS.items()}
+    variants = {label: variant for variant, label in ABLATIONS.items()} | {RELEASED.label: "released"}
     steps = {label: trained(preset, variant).get("steps done", "") for label, variant in variants.items()}
     differing = {ABLATIONS[variant]: how for variant, how in differences(preset).items()}
     columns = {"variant": variants, "steps": steps, "trained otherwise": differing}
     return table.assign(**{name: [known.get(m, "") for m in table.method] for name, known in columns.items()})
 
 
-_SETS = {INVERTED: "inverted", **{label: variant for variant, label in ABLATIONS.items()}}
-PARTS = (
-    table1.part(TABLE5),
-    Part(PICTURES, partial(distances, sets=_SETS, halves=False), ("photo", *_SETS.values()), ("dlib",), FACES),
-)
+def _parts(wanted: tuple[Row, ...], sets: dict[str, str]) -> tuple[Part, ...]:
+    pictures = partial(distances, sets=sets, halves=False)
+    return table1.part(wanted), Part(PICTURES, pictures, ("photo", *sets.values()), ("dlib",), FACES)
+
+
+PARTS = _parts(TABLE5, {INVERTED: "inverted", **{label: variant for variant, label in ABLATIONS.items()}})
+RELEASED_PARTS = _parts(TABLE5_RELEASED, {RELEASED.label: "released"})  # beside them, for RELEASED_FOR

@@ -31,11 +31,10 @@ from riddle.faces.detection import dlib_models
 from riddle.metrics.identity import cosine
 from riddle.models.dlib_resnet import load_dlib_resnet
 from riddle.models.fixed_map import ARCFACE_POINTS, fixed_map
-from riddle.models.irse import ArcFaceIR, load_published
 from riddle.models.mobilefacenet import load_mobilefacenet
 from riddle.models.onnx_network import OnnxNetwork
-from riddle.models.sphereface import SphereFace20
-from riddle.weights import WeightsMissingError, find, locate
+from riddle.published import blank
+from riddle.weights import WeightsMissingError, find, load_tensors, locate
 
 CHUNK = 32  # faces at a time on a CPU: larger batches leave its caches
 
@@ -74,12 +73,21 @@ class FaceNet(nn.Module):
 
     def __init__(self, path: Path):
         super().__init__()
-        from facenet_pytorch import InceptionResnetV1  # here, because only this recogniser needs the package
-
-        self.network = load_published(InceptionResnetV1(), path, drop=("logits.",))
+        self.network = _published("facenet")(path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.network(x * (127.5 / 128))
+
+
+def _published(layout: str) -> Callable[[Path], nn.Module]:
+    """A function that builds the network of a layout of riddle.published from its converted file."""
+
+    def build(path: Path) -> nn.Module:
+        network = blank(layout)
+        network.load_state_dict(load_tensors(path))
+        return network.eval().to(memory_format=torch.channels_last)
+
+    return build
 
 
 def _arcface(build: Callable[[Path], nn.Module], dim: int, threshold: float) -> Spec:
@@ -98,12 +106,10 @@ SPECS = {
     "facenet-casia": Spec(FaceNet, 160, 512, 0.45, FACENET_POINTS, stretch=1.32),
     "facenet-vggface2": Spec(FaceNet, 160, 512, 0.45, FACENET_POINTS, stretch=1.32),
     # squared distance 1.5 (its published configuration)
-    "irse50": _arcface(lambda path: load_published(ArcFaceIR((3, 4, 14, 3)), path), 512, 0.25),
+    "irse50": _arcface(_published("irse50"), 512, 0.25),
     # customary; the authors of both choose it on LFW
-    "sphereface20": _arcface(lambda path: load_published(SphereFace20(), path, drop=("fc6.",)), 512, 0.3),
-    "curricularface-ir101": _arcface(
-        lambda path: load_published(ArcFaceIR((3, 13, 30, 3), squeeze=False, affine=False), path), 512, 0.25
-    ),
+    "sphereface20": _arcface(_published("sphereface20"), 512, 0.3),
+    "curricularface-ir101": _arcface(_published("ir101"), 512, 0.25),
 }
 NAMES = tuple(SPECS)
 

@@ -1,7 +1,8 @@
 """BiSeNet (Yu et al., ECCV 2018) as published with weights for CelebAMask-HQ: F_s of eq. 8 at paper scale.
 
-Module names are those of the public state dict (79999_iter.pth of face-parsing.PyTorch), so it loads as it is;
-its classes come in another order, which `forward` undoes: outputs are in `riddle.models.parsing.CLASSES`' order.
+Module names are those of the public state dict (79999_iter.pth of face-parsing.PyTorch), without its two heads for
+training only. Its classes come in another order, which `forward` undoes: outputs are in
+`riddle.models.parsing.CLASSES`' order.
 """
 
 from __future__ import annotations
@@ -113,11 +114,3 @@ class BiSeNet(nn.Module):
         x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=side[0] > SIDE)
         logits = self.conv_out(self.ffm(*self.cp(x)))
         return F.interpolate(logits, side, mode="bilinear", align_corners=True)[:, self.order]
-
-    def load_published(self, state: dict[str, torch.Tensor]) -> BiSeNet:
-        """Take the public state dict without its two heads for training only. Raises RuntimeError for keys that do not
-        fit."""
-        trained_only = ("conv_out16.", "conv_out32.", "cp.resnet.fc.")
-        kept = {k.removeprefix("module."): v for k, v in state.items()}
-        self.load_state_dict({k: v for k, v in kept.items() if not k.startswith(trained_only)})
-        return self

@@ -2,7 +2,8 @@
 
 `LatentEncryptor` is the paper's transformer. `MLPEncryptor` is its ablation (Table 5, w/o transformer).
 `RotationCoupling` is ours: the same losses, but its own inverse by construction. `KeyedReflection` is a control that
-nobody trains. All of them work in the Gaussian space of codes (riddle.models.codes).
+nobody trains. They work in the Gaussian space of codes (riddle.models.codes). `ReleasedEncryptor`, the network that
+the paper's authors published, works on W+ itself.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ class CodeModel(nn.Module):
     codes: the generator's Gaussian space, which is not part of the state.
     """
 
+    in_w = False  # True: `change` takes and gives codes in W+
+
     def __init__(self, n_latent: int, codes: GaussianCodes):
         super().__init__()
         self.n_latent, self.style_dim = n_latent, len(codes.mean)
         self._codes = [codes]  # shared with the generator
 
     def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
-        """z and password, both (N, L, D) and about N(0, I) -> z (N, L, D)."""
+        """z and password, both (N, L, D) and about N(0, I) -> z (N, L, D). Codes in W+ instead where `in_w`."""
         raise NotImplementedError
 
     def forward(self, w: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -48,6 +51,8 @@ class CodeModel(nn.Module):
             raise ValueError(f"code and key must be (N, {shape[0]}, {shape[1]}), got {given}")
         codes = self._codes[0]
         with torch.autocast(w.device.type, enabled=False):  # bfloat16 would cost digits that recovery needs
+            if self.in_w:
+                return self.change(w.float(), key.float().expand_as(w))
             z, password = codes.to_gaussian(w), codes.to_gaussian(key).expand_as(w)
             return codes.to_w(self.change(z, password))
 
@@ -109,6 +114,32 @@ class LatentEncryptor(CodeModel):
         password = (self.password_in(password) + self.password_slots).split(self.levels, 1)
         levels = zip(self.blocks, code, password, strict=True)
         return soft_bound(self.output(torch.cat([level[0](slots, answers) for level, slots, answers in levels], 1)))
+
+
+class ReleasedEncryptor(CodeModel):
+    """The encryptor as the paper's authors released it; its state dict is that of their `TransformerMapperSplit`.
+
+    It reads and writes W+, without standardisation. Code and password pass a linear layer each, and slot embeddings are
+    added to the code. Each level has one decoder block with ReLU; its last layer norm is the output. No fully
+    connected layer follows, unlike in the paper.
+    levels: slots of the coarse, medium and fine level. Source: github.com/ldz666666/RiDDLE, mapper/.
+    """
+
+    in_w = True
+
+    def __init__(self, levels: tuple[int, ...], codes: GaussianCodes):
+        super().__init__(sum(levels), codes)
+        self.levels, dim = tuple(levels), self.style_dim
+        self.linear_ori, self.linear_pwd = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.pos_embedding = nn.Parameter(torch.randn(self.n_latent, 1, dim))
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(dim, HEADS, 2 * dim, dropout=0.1, batch_first=True) for _ in self.levels
+        )
+
+    def change(self, w: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
+        code = (self.linear_ori(w) + self.pos_embedding[:, 0]).split(self.levels, 1)
+        password = self.linear_pwd(password).split(self.levels, 1)
+        return torch.cat([layer(*level) for layer, *level in zip(self.layers, code, password, strict=True)], 1)
 
 
 class MLPEncryptor(CodeModel):
@@ -216,7 +247,19 @@ class KeyedReflection(CodeModel):
         return torch.cat([kept, rotate_pairs(mirrored, angle), rest], -1)
 
 
-ARCHITECTURES = ("transformer", "mlp", "coupling", "reflection")
+class FirstSlots(CodeModel):
+    """An encryptor of fewer slots on the first ones of longer codes; the others, of fine detail, stay as they are."""
+
+    def __init__(self, inner: CodeModel, n_latent: int, codes: GaussianCodes):
+        super().__init__(n_latent, codes)
+        self.inner = inner
+
+    def change(self, z: torch.Tensor, password: torch.Tensor) -> torch.Tensor:
+        first = self.inner.n_latent
+        return torch.cat([self.inner.change(z[:, :first], password[:, :first]), z[:, first:]], 1)
+
+
+ARCHITECTURES = ("transformer", "mlp", "coupling", "reflection", "released")
 
 
 def build_encryptor(preset: str | Preset, arch: str, codes: GaussianCodes) -> CodeModel:
@@ -233,4 +276,6 @@ def build_encryptor(preset: str | Preset, arch: str, codes: GaussianCodes) -> Co
         return RotationCoupling(p.n_latent, p.hidden, codes)
     if arch == "reflection":
         return KeyedReflection(p.n_latent, codes)
+    if arch == "released":
+        return ReleasedEncryptor(p.levels, codes)
     raise ValueError(f"unknown architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}")

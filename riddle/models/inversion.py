@@ -7,6 +7,7 @@ of its weights. `LiteEncoder` is the same idea for a CPU: a smaller body, and co
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ class StyleHead(nn.Module):
 class Encoder(nn.Module):
     """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D).
 
-    R is at most 256: larger faces are averaged down first, as e4e does. `latent_avg` (D,) is where codes start.
+    R is at most 256: larger faces are averaged down first, as e4e does. `latent_avg` (L, D) is where codes start.
     """
 
     def __init__(self, preset: Preset):
@@ -61,7 +62,7 @@ class Encoder(nn.Module):
         self.n_latent, width = preset.n_latent, preset.encoder_width
         self.side = min(preset.resolution, 256)
         self.input_layer, self.body = irse_body(width, preset.encoder_blocks)
-        ends = torch.tensor(preset.encoder_blocks).cumsum(0).tolist()
+        ends = list(accumulate(preset.encoder_blocks))
         self.taps = (ends[1] - 1, ends[2] - 1, ends[3] - 1)
         top, lateral = 8 * width, preset.encoder_fpn
         self.toplayer = None if lateral == top else nn.Conv2d(top, lateral, 1)
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
         self.latlayer2 = nn.Conv2d(2 * width, lateral, 1)
         sides = [self.side // (16, 8, 4)[_level(i)] for i in range(self.n_latent)]
         self.styles = nn.ModuleList(StyleHead(lateral, preset.encoder_head, preset.style_dim, s) for s in sides)
-        self.register_buffer("latent_avg", torch.zeros(preset.style_dim))
+        self.register_buffer("latent_avg", torch.zeros(preset.n_latent, preset.style_dim))
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
         if faces.ndim != 4 or faces.shape[1] != 3:

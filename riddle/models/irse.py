@@ -7,14 +7,10 @@ Parameter names are those of the published PyTorch weights (`input_layer.*`, `bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class SqueezeExcite(nn.Module):
@@ -87,18 +83,3 @@ class ArcFaceIR(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.output_layer(self.body(self.input_layer(x))).float(), dim=1)
-
-
-def load_published(network: Network, path: str | Path, drop: Sequence[str] = ()) -> Network:
-    """The frozen network with the weights of a published .pth file; entries that start with one of `drop` are left out.
-
-    Raises ValueError naming the file and the entries that do not fit.
-    """
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = {k.removeprefix("module."): v for k, v in state.get("state_dict", state).items()}
-    state = {k: v for k, v in state.items() if not k.startswith(tuple(drop))}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as e:
-        raise ValueError(f"{path} does not hold the weights of {type(network).__name__}: {e}") from e
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -31,7 +30,8 @@ from riddle.losses import LossWeights
 from riddle.models.encryptor import build_encryptor
 from riddle.models.inversion import Encoder, LiteEncoder
 from riddle.networks import Synthesis
-from riddle.presets import CONTROLS, VARIANTS, get
+from riddle.presets import ALL_VARIANTS, CONTROLS, get
+from riddle.published import fitting, load_codes
 from riddle.training import recipe
 from riddle.training.frozen import Features, LossNetworks, draw_codes, draw_keys, frozen_encoder, frozen_networks
 from riddle.training.helper import Coach, CodeRecogniser, code_loss, linked, load_code_recogniser, small
@@ -47,14 +47,14 @@ FILES = ("codes", "val_codes", "code_judge", "generator", "parser", "encoder", "
 class EncryptorConfig(LoopConfig):
     """Files, passwords, weights and rates; the paper's values beside each."""
 
-    variant: str = "riddle"  # of riddle.presets.VARIANTS: riddle, datafree, mlp, nodiv, coupling
-    codes: str = ""  # .npy (N, L, D) of inverted training faces; only variant datafree needs none
+    variant: str = "riddle"  # of riddle.presets.ALL_VARIANTS: riddle, datafree, mlp, nodiv, coupling, released
+    codes: str = ""  # .npy (N, L, D) of inverted training faces, or invert_w_256.pt; only variant datafree needs none
     val_codes: str = ""  # .npy of held-out codes; without: the last 48 of `codes`, which training then leaves out
     code_judge: str = ""  # safetensors of riddle.training.helper, for the loss in codes
     generator: str = ""  # safetensors; without: the bundled weights; so for the next two
     parser: str = ""  # safetensors
     encoder: str = ""  # safetensors, for the curvature and for `pixels`
-    start: str = ""  # encryptor.safetensors to go on from
+    start: str = ""  # encryptor.safetensors to go on from; with variant released also the authors' iteration_90000.pt
     steps: int = 40_000  # the paper: 200,000
     batch: int = 2  # originals per step; the paper: 8
     m: int = 2  # encryption passwords per original; the paper: 2
@@ -75,8 +75,8 @@ class EncryptorConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in VARIANTS or self.variant in CONTROLS:
-            known = ", ".join(name for name in VARIANTS if name not in CONTROLS)
+        if self.variant not in ALL_VARIANTS or self.variant in CONTROLS:
+            known = ", ".join(name for name in ALL_VARIANTS if name not in CONTROLS)
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {known}")
         for name in ("helper_only", "blend", "shrink"):
             if not 0 <= getattr(self, name) <= 1:
@@ -87,7 +87,7 @@ class EncryptorConfig(LoopConfig):
     def loss_weights(self) -> LossWeights:
         """Those of equations 5 and 10, without L_div where the variant says so."""
         weights = LossWeights().updated(self.weights)
-        return weights if VARIANTS[self.variant].diversity else replace(weights, diversity=0.0)
+        return weights if ALL_VARIANTS[self.variant].diversity else replace(weights, diversity=0.0)
 
 
 def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -150,7 +150,7 @@ class EncryptorTask(Task):
         self.weights, self.inverted = config.loss_weights, inverted
         self.curvature = getattr(encoder, "curvature", None) if config.damping else None
         self.read = partial(encoder, steps=0) if isinstance(encoder, LiteEncoder) else encoder  # steps stop gradients
-        encryptor = build_encryptor(config.preset, VARIANTS[config.variant].arch, generator.codes).to(device)
+        encryptor = build_encryptor(config.preset, ALL_VARIANTS[config.variant].arch, generator.codes).to(device)
         optimiser = torch.optim.Adam(encryptor.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         super().__init__(config, accelerator, "encryptor", encryptor, optimiser, shared=[generator.codes])
         self.coach = None if recogniser is None else Coach(recogniser.to(device), self.show)
@@ -300,7 +300,7 @@ class EncryptorTask(Task):
 
 def record_of(config: EncryptorConfig) -> dict:
     """The origin of a variant: the options that all share, and hashes of the files read. Raises FileNotFoundError."""
-    variant, files = VARIANTS[config.variant], {}
+    variant, files = ALL_VARIANTS[config.variant], {}
     for name in FILES:
         path = getattr(config, name)
         if path and not Path(path).is_file():
@@ -318,22 +318,24 @@ def record_of(config: EncryptorConfig) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     """Train as the command line says; returns the last logged numbers and the final evaluation."""
     config = recipe.parse(EncryptorConfig, "encryptor", __doc__, argv)
-    record, datafree = record_of(config), VARIANTS[config.variant].datafree
+    record, datafree = record_of(config), ALL_VARIANTS[config.variant].datafree
     if not (config.codes or datafree):
         raise SystemExit("--codes is needed, unless --variant datafree draws them; riddle.training.prepare makes it")
     accelerator, preset = make_accelerator(config), get(config.preset)
     torch.manual_seed(config.seed)
     generator, frozen = frozen_networks(preset, config.generator, accelerator.device, config.parser)
-    codes = torch.from_numpy(np.load(config.codes)) if config.codes else draw_codes(generator, 48, seed=1)
-    held_out = torch.from_numpy(np.load(config.val_codes)).float()[:48] if config.val_codes else codes[-48:].float()
+    codes = load_codes(config.codes, preset) if config.codes else draw_codes(generator, 48, seed=1)
+    held_out = (load_codes(config.val_codes, preset)[:48] if config.val_codes else codes[-48:]).float()
     learned = None if datafree else codes if config.val_codes else codes[:-48]
     recogniser, encoder = load_code_recogniser(config.code_judge) if config.code_judge else None, None
     if config.pixels or (config.damping and preset.encoder == "lite"):
         encoder = frozen_encoder(preset, config.encoder, generator)
     task = EncryptorTask(config, accelerator, generator, frozen, held_out, recogniser, encoder, learned)
     for network in (task.network, task.average):
-        if config.start:
-            network.load_state_dict(load_tensors(config.start))
+        if start := config.start:
+            released = start.endswith(".pt")
+            state = fitting(start, "encryptor", preset)["encryptor_released"] if released else load_tensors(start)
+            network.load_state_dict(state)
         elif record["arch"] == "coupling" and learned is not None:
             network.measure(generator.codes.to_gaussian(learned.to(accelerator.device).float()))
     last = run(task, {"row": torch.arange(1 << 16)} if learned is None else {"w": learned})

@@ -33,7 +33,8 @@ class LossNetworks:
 
 def frozen_generator(preset: Preset, path: str, device: torch.device | str) -> Synthesis:
     """A preset's generator with the weights of `path`, "" for the bundled ones. Raises WeightsMissingError."""
-    generator = fill_generator(build_generator(preset), load_tensors(path or bundled(preset.name, "generator")))
+    state = load_tensors(path or bundled(preset.name, "generator"))
+    generator = fill_generator(build_generator(preset), state, preset.borrows)
     return generator.to(device).eval().requires_grad_(False)
 
 
@@ -47,14 +48,12 @@ def frozen_encoder(preset: Preset, path: str, generator: Synthesis) -> Encoder |
 def frozen_parser(preset: Preset, path: str, device: torch.device) -> Features:
     """F_s: faces (N, 3, R, R) -> logits of eq. 8's parts.
 
-    path: safetensors, "" for the preset's bundled weights (at FFHQ's framing: the published parser). Raises
-    WeightsMissingError.
+    path: safetensors of a `ParsingNet`, "" for the preset's bundled weights, which at paper scale are the published
+    parser's. Raises WeightsMissingError.
     """
-    if preset.name.startswith("ffhq") and not path:
-        net = BiSeNet().load_published(torch.load(find("bisenet"), map_location="cpu", weights_only=True))
-    else:
-        net = ParsingNet()
-        net.load_state_dict(load_tensors(path or bundled(preset.name, "parser")))
+    published = preset.name.startswith("ffhq") and not path
+    net = BiSeNet() if published else ParsingNet()
+    net.load_state_dict(load_tensors(find("bisenet") if published else path or bundled(preset.name, "parser")))
     net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return lambda faces: parts(net(faces))
 

@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> dict:
     config = recipe.parse(InversionConfig, "inversion", __doc__, argv)
     accelerator, preset = make_accelerator(config), get(config.preset)
     generator, frozen = frozen_networks(preset, config.generator, accelerator.device)
-    faces = torch.from_numpy(np.load(config.data))
+    faces = torch.from_numpy(np.load(config.data, mmap_mode="c"))  # the file may be larger than the memory
     held_out = torch.from_numpy(np.load(config.val)) if config.val else faces[-96:]
     faces = faces if config.val else faces[:-96]
     torch.manual_seed(config.seed)

@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict:
     config = recipe.parse(PerceptionConfig, "perception", __doc__, argv)
     accelerator = make_accelerator(config)
     generator = frozen_generator(get(config.preset), "", accelerator.device)
-    faces, held_out = (torch.from_numpy(np.load(path)) for path in (config.faces, config.val))
+    faces, held_out = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in (config.faces, config.val))
     torch.manual_seed(config.seed)
     task = PerceptionTask(config, accelerator, generator, spread(held_out))
     last = run(task, {"faces": faces})

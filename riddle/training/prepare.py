@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.format import write_array_header_1_0
 
-from riddle.aligned import align
+from riddle.aligned import align_each
 from riddle.data import DatasetMissingError, load
 from riddle.files import replace_file, write_text
 from riddle.images import to_bytes, to_tensor
@@ -28,20 +29,39 @@ from riddle.training.frozen import draw_codes, frozen_encoder, frozen_generator
 SETS = ("ffhq", "celebamask_hq")
 
 
-def faces(preset: str, split: str, workers: int = 2) -> dict[str, np.ndarray]:
-    """{set: its aligned faces, uint8 (N, R, R, 3)}. Raises DatasetMissingError when no set is found."""
-    found, missing = {}, []
+def faces(preset: str, split: str, out: Path, workers: int = 2) -> dict[str, int]:
+    """Write the aligned faces of all sets, uint8 (N, R, R, 3), one by one: none but the last is in memory.
+
+    Returns {set: its number of faces}. Raises DatasetMissingError when no set is found.
+    """
+    found, missing, side = {}, [], get(preset).resolution
     for name in SETS:
         try:
-            made = align(load(name, split), preset, workers=workers)
-            found[name] = made.faces[made.present]
-            print(f"{name} ({split}): {len(found[name])} faces")
+            found[name] = load(name, split)
         except DatasetMissingError as e:
             missing.append(str(e))
             print(f"{name} ({split}): left out: {e}")
     if not found:
         raise DatasetMissingError("no training set was found:\n" + "\n".join(missing))
-    return found
+    counts = dict.fromkeys(found, 0)
+    with replace_file(out) as temporary, open(temporary, "wb") as file:
+
+        def header() -> int:
+            shape = (sum(counts.values()), side, side, 3)  # NumPy leaves room for a larger first number
+            write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            return file.tell()
+
+        start = header()
+        for name, images in found.items():
+            for _, face in align_each(images, preset, workers=workers):
+                if face is not None:
+                    file.write(face.tobytes())
+                    counts[name] += 1
+            print(f"{name} ({split}): {counts[name]} faces")
+        file.seek(0)
+        if header() != start:
+            raise RuntimeError("NumPy's header has another length now")
+    return counts
 
 
 @torch.no_grad()
@@ -62,9 +82,12 @@ def codes(preset: str, x: np.ndarray, encoder: str = "", mirror: bool = True, st
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = frozen_encoder(get(preset), encoder, frozen_generator(get(preset), "", device))
-    pictures = torch.from_numpy(np.concatenate([x, x[:, :, ::-1]]) if mirror else x)
     options = {} if steps is None else {"steps": steps}  # only the encoder of "mobile" takes any
-    parts = [network(to_tensor(part.to(device)), **options).half().cpu() for part in pictures.split(64)]
+    parts = []
+    for mirrored in (False, True)[: 1 + mirror]:
+        for first in range(0, len(x), 64):  # x may be a file that is larger than the memory
+            part = to_tensor(torch.from_numpy(x[first : first + 64].copy()).to(device))
+            parts.append(network(part.flip(3) if mirrored else part, **options).half().cpu())
     return torch.cat(parts).numpy()
 
 
@@ -85,17 +108,16 @@ def main(argv: list[str] | None = None) -> None:
     if a.what == "codes" and not a.faces:
         p.error("codes needs --faces")
     if a.what == "faces":
-        parts = faces(a.preset, a.split, a.workers)
-        made = np.concatenate(list(parts.values()))
-        counts = {name: len(part) for name, part in parts.items()}
+        counts = faces(a.preset, a.split, a.out, a.workers)
         write_text(a.out.with_name(f"{a.out.stem}_sets.json"), json.dumps(counts))
     else:
-        made = codes(a.preset, np.load(a.faces), a.encoder, not a.no_mirror, a.steps)
+        made = codes(a.preset, np.load(a.faces, mmap_mode="r"), a.encoder, not a.no_mirror, a.steps)
         if a.drawn:
             more = codes(a.preset, drawn_faces(a.preset, a.drawn), a.encoder, False, a.steps)
             made = np.concatenate([made, more])
-    with replace_file(a.out) as temporary:
-        np.save(temporary, made)
+        with replace_file(a.out) as temporary:
+            np.save(temporary, made)
+    made = np.load(a.out, mmap_mode="r")
     print(f"{a.out}: {made.shape} {made.dtype}")
 
 

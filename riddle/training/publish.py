@@ -23,7 +23,7 @@ from riddle import config
 from riddle.files import write_text
 from riddle.images import to_bytes
 from riddle.networks import Synthesis, build_generator
-from riddle.presets import VARIANTS, Preset, get
+from riddle.presets import ALL_VARIANTS, Preset, get
 from riddle.training.frozen import frozen_generator
 from riddle.weights import load_metadata, load_tensors, save_tensors
 
@@ -82,8 +82,8 @@ def publish(preset: Preset, runs: dict[str, Path]) -> None:
     """Write <part>.safetensors for each {part: folder of its run}, and its log; an encryptor goes by its variant."""
     folder = config.bundled_folder("zoo") / preset.name
     for part, run in runs.items():
-        kind = "encryptor" if part in VARIANTS else part
-        name = VARIANTS[part].file if part in VARIANTS else part
+        kind = "encryptor" if part in ALL_VARIANTS else part
+        name = ALL_VARIANTS[part].file if part in ALL_VARIANTS else part
         source, target = run / f"{kind}.safetensors", folder / f"{name}.safetensors"
         about, coarse = load_metadata(source), COARSE.get(kind, ())
         save_tensors(target, load_tensors(source), about, exact=EXACT, coarse=coarse)
@@ -107,8 +107,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--samples", action="store_true", help="draw data/samples from the published generator")
     a = p.parse_args(argv)
     preset, encryptors = get(a.preset), _folders(a.encryptor)
-    if unknown := sorted(set(encryptors) - set(VARIANTS)):
-        p.error(f"--encryptor: no variant {', '.join(unknown)}; choose from {', '.join(VARIANTS)}")
+    if unknown := sorted(set(encryptors) - set(ALL_VARIANTS)):
+        p.error(f"--encryptor: no variant {', '.join(unknown)}; choose from {', '.join(ALL_VARIANTS)}")
     if a.cut:
         publish_cuts(preset, _folders(a.cut))
     publish(preset, {k: Path(v) for k, v in (("encoder", a.encoder), ("parser", a.parser)) if v} | encryptors)

@@ -18,7 +18,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from riddle.presets import VARIANTS
+from riddle.presets import ALL_VARIANTS
 
 FOLDER = Path(__file__).parent / "recipes"
 Config = TypeVar("Config")
@@ -49,7 +49,7 @@ def parse(config: type[Config], section: str, about: str, argv: Sequence[str] | 
             p.error(f"--recipe: {path} is no valid TOML ({e}); correct it")
         except KeyError:
             p.error(f"--recipe: {path} has no table [{section}]; add it")
-        variants = {name: table.pop(name, {}) for name in VARIANTS}
+        variants = {name: table.pop(name, {}) for name in ALL_VARIANTS}
         words = _words(table) + _words(variants.get(chosen.variant or table.get("variant"), {}))
     taken, unknown = p.parse_known_args([*words, *given])
     if unknown:
