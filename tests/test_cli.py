@@ -463,7 +463,12 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
     cut.write_bytes(safe.read_bytes()[:-5000])
     assert run("info", safe, source, scaled, cut, tmp_path / "absent.jpg") == Exit.FAILED
     text = capsys.readouterr().out
-    said = ("preset smoke", "carries no record", "180 x 200 px; the file has 90 x 100 now", "cut.png: it is damaged")
+    said = (
+        "preset smoke",
+        "carries no record",
+        "180 x 200 px; the file was resized or cropped since, to 90 x 100",
+        "cut.png: it is damaged",
+    )
     assert all(words in text for words in (*said, "faces      sealed", f"FAILED  {tmp_path}/absent.jpg"))
 
     assert run("restore", safe, "-o", tmp_path / "back.png", *words, "--json") == Exit.DONE
@@ -491,7 +496,7 @@ def machine(home, monkeypatch):
     """An empty machine with one network of two."""
     near = Asset("near", "nets/near.bin", licence="MIT", source="example.org/near")
     gone = Asset("gone", "nets/gone.bin", licence="research only", source="example.org/gone", note="unpack it")
-    for module in ("riddle.app.doctor", "riddle.weights"):
+    for module in ("riddle.app.networks", "riddle.weights"):
         monkeypatch.setattr(f"{module}.ASSETS", {a.name: a for a in (near, gone)})
     place = home / "cache" / "weights" / near.path
     place.parent.mkdir(parents=True)
