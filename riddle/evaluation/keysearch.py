@@ -38,7 +38,7 @@ NEAR = (0.99, 0.9, 0.7, 0.5)  # cosines of a key with the right one
 AWAY = 1.5  # size of the oval whose outside counts as surroundings, of that over brows, eyes, nose and mouth
 PASSPHRASES = ("correct horse battery staple", "correct horse battery stapler")
 
-SURROUNDED, TRIED = 20, 100  # faces pasted in their photos, and passphrases tried on the surroundings
+SURROUNDED, TRIED = 10, 100  # faces pasted in their photos, and passphrases tried on the surroundings
 
 PIXELS, FILE, OPEN = "pixels", "sealed file", "the record open"
 AROUND = "pixels and surroundings"
