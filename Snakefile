@@ -239,7 +239,7 @@ def before_notebook(wildcards):
     if name.endswith("table2"):
         shown += [TABLES["table1"]]  # recovery rates from pixels
     if name.endswith("figure7"):
-        shown += npz(PEOPLE.folder.name, [f"figure7/{item}" for item in rows.ENCRYPTORS])
+        shown += npz(PEOPLE.folder.name, [f"figure7/{item}" for item in (*rows.ENCRYPTORS, *rows.KEYED)])
     others = [n for n in NAMES if n != name] if name.endswith("report") else []
     return shown + [f"{NOTEBOOKS}/{n}.ipynb" for n in others]
 
