@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 
 from riddle.baselines import regions
-from riddle.baselines.redraw import RedrawTask, System, train
+from riddle.baselines.inpainting import RedrawTask, train
+from riddle.baselines.redraw import System
 from riddle.baselines.redraw import protect as redrawn
 from riddle.networks import Synthesis
 from riddle.passwords import normal_from_key
@@ -47,7 +48,7 @@ def person(generator: Synthesis, keys: torch.Tensor) -> torch.Tensor:
 
 
 # the pose, in the first slots, and the light, in the last ones, follow from the surroundings
-SYSTEM = System("ciagan", look, 3, person, (0.1, 0.2, 0.6, 0.8, 0.8, 0.8, 0.8, 0.6, 0.1, 0.1))
+SYSTEM = System("ciagan", 3, look, person, (0.1, 0.2, 0.6, 0.8, 0.8, 0.8, 0.8, 0.6, 0.1, 0.1))
 
 
 def protect(faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from riddle.baselines import regions
-from riddle.baselines.redraw import RedrawTask, System, train
+from riddle.baselines.inpainting import RedrawTask, train
+from riddle.baselines.redraw import System
 from riddle.baselines.redraw import protect as redrawn
 from riddle.networks import Synthesis
 from riddle.passwords import normal_from_key
@@ -36,7 +37,7 @@ def noise(generator: Synthesis, keys: torch.Tensor) -> torch.Tensor:
 
 
 # the pose, in the first slots, and the light, in the last ones, follow from the surroundings
-SYSTEM = System("deepprivacy", look, len(regions.POINTS), noise, (0.1, 0.1, 0.3, 0.5, 0.5, 0.5, 0.5, 0.4, 0.1, 0.1))
+SYSTEM = System("deepprivacy", len(regions.POINTS), look, noise, (0.1, 0.1, 0.3, 0.5, 0.5, 0.5, 0.5, 0.4, 0.1, 0.1))
 
 
 def protect(faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

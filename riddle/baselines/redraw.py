@@ -2,10 +2,8 @@
 
 The originals are image-to-image networks of tens of millions of parameters, trained for days. Here the generator draws,
 and only its code has to be found: the body and the heads of the bundled encoder read the pictures, a small network adds
-what a vector says (noise, or a label). The heads and the body's last two stages stay as the encoder has them, so that a
-system's own weights take 2 MB. A frozen generator cannot continue a photo exactly: beside each system's own losses
-stands one on the known part of the picture, for the seam. Synthetic faces, whose codes are known, teach the part of the
-code that the pictures tell; the vector is then zero.
+what a vector says (noise, a label, an identity). The heads and the body's last two stages stay as the encoder has them,
+so that a system's own weights take 2 MB. A frozen generator cannot continue a photo exactly, so that a seam remains.
 """
 
 from __future__ import annotations
@@ -14,31 +12,23 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import nn
 
 from riddle.baselines.regions import hidden, pasted
 from riddle.files import sha256
-from riddle.images import to_tensor
 from riddle.models.efficientnet import Conv
 from riddle.models.inversion import LiteEncoder
 from riddle.models.parsing import ParsingNet, labels
 from riddle.networks import Synthesis
 from riddle.presets import get
-from riddle.training import recipe
-from riddle.training.frozen import LossNetworks, draw_codes, frozen_encoder, frozen_generator, frozen_networks
-from riddle.training.inversion import varied
-from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run, spread
+from riddle.training.frozen import frozen_encoder, frozen_generator
+from riddle.training.loop import LoopConfig
 from riddle.weights import WeightsMissingError, bundled, load_metadata, load_tensors
 
 PRESET = "mobile"  # the one scale of these systems
 KEPT = 5  # first stages of the body that a system trains; the others stay the encoder's
-R1_EVERY = 8  # steps between two penalties on the critic's gradient (lazy regularisation, StyleGAN2)
 BATCH = 16  # faces at a time
 
 
@@ -47,10 +37,11 @@ class System:
     """What a system sees of a face, and what its key tells it."""
 
     name: str  # of its weights
-    look: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # labels -> mask (N, 1, R, R), maps (N, C, R, R)
-    maps: int  # C
-    tell: Callable[[Synthesis, torch.Tensor], torch.Tensor]  # generator, keys (N,) -> vectors (N, D)
-    gates: tuple[float, ...]  # per slot: how much of the vector is added to z, at the start of the training
+    maps: int  # C, maps beside the picture and the mask
+    look: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None  # labels -> mask (N, 1, R, R), maps
+    tell: Callable[[Synthesis, torch.Tensor], torch.Tensor] | None = None  # generator, keys (N,) -> vectors (N, D)
+    gates: tuple[float, ...] = ()  # per slot: how much of a vector of D numbers is added to z, at first; (): it is not
+    vector: int = 0  # numbers of a vector that is not added to z
 
 
 class Redraw(nn.Module):
@@ -71,12 +62,12 @@ class Redraw(nn.Module):
             self.register_buffer("mean_face", encoder.draw(torch.zeros(1, self.n_latent, d)), persistent=False)
         self.body.stages[KEPT:].requires_grad_(False)
         self.mix = nn.Sequential(
-            nn.Linear(d + encoder.smooth[0].out_channels, 192), nn.LeakyReLU(0.2), nn.Linear(192, 192),
-            nn.LeakyReLU(0.2), nn.Linear(192, self.n_latent * d),
+            nn.Linear((system.vector or d) + encoder.smooth[0].out_channels, 192), nn.LeakyReLU(0.2),
+            nn.Linear(192, 192), nn.LeakyReLU(0.2), nn.Linear(192, self.n_latent * d),
         )  # fmt: skip
         nn.init.normal_(self.mix[-1].weight, std=0.01)
         nn.init.zeros_(self.mix[-1].bias)
-        self.gate = nn.Parameter(torch.tensor(system.gates)[:, None].repeat(1, d))
+        self.gate = nn.Parameter(torch.tensor(system.gates)[:, None].repeat(1, d)) if system.gates else None
 
     def forward(
         self, known: torch.Tensor, mask: torch.Tensor, maps: torch.Tensor, vectors: torch.Tensor
@@ -85,7 +76,7 @@ class Redraw(nn.Module):
         pictures = torch.cat([known, self.mean_face.expand(len(known), -1, -1, -1), mask, maps], 1)
         z, read = self._frozen[1].slots(self.body(pictures.permute(0, 2, 3, 1)))
         told = self.mix(torch.cat([vectors, read.float()], 1)).float().view(len(z), self.n_latent, -1)
-        return z + told + self.gate * vectors[:, None]
+        return z + told if self.gate is None else z + told + self.gate * vectors[:, None]
 
     def draw(self, z: torch.Tensor) -> torch.Tensor:
         """z (N, L, D), before the bound -> faces (N, 3, R, R)."""
@@ -105,6 +96,12 @@ class Redraw(nn.Module):
 
 
 _ENCODERS = tuple(f"body.stages.{i}." for i in range(KEPT, 7))
+
+
+def record_of(config: LoopConfig, steps: int, faces: int) -> dict[str, object]:
+    """What the metadata of a system's weights say; `load` compares the encoder."""
+    encoder = sha256(bundled(config.preset, "encoder"))[:12]
+    return {"preset": config.preset, "steps": steps, "batch": config.batch, "faces": faces, "encoder": encoder}
 
 
 # ---- use
@@ -129,195 +126,25 @@ def load(system: System) -> tuple[Redraw, ParsingNet, Synthesis]:
     return network.eval().requires_grad_(False), load_parser(), generator
 
 
+def checked(system: System, faces: torch.Tensor) -> torch.Tensor:
+    """Faces as the networks take them, on the CPU. Raises ValueError for another size than (N, 3, 128, 128)."""
+    side = get(PRESET).resolution
+    if faces.shape[1:] != (3, side, side):
+        raise ValueError(f"{system.name} takes faces (N, 3, {side}, {side}), got {tuple(faces.shape)}")
+    return faces.float().cpu()
+
+
 @torch.no_grad()
 def protect(system: System, faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Faces (N, 3, 128, 128) in [-1, 1] -> the same with another face in each, by keys (N,).
 
     Raises WeightsMissingError, and ValueError for faces of another size.
     """
-    side = get(PRESET).resolution
-    if faces.shape[1:] != (3, side, side):
-        raise ValueError(f"{system.name} takes faces (N, 3, {side}, {side}), got {tuple(faces.shape)}")
+    faces = checked(system, faces)
     network, parser, generator = load(system)
     done = []
-    for part, key in zip(faces.float().cpu().split(BATCH), keys.split(BATCH), strict=True):
+    for part, key in zip(faces.split(BATCH), keys.split(BATCH), strict=True):
         mask, maps = system.look(labels(parser(part)))
         drawn = network.draw(network(hidden(part, mask), mask, maps, system.tell(generator, key)))
         done.append(pasted(part, drawn, mask))
     return torch.cat(done)
-
-
-# ---- training
-
-
-@dataclass(frozen=True, kw_only=True)
-class RedrawConfig(LoopConfig):
-    """Faces, rates and loss weights."""
-
-    data: str  # uint8 .npy (N, R, R, 3) of riddle.training.prepare faces
-    val: str  # the same of held-out faces
-    steps: int = 1_000_000
-    minutes: float = 40.0
-    batch: int = 8  # real faces per step
-    synthetic: float = 0.25  # synthetic faces per real one
-    lr: float = 1e-3  # Adam, of what starts at random
-    body_lr: float = 3e-4  # of the encoder's body
-    critic_lr: float = 2e-4  # of the discriminator
-    ema: float = 0.995  # decay per step of the weights' average
-    adversarial: float = 0.1  # non-saturating loss of the composite
-    r1: float = 2.0  # of the discriminator's gradient at real faces
-    context: float = 2.0  # squared error outside the mask
-    lpips: float = 1.0  # of the picture with the mask in grey
-    known: float = 0.3  # squared error of the z of synthetic faces, drawn with a vector of zeros
-    length: float = 0.02  # how far z goes beyond what a normal distribution gives
-    landmarks: float = 0.1  # the parser's cross entropy of the drawn face for the given landmarks
-    identity: float = 0.0  # of a system that has such a loss
-
-
-class Critic(nn.Module):
-    """Faces and what the generator saw, (N, C, R, R) -> one number for each, higher for real ones (N,)."""
-
-    def __init__(self, channels: int, side: int):
-        super().__init__()
-        widths, layers = (24, 48, 96, 128, 128), []
-        for width in widths:
-            layers += [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-            channels = width
-        self.convs = nn.Sequential(*layers)
-        self.last = nn.Linear(channels * (side >> len(widths)) ** 2, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.convs(x).flatten(1))[:, 0]
-
-
-class RedrawTask(Task):
-    """The network of a system against a critic; a subclass adds the losses of its paper."""
-
-    def __init__(
-        self, config: RedrawConfig, accelerator: Accelerator, system: System, generator: Synthesis,
-        encoder: LiteEncoder, frozen: LossNetworks, parser: ParsingNet, held_out: torch.Tensor,
-    ):  # fmt: skip
-        """held_out: uint8 (N, R, R, 3), faces that training never sees."""
-        self.system, self.generator, self.frozen, self.parser = system, generator, frozen, parser
-        self.held_out, self.seen = held_out, None
-        network = Redraw(generator, encoder, system).to(accelerator.device)
-        body = [p for p in network.body.parameters() if p.requires_grad]
-        others = [*network.mix.parameters(), network.gate]
-        groups = [{"params": body, "lr": config.body_lr}, {"params": others, "lr": config.lr}]
-        optimiser = torch.optim.Adam(groups, betas=(0.5, 0.99), fused=True)
-        super().__init__(config, accelerator, "redraw", network, optimiser, shared=[generator, encoder])
-        self.critic = Critic(4 + system.maps, get(config.preset).resolution).to(accelerator.device)
-        self.critic_optimiser = torch.optim.Adam(
-            self.critic.parameters(), lr=config.critic_lr, betas=(0.0, 0.99), fused=True
-        )
-        self.networks["critic"], self.optimisers["critic"] = self.critic, self.critic_optimiser
-
-    def look(self, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Faces (N, 3, R, R) -> their labels (N, R, R), and what the system sees: mask and maps."""
-        with torch.no_grad(), self.accelerator.autocast():
-            seen = labels(self.parser(faces))
-        return seen, *self.system.look(seen)
-
-    def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
-        c, real = self.config, varied(to_tensor(batch["faces"]))
-        n, made = len(real), draw_codes(self.generator, round(len(real) * c.synthetic))
-        with torch.no_grad(), self.accelerator.autocast():
-            both = torch.cat([real, self.generator(made).clamp(-1, 1).float()])
-        seen, mask, maps = self.look(both)
-        keys = torch.randint(2**62, (n,))
-        vectors = self.system.tell(self.generator, keys)
-        self.critic.requires_grad_(False)
-        with self.accelerator.autocast():
-            z = self.network(
-                hidden(both, mask), mask, maps, torch.cat([vectors, vectors.new_zeros(len(made), vectors.shape[1])])
-            )
-            seen, mask, maps, told = seen[:n], mask[:n], maps[:n], z[n:]
-            drawn = self.network.draw(z[:n])
-            known = 1 - mask
-            terms = {"context": ((drawn - real).square() * known).sum() / known.sum() / 3}
-            pairs = zip(self.frozen.perceive(drawn * known), self.frozen.perceive(real * known), strict=True)
-            terms["lpips"] = sum((a - b).square().sum((1, 2, 3)).mean() for a, b in pairs)
-            shown = pasted(real, drawn, mask).float()
-            terms["adversarial"] = F.softplus(-self.critic(torch.cat([shown, mask, maps], 1)).float()).mean()
-            terms |= self.own_terms(drawn, shown, seen, maps, keys)
-        terms["length"] = F.relu(z[:n].square().mean(-1) - 1).square().mean()
-        error = (told - self.generator.codes.to_gaussian(made)).square()
-        terms["known"] = (error * self.generator.codes.importance).mean()
-        self.seen = torch.cat([mask, maps], 1), real, shown.detach()
-        return sum(getattr(c, name) * value for name, value in terms.items()), terms
-
-    def own_terms(
-        self, drawn: torch.Tensor, shown: torch.Tensor, seen: torch.Tensor, maps: torch.Tensor, keys: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """A system's own losses, by the names of their weights.
-
-        drawn: (N, 3, R, R), before they are pasted; shown: pasted; seen: labels (N, R, R) of the originals.
-        """
-        raise NotImplementedError
-
-    def step(self, batch: dict[str, torch.Tensor], progress: float) -> Numbers:
-        """One step of the network, then one of the critic."""
-        numbers = super().step(batch, progress)
-        self.critic.requires_grad_(True)
-        given, real, shown = self.seen
-        with self.accelerator.autocast():
-            scores = self.critic(torch.cat([torch.cat([real, shown]), given.repeat(2, 1, 1, 1)], 1)).float()
-        on_real, on_shown = scores.chunk(2)
-        loss = F.softplus(-on_real).mean() + F.softplus(on_shown).mean()
-        if self.config.r1 and self.counters["step"] % R1_EVERY == 0:
-            at = real.detach().requires_grad_(True)
-            (slope,) = torch.autograd.grad(self.critic(torch.cat([at, given], 1)).sum(), at, create_graph=True)
-            loss = loss + self.config.r1 / 2 * R1_EVERY * slope.square().sum((1, 2, 3)).mean()
-        self.accelerator.backward(loss)
-        self.critic_optimiser.step()
-        self.critic_optimiser.zero_grad(set_to_none=True)
-        return numbers | {"critic": loss.detach(), "real": on_real.mean(), "shown": on_shown.mean()}
-
-    @torch.no_grad()
-    def protected(self, faces: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Faces (N, 3, R, R) as the average protects them by keys of a seed; what it sees; what it draws."""
-        keys = torch.randint(2**62, (len(faces),), generator=torch.Generator().manual_seed(seed))
-        _, mask, maps = self.look(faces)
-        with self.accelerator.autocast():
-            drawn = self.average.draw(
-                self.average(hidden(faces, mask), mask, maps, self.system.tell(self.generator, keys))
-            )
-        return pasted(faces, drawn, mask).float(), hidden(faces, mask), drawn.float()
-
-    def validate(self) -> dict[str, float]:
-        """On held-out faces: F_e's cosine with the original, and between two keys."""
-
-        def numbers(faces: torch.Tensor) -> dict[str, torch.Tensor]:
-            real = to_tensor(faces.to(self.accelerator.device))
-            first, second, own = (
-                self.frozen.embed(x).float() for x in (self.protected(real, 0)[0], self.protected(real, 1)[0], real)
-            )
-            both = {"cosine": F.cosine_similarity(first, own), "keys": F.cosine_similarity(first, second)}
-            return both | {"people": F.cosine_similarity(first, first.roll(1, 0))}
-
-        return {k: round(v, 4) for k, v in means(numbers, self.held_out[:48]).items()}
-
-    def samples(self) -> torch.Tensor:
-        """Rows of eight held-out faces: original, what is seen of it, protected by two keys, as drawn."""
-        rows = []
-        for part in spread(self.held_out, 16).split(8):
-            real = to_tensor(part.to(self.accelerator.device))
-            first, seen, drawn = self.protected(real, 0)
-            rows += [real, seen, first, self.protected(real, 1)[0], drawn]
-        return torch.cat(rows)
-
-
-def train(task: type[RedrawTask], system: System, about: str, argv: list[str] | None = None) -> dict:
-    """Command line of a system's module; returns the last logged numbers and those of held-out faces."""
-    config = recipe.parse(RedrawConfig, system.name, about, argv)
-    accelerator, preset = make_accelerator(config), get(config.preset)
-    generator, frozen = frozen_networks(preset, "", accelerator.device)
-    encoder = frozen_encoder(preset, "", generator)
-    faces, held_out = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in (config.data, config.val))
-    torch.manual_seed(config.seed)
-    made = task(config, accelerator, system, generator, encoder, frozen, load_parser(accelerator.device), held_out)
-    last = run(made, {"faces": faces})
-    last |= {f"val_{k}": v for k, v in made.validate().items()}
-    record = {"preset": config.preset, "steps": last["step"], "batch": config.batch, "faces": len(faces)}
-    record["encoder"] = sha256(Path(bundled(config.preset, "encoder")))[:12]
-    return finish(made, system.name, last, record, made.average)
