@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from riddle import baselines
 from riddle.baselines import (
     BASELINES,
     SYSTEMS,
     UNAVAILABLE,
     ciagan,
     deepprivacy,
+    fit,
     inpainting,
+    personal,
     random_keys,
     redraw,
     regions,
@@ -53,7 +55,7 @@ def a_face(n=2, side=128):
 
 def parser_of(seen):
     """A parser that sees the same in every picture, whatever its pixels."""
-    logits = 20 * torch.nn.functional.one_hot(seen.long(), len(CLASSES)).movedim(3, 1).float()
+    logits = 20 * F.one_hot(seen.long(), len(CLASSES)).movedim(3, 1).float()
     return lambda faces: logits[: len(faces)] + 0 * faces.mean()
 
 
@@ -216,7 +218,7 @@ def test_a_step_trains_the_network_and_its_critic(tmp_path, generator, monkeypat
     encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
     monkeypatch.setattr(ciagan, "IDENTITIES", 8)
     monkeypatch.setattr(inpainting, "R1_EVERY", 2)
-    frozen = LossNetworks(lambda f: f.mean((2, 3)) + 0.1, lambda f: [torch.nn.functional.avg_pool2d(f, 8)])
+    frozen = LossNetworks(lambda f: f.mean((2, 3)) + 0.1, lambda f: [F.avg_pool2d(f, 8)])
     faces = torch.from_numpy(to_bytes(torch.rand(4, 3, 128, 128) * 2 - 1))
     config = inpainting.RedrawConfig(
         out=str(tmp_path), data="", val="", bfloat16=False, batch=2, warmup=0.0, identity=0.1, synthetic=1.0
@@ -234,4 +236,84 @@ def test_a_step_trains_the_network_and_its_critic(tmp_path, generator, monkeypat
         assert moved == trained if key == "redraw" else all(moved), key
     assert task.samples().shape == (5 * 4, 3, 128, 128)
     assert set(task.validate()) == {"cosine", "keys", "people"}
-    assert baselines.SYSTEMS[name].file == task.system.name
+    assert SYSTEMS[name].file == task.system.name
+
+
+# ---- reversible systems
+
+
+def test_fits_password_is_the_keys_lowest_bits():
+    bits = fit.bits_of(torch.tensor([0b101, 0b101 + 2**16]))
+    assert bits.shape == (2, 16) and torch.equal(bits[0], bits[1])
+    assert (bits[0] == 1).nonzero().flatten().tolist() == [0, 2] and (bits[0].abs() == 1).all()
+
+
+def test_fit_restores_with_the_inverse_password(monkeypatch):
+    torch.manual_seed(0)
+    network = fit.Transformer().eval()
+    torch.nn.init.normal_(network.last.weight, std=0.1)
+    monkeypatch.setattr(fit, "load", lambda: network)
+    faces, keys = torch.rand(3, 3, 32, 32) * 2 - 1, torch.tensor([7, 8, 7])
+    locked = SYSTEMS["fit"].protect(faces, keys)
+    assert locked.shape == faces.shape and locked.abs().max() <= 1
+    opened = SYSTEMS["fit"].restore(locked, keys)
+    with torch.no_grad():
+        torch.testing.assert_close(opened[1:2], network(locked[1:2], -fit.bits_of(keys[1:2])), atol=1e-4, rtol=0)
+    one = faces[:1].repeat(2, 1, 1, 1)
+    a, b = SYSTEMS["fit"].protect(one, torch.tensor([1, 2]))
+    assert (a - b).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="a side that 16 divides"):
+        SYSTEMS["fit"].protect(faces[..., :20], keys)
+
+
+def test_an_identity_is_turned_by_the_angle_and_back_by_its_own_key_alone():
+    draw = torch.Generator().manual_seed(0)
+    e = F.normalize(torch.randn(4, 128, generator=draw), dim=1)
+    turned = personal.turn(e, torch.tensor([1, 2, 1, 3]), 1.2)
+    torch.testing.assert_close((e * turned).sum(1), torch.full((4,), 1.2).cos(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(personal.turn(turned, torch.tensor([1, 2, 1, 3]), -1.2), e, atol=1e-5, rtol=0)
+    wrong = personal.turn(turned, torch.tensor([4, 5, 6, 7]), -1.2)
+    assert (F.cosine_similarity(wrong, e) < 0.7).all()
+    first, second = personal.turn(e[:1].repeat(2, 1), torch.tensor([1, 2]))
+    assert F.cosine_similarity(first, second, dim=0) < 0.5
+
+
+def test_personal_turns_what_the_recogniser_sees(generator, monkeypatch):
+    torch.manual_seed(1)
+    encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
+    network = redraw.Redraw(generator, encoder, personal.SYSTEM).eval()
+    torch.nn.init.normal_(network.mix[-1].weight, std=0.1)
+    monkeypatch.setattr(personal, "load", lambda system: (network, None, generator))
+    seen = F.normalize(torch.randn(3, 128), dim=1)
+    stand_in = type("F_e", (), {"from_crop": staticmethod(lambda faces: seen[: len(faces)])})
+    monkeypatch.setattr(personal.recognizers, "load", lambda name: stand_in)
+    faces, keys = torch.rand(3, 3, 128, 128) * 2 - 1, torch.tensor([7, 8, 7])
+    for action, angle in (("protect", personal.ANGLE), ("restore", -personal.ANGLE)):
+        out = getattr(SYSTEMS["personal"], action)(faces, keys)
+        with torch.no_grad():
+            expected = personal.drawn(network, faces, personal.turn(seen, keys, angle))
+        torch.testing.assert_close(out, expected, atol=1e-3, rtol=0)
+    assert not torch.equal(SYSTEMS["personal"].restore(faces, torch.tensor([9, 8, 7]))[0], out[0])
+
+
+@pytest.mark.parametrize("name", ["fit", "personal"])
+def test_a_step_trains_a_reversible_system(tmp_path, generator, name):
+    torch.manual_seed(1)
+    faces = torch.from_numpy(to_bytes(torch.rand(2, 3, 128, 128) * 2 - 1))
+    options = {"out": str(tmp_path), "data": "", "val": "", "bfloat16": False, "batch": 1, "warmup": 0.0}
+    embed = lambda f: F.adaptive_avg_pool2d(f, 8).flatten(1)[:, :128]  # noqa: E731
+    if name == "fit":
+        config = fit.FitConfig(**options)
+        task = fit.FitTask(config, make_accelerator(config), embed, faces)
+    else:
+        config = personal.PersonalConfig(**options)
+        encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
+        frozen = LossNetworks(embed, lambda f: [F.avg_pool2d(f, 8)])
+        task = personal.PersonalTask(config, make_accelerator(config), generator, encoder, frozen, faces)
+    before = [p.clone() for p in task.network.parameters()]
+    numbers = task.step({"faces": faces[:1]}, 0.0)
+    assert all(torch.isfinite(torch.as_tensor(v)).all() for v in numbers.values())
+    moved = [not torch.equal(a, b) for a, b in zip(before, task.network.parameters(), strict=True)]
+    assert sum(moved) > 0.9 * sum(p.requires_grad for p in task.network.parameters())
+    assert task.samples().shape == (5 * 2, 3, 128, 128)
+    assert {"protected", "restored", "wrong", "keys"} <= task.validate().keys()
