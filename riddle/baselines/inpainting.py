@@ -44,7 +44,7 @@ class RedrawConfig(LoopConfig):
     body_lr: float = 3e-4  # of the encoder's body
     critic_lr: float = 2e-4  # of the discriminator
     ema: float = 0.995  # decay per step of the weights' average
-    adversarial: float = 0.1  # non-saturating loss of the composite
+    adversarial: float = 0.2  # non-saturating loss of the composite
     r1: float = 2.0  # of the discriminator's gradient at real faces
     context: float = 2.0  # squared error outside the mask
     lpips: float = 1.0  # of the picture with the mask in grey
@@ -198,4 +198,4 @@ def train(task: type[RedrawTask], system: System, about: str, argv: list[str] | 
     made = task(config, accelerator, system, generator, encoder, frozen, load_parser(accelerator.device), held_out)
     last = run(made, {"faces": faces})
     last |= {f"val_{k}": v for k, v in made.validate().items()}
-    return finish(made, system.name, last, record_of(config, last["step"], len(faces)), made.average)
+    return finish(made, system.name, last, record_of(config, last["step"], len(faces)), made.average.own_state())

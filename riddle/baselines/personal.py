@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> dict:
     task = PersonalTask(config, accelerator, generator, frozen_encoder(preset, "", generator), frozen, held_out)
     last = run(task, {"faces": faces})
     last |= {f"val_{k}": v for k, v in task.validate().items()}
-    return finish(task, "personal", last, record_of(config, last["step"], len(faces)), task.average)
+    return finish(task, "personal", last, record_of(config, last["step"], len(faces)), task.average.own_state())
 
 
 if __name__ == "__main__":

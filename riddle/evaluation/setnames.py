@@ -58,7 +58,7 @@ def parse(item: str) -> FaceSet:
     """A face set by its name. Raises ValueError with the names that there are."""
     variant, _, action = item.partition("-")
     system = BASELINES.get(variant)
-    if item in PLAIN or action in _actions(system):
+    if item in PLAIN or item in BASELINES or action in _actions(system):
         return FaceSet(item, "", action, system)
     if variant not in VARIANTS or action not in ACTIONS or item.endswith("-"):
         raise ValueError(
