@@ -37,7 +37,7 @@ def noise(generator: Synthesis, keys: torch.Tensor) -> torch.Tensor:
 
 
 # the pose, in the first slots, and the light, in the last ones, follow from the surroundings
-SYSTEM = System("deepprivacy", len(regions.POINTS), look, noise, (0.1, 0.1, 0.3, 0.5, 0.5, 0.5, 0.5, 0.4, 0.1, 0.1))
+SYSTEM = System("deepprivacy", len(regions.POINTS), look, noise, (0.1, 0.1, 0.4, 0.7, 0.7, 0.7, 0.7, 0.5, 0.1, 0.1))
 
 
 def protect(faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ GROUPS = (INSIDE, ("nose",), MOUTH)  # of `shape_loss`; a pixel is of the last g
 TAIL = 0.005  # share of the face's pixels beyond each side of its box: the parser leaves specks
 LEAST = 0.02  # share of the picture; a smaller face counts as not found, and the middle of the picture takes its place
 USUAL = (0.22, 0.2, 0.78, 0.95)  # left, top, right, bottom of that place, as shares of the side
+ENOUGH = 0.7  # cross entropy below which a landmark counts as met, so that eyes do not grow for the parser's sake
 SPOT = 1 / 64  # std of a keypoint in its map, as a share of the side
 
 
@@ -99,19 +100,20 @@ def pasted(faces: torch.Tensor, drawn: torch.Tensor, mask: torch.Tensor, rim: in
 
 
 def points_loss(logits: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the parser's logits (N, 19, R, R) of drawn faces for each keypoint's class at its spot in the
-    maps (N, 5, R, R)."""
+    """Cross entropy beyond ENOUGH of the parser's logits (N, 19, R, R) of drawn faces for each keypoint's class at its
+    spot in the maps (N, 5, R, R)."""
     seen = logits.float().log_softmax(1)[:, ids(POINTS).to(logits.device)]
     weights = maps.square()  # an eye is not much larger than its spot
     total, here = weights.sum((2, 3)).clamp_min(1e-6), (maps.amax((2, 3)) > 0).float()
-    return -((seen * weights).sum((2, 3)) / total * here).sum() / here.sum().clamp_min(1)
+    missed = (-(seen * weights).sum((2, 3)) / total - ENOUGH).relu()
+    return (missed * here).sum() / here.sum().clamp_min(1)
 
 
 def shape_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the parser's logits (N, 19, R, R) of drawn faces for the groups of the labels (N, R, R): face,
-    nose, mouth, and all else."""
+    """Cross entropy beyond ENOUGH of the parser's logits (N, 19, R, R) of drawn faces for the groups of the labels
+    (N, R, R): face, nose, mouth, and all else."""
     group = torch.zeros(len(CLASSES), dtype=torch.long, device=logits.device)
     for i, names in enumerate(GROUPS, 1):
         group[ids(names).to(logits.device)] = i
     joined = torch.stack([logits.float()[:, group == i].logsumexp(1) for i in range(len(GROUPS) + 1)], 1)
-    return F.cross_entropy(joined, group[labels.long()])
+    return (F.cross_entropy(joined, group[labels.long()], reduction="none") - ENOUGH).relu().mean()

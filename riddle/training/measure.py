@@ -90,8 +90,8 @@ def measure_encryptor(model: riddle.Riddle, w: torch.Tensor, compare: Comparison
 
 @torch.no_grad()
 def measure_baseline(system: Baseline, faces: torch.Tensor, compare: Comparison) -> Iterator[dict]:
-    """Held-out faces (N, 3, R, R) by a baseline: compared with themselves, two keys with each other, two people under one
-    key; restored ones where there are any."""
+    """Held-out faces (N, 3, R, R) by a baseline: compared with themselves; two keys; two people under one key; restored
+    faces where there are any."""
     n = len(faces)
     keys, others = random_keys(2 * n, 3).split(n)
     shown = system.protect(faces, keys)
