@@ -199,7 +199,7 @@ rule figure7:
     output:
         f"{ROOT}/{PEOPLE.folder.name}/figure7/{{item}}.npz",
     wildcard_constraints:
-        item="|".join(rows.ENCRYPTORS),
+        item="|".join([*rows.ENCRYPTORS, *rows.KEYED]),
     params:
         stage="figure7",
         dataset=PEOPLE.data,

@@ -175,7 +175,7 @@ def test_a_baseline_has_a_key_for_every_picture_and_its_weights_are_part_of_the_
     assert key_of(facesets.faces(run, "toy-passwords")) != before
     part_hash.cache_clear()
     jobs = stages.jobs([Part(("samples",), None, ("toy", "toy-passwords", "blur"))])
-    assert [job.name for job in jobs] == ["toy-faces0", "toy-passwords-faces1", "plain-faces2"]
+    assert [job.name for job in jobs] == ["baselines-faces0", "plain-faces1"]
     with pytest.raises(ValueError, match="unknown set of faces 'toy-png'"):
         facesets.parse("toy-png")
 

@@ -20,7 +20,7 @@ from riddle import passwords
 from riddle.baselines import BASELINES, UNAVAILABLE, random_keys
 from riddle.evaluation import facesets, recognition
 from riddle.evaluation.drawing import Block
-from riddle.evaluation.rows import ENCRYPTORS, KFFA, SAME_INVERTED, SAME_PHOTO, paper
+from riddle.evaluation.rows import ENCRYPTORS, KEYED, KFFA, SAME_INVERTED, SAME_PHOTO, paper
 from riddle.evaluation.runs import Run, key_of, need, part_hash, read, stage, why_missing
 from riddle.evaluation.tables import Measured, tidy
 from riddle.faces.detection import detect_in_crop
@@ -245,6 +245,7 @@ def diversity(
     records, photos = [], embed(recognisers, strangers, run.detector)
     same = "it makes the same face whatever the password"
     absent = {b.label: same for b in BASELINES.values() if not b.keyed} | UNAVAILABLE
+    absent |= {label: "none of its faces are here" for label in KEYED.values() if label not in scattered}
     for name, recogniser in recognisers.items():
         sets = {STRANGERS: (None, photos[name], np.zeros(len(strangers), int))}
         sets |= {label: [read(path, k) for k in ("reason", name, "labels")] for label, path in scattered.items()}

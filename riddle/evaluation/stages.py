@@ -94,8 +94,9 @@ def _kind(item: str) -> str:
     of = facesets.parse(item)
     if of.action in rows.PIXELS:
         return f"{of.variant}-pixels"
-    name = of.variant or of.weights or "plain"
-    return f"{name}-passwords" if of.action.endswith("passwords") else name
+    if of.action.endswith("passwords") and of.variant:
+        return f"{of.variant}-passwords"
+    return of.variant or ("baselines" if of.weights else "plain")
 
 
 def jobs(parts: Collection[Part]) -> list[Job]:
