@@ -27,6 +27,7 @@ from riddle.training.frozen import LossNetworks, draw_codes, frozen_encoder, fro
 from riddle.training.inversion import varied
 from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run, spread
 
+FAR = 2.0  # size of a number of z from which on it counts as too far
 R1_EVERY = 8  # steps between two penalties on the critic's gradient (lazy regularisation, StyleGAN2)
 
 
@@ -44,12 +45,12 @@ class RedrawConfig(LoopConfig):
     body_lr: float = 3e-4  # of the encoder's body
     critic_lr: float = 2e-4  # of the discriminator
     ema: float = 0.995  # decay per step of the weights' average
-    adversarial: float = 0.2  # non-saturating loss of the composite
+    adversarial: float = 0.1  # non-saturating loss of the composite
     r1: float = 2.0  # of the discriminator's gradient at real faces
     context: float = 2.0  # squared error outside the mask
     lpips: float = 1.0  # of the picture with the mask in grey
     known: float = 0.3  # squared error of the z of synthetic faces, drawn with a vector of zeros
-    length: float = 0.02  # how far z goes beyond what a normal distribution gives
+    length: float = 1.0  # how far z goes beyond what a normal distribution gives, in units that show
     landmarks: float = 0.1  # the parser's cross entropy of the drawn face for the given landmarks
     identity: float = 0.0  # of a system that has such a loss
 
@@ -120,9 +121,11 @@ class RedrawTask(Task):
             shown = pasted(real, drawn, mask).float()
             terms["adversarial"] = F.softplus(-self.critic(torch.cat([shown, mask, maps], 1)).float()).mean()
             terms |= self.own_terms(drawn, shown, seen, maps, keys)
-        terms["length"] = F.relu(z[:n].square().mean(-1) - 1).square().mean()
-        error = (told - self.generator.codes.to_gaussian(made)).square()
-        terms["known"] = (error * self.generator.codes.importance).mean()
+        codes, size = self.generator.codes, z[:n].abs()
+        beyond = F.relu(size - FAR).square() * codes.importance
+        length = (size.square() * codes.importance).mean(-1) - 1
+        terms["length"] = F.relu(length).square().mean() + beyond.mean()
+        terms["known"] = ((told - codes.to_gaussian(made)).square() * codes.importance).mean()
         self.seen = torch.cat([mask, maps], 1), real, shown.detach()
         return sum(getattr(c, name) * value for name, value in terms.items()), terms
 
