@@ -68,7 +68,7 @@ SYSTEMS = {
     "ciagan": Baseline("CIAGAN", file="ciagan", absent=UNTRAINED),
     "fit": Baseline("FIT", file="fit", reversible=True, absent=UNTRAINED),
     "personal": Baseline("Personal", file="personal", reversible=True, absent=UNTRAINED),
-    "deepprivacy": Baseline("DeepPrivacy", file="deepprivacy", absent=UNTRAINED),
+    "deepprivacy": Baseline("DeepPrivacy", file="deepprivacy"),
     "blur": Baseline(f"face blurring (sigma 1/{1 / SIGMA:.0f} of the crop)", blur),
     "mosaic": Baseline(f"mosaicing ({BLOCKS} x {BLOCKS} blocks)", mosaic),
 }
