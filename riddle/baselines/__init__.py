@@ -65,7 +65,7 @@ def random_keys(n: int, seed: int) -> torch.Tensor:
 
 
 SYSTEMS = {
-    "ciagan": Baseline("CIAGAN", file="ciagan", absent=UNTRAINED),
+    "ciagan": Baseline("CIAGAN", file="ciagan"),
     "fit": Baseline("FIT", file="fit", reversible=True, absent=UNTRAINED),
     "personal": Baseline("Personal", file="personal", reversible=True, absent=UNTRAINED),
     "deepprivacy": Baseline("DeepPrivacy", file="deepprivacy"),
