@@ -199,7 +199,7 @@ rule figure7:
     output:
         f"{ROOT}/{PEOPLE.folder.name}/figure7/{{item}}.npz",
     wildcard_constraints:
-        item="|".join(rows.ENCRYPTORS),
+        item="|".join([*rows.ENCRYPTORS, *rows.KEYED]),
     params:
         stage="figure7",
         dataset=PEOPLE.data,
@@ -242,7 +242,7 @@ def before_notebook(wildcards):
     if name.endswith("security"):
         shown += [TABLES["robustness"]]
     if name.endswith("figure7"):
-        shown += npz(PEOPLE.folder.name, [f"figure7/{item}" for item in rows.ENCRYPTORS])
+        shown += npz(PEOPLE.folder.name, [f"figure7/{item}" for item in (*rows.ENCRYPTORS, *rows.KEYED)])
     others = [n for n in NAMES if n != name] if name.endswith("report") else []
     return shown + [f"{NOTEBOOKS}/{n}.ipynb" for n in others]
 

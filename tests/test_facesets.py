@@ -11,14 +11,16 @@ from PIL import Image
 
 import riddle
 from riddle import config
+from riddle.baselines import BASELINES, Baseline, random_keys
 from riddle.evaluation import facesets, recognition, runs, stages
 from riddle.evaluation.rows import PASSWORDS
 from riddle.evaluation.runs import PARTS, NotMade, Run, key_of, part_hash, read, runs_of, seconds, stage
+from riddle.evaluation.tables import Part
 from riddle.faces import alignment, detection, recognizers
 from riddle.files import digest
 from riddle.images import to_bytes, to_tensor
 from riddle.presets import CONTROLS, VARIANTS
-from riddle.weights import WeightsMissingError
+from riddle.weights import WeightsMissingError, save_tensors
 
 SAMPLES = 6
 
@@ -140,6 +142,50 @@ SOME = "mlp nodiv-restored mlp-wrong mlp-passwords datafree-jpeg75 coupling-png 
 def test_every_variant_has_every_set(run, item):
     assert read(facesets.faces(run, item), "reason" if item.startswith("datafree") else "faces") is not None
     assert facesets.parse(item).encryptor == VARIANTS[item.split("-")[0]].file
+
+
+class Toy(Baseline):
+    """A system with keys: it adds a key's last digit, and takes it away again."""
+
+    def protect(self, faces, keys):
+        return (faces / 2 + keys[:, None, None, None] % 10 / 20).clamp(-1, 1)
+
+    def restore(self, faces, keys):
+        return (2 * (faces - keys[:, None, None, None] % 10 / 20)).clamp(-1, 1)
+
+
+def test_a_baseline_has_a_key_for_every_picture_and_its_weights_are_part_of_the_stage(run, monkeypatch):
+    monkeypatch.setitem(BASELINES, "toy", Toy("Toy", file="toy", reversible=True))
+    weights = config.bundled_folder("zoo") / "smoke" / "toy.safetensors"
+    part_hash.cache_clear()
+    assert "weights missing (data/zoo/smoke/toy.safetensors" in read(facesets.faces(run, "toy"), "reason")
+    save_tensors(weights, {"x": torch.zeros(1)})
+    part_hash.cache_clear()
+    photos, protected = (read(facesets.faces(run, s), "faces") for s in ("photo", "toy"))
+    keys = random_keys(SAMPLES, 0)
+    assert (protected == to_bytes(Toy("").protect(to_tensor(photos), keys))).all()
+    restored, wrong = (read(facesets.faces(run, f"toy-{a}"), "faces") for a in ("restored", "wrong"))
+    assert np.abs(restored - photos.astype(int)).max() <= 2 and (wrong != photos).any()
+    many = facesets.faces(run, "toy-passwords")
+    assert (read(many, "targets") == np.repeat(np.arange(SAMPLES), PASSWORDS)).all()
+    assert len(np.unique(read(many, "faces").reshape(SAMPLES, PASSWORDS, -1)[0], axis=0)) > 4
+    before = key_of(many)
+    save_tensors(weights, {"x": torch.ones(1)})
+    part_hash.cache_clear()
+    assert key_of(facesets.faces(run, "toy-passwords")) != before
+    part_hash.cache_clear()
+    jobs = stages.jobs([Part(("samples",), None, ("toy", "toy-passwords", "blur"))])
+    assert [job.name for job in jobs] == ["baselines-faces0", "plain-faces1"]
+    with pytest.raises(ValueError, match="unknown set of faces 'toy-png'"):
+        facesets.parse("toy-png")
+
+
+def test_the_keys_of_cached_sets_of_faces_stay(run):
+    """Hours of results depend on them."""
+    photos = key_of(facesets.aligned(run))
+    for name, label in (("blur", "face blurring (sigma 1/16 of the crop)"), ("mosaic", "mosaicing (8 x 8 blocks)")):
+        assert key_of(facesets.faces(run, name)) == digest("faces", name, photos, "", label)
+    assert key_of(facesets.faces(run, "photo")) == digest("faces", "photo", photos, "", "")
 
 
 @pytest.mark.parametrize("item", ["", "riddle-", "photo-wrong", "riddle-jpeg60", "blur-restored", "ridle"])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from riddle.baselines import BASELINES
 from riddle.evaluation import rows, runs, table1
-from riddle.evaluation.baselines import BASELINES
 from riddle.evaluation.facesets import Embedded
 from riddle.evaluation.rows import PASSWORDS
 from riddle.metrics import fidelity

@@ -1,18 +1,7 @@
-"""The sets of faces that the tables compare, by name: `photo`, `inverted`, `blur`, `mosaic`, or variant and action.
+"""The sets of faces that the tables compare (riddle.evaluation.setnames), as stages.
 
-    riddle                    encrypted, each picture by its own random password
-    riddle-lit                encrypted, drawn in the light of the photo as `protect` pastes it
-    riddle-wrong              decrypted with a wrong password
-    riddle-restored           decrypted with the right one, from the code that was kept
-    riddle-png                restored from the encrypted picture: 8 bits per channel, inverted again, decrypted
-    riddle-jpeg75             the same after JPEG compression of that quality
-    riddle-pasted             the same from the photo: pasted back, detected and cropped again
-                              (these three for `Run.few` only: inverting a face takes seconds)
-    riddle-passwords          ten passwords for each of `Run.people`
-    riddle-wrong-passwords    encrypted by their own password, decrypted with ten wrong ones
-
-Variants are those of `riddle.presets.ALL_VARIANTS`: datafree-restored, mlp-png and so on. Each function below is a
-stage: it returns the stage's file and makes it first where it is not there (riddle.evaluation.runs).
+Each function below makes one: it returns the stage's file and makes it first where it is not there
+(riddle.evaluation.runs).
 """
 
 from __future__ import annotations
@@ -29,53 +18,22 @@ from PIL import Image
 
 import riddle
 from riddle.aligned import align
+from riddle.baselines import random_keys
 from riddle.evaluation import recognition
-from riddle.evaluation.baselines import BASELINES
 from riddle.evaluation.rows import FEW, PASSWORDS, PEOPLE, PIXELS, RECOGNISERS
 from riddle.evaluation.runs import NotMade, Run, is_current, key_of, need, part_hash, read, save, stage
+from riddle.evaluation.setnames import UNDONE, FaceSet, parse
 from riddle.faces import alignment, detection, recognizers
 from riddle.files import digest
 from riddle.images import jpeg, to_bytes, to_tensor
 from riddle.models.codes import lit
-from riddle.presets import ALL_VARIANTS, get
+from riddle.presets import get
 from riddle.progress import track
+from riddle.weights import bundled
 
 BATCH = 64  # faces at a time through a network
+PASTE = "lit, with what is in front"  # the way of pasting, a part of the stages' keys
 NEAR = 0.35  # share of the crop's side; a face found farther from its place in the photo is another one
-PLAIN = ("photo", "inverted", *BASELINES)
-ACTIONS = ("", "lit", "wrong", "restored", *PIXELS, "passwords", "wrong-passwords")
-
-
-@dataclass(frozen=True)
-class FaceSet:
-    """A face set's name, taken apart."""
-
-    name: str
-    variant: str  # key of ALL_VARIANTS, '' for a plain set
-    action: str  # one of ACTIONS, '' for a plain set
-
-    @property
-    def encryptor(self) -> str:
-        """The weights behind it; '' for a plain set."""
-        return ALL_VARIANTS[self.variant].file if self.variant else ""
-
-    def model(self, run: Run) -> riddle.Riddle:
-        """The model behind it, with its encryptor; a plain set asks for none. Raises WeightsMissingError."""
-        return riddle.load(run.preset, device=run.device, encryptor=self.encryptor or "untrained")
-
-
-def parse(item: str) -> FaceSet:
-    """A face set by its name. Raises ValueError with the names that there are."""
-    if item in PLAIN:
-        return FaceSet(item, "", "")
-    variant, _, action = item.partition("-")
-    if variant not in ALL_VARIANTS or action not in ACTIONS or item.endswith("-"):
-        raise ValueError(
-            f"unknown set of faces {item!r}; choose {', '.join(PLAIN)}, a variant ({', '.join(ALL_VARIANTS)}), or one "
-            f"with an action ({', '.join(filter(None, ACTIONS))}), as in riddle-restored"
-        )
-    return FaceSet(item, variant, action)
-
 
 # ---- photos and their codes
 
@@ -126,13 +84,17 @@ def faces(run: Run, item: str) -> Path:
     unknown name.
     """
     of, source = parse(item), aligned(run)
-    weights = part_hash(run.preset, of.encryptor) if of.encryptor else ""
-    if item == "photo" or item in BASELINES:
-        make, setup = _plain, BASELINES[item].label if item in BASELINES else ""
+    weights = part_hash(run.preset, of.weights) if of.weights else ""
+    if of.baseline:
+        make, setup = _by_baseline, of.baseline.label
+        setup = (setup, run.seed, PASSWORDS, PEOPLE) if of.baseline.keyed else setup
+        source = faces(run, of.baseline.file) if of.action in UNDONE else source
+    elif item == "photo":
+        make, setup = _plain, ""
     elif of.action in PIXELS:
         source, make, setup = faces(run, of.variant), _from_pixels, (run.seed, FEW)
         if of.action == "pasted":  # the mask of the paste comes from the parser, the crop from the detector
-            setup += (part_hash(run.preset, "parser"), run.detector, "lit")
+            setup += (part_hash(run.preset, "parser"), run.detector, PASTE)
     else:
         source, make, setup = codes(run), _from_codes, (run.seed, PASSWORDS, PEOPLE)
     made_from = ("faces", item, key_of(source), weights, setup)
@@ -140,12 +102,26 @@ def faces(run: Run, item: str) -> Path:
 
 
 def _plain(run: Run, of: FaceSet, photos: Path) -> dict[str, np.ndarray]:
-    """The photos, or those to protect after a baseline."""
-    targets = np.flatnonzero(read(photos, "present")) if of.name == "photo" else _targets(run, photos)
-    pictures = read(photos, "faces")[targets]
-    if of.name != "photo":
-        pictures = to_bytes(BASELINES[of.name].protect(to_tensor(pictures)))
-    return {"faces": pictures, "targets": targets}
+    """The photos."""
+    targets = np.flatnonzero(read(photos, "present"))
+    return {"faces": read(photos, "faces")[targets], "targets": targets}
+
+
+def _by_baseline(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
+    """The photos to protect after a baseline, or what it restores from its own pictures."""
+    if of.weights:
+        bundled(run.preset, of.weights)  # a preset without its weights says so
+    if of.action in UNDONE:
+        pictures, targets, change = need(source, "faces"), read(source, "targets"), of.baseline.restore
+    else:
+        targets, change = _targets(run, source), of.baseline.protect
+        targets = targets[np.isin(targets, run.people)].repeat(PASSWORDS) if of.action else targets
+        pictures = read(source, "faces")[targets]
+    keys = random_keys(len(run.pairs.names), 3 * run.seed + (of.action == "wrong"))[targets]
+    if of.action == "passwords":
+        keys = random_keys(len(targets), 3 * run.seed + 2)
+    parts = zip(track(to_tensor(pictures).split(BATCH), of.name), keys.split(BATCH), strict=True)
+    return {"faces": np.concatenate([to_bytes(change(*both)) for both in parts]), "targets": targets}
 
 
 def _from_codes(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
@@ -224,7 +200,7 @@ def pasted(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) -> It
     of, source = parse(item), aligned(run)
     matrices, under, w = read(source, "matrices")[targets], read(source, "faces")[targets], None
     model = None if item == "photo" else of.model(run)
-    if model is not None and item not in BASELINES:
+    if model is not None and of.baseline is None:
         w, rows = codes_of(run, parse(f"{item}-lit") if of.variant else of, model)
         w = w[np.searchsorted(rows, targets)]
     for i, target in enumerate(track(targets, f"{item} in photos")):

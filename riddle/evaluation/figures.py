@@ -17,10 +17,10 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
 
 from riddle import passwords
+from riddle.baselines import BASELINES, UNAVAILABLE, random_keys
 from riddle.evaluation import facesets, recognition
-from riddle.evaluation.baselines import BASELINES, UNAVAILABLE
 from riddle.evaluation.drawing import Block
-from riddle.evaluation.rows import ENCRYPTORS, KFFA, SAME_INVERTED, SAME_PHOTO, paper
+from riddle.evaluation.rows import ENCRYPTORS, KEYED, KFFA, SAME_INVERTED, SAME_PHOTO, paper
 from riddle.evaluation.runs import Run, key_of, need, part_hash, read, stage, why_missing
 from riddle.evaluation.tables import Measured, tidy
 from riddle.faces.detection import detect_in_crop
@@ -29,7 +29,7 @@ from riddle.metrics.diversity import kffa
 from riddle.metrics.identity import Estimate, bootstrap_interval
 from riddle.pipeline import Riddle
 from riddle.progress import track
-from riddle.weights import WeightsMissingError
+from riddle.weights import WeightsMissingError, bundled
 
 PEOPLE, PASSWORDS = 5, 200  # figure 7
 SPREAD, STRANGERS = ("mean pairwise angle", "silhouette"), "photos of different people"  # its metrics and yardstick
@@ -110,10 +110,16 @@ def grids(
         figure4.append(Block(label, ("encrypted", "restored"), pair))
         figure5[label] = [original, Block("password", numbers[:count], protected[:, :count])]
         figure6.append(Block(f"{label}, password", numbers[:3], protected[:, :3]))
+    preset = next(iter(models.values())).preset.name
     for baseline in BASELINES.values():
-        name, protected = baseline.label.partition(" (")[0], baseline.protect(who.faces)[:, None]
-        figure3.append(Block("", (name,), protected))
-        figure6.append(Block(name, ("any",), protected))
+        if baseline.keyed and part_hash(preset, baseline.file) is None:
+            continue
+        name, count = baseline.label.partition(" (")[0], 3 if baseline.keyed else 1
+        keys = random_keys(count, seed).repeat_interleave(len(who.rows))  # one for all people
+        protected = baseline.protect(who.faces.repeat(count, 1, 1, 1), keys).unflatten(0, (count, -1)).transpose(0, 1)
+        figure3.append(Block("", (name,), protected[:, :1]))
+        title, columns = (f"{name}, key", numbers[:count]) if baseline.keyed else (name, ("any",))
+        figure6.append(Block(title, columns, protected))
     in_rows = {"figure3": {"": figure3}, "figure4": {"": figure4}, "figure6": {"": figure6}}
     return dict(sorted(({"figure1": figure1, "figure5": figure5} | in_rows).items()))
 
@@ -176,16 +182,24 @@ def failures(faces: Mapping[str, torch.Tensor], table: pd.DataFrame, recogniser:
 def scatter(run: Run, variant: str, who: People, recognisers: Mapping[str, Any], count: int = PASSWORDS) -> Path:
     """Embeddings (N * count, E) by each recogniser of N people's faces, each face under a password of its own.
 
+    variant: of riddle.presets, or a baseline that has keys.
+
     A stage's file: one array per recogniser, and `labels` (N * count,), the person's number.
     """
     of, setup = facesets.parse(variant), (who.rows, count, run.seed, run.detector, [*recognisers])
-    made_from = ("figure7", variant, part_hash(run.preset, of.encryptor), key_of(facesets.codes(run)), *setup)
+    made_from = ("figure7", variant, part_hash(run.preset, of.weights), key_of(facesets.codes(run)), *setup)
 
     def make() -> dict[str, np.ndarray]:
-        model, parts = of.model(run), []
-        keys = model.random_password(len(who.rows) * count, run.seed).split(count)
-        for code, many in zip(track(who.codes.split(1), variant, unit="person"), keys, strict=True):
-            faces = model.synthesize(model.encrypt(code.expand(count, -1, -1), many)).cpu()
+        if of.baseline:
+            bundled(run.preset, of.weights)  # a preset without its weights says so
+        model, parts, total = of.model(run), [], len(who.rows) * count
+        keys = random_keys(total, run.seed) if of.baseline else model.random_password(total, run.seed)
+        people = zip(who.faces.split(1), who.codes.split(1), keys.split(count), strict=True)
+        for face, code, many in track([*people], variant, unit="person"):
+            if of.baseline:
+                faces = of.baseline.protect(face.expand(count, -1, -1, -1), many)
+            else:
+                faces = model.synthesize(model.encrypt(code.expand(count, -1, -1), many)).cpu()
             parts.append(embed(recognisers, faces, run.detector))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in recognisers}
         return arrays | {"labels": np.arange(len(parts)).repeat(count)}
@@ -194,7 +208,7 @@ def scatter(run: Run, variant: str, who: People, recognisers: Mapping[str, Any],
 
 
 def figure7(run: Run, item: str) -> Path:
-    """`scatter` for one variant of ENCRYPTORS, as notebook 09 asks for it."""
+    """`scatter` for one of ENCRYPTORS or KEYED, as notebook 09 asks for it."""
     recognisers, _ = recognition.load_all(run.preset, run.device)
     return scatter(run, item, people(run, PEOPLE, run.seed), recognisers, run.limit or PASSWORDS)
 
@@ -229,7 +243,9 @@ def diversity(
     the angle also have the paper's KFFA on CelebA-HQ (table 4), the same angle for ten passwords.
     """
     records, photos = [], embed(recognisers, strangers, run.detector)
-    absent = {b.label: "it makes the same face whatever the password" for b in BASELINES.values()} | UNAVAILABLE
+    same = "it makes the same face whatever the password"
+    absent = {b.label: same for b in BASELINES.values() if not b.keyed} | UNAVAILABLE
+    absent |= {label: "none of its faces are here" for label in KEYED.values() if label not in scattered}
     for name, recogniser in recognisers.items():
         sets = {STRANGERS: (None, photos[name], np.zeros(len(strangers), int))}
         sets |= {label: [read(path, k) for k in ("reason", name, "labels")] for label, path in scattered.items()}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from riddle.evaluation.baselines import BASELINES, UNAVAILABLE
+from riddle.baselines import BASELINES, SYSTEMS
 from riddle.presets import CONTROLS, RELEASED, VARIANTS
 
 # Data sets as the tables name them.
@@ -39,11 +39,14 @@ OURS = VARIANTS["coupling"].label
 ENCRYPTORS = {"riddle": "RiDDLE", "datafree": "RiDDLE data-free", "coupling": OURS}
 # Sources to restore from without the stored code: action of riddle.evaluation.facesets -> label.
 PIXELS = {"png": "from PNG pixels", "jpeg75": "from JPEG 75", "pasted": "from the pasted photo"}
+KEYED = {name: system.label for name, system in BASELINES.items() if system.keyed}
+REVERSIBLE = {name: label for name, label in KEYED.items() if BASELINES[name].reversible}
 # Many passwords of one photo: face set -> method.
 MANY = {
     "riddle-passwords": "RiDDLE", "riddle-wrong-passwords": "RiDDLE, wrongly decrypted",
     "datafree-passwords": "RiDDLE data-free",
     "coupling-passwords": OURS, "coupling-wrong-passwords": f"{OURS}, wrongly decrypted",
+    **{f"{name}-passwords": label for name, label in KEYED.items()},
 }  # fmt: skip
 
 PHOTO = "photo (aligned crop)"
@@ -91,11 +94,15 @@ def _table1() -> Iterator[Row]:
     for variant, label in ENCRYPTORS.items():
         yield Row("de-identification", f"{label}, wrongly decrypted", f"{variant}-wrong")
     yield from (Row("de-identification", b.label, name) for name, b in BASELINES.items())
+    for name, label in REVERSIBLE.items():
+        yield Row("de-identification", f"{label}, wrongly decrypted", f"{name}-wrong")
     for reference in ("inverted", "photo"):
         if reference == "photo":
             yield Row("recovery", CEILING, "inverted", itself=True)
         for variant, label in ENCRYPTORS.items():
             yield Row("recovery", label, f"{variant}-restored", reference, itself=True)
+        for name, label in REVERSIBLE.items() if reference == "photo" else ():
+            yield Row("recovery", label, f"{name}-restored", reference, itself=True)
         for action, source in PIXELS.items():
             yield Row("recovery", f"RiDDLE, {source}", f"riddle-{action}", reference, itself=True, few=True)
     yield from (Row("diversity", label, name) for name, label in MANY.items())
@@ -132,6 +139,7 @@ def _table2() -> Iterator[tuple[str, str]]:
         yield method, f"{variant}-restored"
         yield from ((f"{method}, {source}", f"{variant}-{action}") for action, source in PIXELS.items())
     yield from ((f"{method}, wrong password", f"{variant}-wrong") for variant, method in ENCRYPTORS.items())
+    yield from ((label, f"{name}-restored") for name, label in REVERSIBLE.items())
 
 
 TABLE2 = dict(_table2())
@@ -153,7 +161,7 @@ NO_NETWORK = ("gaze", "expression agreement", "age agreement", "gender agreement
 
 # ---- Table 4: method -> face set of one picture per person
 
-SINGLE = {"inverted": "inverted", **_BASELINES}
+SINGLE = {"inverted": "inverted"} | {label: name for label, name in _BASELINES.items() if name not in KEYED}
 SIMILARITY_SETS = ("photo", *SINGLE.values(), *MANY)
 
 # ---- The paper's numbers
@@ -186,11 +194,10 @@ def published(table: str, line: Mapping[str, Any]) -> dict[str, float | None]:
 def absent_systems(table: str) -> Iterator[tuple[dict[str, str], str]]:
     """(columns that name a row, reason) of the rows of the paper's table that nothing here can measure."""
     known = paper()[paper().table == table]
-    if not known.method.isin(UNAVAILABLE).any():
+    if not known.method.isin([system.label for system in SYSTEMS.values()]).any():
         return
     for row in known[["task", "metric", "against", "measured_by", "place"]].drop_duplicates().to_dict("records"):
-        for system, reason in UNAVAILABLE.items():
-            lasting = row["task"] == "recovery" and system in ("CIAGAN", "DeepPrivacy")
-            yield row | {"method": system}, "it keeps nothing to restore from" if lasting else reason
-        if row["task"] == "recovery":
-            yield from ((row | {"method": b.label}, "it keeps nothing to restore from") for b in BASELINES.values())
+        for system in SYSTEMS.values():
+            lasting = row["task"] == "recovery" and not system.reversible
+            if reason := "it keeps nothing to restore from" if lasting else system.absent:
+                yield row | {"method": system.label}, reason

@@ -29,6 +29,7 @@ from riddle.evaluation import (
     robustness,
     rows,
     security,
+    setnames,
     table1,
     table2,
     table3,
@@ -100,7 +101,9 @@ def _kind(item: str) -> str:
     of = facesets.parse(item)
     if of.action in rows.PIXELS:
         return f"{of.variant}-pixels"
-    return f"{of.variant}-passwords" if of.action.endswith("passwords") else of.variant or "plain"
+    if of.action.endswith("passwords") and of.variant:
+        return f"{of.variant}-passwords"
+    return of.variant or ("baselines" if of.weights else "plain")
 
 
 def jobs(parts: Collection[Part]) -> list[Job]:
@@ -114,7 +117,7 @@ def jobs(parts: Collection[Part]) -> list[Job]:
         groups.setdefault((_kind(item), tuple(r for r in rows.RECOGNISERS if r in seen)), []).append(item)
     made = []
     for (kind, seen), items in groups.items():
-        sources = ["aligned"] + ["codes"] * any(i not in facesets.PLAIN or i == "inverted" for i in items)
+        sources = ["aligned"] + ["codes"] * any(i not in setnames.PLAIN or i == "inverted" for i in items)
         sources += [f"faces/{facesets.parse(items[0]).variant}"] * kind.endswith("-pixels")
         name = f"{kind}-{'embeddings' if seen else 'faces'}{len(made)}"
         made.append(Job(name, tuple(items), seen, tuple(sources)))

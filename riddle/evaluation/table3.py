@@ -92,7 +92,8 @@ def detected(run: Run, item: str) -> Path:
         arrays = {f"{where} {k}": v for where, found in seen.items() for k, v in recognition.to_arrays(found).items()}
         return {k: v for k, v in arrays.items() if k.endswith((" box", " points", " landmarks"))} | {"targets": targets}
 
-    made_from = ("detected", key_of(made), key_of(photos), run.people.tolist(), part_hash(run.preset, "parser"), "lit")
+    parser = part_hash(run.preset, "parser")
+    made_from = ("detected", key_of(made), key_of(photos), run.people.tolist(), parser, facesets.PASTE)
     return stage(run, run.folder / "detected" / f"{item}.npz", made_from, make)
 
 

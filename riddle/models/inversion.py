@@ -167,8 +167,17 @@ class LiteEncoder(nn.Module):
         who: `recognise(faces)`, where it is known.
         """
         pair = torch.cat([faces, shown.to(faces.dtype)], 1).permute(0, 2, 3, 1)
-        maps, kept, above = self.body(pair)[1:], [], None
-        for x, lateral, smooth in zip(maps[::-1], list(self.lateral)[::-1], list(self.smooth)[::-1], strict=True):
+        z, read = self.slots(self.body(pair))
+        embedded, pooled = self.recognise(faces) if who is None else who
+        with torch.no_grad():
+            difference = embedded - self.recognise(shown)[0]
+        told = self.mix(torch.cat([embedded, difference, pooled, read], 1)).float()
+        return z + told.view(len(faces), self.n_latent, -1)
+
+    def slots(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The body's maps -> what they say of z (N, L, D), and the mean (N, C) of the smallest map of the pyramid."""
+        kept, above = [], None
+        for x, lateral, smooth in zip(maps[:0:-1], list(self.lateral)[::-1], list(self.smooth)[::-1], strict=True):
             x = lateral(x)
             if above is not None:
                 x = x + above.repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -176,11 +185,7 @@ class LiteEncoder(nn.Module):
             kept.append(above)
         base = self.styles[0](kept[0]).float()
         others = [base + self.styles[i](kept[_level(i)]).float() for i in range(1, self.n_latent)]
-        embedded, pooled = self.recognise(faces) if who is None else who
-        with torch.no_grad():
-            difference = embedded - self.recognise(shown)[0]
-        told = self.mix(torch.cat([embedded, difference, pooled, kept[0].mean((1, 2))], 1)).float()
-        return torch.stack([base, *others], 1) + told.view(len(faces), self.n_latent, -1)
+        return torch.stack([base, *others], 1), kept[0].mean((1, 2))
 
     def draw(self, z: torch.Tensor) -> torch.Tensor:
         """z (N, L, D), not yet bounded -> drawn faces (N, 3, R, R)."""

@@ -242,13 +242,16 @@ def run(task: Task, tensors: dict[str, torch.Tensor]) -> dict:
     return {"step": counters["step"], **last}
 
 
-def finish(task: Task, name: str, numbers: dict, about: dict, network: nn.Module | None = None) -> dict:
+def finish(
+    task: Task, name: str, numbers: dict, about: dict, network: nn.Module | dict[str, torch.Tensor] | None = None
+) -> dict:
     """End a run: write `<out>/<name>.safetensors` with `about` in it, print the numbers and return them.
 
-    network: whose weights are written; without: the average's.
+    network: whose weights are written, or the weights; without: the average's.
     """
     if task.accelerator.is_main_process:
         network = task.average if network is None else network
-        save_tensors(Path(task.config.out) / f"{name}.safetensors", network.state_dict(), about)
+        state = network if isinstance(network, dict) else network.state_dict()
+        save_tensors(Path(task.config.out) / f"{name}.safetensors", state, about)
         print(json.dumps(numbers))
     return numbers

@@ -2,6 +2,7 @@
 
     python -m riddle.training.measure --faces results/runs/faces_val.npy
     ... --encryptor encryptor encryptor_coupling reflection untrained --count 96
+    ... --encryptor --baseline deepprivacy ciagan
 
 Cosines by each recogniser whose weights are here, all faces through one fixed alignment; those of the tables, which
 align each face by its own points, differ a little. A recogniser that training used is marked.
@@ -19,9 +20,11 @@ import torch
 import torch.nn.functional as F
 
 import riddle
+from riddle.baselines import SYSTEMS, Baseline, random_keys
 from riddle.faces import recognizers
 from riddle.images import to_tensor
 from riddle.machine import keep_memory
+from riddle.presets import get
 from riddle.training.encryptor import encrypt_and_decrypt
 from riddle.training.frozen import draw_keys
 from riddle.weights import load_lpips, locate
@@ -85,6 +88,23 @@ def measure_encryptor(model: riddle.Riddle, w: torch.Tensor, compare: Comparison
     yield {"what": "strangers"} | compare(original, original.roll(1, 0))
 
 
+@torch.no_grad()
+def measure_baseline(system: Baseline, faces: torch.Tensor, compare: Comparison) -> Iterator[dict]:
+    """Held-out faces (N, 3, R, R) by a baseline: compared with themselves; two keys; two people under one key; restored
+    faces where there are any."""
+    n = len(faces)
+    keys, others = random_keys(2 * n, 3).split(n)
+    shown = system.protect(faces, keys)
+    yield {"what": "protected"} | compare(shown, faces)
+    if system.reversible:
+        yield {"what": "restored"} | compare(system.restore(shown, keys), faces)
+        yield {"what": "wrong key"} | compare(system.restore(shown, others), faces)
+    yield {"what": "two keys"} | compare(shown, system.protect(faces, others))
+    together = system.protect(faces, keys[:1].expand(n))
+    yield {"what": "one key, two people"} | compare(together, together.roll(1, 0))
+    yield {"what": "strangers"} | compare(faces, faces.roll(1, 0))
+
+
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     """Command line of this module; returns what it prints."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,18 +112,22 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     p.add_argument("--faces", required=True, help="uint8 .npy (N, R, R, 3) of held-out faces")
     p.add_argument("--weights", type=Path, help="folder of weights; default: the bundled ones")
     p.add_argument("--encryptor", nargs="*", default=["encryptor_coupling", "encryptor", "reflection"])
+    p.add_argument("--baseline", nargs="*", default=[], help="systems of riddle.baselines")
     p.add_argument("--count", type=int, default=96, help="faces to measure, spread evenly over the file")
     a = p.parse_args(argv)
     keep_memory()
     faces = np.load(a.faces)
     faces = to_tensor(faces[:: max(1, len(faces) // a.count)][: a.count])
     rows: list[dict] = []
+    compare = Comparison(get(a.preset).identity)
     for name in a.encryptor:
         model = riddle.load(a.preset, weights=a.weights, encryptor=name)
         if not rows:
-            compare, w = Comparison(model.preset.identity), model.invert(faces)
+            w = model.invert(faces)
             rows.append(measure_encoder(model, faces, w, compare))
         rows += [{"encryptor": name} | row for row in measure_encryptor(model, w, compare)]
+    for name in a.baseline:
+        rows += [{"encryptor": name} | row for row in measure_baseline(SYSTEMS[name], faces, compare)]
     table = pd.DataFrame(rows)
     table.insert(0, "encryptor", table.pop("encryptor"))
     print(table.to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep=""))

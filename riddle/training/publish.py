@@ -2,6 +2,7 @@
 
     python -m riddle.training.publish --cut 128=results/runs/cut128 --encoder results/runs/inversion \
         --parser results/runs/parsing --encryptor riddle=results/runs/encryptor
+    python -m riddle.training.publish --baseline ciagan=results/runs/ciagan
     python -m riddle.training.publish --samples
 
 Weights are stored in float16, the statistics of codes in float32; each file's metadata say what made it; the logs go
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 from riddle import config
+from riddle.baselines import SYSTEMS
 from riddle.files import write_text
 from riddle.images import to_bytes
 from riddle.networks import Synthesis, build_generator
@@ -29,8 +31,10 @@ from riddle.weights import load_metadata, load_tensors, save_tensors
 
 SAMPLES, PSI, SIDE = 48, 0.7, 256
 EXACT = ("curvature.size",)  # stored with 32 bits per number
-# Stored with 8 bits per number: the encoder's heads and the transformer's matrices.
+# Stored with 8 bits per number: the encoder's heads, the transformer's matrices, all of a baseline's.
 COARSE = {"encoder": ("styles.", "mix."), "encryptor": ("blocks.", "code_in.", "password_in.", "output.")}
+NETWORKS = {name for name, system in SYSTEMS.items() if system.file}
+COARSE |= {name: ("",) for name in NETWORKS}
 
 
 @torch.no_grad()
@@ -104,14 +108,19 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--encoder", metavar="FOLDER")
     p.add_argument("--parser", metavar="FOLDER")
     p.add_argument("--encryptor", action="append", default=[], metavar="VARIANT=FOLDER")
+    p.add_argument("--baseline", action="append", default=[], metavar="NAME=FOLDER")
     p.add_argument("--samples", action="store_true", help="draw data/samples from the published generator")
     a = p.parse_args(argv)
-    preset, encryptors = get(a.preset), _folders(a.encryptor)
+    preset, encryptors, baselines = get(a.preset), _folders(a.encryptor), _folders(a.baseline)
     if unknown := sorted(set(encryptors) - set(ALL_VARIANTS)):
         p.error(f"--encryptor: no variant {', '.join(unknown)}; choose from {', '.join(ALL_VARIANTS)}")
+    if unknown := sorted(set(baselines) - NETWORKS):
+        p.error(f"--baseline: no system {', '.join(unknown)}; choose from {', '.join(sorted(NETWORKS))}")
     if a.cut:
         publish_cuts(preset, _folders(a.cut))
-    publish(preset, {k: Path(v) for k, v in (("encoder", a.encoder), ("parser", a.parser)) if v} | encryptors)
+    publish(
+        preset, {k: Path(v) for k, v in (("encoder", a.encoder), ("parser", a.parser)) if v} | encryptors | baselines
+    )
     if a.samples:
         draw_samples(preset, config.bundled_folder("samples"))
 

@@ -63,8 +63,9 @@ def parse(config: type[Config], section: str, about: str, argv: Sequence[str] | 
 
 def _parser(config: type, section: str, about: str) -> argparse.ArgumentParser:
     """An option for each field."""
+    command = re.search(r"python -m [\w.]+", about)
     p = argparse.ArgumentParser(
-        f"python -m riddle.training.{section}", description=about, argument_default=argparse.SUPPRESS,
+        command[0] if command else section, description=about, argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     p.add_argument("--recipe", help=f"a TOML file, or a name in {FOLDER.name}/, whose [{section}] has further options")

@@ -1,24 +1,12 @@
-"""Ways to de-identify that need no training, and the systems of the paper that this project has not trained."""
+"""Ways to de-identify that need no training: blurring and mosaicing."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
 SIGMA = 1 / 16  # std of the blur, as a share of the crop's side: every resolution loses the same detail
 BLOCKS = 8  # blocks along a side; at 12, three lie between the eyes of an FFHQ crop
-UNAVAILABLE = dict.fromkeys(("CIAGAN", "FIT", "Personal", "DeepPrivacy"), "not trained by this project")
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A de-identification system. protect: faces (N, 3, R, R) in [-1, 1] -> protected ones of the same shape."""
-
-    label: str  # as the tables print it, with its strength
-    protect: Callable[[torch.Tensor], torch.Tensor]
 
 
 def blur(faces: torch.Tensor) -> torch.Tensor:
@@ -35,9 +23,3 @@ def blur(faces: torch.Tensor) -> torch.Tensor:
 def mosaic(faces: torch.Tensor) -> torch.Tensor:
     """Each block of the crop (N, 3, R, R) becomes its mean colour."""
     return F.interpolate(F.adaptive_avg_pool2d(faces, BLOCKS), size=faces.shape[-2:], mode="nearest-exact")
-
-
-BASELINES = {
-    "blur": Baseline(f"face blurring (sigma 1/{1 / SIGMA:.0f} of the crop)", blur),
-    "mosaic": Baseline(f"mosaicing ({BLOCKS} x {BLOCKS} blocks)", mosaic),
-}

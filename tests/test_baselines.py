@@ -1,0 +1,319 @@
+"""The systems that the paper compares with: what each sees, what its key does, what it learns from."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from riddle.baselines import (
+    BASELINES,
+    SYSTEMS,
+    UNAVAILABLE,
+    ciagan,
+    deepprivacy,
+    fit,
+    inpainting,
+    personal,
+    random_keys,
+    redraw,
+    regions,
+)
+from riddle.evaluation.rows import paper
+from riddle.images import to_bytes
+from riddle.models.inversion import build_encoder
+from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN
+from riddle.models.parsing import CLASSES
+from riddle.presets import get
+from riddle.training.frozen import LossNetworks
+from riddle.training.loop import make_accelerator
+
+pytestmark = pytest.mark.usefixtures("own_precision")
+SMALL = replace(get("mobile"), style_dim=32, encoder_fpn=16, encoder_head=8)
+INPAINTING = {"deepprivacy": deepprivacy, "ciagan": ciagan}
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    g = MobileStyleGAN(channels={side: 8 for side in CHANNELS}, dim=32).eval().requires_grad_(False)
+    g.codes.measure(g.map, n=500)
+    g.cuts["128"].picture.weight *= 0.5 / g(g.sample(16)).std(0).mean()  # codes show
+    return g
+
+
+def a_face(n=2, side=128):
+    """Labels (n, side, side): a round face with eyes, ears, nose and mouth, in hair."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    seen = torch.full((side, side), CLASSES.index("hair"))
+    seen[(x - 64) ** 2 + (y - 70) ** 2 < 30**2] = CLASSES.index("skin")
+    places = {"l_eye": (52, 62), "r_eye": (76, 62), "nose": (64, 72), "mouth": (64, 86), "l_ear": (30, 70)}
+    for name, (left, top) in places.items():
+        seen[top - 3 : top + 4, left - 3 : left + 4] = CLASSES.index(name)
+    return seen[None].repeat(n, 1, 1).to(torch.uint8)
+
+
+def parser_of(seen):
+    """A parser that sees the same in every picture, whatever its pixels."""
+    logits = 20 * F.one_hot(seen.long(), len(CLASSES)).movedim(3, 1).float()
+    return lambda faces: logits[: len(faces)] + 0 * faces.mean()
+
+
+@pytest.fixture
+def networks(generator, monkeypatch):
+    """Small untrained networks in the place of the bundled ones: {name: its Redraw}."""
+    torch.manual_seed(1)
+    encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
+    made = {name: redraw.Redraw(generator, encoder, module.SYSTEM).eval() for name, module in INPAINTING.items()}
+    monkeypatch.setattr(redraw, "load", lambda system: (made[system.name], parser_of(a_face(4)), generator))
+    return made
+
+
+# ---- one interface
+
+
+def test_every_system_of_the_paper_is_there_under_the_papers_name():
+    wanted = {"CIAGAN", "FIT", "Personal", "DeepPrivacy"}
+    assert {s.label for s in SYSTEMS.values() if s.keyed} == wanted <= set(paper().method)
+    assert {s.label for s in SYSTEMS.values() if s.reversible} == {"FIT", "Personal"}
+    assert BASELINES["blur"].label == "face blurring (sigma 1/16 of the crop)"  # part of the names of cached results
+    assert BASELINES["mosaic"].label == "mosaicing (8 x 8 blocks)"
+    assert not {s.label for s in BASELINES.values()} & UNAVAILABLE.keys()
+
+
+def test_what_a_system_cannot_do_has_an_error():
+    faces = torch.zeros(2, 3, 128, 128)
+    with pytest.raises(ValueError, match="CIAGAN keeps nothing to restore from"):
+        SYSTEMS["ciagan"].restore(faces, random_keys(2, 0))
+    for keys in (None, random_keys(3, 0)):
+        with pytest.raises(ValueError, match="DeepPrivacy needs one key for each of 2 faces"):
+            SYSTEMS["deepprivacy"].protect(faces, keys)
+    with pytest.raises(ValueError, match=r"ciagan takes faces \(N, 3, 128, 128\)"):
+        SYSTEMS["ciagan"].protect(faces[..., :64], random_keys(2, 0))
+
+
+def test_keys_are_those_of_the_seed():
+    assert torch.equal(random_keys(5, 1), random_keys(5, 1)) and len(random_keys(500, 1).unique()) == 500
+    assert not torch.equal(random_keys(5, 1), random_keys(5, 2))
+
+
+# ---- what may be known of a face
+
+
+def test_the_box_holds_the_face_and_no_more():
+    mask = regions.box(a_face())[0, 0]
+    rows, columns = mask.sum(1).nonzero().flatten(), mask.sum(0).nonzero().flatten()
+    edges = [rows.min(), rows.max(), columns.min(), columns.max()]
+    assert mask.sum() == len(rows) * len(columns)
+    assert all(abs(int(a) - b) <= 4 for a, b in zip(edges, (41, 99, 35, 93), strict=True))
+    assert (mask * regions.of(a_face(), regions.INSIDE)[0, 0]).sum() > 0.995 * regions.of(a_face(), regions.INSIDE)[
+        0
+    ].sum()
+
+
+@pytest.mark.parametrize("look", [regions.box, regions.region])
+def test_where_no_face_is_found_the_middle_is_hidden(look):
+    mask = look(torch.zeros(1, 128, 128, dtype=torch.uint8))[0, 0]
+    assert mask[70, 64] == 1 and mask[2, 2] == 0 and 0.3 < mask.mean() < 0.5
+
+
+def test_the_region_closes_the_face_and_the_outline_runs_around_it():
+    seen = a_face(1)
+    seen[0, 60:62, 60:62] = CLASSES.index("hair")  # a speck
+    mask = regions.region(seen)
+    assert (mask >= regions.of(seen, regions.INSIDE)).all() and mask[0, 0, 61, 61] == 1
+    outline, mouth, bridge = regions.landmarks(seen)[0]
+    assert outline[70, 64] == 0 and outline[70].sum() == 4  # two pixels on each side
+    assert mouth[86, 64] == 0 and mouth[83, 64] == 1 and bridge[72, 64] == 1 and bridge[60].sum() == 0
+
+
+def test_keypoints_are_spots_at_the_parts_that_are_there():
+    maps = regions.points(a_face())
+    assert maps.shape == (2, 5, 128, 128)
+    places = {name: divmod(int(maps[0, i].argmax()), 128) for i, name in enumerate(regions.POINTS)}
+    assert places["l_eye"] == (62, 52) and places["nose"] == (72, 64) and places["l_ear"] == (70, 30)
+    assert maps[:, 4].sum() == 0 and maps[0, 0].max() == 1  # no right ear
+
+
+def test_a_drawn_face_fills_the_mask_and_fades_out_around_it():
+    mask = regions.box(a_face(1))
+    out = regions.pasted(torch.zeros(1, 3, 128, 128), torch.ones(1, 3, 128, 128), mask)
+    assert (out[:, :1][mask == 1] == 1).all() and (out[:, :1][regions.grown(mask, 4) == 0] == 0).all()
+    row = out[0, 0, 70, 64:]
+    assert (row.diff() <= 0).all() and ((row > 0) & (row < 1)).sum() >= 3
+
+
+def test_landmark_losses_are_least_where_the_parser_sees_what_was_asked():
+    seen, moved = a_face(), a_face().roll(6, 2)
+    right, wrong = parser_of(seen)(torch.zeros(2, 3, 1, 1)), parser_of(moved)(torch.zeros(2, 3, 1, 1))
+    maps = regions.points(seen)
+    assert regions.points_loss(right, maps) < 0.1 * regions.points_loss(wrong, maps)
+    assert regions.shape_loss(right, seen) < 0.01 < regions.shape_loss(wrong, seen)
+    assert regions.points_loss(right, 0 * maps) == 0
+
+
+# ---- inpainting
+
+
+@pytest.mark.parametrize("name", INPAINTING)
+def test_what_lies_inside_the_mask_is_never_seen(networks, name):
+    faces, keys = torch.rand(2, 3, 128, 128) * 2 - 1, random_keys(2, 0)
+    mask, _ = INPAINTING[name].SYSTEM.look(a_face())
+    first = SYSTEMS[name].protect(faces, keys)
+    other = torch.where(mask == 1, torch.rand(2, 3, 128, 128) * 2 - 1, faces)
+    assert torch.equal(SYSTEMS[name].protect(other, keys), first)
+    beyond = regions.grown(mask, 4) == 0
+    assert torch.equal(first[:, :1][beyond], faces[:, :1][beyond])
+    around = torch.where(mask == 1, faces, -faces)
+    assert not torch.equal(SYSTEMS[name].protect(around, keys)[:, :1][mask == 1], first[:, :1][mask == 1])
+
+
+@pytest.mark.parametrize("name", INPAINTING)
+def test_the_key_chooses_the_face_and_nothing_else_does(networks, name):
+    faces = torch.rand(1, 3, 128, 128).repeat(3, 1, 1, 1) * 2 - 1
+    out = SYSTEMS[name].protect(faces, torch.tensor([7, 8, 7]))
+    torch.testing.assert_close(out[0], out[2])
+    assert (out[0] - out[1]).abs().max() > 1e-3
+    torch.testing.assert_close(SYSTEMS[name].protect(faces[:1], torch.tensor([8]))[0], out[1], atol=1e-3, rtol=0)
+
+
+def test_ciagan_has_as_many_people_as_its_paper(generator):
+    keys = torch.tensor([3, 3 + ciagan.IDENTITIES, 4])
+    z = ciagan.person(generator, keys)
+    assert ciagan.IDENTITIES == 1200 and torch.equal(z[0], z[1]) and not torch.equal(z[0], z[2])
+
+
+def test_the_trained_part_of_a_network_is_all_that_its_file_needs(networks, generator):
+    torch.manual_seed(1)  # the same encoder again
+    encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
+    network, system = networks["ciagan"], ciagan.SYSTEM
+    with torch.no_grad():
+        for p in network.own_state().values():
+            p.add_(0.01)
+    again = redraw.Redraw(generator, encoder, system).load_own(network.own_state()).eval()
+    given = [torch.rand(1, c, 128, 128) for c in (3, 1, 3)] + [torch.randn(1, 32)]
+    torch.testing.assert_close(again(*given), network(*given))
+    assert not any(k.startswith(("body.stages.5", "body.stages.6")) for k in network.own_state())
+    with pytest.raises(RuntimeError, match="missing"):
+        again.load_own({})
+
+
+def test_weights_of_another_encoder_are_refused(tmp_path, monkeypatch):
+    from riddle.weights import WeightsMissingError, save_tensors
+
+    for part in ("ciagan", "encoder"):
+        save_tensors(tmp_path / f"{part}.safetensors", {"x": torch.zeros(1)}, {"encoder": "0123"})
+    monkeypatch.setattr(redraw, "bundled", lambda preset, part: tmp_path / f"{part}.safetensors")
+    redraw.load.cache_clear()
+    with pytest.raises(WeightsMissingError, match="belongs to another encoder; train it anew"):
+        redraw.load(ciagan.SYSTEM)
+
+
+TASKS = {"deepprivacy": deepprivacy.DeepPrivacyTask, "ciagan": ciagan.CiaganTask}
+
+
+@pytest.mark.parametrize("name", INPAINTING)
+def test_a_step_trains_the_network_and_its_critic(tmp_path, generator, monkeypatch, name):
+    torch.manual_seed(1)
+    encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
+    monkeypatch.setattr(ciagan, "IDENTITIES", 8)
+    monkeypatch.setattr(inpainting, "R1_EVERY", 2)
+    frozen = LossNetworks(lambda f: f.mean((2, 3)) + 0.1, lambda f: [F.avg_pool2d(f, 8)])
+    faces = torch.from_numpy(to_bytes(torch.rand(4, 3, 128, 128) * 2 - 1))
+    config = inpainting.RedrawConfig(
+        out=str(tmp_path), data="", val="", bfloat16=False, batch=2, warmup=0.0, identity=0.1, synthetic=1.0
+    )
+    accelerator, parser = make_accelerator(config), parser_of(a_face(16))
+    task = TASKS[name](config, accelerator, INPAINTING[name].SYSTEM, generator, encoder, frozen, parser, faces)
+    before = {k: [p.clone() for p in n.parameters()] for k, n in task.networks.items()}
+    for _ in range(2):
+        numbers = task.step({"faces": faces[:2]}, 0.0)
+    assert {"context", "adversarial", "known", "landmarks", "critic"} <= numbers.keys()
+    assert all(torch.isfinite(torch.as_tensor(v)).all() for v in numbers.values())
+    for key in ("redraw", "critic"):
+        moved = [not torch.equal(a, b) for a, b in zip(before[key], task.networks[key].parameters(), strict=True)]
+        trained = [p.requires_grad for p in task.networks[key].parameters()]
+        assert moved == trained if key == "redraw" else all(moved), key
+    assert task.samples().shape == (5 * 4, 3, 128, 128)
+    assert set(task.validate()) == {"cosine", "keys", "people"}
+    assert SYSTEMS[name].file == task.system.name
+
+
+# ---- reversible systems
+
+
+def test_fits_password_is_the_keys_lowest_bits():
+    bits = fit.bits_of(torch.tensor([0b101, 0b101 + 2**16]))
+    assert bits.shape == (2, 16) and torch.equal(bits[0], bits[1])
+    assert (bits[0] == 1).nonzero().flatten().tolist() == [0, 2] and (bits[0].abs() == 1).all()
+
+
+def test_fit_restores_with_the_inverse_password(monkeypatch):
+    torch.manual_seed(0)
+    network = fit.Transformer().eval()
+    torch.nn.init.normal_(network.last.weight, std=0.1)
+    monkeypatch.setattr(fit, "load", lambda: network)
+    faces, keys = torch.rand(3, 3, 32, 32) * 2 - 1, torch.tensor([7, 8, 7])
+    locked = SYSTEMS["fit"].protect(faces, keys)
+    assert locked.shape == faces.shape and locked.abs().max() <= 1
+    opened = SYSTEMS["fit"].restore(locked, keys)
+    with torch.no_grad():
+        torch.testing.assert_close(opened[1:2], network(locked[1:2], -fit.bits_of(keys[1:2])), atol=1e-4, rtol=0)
+    one = faces[:1].repeat(2, 1, 1, 1)
+    a, b = SYSTEMS["fit"].protect(one, torch.tensor([1, 2]))
+    assert (a - b).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="a side that 16 divides"):
+        SYSTEMS["fit"].protect(faces[..., :20], keys)
+
+
+def test_an_identity_is_turned_by_the_angle_and_back_by_its_own_key_alone():
+    draw = torch.Generator().manual_seed(0)
+    e = F.normalize(torch.randn(4, 128, generator=draw), dim=1)
+    turned = personal.turn(e, torch.tensor([1, 2, 1, 3]), 1.2)
+    torch.testing.assert_close((e * turned).sum(1), torch.full((4,), 1.2).cos(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(personal.turn(turned, torch.tensor([1, 2, 1, 3]), -1.2), e, atol=1e-5, rtol=0)
+    wrong = personal.turn(turned, torch.tensor([4, 5, 6, 7]), -1.2)
+    assert (F.cosine_similarity(wrong, e) < 0.7).all()
+    first, second = personal.turn(e[:1].repeat(2, 1), torch.tensor([1, 2]))
+    assert F.cosine_similarity(first, second, dim=0) < 0.5
+
+
+def test_personal_turns_what_the_recogniser_sees(generator, monkeypatch):
+    torch.manual_seed(1)
+    encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
+    network = redraw.Redraw(generator, encoder, personal.SYSTEM).eval()
+    torch.nn.init.normal_(network.mix[-1].weight, std=0.1)
+    monkeypatch.setattr(personal, "load", lambda system: (network, None, generator))
+    seen = F.normalize(torch.randn(3, 128), dim=1)
+    stand_in = type("F_e", (), {"from_crop": staticmethod(lambda faces: seen[: len(faces)])})
+    monkeypatch.setattr(personal.recognizers, "load", lambda name: stand_in)
+    faces, keys = torch.rand(3, 3, 128, 128) * 2 - 1, torch.tensor([7, 8, 7])
+    for action, angle in (("protect", personal.ANGLE), ("restore", -personal.ANGLE)):
+        out = getattr(SYSTEMS["personal"], action)(faces, keys)
+        with torch.no_grad():
+            expected = personal.drawn(network, faces, personal.turn(seen, keys, angle))
+        torch.testing.assert_close(out, expected, atol=1e-3, rtol=0)
+    assert not torch.equal(SYSTEMS["personal"].restore(faces, torch.tensor([9, 8, 7]))[0], out[0])
+
+
+@pytest.mark.parametrize("name", ["fit", "personal"])
+def test_a_step_trains_a_reversible_system(tmp_path, generator, name):
+    torch.manual_seed(1)
+    faces = torch.from_numpy(to_bytes(torch.rand(2, 3, 128, 128) * 2 - 1))
+    options = {"out": str(tmp_path), "data": "", "val": "", "bfloat16": False, "batch": 1, "warmup": 0.0}
+    embed = lambda f: F.adaptive_avg_pool2d(f, 8).flatten(1)[:, :128]  # noqa: E731
+    if name == "fit":
+        config = fit.FitConfig(**options)
+        task = fit.FitTask(config, make_accelerator(config), embed, faces)
+    else:
+        config = personal.PersonalConfig(**options)
+        encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
+        frozen = LossNetworks(embed, lambda f: [F.avg_pool2d(f, 8)])
+        task = personal.PersonalTask(config, make_accelerator(config), generator, encoder, frozen, faces)
+    before = [p.clone() for p in task.network.parameters()]
+    numbers = task.step({"faces": faces[:1]}, 0.0)
+    assert all(torch.isfinite(torch.as_tensor(v)).all() for v in numbers.values())
+    moved = [not torch.equal(a, b) for a, b in zip(before, task.network.parameters(), strict=True)]
+    assert sum(moved) > 0.9 * sum(p.requires_grad for p in task.network.parameters())
+    assert task.samples().shape == (5 * 2, 3, 128, 128)
+    assert {"protected", "restored", "wrong", "keys"} <= task.validate().keys()
