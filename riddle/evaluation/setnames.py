@@ -11,8 +11,9 @@
     riddle-passwords          ten passwords for each of `Run.people`
     riddle-wrong-passwords    encrypted by their own password, decrypted with ten wrong ones
 
-Variants are those of `riddle.presets.ALL_VARIANTS`: datafree-restored, mlp-png and so on. A system of `riddle.baselines`
-that has keys also has -passwords, and -restored and -wrong where it can restore, from the 8-bit picture.
+Variants are those of `riddle.presets.ALL_VARIANTS`: datafree-restored, mlp-png and so on. A system of
+`riddle.baselines` that has keys also has -passwords, and -restored and -wrong where it can restore, from the 8-bit
+picture.
 """
 
 from __future__ import annotations
