@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from riddle.baselines.redraw import Redraw, System, load_parser, record_of
+from riddle.baselines.redraw import Redraw, System, record_of
 from riddle.baselines.regions import hidden, pasted
 from riddle.images import to_tensor
 from riddle.models.inversion import LiteEncoder
@@ -23,7 +23,7 @@ from riddle.models.parsing import ParsingNet, labels
 from riddle.networks import Synthesis
 from riddle.presets import get
 from riddle.training import recipe
-from riddle.training.frozen import LossNetworks, draw_codes, frozen_encoder, frozen_networks
+from riddle.training.frozen import LossNetworks, draw_codes, frozen_encoder, frozen_networks, frozen_parsing_net
 from riddle.training.inversion import varied
 from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run, spread
 
@@ -162,10 +162,8 @@ class RedrawTask(Task):
         keys = torch.randint(2**62, (len(faces),), generator=torch.Generator().manual_seed(seed))
         _, mask, maps = self.look(faces)
         with self.accelerator.autocast():
-            drawn = self.average.draw(
-                self.average(hidden(faces, mask), mask, maps, self.system.tell(self.generator, keys))
-            )
-        return pasted(faces, drawn, mask).float(), hidden(faces, mask), drawn.float()
+            shown, drawn = self.average.replaced(faces, mask, maps, self.system.tell(self.generator, keys))
+        return shown.float(), hidden(faces, mask), drawn.float()
 
     def validate(self) -> dict[str, float]:
         """On held-out faces: F_e's cosine with the original, and between two keys."""
@@ -198,7 +196,8 @@ def train(task: type[RedrawTask], system: System, about: str, argv: list[str] | 
     encoder = frozen_encoder(preset, "", generator)
     faces, held_out = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in (config.data, config.val))
     torch.manual_seed(config.seed)
-    made = task(config, accelerator, system, generator, encoder, frozen, load_parser(accelerator.device), held_out)
+    parser = frozen_parsing_net(preset, "", accelerator.device)
+    made = task(config, accelerator, system, generator, encoder, frozen, parser, held_out)
     last = run(made, {"faces": faces})
     last |= {f"val_{k}": v for k, v in made.validate().items()}
     return finish(made, system.name, last, record_of(config, last["step"], len(faces)), made.average.own_state())

@@ -23,7 +23,7 @@ from riddle.models.inversion import LiteEncoder
 from riddle.models.parsing import ParsingNet, labels
 from riddle.networks import Synthesis
 from riddle.presets import get
-from riddle.training.frozen import frozen_encoder, frozen_generator
+from riddle.training.frozen import frozen_encoder, frozen_generator, frozen_parsing_net
 from riddle.training.loop import LoopConfig
 from riddle.weights import WeightsMissingError, bundled, load_metadata, load_tensors
 
@@ -82,6 +82,13 @@ class Redraw(nn.Module):
         """z (N, L, D), before the bound -> faces (N, 3, R, R)."""
         return self._frozen[1].draw(z)
 
+    def replaced(
+        self, faces: torch.Tensor, mask: torch.Tensor, maps: torch.Tensor, vectors: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Faces (N, 3, R, R) with drawn ones in the masks' places, and the drawn ones; the rest as for `forward`."""
+        drawn = self.draw(self(hidden(faces, mask), mask, maps, vectors))
+        return pasted(faces, drawn, mask), drawn
+
     def own_state(self) -> dict[str, torch.Tensor]:
         """The trained part of the state; the rest is the encoder's."""
         return {k: v.detach() for k, v in self.named_parameters() if not k.startswith(_ENCODERS)}
@@ -107,13 +114,6 @@ def record_of(config: LoopConfig, steps: int, faces: int) -> dict[str, object]:
 # ---- use
 
 
-def load_parser(device: torch.device | str = "cpu") -> ParsingNet:
-    """The bundled parser, frozen. Raises WeightsMissingError."""
-    net = ParsingNet()
-    net.load_state_dict(load_tensors(bundled(PRESET, "parser")))
-    return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
 @cache
 def load(system: System) -> tuple[Redraw, ParsingNet, Synthesis]:
     """A system's trained network, the parser and the generator. Raises WeightsMissingError."""
@@ -123,7 +123,7 @@ def load(system: System) -> tuple[Redraw, ParsingNet, Synthesis]:
         raise WeightsMissingError(system.name, f"{path} belongs to another encoder", remedy)
     generator = frozen_generator(preset, "", "cpu")
     network = Redraw(generator, frozen_encoder(preset, "", generator), system).load_own(load_tensors(path))
-    return network.eval().requires_grad_(False), load_parser(), generator
+    return network.eval().requires_grad_(False), frozen_parsing_net(preset, "", "cpu"), generator
 
 
 def checked(system: System, faces: torch.Tensor) -> torch.Tensor:
@@ -145,6 +145,5 @@ def protect(system: System, faces: torch.Tensor, keys: torch.Tensor) -> torch.Te
     done = []
     for part, key in zip(faces.split(BATCH), keys.split(BATCH), strict=True):
         mask, maps = system.look(labels(parser(part)))
-        drawn = network.draw(network(hidden(part, mask), mask, maps, system.tell(generator, key)))
-        done.append(pasted(part, drawn, mask))
+        done.append(network.replaced(part, mask, maps, system.tell(generator, key))[0])
     return torch.cat(done)

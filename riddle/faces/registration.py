@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.optimize import OptimizeResult, minimize
 
 from riddle.faces import alignment
 from riddle.faces.blending import core
@@ -42,6 +41,8 @@ def register(
     size: width and height of the picture before, in which matrices (k, 2, 3) were the places; found: the faces that a
     detector finds in it now. None where no found face is like a drawn one.
     """
+    from scipy.optimize import OptimizeResult, minimize  # here: only a cropped picture needs it, and it loads slowly
+
     before, after = alignment.place(matrices), alignment.place(framed(found))
     sides, now = np.hypot(*before[:, 2:].T), np.hypot(*after[:, 2:].T)
     starts = []

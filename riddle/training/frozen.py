@@ -45,8 +45,8 @@ def frozen_encoder(preset: Preset, path: str, generator: Synthesis) -> Encoder |
     return encoder.to(generator.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def frozen_parser(preset: Preset, path: str, device: torch.device) -> Features:
-    """F_s: faces (N, 3, R, R) -> logits of eq. 8's parts.
+def frozen_parsing_net(preset: Preset, path: str, device: torch.device | str) -> ParsingNet | BiSeNet:
+    """The parser, faces (N, 3, R, R) -> logits (N, 19, R, R).
 
     path: safetensors of a `ParsingNet`, "" for the preset's bundled weights, which at paper scale are the published
     parser's. Raises WeightsMissingError.
@@ -54,7 +54,12 @@ def frozen_parser(preset: Preset, path: str, device: torch.device) -> Features:
     published = preset.name.startswith("ffhq") and not path
     net = BiSeNet() if published else ParsingNet()
     net.load_state_dict(load_tensors(find("bisenet") if published else path or bundled(preset.name, "parser")))
-    net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def frozen_parser(preset: Preset, path: str, device: torch.device) -> Features:
+    """F_s: faces (N, 3, R, R) -> logits of eq. 8's parts. path: as for `frozen_parsing_net`."""
+    net = frozen_parsing_net(preset, path, device)
     return lambda faces: parts(net(faces))
 
 
