@@ -18,6 +18,7 @@ from riddle.baselines import (
     random_keys,
     redraw,
     regions,
+    reversible,
 )
 from riddle.evaluation.rows import paper
 from riddle.images import to_bytes
@@ -248,21 +249,31 @@ def test_fits_password_is_the_keys_lowest_bits():
     assert (bits[0] == 1).nonzero().flatten().tolist() == [0, 2] and (bits[0].abs() == 1).all()
 
 
-def test_fit_restores_with_the_inverse_password(monkeypatch):
-    torch.manual_seed(0)
-    network = fit.Transformer().eval()
-    torch.nn.init.normal_(network.last.weight, std=0.1)
-    monkeypatch.setattr(fit, "load", lambda: network)
-    faces, keys = torch.rand(3, 3, 32, 32) * 2 - 1, torch.tensor([7, 8, 7])
+@pytest.fixture
+def reversible_networks(generator, monkeypatch):
+    """Small untrained networks in the place of the reversible systems' own: {name: its Redraw}."""
+    torch.manual_seed(1)
+    encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
+    made = {m.SYSTEM.name: redraw.Redraw(generator, encoder, m.SYSTEM).eval() for m in (fit, personal)}
+    for network in made.values():
+        torch.nn.init.normal_(network.mix[-1].weight, std=0.1)
+    monkeypatch.setattr(reversible, "load", lambda system: (made[system.name], None, generator))
+    return made
+
+
+def test_fit_restores_with_the_inverse_password(reversible_networks):
+    faces, keys = torch.rand(3, 3, 128, 128) * 2 - 1, torch.tensor([7, 8, 7])
     locked = SYSTEMS["fit"].protect(faces, keys)
     assert locked.shape == faces.shape and locked.abs().max() <= 1
     opened = SYSTEMS["fit"].restore(locked, keys)
     with torch.no_grad():
-        torch.testing.assert_close(opened[1:2], network(locked[1:2], -fit.bits_of(keys[1:2])), atol=1e-4, rtol=0)
+        expected = reversible_networks["fit"].again(locked, -fit.bits_of(keys))[1]
+    torch.testing.assert_close(opened, expected, atol=1e-3, rtol=0)
+    assert (opened[1] - SYSTEMS["fit"].restore(locked, keys + 1)[1]).abs().max() > 1e-3
     one = faces[:1].repeat(2, 1, 1, 1)
     a, b = SYSTEMS["fit"].protect(one, torch.tensor([1, 2]))
     assert (a - b).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="a side that 16 divides"):
+    with pytest.raises(ValueError, match=r"fit takes faces \(N, 3, 128, 128\)"):
         SYSTEMS["fit"].protect(faces[..., :20], keys)
 
 
@@ -278,12 +289,7 @@ def test_an_identity_is_turned_by_the_angle_and_back_by_its_own_key_alone():
     assert F.cosine_similarity(first, second, dim=0) < 0.5
 
 
-def test_personal_turns_what_the_recogniser_sees(generator, monkeypatch):
-    torch.manual_seed(1)
-    encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
-    network = redraw.Redraw(generator, encoder, personal.SYSTEM).eval()
-    torch.nn.init.normal_(network.mix[-1].weight, std=0.1)
-    monkeypatch.setattr(personal, "load", lambda system: (network, None, generator))
+def test_personal_turns_what_the_recogniser_sees(reversible_networks, monkeypatch):
     seen = F.normalize(torch.randn(3, 128), dim=1)
     stand_in = type("F_e", (), {"from_crop": staticmethod(lambda faces: seen[: len(faces)])})
     monkeypatch.setattr(personal.recognizers, "load", lambda name: stand_in)
@@ -291,25 +297,21 @@ def test_personal_turns_what_the_recogniser_sees(generator, monkeypatch):
     for action, angle in (("protect", personal.ANGLE), ("restore", -personal.ANGLE)):
         out = getattr(SYSTEMS["personal"], action)(faces, keys)
         with torch.no_grad():
-            expected = personal.drawn(network, faces, personal.turn(seen, keys, angle))
+            expected = reversible_networks["personal"].again(faces, personal.vectors(seen, keys, angle))[1]
         torch.testing.assert_close(out, expected, atol=1e-3, rtol=0)
     assert not torch.equal(SYSTEMS["personal"].restore(faces, torch.tensor([9, 8, 7]))[0], out[0])
 
 
-@pytest.mark.parametrize("name", ["fit", "personal"])
-def test_a_step_trains_a_reversible_system(tmp_path, generator, name):
+@pytest.mark.parametrize("module", [fit, personal], ids=["fit", "personal"])
+def test_a_step_trains_a_reversible_system(tmp_path, generator, module):
     torch.manual_seed(1)
     faces = torch.from_numpy(to_bytes(torch.rand(2, 3, 128, 128) * 2 - 1))
     options = {"out": str(tmp_path), "data": "", "val": "", "bfloat16": False, "batch": 1, "warmup": 0.0}
-    embed = lambda f: F.adaptive_avg_pool2d(f, 8).flatten(1)[:, :128]  # noqa: E731
-    if name == "fit":
-        config = fit.FitConfig(**options)
-        task = fit.FitTask(config, make_accelerator(config), embed, faces)
-    else:
-        config = personal.PersonalConfig(**options)
-        encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
-        frozen = LossNetworks(embed, lambda f: [F.avg_pool2d(f, 8)])
-        task = personal.PersonalTask(config, make_accelerator(config), generator, encoder, frozen, faces)
+    encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
+    frozen = LossNetworks(lambda f: F.adaptive_avg_pool2d(f, 8).flatten(1)[:, :128], lambda f: [F.avg_pool2d(f, 8)])
+    name = module.SYSTEM.name.capitalize()
+    config = getattr(module, f"{name}Config")(**options)
+    task = getattr(module, f"{name}Task")(config, make_accelerator(config), generator, encoder, frozen, faces)
     before = [p.clone() for p in task.network.parameters()]
     numbers = task.step({"faces": faces[:1]}, 0.0)
     assert all(torch.isfinite(torch.as_tensor(v)).all() for v in numbers.values())

@@ -21,23 +21,20 @@ from functools import cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 
-from riddle.baselines.redraw import PRESET, Redraw, System, checked, load, record_of
+from riddle.baselines.redraw import PRESET, System
+from riddle.baselines.reversible import ReversibleConfig, ReversibleTask, beyond, changed, train
 from riddle.faces import recognizers
 from riddle.images import to_tensor
-from riddle.models.inversion import EMBEDDING, LiteEncoder
-from riddle.networks import Synthesis
+from riddle.models.inversion import EMBEDDING
 from riddle.passwords import normal_from_key
 from riddle.presets import get
 from riddle.training import recipe
-from riddle.training.frozen import LossNetworks, frozen_encoder, frozen_networks
 from riddle.training.inversion import varied
-from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run, spread
+from riddle.training.loop import Numbers
 
 ANGLE = math.pi / 2  # of the turn: the protected identity stands at a right angle to the original one
 SYSTEM = System("personal", maps=0, vector=EMBEDDING)
-BATCH = 16  # faces at a time
 
 
 @cache
@@ -59,18 +56,14 @@ def turn(vectors: torch.Tensor, keys: torch.Tensor, angle: float = ANGLE) -> tor
     return (q @ turned.flatten(1)[:, :, None])[..., 0]
 
 
-def drawn(network: Redraw, faces: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
-    """Faces (N, 3, R, R) drawn anew with unit vectors of an identity (N, E)."""
-    nothing = faces.new_zeros(len(faces), 1, *faces.shape[2:])
-    return network.draw(network(faces, nothing, nothing[:, :0], identity * EMBEDDING**0.5))
+def vectors(identity: torch.Tensor, keys: torch.Tensor, angle: float) -> torch.Tensor:
+    """Unit vectors of an identity (N, E), turned, as the network takes them: of variance 1."""
+    return turn(identity, keys, angle) * EMBEDDING**0.5
 
 
-@torch.no_grad()
 def _turned(faces: torch.Tensor, keys: torch.Tensor, angle: float) -> torch.Tensor:
-    faces = checked(SYSTEM, faces)
-    network, embed = load(SYSTEM)[0], recognizers.load(get(PRESET).identity).from_crop
-    parts = zip(faces.split(BATCH), keys.split(BATCH), strict=True)
-    return torch.cat([drawn(network, part, turn(embed(part), key, angle)) for part, key in parts])
+    embed = recognizers.load(get(PRESET).identity).from_crop
+    return changed(SYSTEM, faces, keys, lambda part, key: vectors(embed(part), key, angle))
 
 
 def protect(faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -87,17 +80,9 @@ def restore(faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PersonalConfig(LoopConfig):
-    """Faces, rates and loss weights."""
+class PersonalConfig(ReversibleConfig):
+    """Loss weights."""
 
-    data: str  # uint8 .npy (N, R, R, 3) of riddle.training.prepare faces
-    val: str  # the same of held-out faces
-    steps: int = 1_000_000
-    minutes: float = 60.0
-    batch: int = 4  # each face is drawn three times
-    lr: float = 1e-3  # Adam, of what starts at random
-    body_lr: float = 3e-4  # of the encoder's body
-    ema: float = 0.995  # decay per step of the weights' average
     identity: float = 1.0  # 1 - cosine between the identity of a drawn face and the one asked for
     attributes: float = 0.3  # LPIPS between the protected face and the original
     restored: float = 0.8  # LPIPS between the drawn original, the restored face, and the original
@@ -105,46 +90,25 @@ class PersonalConfig(LoopConfig):
     length: float = 0.02  # how far z goes beyond what a normal distribution gives
 
 
-class PersonalTask(Task):
+class PersonalTask(ReversibleTask):
     """The network that draws a face with an identity."""
 
-    def __init__(
-        self, config: PersonalConfig, accelerator: Accelerator, generator: Synthesis, encoder: LiteEncoder,
-        frozen: LossNetworks, held_out: torch.Tensor,
-    ):  # fmt: skip
-        """held_out: uint8 (N, R, R, 3), faces that training never sees."""
-        self.frozen, self.held_out = frozen, held_out
-        network = Redraw(generator, encoder, SYSTEM).to(accelerator.device)
-        body = [p for p in network.body.parameters() if p.requires_grad]
-        groups = [{"params": body, "lr": config.body_lr}, {"params": list(network.mix.parameters()), "lr": config.lr}]
-        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
-        super().__init__(config, accelerator, "redraw", network, optimiser, shared=[generator, encoder])
+    system = SYSTEM
 
-    def identity(self, faces: torch.Tensor) -> torch.Tensor:
-        """F_e's unit vectors (N, E) of faces (N, 3, R, R)."""
-        return F.normalize(self.frozen.embed(faces).float(), dim=1)
-
-    def apart(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """LPIPS between faces, both (N, 3, R, R)."""
-        pairs = zip(self.frozen.perceive(a), self.frozen.perceive(b), strict=True)
-        return sum((x - y).square().sum((1, 2, 3)).mean() for x, y in pairs)
+    def tell(self, faces: torch.Tensor, keys: torch.Tensor, back: bool) -> torch.Tensor:
+        return vectors(self.identity(faces), keys, -ANGLE if back else ANGLE)
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
         c, real = self.config, varied(to_tensor(batch["faces"]))
-        keys, z = torch.randint(2**62, (len(real),)), []
-
-        def again(faces: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
-            nothing = faces.new_zeros(len(faces), 1, *faces.shape[2:])
-            z.append(self.network(faces, nothing, nothing[:, :0], identity * EMBEDDING**0.5))
-            return self.network.draw(z[-1])
-
+        keys = torch.randint(2**62, (len(real),))
         with self.accelerator.autocast():
             with torch.no_grad():
                 own = self.identity(real)
-            wanted = turn(own, keys)
-            same, locked = again(torch.cat([real, real]), torch.cat([own, wanted])).chunk(2)
+                wanted = turn(own, keys)
+            first, drawn = self.network.again(torch.cat([real, real]), torch.cat([own, wanted]) * EMBEDDING**0.5)
+            same, locked = drawn.chunk(2)
             found = self.identity(locked)
-            opened = again(locked, turn(found, keys, -ANGLE))
+            second, opened = self.network.again(locked, vectors(found, keys, -ANGLE))
             twice, back = torch.cat([same, opened]), torch.cat([real, real])
             terms = {
                 "identity": (1 - (found * wanted).sum(1)).mean()
@@ -153,51 +117,14 @@ class PersonalTask(Task):
                 "restored": self.apart(twice, back),
                 "pixels": F.mse_loss(twice, back),
             }
-        terms["length"] = F.relu(torch.cat(z).square().mean(-1) - 1).square().mean()
+        terms["length"] = beyond(torch.cat([first, second]))
         seen = {"turned": (found * wanted).sum(1).mean(), "original": (found * own).sum(1).mean()}
         return sum(getattr(c, name) * value for name, value in terms.items()), terms | seen
-
-    @torch.no_grad()
-    def pictures(self, faces: torch.Tensor) -> list[torch.Tensor]:
-        """uint8 (N, R, R, 3) -> originals, protected by two keys, restored, restored by a wrong one."""
-        real, draw = to_tensor(faces.to(self.accelerator.device)), torch.Generator().manual_seed(0)
-        keys, other, wrong = (torch.randint(2**62, (len(real),), generator=draw) for _ in range(3))
-
-        def change(faces: torch.Tensor, keys: torch.Tensor, angle: float) -> torch.Tensor:
-            return drawn(self.average, faces, turn(self.identity(faces), keys, angle))
-
-        with self.accelerator.autocast():
-            locked = change(real, keys, ANGLE)
-            rest = (change(real, other, ANGLE), change(locked, keys, -ANGLE), change(locked, wrong, -ANGLE))
-        return [x.float() for x in (real, locked, *rest)]
-
-    def validate(self) -> dict[str, float]:
-        """Held-out faces: F_e's cosine of each picture with the original, and between two keys."""
-
-        def numbers(faces: torch.Tensor) -> dict[str, torch.Tensor]:
-            own, *e = map(self.identity, self.pictures(faces))
-            names = ("protected", "other", "restored", "wrong")
-            alike = {name: (own * x).sum(1) for name, x in zip(names, e, strict=True)}
-            return alike | {"keys": (e[0] * e[1]).sum(1)}
-
-        return {k: round(v, 4) for k, v in means(numbers, self.held_out[:48]).items()}
-
-    def samples(self) -> torch.Tensor:
-        """Rows of eight held-out faces, as `pictures` has them."""
-        return torch.cat(self.pictures(spread(self.held_out, 8)))
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and those of held-out faces."""
-    config = recipe.parse(PersonalConfig, "personal", __doc__, argv)
-    accelerator, preset = make_accelerator(config), get(config.preset)
-    generator, frozen = frozen_networks(preset, "", accelerator.device)
-    faces, held_out = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in (config.data, config.val))
-    torch.manual_seed(config.seed)
-    task = PersonalTask(config, accelerator, generator, frozen_encoder(preset, "", generator), frozen, held_out)
-    last = run(task, {"faces": faces})
-    last |= {f"val_{k}": v for k, v in task.validate().items()}
-    return finish(task, "personal", last, record_of(config, last["step"], len(faces)), task.average.own_state())
+    return train(PersonalTask, recipe.parse(PersonalConfig, "personal", __doc__, argv))
 
 
 if __name__ == "__main__":

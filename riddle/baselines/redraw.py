@@ -78,6 +78,12 @@ class Redraw(nn.Module):
         told = self.mix(torch.cat([vectors, read.float()], 1)).float().view(len(z), self.n_latent, -1)
         return z + told if self.gate is None else z + told + self.gate * vectors[:, None]
 
+    def again(self, faces: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Faces (N, 3, R, R), all seen, and vectors (N, D) -> z (N, L, D), and faces (N, 3, R, R) drawn from it."""
+        nothing = faces.new_zeros(len(faces), 1, *faces.shape[2:])
+        z = self(faces, nothing, nothing[:, :0], vectors)
+        return z, self.draw(z)
+
     def draw(self, z: torch.Tensor) -> torch.Tensor:
         """z (N, L, D), before the bound -> faces (N, 3, R, R)."""
         return self._frozen[1].draw(z)
