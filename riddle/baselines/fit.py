@@ -30,7 +30,7 @@ from riddle.training.inversion import varied
 from riddle.training.loop import Numbers
 
 BITS = 16  # of a password; as in the paper
-SYSTEM = System("fit", maps=0, vector=BITS)
+SYSTEM = System("fit", maps=0, vector=BITS, told=0.05, inverts=True)
 
 
 class Patches(nn.Module):

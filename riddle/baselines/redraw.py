@@ -42,6 +42,8 @@ class System:
     tell: Callable[[Synthesis, torch.Tensor], torch.Tensor] | None = None  # generator, keys (N,) -> vectors (N, D)
     gates: tuple[float, ...] = ()  # per slot: how much of a vector of D numbers is added to z, at first; (): it is not
     vector: int = 0  # numbers of a vector that is not added to z
+    told: float = 0.01  # std of the last weights between the vector and z, at first
+    inverts: bool = False  # z starts from what the encoder reads of the identity, too
 
 
 class Redraw(nn.Module):
@@ -65,8 +67,9 @@ class Redraw(nn.Module):
             nn.Linear((system.vector or d) + encoder.smooth[0].out_channels, 192), nn.LeakyReLU(0.2),
             nn.Linear(192, 192), nn.LeakyReLU(0.2), nn.Linear(192, self.n_latent * d),
         )  # fmt: skip
-        nn.init.normal_(self.mix[-1].weight, std=0.01)
+        nn.init.normal_(self.mix[-1].weight, std=system.told)
         nn.init.zeros_(self.mix[-1].bias)
+        self.inverts = system.inverts
         self.gate = nn.Parameter(torch.tensor(system.gates)[:, None].repeat(1, d)) if system.gates else None
 
     def forward(
@@ -76,6 +79,8 @@ class Redraw(nn.Module):
         pictures = torch.cat([known, self.mean_face.expand(len(known), -1, -1, -1), mask, maps], 1)
         z, read = self._frozen[1].slots(self.body(pictures.permute(0, 2, 3, 1)))
         told = self.mix(torch.cat([vectors, read.float()], 1)).float().view(len(z), self.n_latent, -1)
+        if self.inverts:
+            told = told + self._frozen[1].told(known, self.mean_face, read)
         return z + told if self.gate is None else z + told + self.gate * vectors[:, None]
 
     def again(self, faces: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

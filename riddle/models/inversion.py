@@ -168,11 +168,17 @@ class LiteEncoder(nn.Module):
         """
         pair = torch.cat([faces, shown.to(faces.dtype)], 1).permute(0, 2, 3, 1)
         z, read = self.slots(self.body(pair))
+        return z + self.told(faces, shown, read, who)
+
+    def told(
+        self, faces: torch.Tensor, shown: torch.Tensor, read: torch.Tensor,
+        who: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """What the identity says of z (N, L, D); read: (N, C) of `slots`; the rest as for `missing`."""
         embedded, pooled = self.recognise(faces) if who is None else who
         with torch.no_grad():
             difference = embedded - self.recognise(shown)[0]
-        told = self.mix(torch.cat([embedded, difference, pooled, read], 1)).float()
-        return z + told.view(len(faces), self.n_latent, -1)
+        return self.mix(torch.cat([embedded, difference, pooled, read], 1)).float().view(len(faces), self.n_latent, -1)
 
     def slots(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The body's maps -> what they say of z (N, L, D), and the mean (N, C) of the smallest map of the pyramid."""
