@@ -12,7 +12,7 @@ name as its weights in data/zoo; it trains there by `python -m riddle.baselines.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 
@@ -29,7 +29,7 @@ class Baseline:
 
     label: str  # as the tables print it, with its strength
     change: Callable[[torch.Tensor], torch.Tensor] | None = None  # of a system that needs no key and no weights
-    file: str = ""  # module of this package, and weights of a system that has both
+    file: str = ""  # module of this package, and bundled weights of a system that has both
     reversible: bool = False  # True: `restore` undoes `protect`, with the same keys
     absent: str = ""  # reason for which no weights are bundled
 
@@ -74,3 +74,8 @@ SYSTEMS = {
 }
 BASELINES = {name: system for name, system in SYSTEMS.items() if not system.absent}
 UNAVAILABLE = {system.label: system.absent for system in SYSTEMS.values() if system.absent}
+# With their authors' weights, where these are on this machine; the tables show the bundled ones.
+PUBLISHED = {
+    name: replace(SYSTEMS[name], label=f"{SYSTEMS[name].label}, published weights", file=f"published.{name}", absent="")
+    for name in ("ciagan", "fit", "deepprivacy")
+}

@@ -1,0 +1,94 @@
+"""FALCO (Barattin, Tzelepis, Patras, Sebe, CVPR 2023): another face by optimising the face's code, attributes kept.
+
+A face is inverted into W+. Slots 3 to 7 of its code become those of the nearest of many drawn faces of nobody, and are
+optimised for STEPS steps: |cos - MARGIN| to the photo by a frozen recogniser, and the L1 distance of attributes to the
+photo. The other slots, pose and colours, stay. There is no key: a photo has one protected face, and nothing restores
+the original.
+
+As there: slots, start, both losses and their weights, margin 0, 50 steps of Adam with its rates. Smaller or other than
+there: our encoder without its gradient steps, our generator at 128 px, whose slots 3 to 7 draw the same sides, and
+2,000 drawn faces in place of 60,000; the recogniser is F_e of our training, which also measured the numbers below, so
+that they flatter it; FaRL is not in this package, so attributes are the features of the encoder's perceptual network
+(LPIPS, distilled), in 4 x 4 fields, for the neighbour and for the loss, with WEIGHTS of their own.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+from riddle.faces import recognizers
+from riddle.machine import fast_autocast
+from riddle.models.inversion import LiteEncoder
+from riddle.networks import Synthesis
+from riddle.presets import get
+from riddle.training.frozen import Features, frozen_encoder, frozen_generator
+
+PRESET = "mobile"
+DRAWN = 2000  # faces of nobody; the paper: 60,000
+SLOTS = slice(3, 8)  # of the code, that change
+MARGIN = 0.0  # cosine to the photo that is aimed at; the paper's setting for the best protection
+STEPS, RATE = 50, 0.01  # of Adam
+MILESTONES, DECAY = (0.75, 0.9), 0.8  # shares of the steps after which the rate is multiplied
+IDENTITY, ATTRIBUTES = 10.0, 0.1  # weights of the losses
+BATCH = 8  # faces at a time
+
+
+def attributes(encoder: LiteEncoder, faces: torch.Tensor) -> torch.Tensor:
+    """Faces (N, 3, R, R) -> what they look like, (N, F): perceptual features in 4 x 4 fields."""
+    return torch.cat([F.adaptive_avg_pool2d(m.float(), 4).flatten(1) for m in encoder.perception(faces)], 1)
+
+
+@cache
+def load() -> tuple[Synthesis, LiteEncoder, Features]:
+    """The generator, the encoder and F_e. Raises WeightsMissingError."""
+    preset = get(PRESET)
+    generator = frozen_generator(preset, "", "cpu")
+    return generator, frozen_encoder(preset, "", generator), recognizers.load(preset.identity).from_crop
+
+
+@cache
+@torch.no_grad()
+def nobody() -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (DRAWN, L, D) of faces of nobody, from a fixed seed, and their attributes (DRAWN, F)."""
+    generator, encoder, _ = load()
+    z = torch.randn(DRAWN, generator.style_dim, generator=torch.Generator().manual_seed(0))
+    w = generator.broadcast(generator.map(z))
+    return w, torch.cat([attributes(encoder, generator(part).clamp(-1, 1)) for part in w.split(32)])
+
+
+def optimised(faces: torch.Tensor) -> torch.Tensor:
+    """Faces (N, 3, R, R) -> codes (N, L, D) of protected ones."""
+    (generator, encoder, embed), (drawn, looks) = load(), nobody()
+    with torch.no_grad():
+        own, wanted, who = encoder(faces, steps=0), attributes(encoder, faces), embed(faces)
+        near = torch.cdist(wanted, looks, p=1).argmin(1)
+    free = drawn[near, SLOTS].clone().requires_grad_()
+    adam = torch.optim.Adam([free], lr=RATE)
+    rates = torch.optim.lr_scheduler.MultiStepLR(adam, [int(m * STEPS) for m in MILESTONES], DECAY)
+
+    def code() -> torch.Tensor:
+        return torch.cat([own[:, : SLOTS.start], free, own[:, SLOTS.stop :]], 1)
+
+    for _ in range(STEPS):
+        adam.zero_grad()
+        with fast_autocast(faces.device):
+            shown = generator(code())
+            identity = (F.cosine_similarity(embed(shown), who) - MARGIN).abs()
+            look = (attributes(encoder, shown) - wanted).abs().mean(1)
+        (IDENTITY * identity + ATTRIBUTES * look).sum().backward()
+        adam.step(), rates.step()
+    return code().detach()
+
+
+def protect(faces: torch.Tensor) -> torch.Tensor:
+    """Faces (N, 3, 128, 128) in [-1, 1] -> protected faces. Raises WeightsMissingError, and ValueError for another
+    size."""
+    side = get(PRESET).resolution
+    if faces.shape[1:] != (3, side, side):
+        raise ValueError(f"falco takes faces (N, 3, {side}, {side}), got {tuple(faces.shape)}")
+    codes = torch.cat([optimised(part) for part in faces.float().cpu().split(BATCH)])
+    with torch.no_grad():
+        return load()[0](codes).clamp(-1, 1)
