@@ -45,5 +45,5 @@ def protect(faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         box = regions.box(labels(parser(part)))
         points = torch.stack([keypoints(p) for p in landmarks(part)])
         drawn = network(part * (1 - box), points, noise(key)).clamp(-1, 1)
-        done.append(part + box * (drawn - part))
+        done.append(torch.where(box == 1, drawn, part))
     return torch.cat(done)
