@@ -25,14 +25,15 @@ from riddle.models.inversion import LiteEncoder
 from riddle.networks import Synthesis
 from riddle.presets import get
 from riddle.training.frozen import Features, frozen_encoder, frozen_generator
+from riddle.weights import WeightsMissingError
 
 PRESET = "mobile"
-DRAWN = 2000  # faces of nobody; the paper: 60,000
+DRAWN = 500  # faces of nobody; the paper: 60,000
 SLOTS = slice(3, 8)  # of the code, that change
 MARGIN = 0.0  # cosine to the photo that is aimed at; the paper's setting for the best protection
-STEPS, RATE = 50, 0.01  # of Adam
+STEPS, RATE = 8, 0.08  # of Adam, in z
 MILESTONES, DECAY = (0.75, 0.9), 0.8  # shares of the steps after which the rate is multiplied
-IDENTITY, ATTRIBUTES = 10.0, 0.1  # weights of the losses
+IDENTITY, ATTRIBUTES = 10.0, 2000.0  # weights of the losses
 BATCH = 8  # faces at a time
 
 
@@ -52,18 +53,20 @@ def load() -> tuple[Synthesis, LiteEncoder, Features]:
 @cache
 @torch.no_grad()
 def nobody() -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (DRAWN, L, D) of faces of nobody, from a fixed seed, and their attributes (DRAWN, F)."""
+    """z (DRAWN, L, D) of faces of nobody, from a fixed seed, and their attributes (DRAWN, F)."""
     generator, encoder, _ = load()
     z = torch.randn(DRAWN, generator.style_dim, generator=torch.Generator().manual_seed(0))
     w = generator.broadcast(generator.map(z))
-    return w, torch.cat([attributes(encoder, generator(part).clamp(-1, 1)) for part in w.split(32)])
+    return generator.codes.to_gaussian(w), torch.cat(
+        [attributes(encoder, generator(part).clamp(-1, 1)) for part in w.split(32)]
+    )
 
 
 def optimised(faces: torch.Tensor) -> torch.Tensor:
-    """Faces (N, 3, R, R) -> codes (N, L, D) of protected ones."""
+    """Faces (N, 3, R, R) -> z (N, L, D) of protected ones, before the bound."""
     (generator, encoder, embed), (drawn, looks) = load(), nobody()
     with torch.no_grad():
-        own, wanted, who = encoder(faces, steps=0), attributes(encoder, faces), embed(faces)
+        own, wanted, who = encoder.read(faces, int(encoder.passes))[0], attributes(encoder, faces), embed(faces)
         near = torch.cdist(wanted, looks, p=1).argmin(1)
     free = drawn[near, SLOTS].clone().requires_grad_()
     adam = torch.optim.Adam([free], lr=RATE)
@@ -75,7 +78,7 @@ def optimised(faces: torch.Tensor) -> torch.Tensor:
     for _ in range(STEPS):
         adam.zero_grad()
         with fast_autocast(faces.device):
-            shown = generator(code())
+            shown = generator(encoder.to_w(code()))
             identity = (F.cosine_similarity(embed(shown), who) - MARGIN).abs()
             look = (attributes(encoder, shown) - wanted).abs().mean(1)
         (IDENTITY * identity + ATTRIBUTES * look).sum().backward()
@@ -84,11 +87,11 @@ def optimised(faces: torch.Tensor) -> torch.Tensor:
 
 
 def protect(faces: torch.Tensor) -> torch.Tensor:
-    """Faces (N, 3, 128, 128) in [-1, 1] -> protected faces. Raises WeightsMissingError, and ValueError for another
-    size."""
+    """Faces (N, 3, 128, 128) in [-1, 1] -> protected faces. Raises WeightsMissingError, also for another size."""
     side = get(PRESET).resolution
     if faces.shape[1:] != (3, side, side):
-        raise ValueError(f"falco takes faces (N, 3, {side}, {side}), got {tuple(faces.shape)}")
-    codes = torch.cat([optimised(part) for part in faces.float().cpu().split(BATCH)])
+        cause = f"its networks are those of {PRESET}, for faces (N, 3, {side}, {side}), not {tuple(faces.shape)}"
+        raise WeightsMissingError("falco", cause, f"align the faces with preset {PRESET}")
+    z = torch.cat([optimised(part) for part in faces.float().cpu().split(BATCH)])
     with torch.no_grad():
-        return load()[0](codes).clamp(-1, 1)
+        return load()[1].draw(z)

@@ -23,7 +23,8 @@ from riddle.weights import find, load_tensors
 
 SIDE = 128  # px of the faces that the networks take
 BATCH = 16  # faces at a time
-BOX = (
+# left, top, right, bottom, as shares of the side, of the box in which dlib's mean face lies as an average framed one
+BOX = (0.175, 0.265, 0.825, 0.915)
     0.27,
     0.38,
     0.73,
