@@ -25,11 +25,6 @@ SIDE = 128  # px of the faces that the networks take
 BATCH = 16  # faces at a time
 # left, top, right, bottom, as shares of the side, of the box in which dlib's mean face lies as an average framed one
 BOX = (0.175, 0.265, 0.825, 0.915)
-    0.27,
-    0.38,
-    0.73,
-    0.84,
-)  # left, top, right, bottom of dlib's box in an average framed face, as shares of the side
 
 
 @cache
