@@ -1,15 +1,18 @@
 """FALCO (Barattin, Tzelepis, Patras, Sebe, CVPR 2023): another face by optimising the face's code, attributes kept.
 
-A face is inverted into W+. Slots 3 to 7 of its code become those of the nearest of many drawn faces of nobody, and are
-optimised for STEPS steps: |cos - MARGIN| to the photo by a frozen recogniser, and the L1 distance of attributes to the
-photo. The other slots, pose and colours, stay. There is no key: a photo has one protected face, and nothing restores
-the original.
+A face is inverted. Slots 3 to 7 of its code become those of the nearest of many drawn faces of nobody, and are
+optimised: |cos - MARGIN| to the photo by a frozen recogniser, and the L1 distance of attributes to the photo. The other
+slots, pose and colours, stay. There is no key: a photo has one protected face, and nothing restores the original.
 
-As there: slots, start, both losses and their weights, margin 0, 50 steps of Adam with its rates. Smaller or other than
-there: our encoder without its gradient steps, our generator at 128 px, whose slots 3 to 7 draw the same sides, and
-2,000 drawn faces in place of 60,000; the recogniser is F_e of our training, which also measured the numbers below, so
-that they flatter it; FaRL is not in this package, so attributes are the features of the encoder's perceptual network
-(LPIPS, distilled), in 4 x 4 fields, for the neighbour and for the loss, with WEIGHTS of their own.
+As there: the slots, which draw the same sides here, the start, both losses, margin 0, Adam and the decay of its rate.
+Smaller or other than there: our encoder without its gradient steps, our generator at 128 px, 500 drawn faces in place of
+60,000; 8 steps in place of 50, in z in place of w, where steps so large spoil the picture. The recogniser is F_e of our
+training. FaRL is not in this package: attributes are the features of the encoder's perceptual network (LPIPS,
+distilled) in 4 x 4 fields, for the neighbour and for the loss, and weigh more for their small numbers.
+
+16 bundled faces on one CPU core with AVX2, beside other work: 2.4 s a face, and 46 s once for the drawn faces; cosine
+with the photo -0.004 by F_e itself, at most 0.061 (inverted: 0.803); LPIPS 0.134 by the distilled network (inverted:
+0.078). The faces look real; pose, light, hair and glasses stay, age and sex often do not.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from riddle.training.frozen import Features, frozen_encoder, frozen_generator
 from riddle.weights import WeightsMissingError
 
 PRESET = "mobile"
-DRAWN = 500  # faces of nobody; the paper: 60,000
-SLOTS = slice(3, 8)  # of the code, that change
+DRAWN = 500  # faces of nobody
+SLOTS = slice(3, 8)  # those that change
 MARGIN = 0.0  # cosine to the photo that is aimed at; the paper's setting for the best protection
 STEPS, RATE = 8, 0.08  # of Adam, in z
 MILESTONES, DECAY = (0.75, 0.9), 0.8  # shares of the steps after which the rate is multiplied
