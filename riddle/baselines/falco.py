@@ -5,14 +5,14 @@ optimised: |cos - MARGIN| to the photo by a frozen recogniser, and the L1 distan
 slots, pose and colours, stay. There is no key: a photo has one protected face, and nothing restores the original.
 
 As there: the slots, which draw the same sides here, the start, both losses, margin 0, Adam and the decay of its rate.
-Smaller or other than there: our encoder without its gradient steps, our generator at 128 px, 500 drawn faces in place of
+Smaller or other than there: our encoder without its gradient steps, our generator at 128 px, 500 drawn faces, not
 60,000; 8 steps in place of 50, in z in place of w, where steps so large spoil the picture. The recogniser is F_e of our
 training. FaRL is not in this package: attributes are the features of the encoder's perceptual network (LPIPS,
 distilled) in 4 x 4 fields, for the neighbour and for the loss, and weigh more for their small numbers.
 
 16 bundled faces on one CPU core with AVX2, beside other work: 2.4 s a face, and 46 s once for the drawn faces; cosine
 with the photo -0.004 by F_e itself, at most 0.061 (inverted: 0.803); LPIPS 0.134 by the distilled network (inverted:
-0.078). The faces look real; pose, light, hair and glasses stay, age and sex often do not.
+0.078). The faces look real. Pose, light and background stay; age, sex, colour of hair and glasses often do not.
 """
 
 from __future__ import annotations
