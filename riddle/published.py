@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .models.anonymisers import CiaganGenerator, DeepPrivacyGenerator, FitGenerator
 from .models.bisenet import BiSeNet
 from .models.codes import GaussianCodes
 from .models.encryptor import ReleasedEncryptor
@@ -41,6 +42,9 @@ MARKS = {
     "facenet": "conv2d_1a.conv.weight",
     "irse50": "body.0.res_layer.5.fc1.weight",
     "ir101": "body.0.res_layer.4.weight",
+    "ciagan": "encode_one_hot.0.weight",
+    "fit": "model.12.conv_block.1.weight",
+    "deepprivacy": "decoder.conv1x1.conv.0.weight",
 }
 # layout -> the parts of a preset that its files give; other layouts give one "network"
 PARTS = {
@@ -53,9 +57,12 @@ PARTS = {
 TITLES = {
     "stylegan2": "a StyleGAN2 generator", "e4e": "an e4e encoder", "encryptor": "a released RiDDLE encryptor",
     "codes": "codes of inverted faces", "bisenet": "a BiSeNet face parser", "sphereface20": "a SphereFace network",
-    "facenet": "a FaceNet", "irse50": "an IR-SE network", "ir101": "an IR network",
+    "facenet": "a FaceNet", "irse50": "an IR-SE network", "ir101": "an IR network", "ciagan": "CIAGAN's generator",
+    "fit": "FIT's generator", "deepprivacy": "DeepPrivacy's generator of 2019",
 }  # fmt: skip
 UNUSED = ("conv_out16.", "conv_out32.", "cp.resnet.fc.", "fc6.", "logits.")  # heads that only training needs
+# where a file with several networks has the one that is used; state_dict_G: FIT's, the last one: DeepPrivacy's
+NETWORKS = ("g_ema", "mapper_state_dict", "state_dict", "state_dict_G", "running_average_generator")
 COUNTERS = "num_batches_tracked"  # of batch norms; files from before PyTorch 0.4.1 lack them
 
 
@@ -108,7 +115,7 @@ def _recognised(content: Any) -> tuple[str, dict[str, State]]:
         raise ValueError(f"it holds one tensor of shape {tuple(content.shape)}; codes are (N, L, D)")
     if not isinstance(content, Mapping):
         raise ValueError(f"it holds a {type(content).__name__}, no network")
-    named = (content.get(k) for k in ("g_ema", "mapper_state_dict", "state_dict"))
+    named = (content.get(k) for k in NETWORKS)
     inner = next((inner for inner in named if isinstance(inner, Mapping)), content)
     state = {str(k).removeprefix("module."): v for k, v in inner.items() if isinstance(v, torch.Tensor)}
     state = {k: v for k, v in state.items() if not k.startswith(UNUSED)}
@@ -131,6 +138,8 @@ def _recognised(content: Any) -> tuple[str, dict[str, State]]:
         state = _whole(state)
     elif layout == "encryptor":
         state = _encryptor(state, options)
+    elif layout == "ciagan":
+        state = _divided(state)
     return layout, {PARTS.get(layout, ("network",))[0]: state}
 
 
@@ -186,6 +195,22 @@ def _encryptor(state: State, options: Mapping) -> State:
     return state
 
 
+def _divided(state: State) -> State:
+    """Weights in the place of what spectral norm stores of each: divided by the singular value that u and v give.
+
+    Files from before PyTorch 1.1 have the divided weights beside.
+    """
+    out = {k: v for k, v in state.items() if not k.endswith(("_orig", "_u", "_v"))}
+    for name in (k.removesuffix("_orig") for k in state if k.endswith("_orig")):
+        if name in out:
+            continue
+        if not {f"{name}_u", f"{name}_v"} <= state.keys():
+            raise ValueError(f"it lacks {name}_u or {name}_v, the vectors of spectral norm")
+        matrix = state[f"{name}_orig"].flatten(1)
+        out[name] = state[f"{name}_orig"] / (state[f"{name}_u"] @ matrix @ state[f"{name}_v"])
+    return out
+
+
 def blank(layout: str, preset: Preset | None = None) -> nn.Module:
     """Our module for the first part of a layout, without weights; preset: of a generator, encoder or encryptor.
 
@@ -205,7 +230,8 @@ def blank(layout: str, preset: Preset | None = None) -> nn.Module:
         from facenet_pytorch import InceptionResnetV1  # here, because only this recogniser needs the package
 
         return InceptionResnetV1()
-    return {"bisenet": BiSeNet, "sphereface20": SphereFace20}[layout]()
+    plain = {"bisenet": BiSeNet, "sphereface20": SphereFace20, "ciagan": CiaganGenerator, "fit": FitGenerator}
+    return (plain | {"deepprivacy": DeepPrivacyGenerator})[layout]()
 
 
 def fitting(path: Path | str, layout: str, preset: Preset | None = None) -> dict[str, State]:

@@ -12,6 +12,7 @@ from riddle.baselines import (
     UNAVAILABLE,
     ciagan,
     deepprivacy,
+    falco,
     fit,
     inpainting,
     personal,
@@ -28,6 +29,7 @@ from riddle.models.parsing import CLASSES
 from riddle.presets import get
 from riddle.training.frozen import LossNetworks
 from riddle.training.loop import make_accelerator
+from riddle.weights import WeightsMissingError, save_tensors
 
 pytestmark = pytest.mark.usefixtures("own_precision")
 SMALL = replace(get("mobile"), style_dim=32, encoder_fpn=16, encoder_head=8)
@@ -200,8 +202,6 @@ def test_the_trained_part_of_a_network_is_all_that_its_file_needs(networks, gene
 
 
 def test_weights_of_another_encoder_are_refused(tmp_path, monkeypatch):
-    from riddle.weights import WeightsMissingError, save_tensors
-
     for part in ("ciagan", "encoder"):
         save_tensors(tmp_path / f"{part}.safetensors", {"x": torch.zeros(1)}, {"encoder": "0123"})
     monkeypatch.setattr(redraw, "bundled", lambda preset, part: tmp_path / f"{part}.safetensors")
@@ -238,6 +238,43 @@ def test_a_step_trains_the_network_and_its_critic(tmp_path, generator, monkeypat
     assert task.samples().shape == (5 * 4, 3, 128, 128)
     assert set(task.validate()) == {"cosine", "keys", "people"}
     assert SYSTEMS[name].file == task.system.name
+
+
+# ---- a code, optimised
+
+
+def test_falco_moves_the_middle_slots_of_a_drawn_neighbour_away_from_the_person(generator, monkeypatch):
+    torch.manual_seed(1)
+    encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
+    project = torch.randn(16, 48)
+    embed = lambda f: F.adaptive_avg_pool2d(f, 4).flatten(1) @ project.T  # noqa: E731
+    monkeypatch.setattr(falco, "load", lambda: (generator, encoder, embed))
+    monkeypatch.setattr(falco, "DRAWN", 6)
+    falco.nobody.cache_clear()
+    drawn, looks = falco.nobody()
+    assert drawn.shape == (6, 10, 32) and torch.equal(drawn[:, 0], drawn[:, 9])
+    faces, rest = torch.rand(2, 3, 128, 128) * 2 - 1, [0, 1, 2, 8, 9]
+    with torch.no_grad():
+        own = encoder.read(faces, int(encoder.passes))[0]
+    made = {}
+    for steps in (0, 6):
+        monkeypatch.setattr(falco, "STEPS", steps)
+        made[steps] = falco.optimised(faces)
+        torch.testing.assert_close(made[steps][:, rest], own[:, rest])
+    for face, z in zip(faces, made[0], strict=True):
+        apart = [(falco.attributes(encoder, face[None])[0] - look).abs().sum() for look in looks]
+        torch.testing.assert_close(z[3:8], drawn[int(torch.stack(apart).argmin()), 3:8])
+    alike = {n: F.cosine_similarity(embed(encoder.draw(z)), embed(faces)).abs() for n, z in made.items()}
+    assert (alike[6] < alike[0]).all()
+    out = SYSTEMS["falco"].protect(faces)
+    torch.testing.assert_close(out, encoder.draw(made[6]), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="FALCO keeps nothing to restore from"):
+        SYSTEMS["falco"].restore(out, random_keys(2, 0))
+    with pytest.raises(
+        WeightsMissingError, match=r"those of mobile, for faces \(N, 3, 128, 128\), not \(2, 3, 64, 64\)"
+    ):
+        falco.protect(faces[..., :64, :64])
+    falco.nobody.cache_clear()
 
 
 # ---- reversible systems

@@ -145,3 +145,22 @@ def test_methods_are_told_apart_by_their_intervals(run):
     strangers = table.assign(against=np.where(table.method == "other", "a stranger", "a"))
     # Compared with different things, and so beside each other.
     assert len(tables.apart(strangers, "RiDDLE", "other")) == 4
+
+
+def test_a_system_far_from_its_number_in_the_paper_is_told(run):
+    """Those that lie within twice and half of it, or that the paper lacks, are not."""
+    about = {"task": "de-identification", "metric": "share accepted"}
+    records = [number(j, v, method="DeepPrivacy", **about) for j, v in (("dlib", 0.02), ("edgeface-xs", 0.059))]
+    records += [number(j, v, method="CIAGAN", **about) for j, v in (("dlib", 0.2), ("edgeface-xs", 0.069))]
+    records += [number("dlib", 0.05, method="FIT", **about), number("dlib", 0.9, method="FALCO", **about)]
+    records += [Measured(**about, method="Personal", against="a", measured_by="dlib").absent("not trained")]
+    table = pd.DataFrame(tables.tidy(records, run, "table1"))
+    assert table["paper SphereFace"].notna().any()
+    methods = ["DeepPrivacy", "CIAGAN", "FIT", "FALCO", "Personal"]
+    assert tables.far_from_paper(table, methods) == (
+        "- de-identification, share accepted: DeepPrivacy 0.02 to 0.059, in the paper 0.12 to 0.266: **under half** "
+        "the paper's\n- de-identification, share accepted: CIAGAN 0.069 to 0.2, in the paper 0.01 to 0.034: **over "
+        "twice** the paper's\n"
+    )
+    assert tables.far_from_paper(table.assign(seen_in_training=True), methods) == ""
+    assert tables.far_from_paper(table, []) == tables.far_from_paper(pd.DataFrame({"method": ["x"]}), methods) == ""

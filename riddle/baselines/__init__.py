@@ -1,4 +1,4 @@
-"""The systems that the paper compares with, behind one interface: faces and keys in, protected faces out.
+"""The systems that the paper compares with, and FALCO, behind one interface: faces and keys in, protected faces out.
 
     keys = random_keys(len(faces), seed=0)
     protected = BASELINES["ciagan"].protect(faces, keys)
@@ -12,7 +12,7 @@ name as its weights in data/zoo; it trains there by `python -m riddle.baselines.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 
@@ -28,8 +28,9 @@ class Baseline:
     """A de-identification system, as the tables name it."""
 
     label: str  # as the tables print it, with its strength
-    change: Callable[[torch.Tensor], torch.Tensor] | None = None  # of a system that needs no key and no weights
-    file: str = ""  # module of this package, and weights of a system that has both
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None  # of a system that needs no key
+    file: str = ""  # module of this package, and bundled weights of a system that has both
+    uses: str = ""  # bundled weights of this project that a system without its own needs
     reversible: bool = False  # True: `restore` undoes `protect`, with the same keys
     absent: str = ""  # reason for which no weights are bundled
 
@@ -37,6 +38,11 @@ class Baseline:
     def keyed(self) -> bool:
         """True if its faces depend on a key."""
         return bool(self.file)
+
+    @property
+    def weights(self) -> str:
+        """The bundled weights behind it; '' for a system that needs none."""
+        return self.file or self.uses
 
     def protect(self, faces: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         """Faces (N, 3, R, R) in [-1, 1] -> protected ones; keys: (N,) int64, where `keyed`. Raises WeightsMissingError
@@ -64,13 +70,25 @@ def random_keys(n: int, seed: int) -> torch.Tensor:
     return torch.randint(2**62, (n,), generator=torch.Generator().manual_seed(seed))
 
 
+def _falco(faces: torch.Tensor) -> torch.Tensor:
+    from .falco import protect  # here: its networks load slowly
+
+    return protect(faces)
+
+
 SYSTEMS = {
     "ciagan": Baseline("CIAGAN", file="ciagan"),
     "fit": Baseline("FIT", file="fit", reversible=True, absent=UNTRAINED),
     "personal": Baseline("Personal", file="personal", reversible=True, absent=UNTRAINED),
     "deepprivacy": Baseline("DeepPrivacy", file="deepprivacy"),
+    "falco": Baseline("FALCO", _falco, uses="encoder"),
     "blur": Baseline(f"face blurring (sigma 1/{1 / SIGMA:.0f} of the crop)", blur),
     "mosaic": Baseline(f"mosaicing ({BLOCKS} x {BLOCKS} blocks)", mosaic),
 }
 BASELINES = {name: system for name, system in SYSTEMS.items() if not system.absent}
 UNAVAILABLE = {system.label: system.absent for system in SYSTEMS.values() if system.absent}
+# With their authors' weights, where these are on this machine; the tables show the bundled ones.
+PUBLISHED = {
+    name: replace(SYSTEMS[name], label=f"{SYSTEMS[name].label}, published weights", file=f"published.{name}", absent="")
+    for name in ("ciagan", "fit", "deepprivacy")
+}

@@ -112,7 +112,7 @@ def grids(
         figure6.append(Block(f"{label}, password", numbers[:3], protected[:, :3]))
     preset = next(iter(models.values())).preset.name
     for baseline in BASELINES.values():
-        if baseline.keyed and part_hash(preset, baseline.file) is None:
+        if baseline.weights and part_hash(preset, baseline.weights) is None:
             continue
         name, count = baseline.label.partition(" (")[0], 3 if baseline.keyed else 1
         keys = random_keys(count, seed).repeat_interleave(len(who.rows))  # one for all people

@@ -25,6 +25,7 @@ from PIL import Image
 from typer import Option
 
 from riddle import config
+from riddle.baselines import SYSTEMS
 from riddle.evaluation import tables
 from riddle.evaluation.claims import FAILS, HOLDS, UNDECIDED, verdicts
 from riddle.files import write_text
@@ -79,6 +80,8 @@ def page(preset: str, made: dict[str, pd.DataFrame], figures: Sequence[Path] = (
         cut = f"- the first {LONGEST} of {len(wide)} rows\n" if len(wide) > LONGEST else ""
         notes = f"- all numbers: tables/{name}.csv\n{cut}{tables.notes(table)}"
         parts += [tables.grid(wide.head(LONGEST)), notes]
+        if far := tables.far_from_paper(table, [system.label for system in SYSTEMS.values()]):
+            parts.append(f"Far from the paper, by systems that are small here (data/zoo/{preset}/card.md):\n\n{far}")
     for path in figures:
         title = path.stem.replace("_", " ").capitalize()
         parts.append(f"## {title}\n\n![{title}](figures/{path.name})")

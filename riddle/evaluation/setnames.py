@@ -48,7 +48,7 @@ class FaceSet:
     @property
     def weights(self) -> str:
         """The weights behind it, an encryptor's or a baseline's; '' for a set that needs none."""
-        return self.baseline.file if self.baseline else self.encryptor
+        return self.baseline.weights if self.baseline else self.encryptor
 
     def model(self, run: Run) -> riddle.Riddle:
         """The model behind it, with its encryptor; a plain set asks for none. Raises WeightsMissingError."""

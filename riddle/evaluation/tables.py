@@ -245,6 +245,26 @@ def sentences(pairs: pd.DataFrame, said: Mapping[str, str] | None = None) -> str
     return "".join(lines) + (f"\nComparisons in which nothing is told apart: {silent}.\n" if silent else "")
 
 
+def far_from_paper(table: pd.DataFrame, methods: Collection[str]) -> str:
+    """Where numbers of these methods are over twice the largest or under half the smallest of the paper's.
+
+    A markdown list: a line for each task, method and metric, over all data sets and all unseen in training that
+    measured it.
+    """
+    columns = [c for c in table if c.startswith("paper")]
+    if not columns or "seen_in_training" not in table:
+        return ""
+    known = table[table.method.isin(methods) & table["mean"].notna() & ~table.seen_in_training]
+    lines = []
+    for (task, method, metric), part in known.groupby(["task", "method", "metric"], sort=False):
+        ours, theirs = part["mean"], part[columns].stack().dropna().astype(float)
+        how = "over twice" if ours.min() > 2 * theirs.max() else "under half" if ours.max() < theirs.min() / 2 else ""
+        if how:
+            said = f"{method} {_range(ours)}, in the paper {_range(theirs)}: **{how}** the paper's"
+            lines.append(f"- {task}, {metric}: {said}\n")
+    return "".join(lines)
+
+
 def _range(numbers: pd.Series) -> str:
     low, high = (f"{x:.3g}" for x in (numbers.min(), numbers.max()))
     return low if low == high else f"{low} to {high}"

@@ -119,18 +119,24 @@ class DlibDetector:
 
     def detect(self, image: Image.Image) -> list[Face]:
         """Faces of an RGB picture, largest first; where none is found, those of the picture enlarged twice."""
-        find, predict = self._models
+        find = self._models[0]
         pixels = np.ascontiguousarray(np.asarray(image.convert("RGB")))
         boxes, scores, _ = find.run(pixels, 0, 0.0)
         if not boxes:
             boxes, scores, _ = find.run(pixels, 1, 0.0)
         faces = []
         for box, score in zip(boxes, scores, strict=True):
-            shape = predict(pixels, box)
-            landmarks = np.array([(p.x, p.y) for p in shape.parts()], np.float64)
             corners = np.array([box.left(), box.top(), box.right(), box.bottom()], np.float64)
+            landmarks = self.predict(pixels, corners)
             faces.append(Face(corners, float(score), five_points(landmarks), landmarks, self.name))
         return sorted(faces, key=lambda f: -f.area)
+
+    def predict(self, pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """The 68 points (68, 2) px of the face in a box (4,) x1, y1, x2, y2 of a picture (H, W, 3) uint8."""
+        import dlib
+
+        shape = self._models[1](pixels, dlib.rectangle(*(round(x) for x in box)))
+        return np.array([(p.x, p.y) for p in shape.parts()], np.float64)
 
 
 class MTCNNDetector:
