@@ -36,6 +36,8 @@ from riddle.seal import AGAIN, RecordError, Sealed, arrays, reading, seal
 SIDECAR = ".riddle"  # added to the picture's whole name
 MAX_RECORD = 40 << 20  # bytes; Pillow reads at most 64 MB of text from a PNG
 LOOK, ALIKE = 8, 0.5  # px of `look`; the correlation of two of one photo, edited in between, is more
+OTHER = "its record is that of another photo"
+SURE = 0.9  # the same of photos that are surely one; of portraits framed alike at most 0.86
 _PACKET = XMP.format('xmlns:riddle="urn:riddle-faces:protected/"><riddle:record>{}</riddle:record>')
 # An editor may turn the element into an attribute.
 _PROPERTY = re.compile(rb"riddle:record\s*(?:>|=\s*[\"'])([A-Za-z0-9+/=\s]*)")
@@ -108,9 +110,12 @@ class Record:
         """The faces' places (k, 2, 3) in the protected picture, which may be resized or cropped since.
 
         drawn: gives the faces as they were pasted, (k, 3, R, R); found: those that are found in the picture, or raises
-        FaceNotFoundError. Raises RecordError, with the picture's name, where none of them is in a cropped one.
+        FaceNotFoundError. Raises RecordError, with the picture's name, where none of them is in a cropped one, and
+        where a picture of the same size shows others.
         """
         if picture.rgb.size == self.size:
+            if self.similar(picture.rgb) < SURE and likeness(picture.rgb, self.matrices, drawn()) < SAME:
+                raise RecordError(picture.name, OTHER, AGAIN)
             return self.matrices
         faces = drawn()
         (w, h), (now_w, now_h) = self.size, picture.rgb.size
@@ -148,9 +153,13 @@ class Record:
         this record, and for codes that are none of `preset`; `places_in` sees to other sizes."""
         if self.codes.shape[1:] != (preset.n_latent, preset.style_dim):
             raise RecordError(name, f"its codes are {tuple(self.codes.shape[1:])}, none of {preset.name!r}", AGAIN)
+        if photo.size == self.size and self.similar(photo) < ALIKE:
+            raise RecordError(name, OTHER, AGAIN)
+
+    def similar(self, photo: Image.Image) -> float:
+        """The correlation of a photo with the one of this record, in 8 x 8 grey; 1 where one of them is even."""
         looks = np.stack([look_of(photo), self.look]).reshape(2, -1).astype(float)
-        if photo.size == self.size and looks.std(1).min() > 2 and np.corrcoef(looks)[0, 1] < ALIKE:
-            raise RecordError(name, "its record is that of another photo", AGAIN)
+        return float(np.corrcoef(looks)[0, 1]) if looks.std(1).min() > 2 else 1.0
 
 
 def look_of(photo: Image.Image) -> np.ndarray:

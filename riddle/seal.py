@@ -187,4 +187,4 @@ def _check_version(version: int, header: bytes, name: str | Path) -> None:
         found = re.search(rb'"preset": *"([\w-]{1,64})"', header)  # of many faces it is cut off
         preset = found[1].decode() if found else "unknown"
         cause = f"this file was protected by an older riddle (record version {version}, preset {preset})"
-        raise RecordError(name, cause, f"open it with riddle 0.{version}")
+        raise RecordError(name, cause, "only that one restores it: take the original, and protect it again")

@@ -203,7 +203,7 @@ def test_cosine_and_kffa_of_known_angles():
             "riddle-passwords": passwords, "riddle-wrong-passwords": np.ones((4, 10, 12)),
             "coupling-passwords": np.broadcast_to(photo[:, None], (4, 10, 12)),  # nothing is encrypted
             "coupling-wrong-passwords": passwords}  # fmt: skip
-    absent = ("datafree-passwords", "falco", *(f"{name}-passwords" for name in rows.KEYED))
+    absent = ("datafree-passwords", *(f"{name}-passwords" for name in rows.KEYED))
     reasons = dict.fromkeys(absent, "weights missing")
     made = table4.similarity(embedded(sets, reasons), np.arange(4), seed=0)
     by = {(r.method, r.metric): r for r in made}

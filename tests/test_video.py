@@ -694,9 +694,9 @@ def test_a_record_comes_back_as_it_was_written(record):
 def test_a_damaged_older_or_newer_record_is_refused(record, tmp_path):
     data, beside = sealed(record).data, tmp_path / "x.mp4.riddle"
     refused = {
-        b"RIDCLP\x02\0" + bytes(99): r"an older riddle \(record version 2, preset unknown\); open it with riddle 0.2",
-        record.to_bytes(): r"an older riddle \(record version 3, preset unknown\); open it with riddle 0.3",
-        data[:6] + b"\3" + data[7:]: r"an older riddle \(record version 3, preset smoke\); open it with riddle 0.3",
+        b"RIDCLP\x02\0" + bytes(99): r"an older riddle \(record version 2, preset unknown\); only that one restores it",
+        record.to_bytes(): r"an older riddle \(record version 3, preset unknown\); only that one restores it",
+        data[:6] + b"\3" + data[7:]: r"an older riddle \(record version 3, preset smoke\); only that one restores it",
         data[:6] + b"\5" + data[7:]: "of version 5, this program reads version 4; update riddle",
         data[:5]: "is damaged", data[:-1]: "is damaged", data[:99] + b"#" + data[100:]: "is damaged",
     }  # fmt: skip
