@@ -147,7 +147,7 @@ def test_bad_requests(model, controller):
 @pytest.fixture
 def page(model):
     page = Page(Controller(model))
-    page._handle_custom_msg({"wall": True}, [])  # the script asks for it once the faces to choose from are there
+    page._handle_custom_msg({"rest": True}, [])  # the script asks for it once the faces to choose from are there
     return page
 
 
@@ -155,16 +155,21 @@ def shown(view):
     return [contact_sheet(face, SIDE) for face in view.faces.split(1)]
 
 
-def test_the_view_comes_before_the_wall(model):
+def test_a_preview_comes_first(model, monkeypatch):
+    invert = Mock(wraps=model.invert)
+    monkeypatch.setattr(model, "invert", invert)
     page = Page(Controller(model))
-    assert len(page.faces) == 4 and (page.wall, page.count, page.message) == (b"", "", "")
-    page._handle_custom_msg({"wall": True}, [])
+    assert [call.kwargs for call in invert.call_args_list] == [{"refine": 0}]
+    assert page.faces == [contact_sheet(face, SIDE) for face in page.controller.preview(*WORDS).split(1)]
+    assert (page.wall, page.bars, page.count, page.message) == (b"", [], "", "Drawing them finer …")
+    page._handle_custom_msg({"rest": True}, [])
     wall = page.wall
+    assert len(page.bars) == 4 and page.message == ""
     page._handle_custom_msg({"others": True}, [])
     other = page.wall
-    page._handle_custom_msg({"wall": True}, [])  # of a second view of the page
+    page._handle_custom_msg({"rest": True}, [])  # of a second view of the page
     assert len({b"", wall, other}) == 3 and page.wall == other
-    assert page._esm.count("model.send({wall: true})") == 1
+    assert page._esm.count("model.send({rest: true})") == 1
 
 
 def test_a_face_of_the_wall_that_is_the_same_person_is_framed_and_told(page, monkeypatch):
@@ -238,7 +243,7 @@ def test_no_older_face_stands_beside_the_message_about_a_rejected_file(page):
         change()
         assert "no face yet" in page.message and page.faces == [] and page.wall == b""
     page._handle_custom_msg({"bundled": True}, [])
-    page._handle_custom_msg({"wall": True}, [])
+    page._handle_custom_msg({"rest": True}, [])
     assert len(page.choices) == module.SAMPLES and len(page.faces) == 4 and page.message == "" and page.wall
 
 

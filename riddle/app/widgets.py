@@ -53,14 +53,14 @@ class Page(anywidget.AnyWidget):
         super().__init__(recogniser=f"by {controller.recogniser.name}, a face recogniser")
         self.on_msg(self._asked)
         self.observe(lambda _: self._show(self._view), ["first", "second", "guess", "position"])
-        self.observe(lambda _: self._show(self._view, self._wall), "chosen")
+        self.observe(lambda _: self._show(self._preview, self._view, self._wall), "chosen")
         self._take(controller.samples)
 
     def _asked(self, _: Page, content: dict[str, Any], buffers: list[Any]) -> None:
         """A message of the visitor: a photo, or the wish for other strangers, the bundled faces, or a large view; or of
-        the page, which asks for a wall when the faces to choose from are there: so the view comes first."""
-        if "wall" in content:
-            return None if self.wall else self._show(self._wall)
+        the script, which asks for the rest when the faces to choose from are there: so the preview comes first."""
+        if "rest" in content:
+            return None if self.wall else self._show(self._view, self._wall)
         if "others" in content:
             self.seed += 1
             return self._show(self._wall)
@@ -82,7 +82,7 @@ class Page(anywidget.AnyWidget):
         if self.chosen:
             self.chosen = 0  # its observer shows the face
         else:
-            self._show(self._view)
+            self._show(self._preview)
 
     def _show(self, *steps: Callable[[], None]) -> None:
         """Do steps; the page shows an error as its message."""
@@ -97,6 +97,13 @@ class Page(anywidget.AnyWidget):
         words = self.first, self.second, self.guess
         jpeg = self.controller.large(panel, *words, self.position, self.chosen)
         self.send({"large": panel}, buffers=[jpeg])
+
+    def _preview(self) -> None:
+        words = self.first, self.second, self.guess
+        faces = self.controller.preview(*words, self.position, self.chosen)
+        with self.hold_sync():
+            self.faces, self.bars = [contact_sheet(face, SIDE) for face in faces.split(1)], []
+            self.message = "Drawing them finer …"
 
     def _view(self) -> None:
         began = perf_counter()

@@ -84,7 +84,7 @@ function render({model, el}) {
       return button;
     }));
     find(".others").disabled = !jpegs.length;
-    if (jpegs.length && !model.get("wall")?.byteLength) model.send({wall: true});
+    if (jpegs.length && !model.get("wall")?.byteLength) model.send({rest: true});
     if (!jpegs.length) {
       const button = made("button", "Show the bundled faces");
       button.className = "bundled";
