@@ -185,7 +185,7 @@ def test_a_face_of_the_wall_that_is_the_same_person_is_framed_and_told(page, mon
 
 def test_the_page_comes_up_drawn(page):
     assert len(page.choices) == module.SAMPLES and page.message == ""
-    assert page.recogniser == "by dlib, a face recogniser"
+    assert page.recogniser == "judged by dlib, a face recogniser"
     assert page.faces == shown(page.controller.view(*WORDS)) and page.wall == page.controller.wall().picture(WALL_SIDE)
     note, *bars = page.bars
     assert note["share"] is None and note["said"].endswith("the threshold, 0.6") and len(bars) == 3

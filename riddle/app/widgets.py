@@ -50,7 +50,7 @@ class Page(anywidget.AnyWidget):
 
     def __init__(self, controller: Controller):
         self.controller, self.seed = controller, 0
-        super().__init__(recogniser=f"by {controller.recogniser.name}, a face recogniser")
+        super().__init__(recogniser=f"judged by {controller.recogniser.name}, a face recogniser")
         self.on_msg(self._asked)
         self.observe(lambda _: self._show(self._view), ["first", "second", "guess", "position"])
         self.observe(lambda _: self._show(self._preview, self._view, self._wall), "chosen")

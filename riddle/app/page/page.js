@@ -73,7 +73,8 @@ function render({model, el}) {
   find(".others").addEventListener("click", () => model.send({others: true}));
 
   const gallery = find(".gallery");
-  const mark = chosen => [...gallery.children].forEach((b, i) => b.setAttribute("aria-pressed", i == chosen));
+  const mark = chosen => gallery.querySelectorAll("img").forEach(
+    (image, i) => image.parentNode.setAttribute("aria-pressed", i == chosen));
   follow("choices", jpegs => {
     for (const image of gallery.querySelectorAll("img")) URL.revokeObjectURL(image.src);
     gallery.replaceChildren(...jpegs.map((jpeg, i) => {
