@@ -1,7 +1,7 @@
 """The whole method behind one object: photo -> faces -> codes -> encrypted codes -> faces -> photo, and back.
 
     model = riddle.load("mobile")
-    out = model.protect("party.jpg", "correct horse")      # every face; out.image, out.save("party.png")
+    out = model.protect("party.jpg", "correct horse")      # out.image, out.faces, out.save("party.png")
     back = model.restore("party.png", "correct horse")     # back.image; back.source tells from what
 
 Every part can be called alone: align, invert, password, encrypt, decrypt, synthesize.
@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 from riddle import networks, passwords
-from riddle.faces import alignment, blending, fitting, recognizers
+from riddle.faces import alignment, blending, fitting, outcomes, recognizers
 from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, doubtful, find_all, framed, load_detector
 from riddle.images import Picture, open_picture, to_image, to_tensor
 from riddle.models.codes import lit
@@ -36,7 +36,6 @@ from riddle.record import Record, find_record, look_of
 from riddle.seal import Sealed
 
 Photo = str | Path | Image.Image | Picture
-PICKS = ("all", "largest", "center")
 CANDIDATES, FITS = 5, 0.4  # salts that `protect` tries at most; the misfit below which it tries no other
 DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, torch.float32: None, torch.bfloat16: torch.bfloat16}
 
@@ -96,26 +95,22 @@ class Riddle:
         "auto" asks both detectors; where there are surer ones, a doubtful face is left out with a warning. Raises
         FaceNotFoundError, with the file's name, when there is none; ValueError for another pick.
         """
-        if pick not in PICKS:
-            raise ValueError(f"unknown pick {pick!r}; choose one of {', '.join(PICKS)}")
         picture, both = open_picture(photo), isinstance(self.detector, AutoDetector)
-        image, name = picture.rgb, picture.name
-        found = find_all(image, self.detector) if both else self.detector.detect(image)
-        if not found:
-            remedy = "try detector='mtcnn', or crop the photo closer to the face"
-            raise FaceNotFoundError(f"no face found in {name}; {remedy}")
+        found = self._found(picture)
         sure = [face for face in found if not (both and doubtful(face))]
         if 0 < len(sure) < len(found):
             places = "; ".join(",".join(f"{v:.0f}" for v in face.box) for face in found if doubtful(face))
-            cause = f"{name}: doubtful whether a face is at {places}; left as it is"
+            cause = f"{picture.name}: doubtful whether a face is at {places}; left as it is"
             warnings.warn(f"{cause}; look, and pass faces= to replace it too", stacklevel=2)
             found = sure
-        if pick == "largest":
-            return found[:1]
-        if pick == "center":
-            middle = np.array(image.size) / 2
-            return [min(found, key=lambda f: np.hypot(*(np.reshape(f.box, (2, 2)).mean(0) - middle)))]
-        return found
+        return outcomes.picked(found, pick, picture.rgb.size)
+
+    def _found(self, picture: Picture) -> list[Face]:
+        both = isinstance(self.detector, AutoDetector)
+        if found := find_all(picture.rgb, self.detector) if both else self.detector.detect(picture.rgb):
+            return found
+        remedy = "try detector='mtcnn', or crop the photo closer to the face"
+        raise FaceNotFoundError(f"no face found in {picture.name}; {remedy}")
 
     def crops(self, image: Image.Image, matrices: np.ndarray) -> torch.Tensor:
         """The faces (k, 3, R, R) in [-1, 1] that framing matrices (k, 2, 3) frame in an RGB picture."""
@@ -247,11 +242,12 @@ class Riddle:
         """Replace the faces of a photo by encrypted ones; outside the faces the photo stays as it is.
 
         photo: path or picture; passphrase: text, which gives each face its own key, or a key (1, L, D) or (k, L, D);
-        faces: those to replace, largest first, default: what `detect` finds; salt: 16 bytes, default: random ones, so
+        faces: those to replace, largest first, default: those found that can be; salt: 16 bytes, default: random, so
         that every file shows other strangers; of CANDIDATES the best by `fitting.misfit`, if the recogniser is at hand;
         refine: as for `invert`: then `restore` shows the people better; record: False leaves nothing but pixels, by one
-        key for all faces and the preset's public salt. Raises FaceNotFoundError; ValueError for a salt and no record to
-        keep it.
+        key for all faces and the preset's public salt. The result's `faces` account for every face, also for those left
+        as they are, of which it warns. Raises FaceNotFoundError where no face can be replaced; ValueError for a salt
+        and no record to keep it.
 
         What is pasted has the fine slots of the face behind it, and so the photo's light; the record's codes are
         encrypted in all slots.
@@ -259,7 +255,8 @@ class Riddle:
         if salt and not record:
             raise ValueError("a salt needs the record to keep it: leave out salt=, or record=False")
         picture = open_picture(photo)
-        matrices = framed(self.detect(picture, pick) if faces is None else faces)
+        faces, left = outcomes.chosen(self._found(picture), picture, pick) if faces is None else (faces, [])
+        matrices = framed(faces)
         under = self.crops(picture.rgb, matrices)
         w, least = self.invert(under, refine=refine), np.inf
         choice = record and not salt and isinstance(passphrase, str) and self.mask == "parser"
@@ -283,7 +280,12 @@ class Riddle:
         size, kept = picture.rgb.size, None
         if record:
             kept = Record(self.preset.name, self.weights_hash, size, salt, matrices, z.cpu(), look_of(image))
-        return Protected(image, drawn, kept, secret, picture.profile)
+
+        def look(after: Image.Image) -> list[outcomes.FaceReport]:
+            seen = picture.rgb, after, faces, self.detector, self.preset.identity, self.device
+            return outcomes.looked_at(*seen) + left
+
+        return Protected(image, drawn, kept, secret, look, picture.profile)
 
     def restore(
         self, photo: Photo | Protected, passphrase: str | torch.Tensor, *, record: Sealed | None = None,

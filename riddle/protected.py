@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from riddle.faces.outcomes import FaceReport
 from riddle.images import Picture, open_picture
 from riddle.record import Record, save_picture
 from riddle.seal import Sealed
@@ -19,10 +22,19 @@ class Protected:
     """A photo whose faces are encrypted."""
 
     image: Image.Image  # grey if the photo is grey, and with its transparency
-    faces: torch.Tensor  # (k, 3, R, R) in [-1, 1], the encrypted faces as they are pasted, in the photo's light
+    drawn: torch.Tensor  # (k, 3, R, R) in [-1, 1], the encrypted faces as they are pasted, in the photo's light
     record: Record | None  # what `restore` needs besides the passphrase
     secret: bytes = field(repr=False)  # of the passphrase, 32 bytes: it seals the record
+    look: Callable[[Image.Image], list[FaceReport]] = field(
+        repr=False
+    )  # `faces`, as an RGB picture of this photo has them
     profile: bytes | None = None  # the photo's colour profile
+
+    @cached_property
+    def faces(self) -> list[FaceReport]:
+        """Every face that was found, those that were replaced first: its place, what became of it and why, and what a
+        second look at `image` says. A PNG holds `image` to the pixel; `look` says it of another file's pixels."""
+        return self.look(self.image.convert("RGB"))
 
     @property
     def picture(self) -> Picture:

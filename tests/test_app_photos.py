@@ -16,11 +16,12 @@ import torch
 from PIL import Image, ImageCms
 
 from riddle import images, passwords
-from riddle.app import bulk, photos
-from riddle.app.photos import ANOTHER, GONE, INVERTED, NOT_OPENED, RECOGNISED, FaceReport, protect_file, restore_file
+from riddle.app import bulk
+from riddle.app.photos import INVERTED, NOT_OPENED, protect_file, restore_file
 from riddle.demo import FRAMED_POINTS
-from riddle.faces import alignment, detection, recognizers
+from riddle.faces import alignment, detection, outcomes, recognizers
 from riddle.faces.detection import LOOK, AutoDetector, Face, find_all
+from riddle.faces.outcomes import ANOTHER, GONE, RECOGNISED, FaceReport
 from riddle.images import PhotoError, open_picture
 from riddle.pipeline import Riddle
 from riddle.record import read_picture, read_sidecar
@@ -393,6 +394,9 @@ def test_what_cannot_be_protected_is_listed_and_strict_refuses(model, tmp_path):
     assert [(f.status, f.reason[:8]) for f in report.faces] == told and report.faces[2].box == (120, 20, 138, 38)
     before, after = pixels(tmp_path / "party.png"), pixels(tmp_path / "out.png")
     assert np.array_equal(before[100:], after[100:])
+    with pytest.warns(UserWarning, match="party.png: left as they are"):
+        called = with_detector(model, detector).protect(tmp_path / "party.png", "pw")
+    assert sorted(called.faces, key=str) == sorted(report.faces, key=str)
     (tmp_path / "out.png").unlink()
     with pytest.raises(PhotoError, match="party.png: strict.*120,20,138,38.*too small"):
         run(model, tmp_path, places, detector, strict=True)
@@ -469,7 +473,7 @@ def test_what_is_still_recognised_is_not_protected(model, source, tmp_path, monk
 def test_other_strangers_are_tried_where_one_is_still_recognised(model, source, tmp_path, monkeypatch):
     said, salts = iter([RECOGNISED, RECOGNISED, ANOTHER]), []
     draw = passwords.random_salt
-    monkeypatch.setattr(photos, "check", lambda *_: next(said))
+    monkeypatch.setattr(outcomes, "check", lambda *_: next(said))
     monkeypatch.setattr(passwords, "random_salt", lambda: salts.append(draw()) or salts[-1])
     (face,) = protect_file(model, source, tmp_path / "out.png", "pw", strict=True).faces
     assert (face.status, face.checked) == ("protected", ANOTHER) and next(said, None) is None
@@ -477,7 +481,11 @@ def test_other_strangers_are_tried_where_one_is_still_recognised(model, source, 
 
 
 def test_what_is_not_found_again_is_told(model, source, tmp_path):
-    report = protect_file(with_detector(model, Once()), source, tmp_path / "out.png", "pw", strict=True)
+    changed = with_detector(model, Once())
+    with pytest.raises(PhotoError, match="party.png: strict.*30,40,90,100: no face is found.*nothing was written"):
+        protect_file(changed, source, tmp_path / "out.png", "pw", strict=True)
+    assert only(tmp_path, "party.png")
+    report = protect_file(changed, source, tmp_path / "out.png", "pw")
     assert [(f.status, f.checked, f.reason[:16]) for f in report.faces] == [("protected", GONE, "no face is found")]
 
 
@@ -485,10 +493,10 @@ def test_what_is_not_found_again_is_told(model, source, tmp_path):
 def test_without_the_recogniser_the_report_says_so(model, source, tmp_path, monkeypatch, detector):
     monkeypatch.setattr(recognizers, "at_hand", lambda *_: None)
     monkeypatch.setattr(recognizers, "available", lambda names: dict.fromkeys(names, "not here"))
-    report = protect_file(with_detector(model, detector), source, tmp_path / "out.png", "pw", strict=True)
+    there = not isinstance(detector, Once)
+    report = protect_file(with_detector(model, detector), source, tmp_path / "out.png", "pw", strict=there)
     get = "python -m riddle weights arcface-mobilefacenet --download"
     told = f"not checked: arcface-mobilefacenet: not here; get it by {get}"
-    there = not isinstance(detector, Once)
     assert report.faces[0].checked == (told if there else GONE)
     assert report.notes == [f"whether people are still recognised was {told}"] * there
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from riddle.app import bulk
-from riddle.app.photos import ANOTHER, GONE, RECOGNISED, check
 from riddle.faces import detection, recognizers
+from riddle.faces.outcomes import ANOTHER, GONE, RECOGNISED, check
 from riddle.images import BROKEN, kind_of, open_picture
 
 
@@ -175,4 +175,5 @@ def test_a_look_at_the_result_tells_another_person_from_the_same_and_from_none(r
     for image, name in zip(photos, ("002", "003"), strict=False):
         image.paste(Image.open(root / "data" / "samples" / f"{name}.jpg").resize((160, 160)), (20, 20))
     (face,) = smoke.detect(photos[0])
-    assert [check(smoke, photos[0], after, face) for after in photos] == [RECOGNISED, ANOTHER, GONE]
+    looks = [check(photos[0], after, face, smoke.detector, smoke.preset.identity) for after in photos]
+    assert looks == [RECOGNISED, ANOTHER, GONE]

@@ -11,8 +11,9 @@ from torch import nn
 import riddle
 from riddle import passwords
 from riddle.demo import FRAMED_POINTS, KnownFaces
-from riddle.faces import alignment, blending, fitting, recognizers
+from riddle.faces import alignment, blending, fitting, outcomes, recognizers
 from riddle.faces.detection import AutoDetector, FaceNotFoundError
+from riddle.faces.outcomes import ANOTHER, RECOGNISED, FaceReport, box_of
 from riddle.images import PhotoError, encode, open_picture, to_image
 from riddle.models.codes import lit
 from riddle.models.encryptor import MLPEncryptor, build_encryptor
@@ -168,10 +169,10 @@ def test_protect_puts_the_encrypted_faces_into_the_photo_and_changes_nothing_els
     assert outside.mean() > 0.3 and np.array_equal(before[outside], after[outside])
     codes = model.encrypt(model.invert(original), model.keys("correct horse", out.secret, SALT, 2))
     light = model.decrypt(codes, model.keys("correct horse", out.secret, SALT, 2))
-    assert torch.allclose(out.faces, model.synthesize(lit(codes, light)), atol=0.02)
+    assert torch.allclose(out.drawn, model.synthesize(lit(codes, light)), atol=0.02)
     x, y = np.rint(LARGE[2]).astype(int)
     u, v = np.rint(alignment.crop_points(LARGE[2:3], alignment.framing_matrix(LARGE), 32)[0]).astype(int)
-    drawn = blending.match_colours(out.faces[0], original[0], blending.core(32))
+    drawn = blending.match_colours(out.drawn[0], original[0], blending.core(32))
     nearby = np.asarray(to_image(drawn))[v - 2 : v + 3, u - 2 : u + 3].astype(float)
     assert (nearby.min((0, 1)) - 12 <= after[y, x]).all() and (after[y, x] <= nearby.max((0, 1)) + 12).all()
     x, y = SMALL[2].astype(int)
@@ -215,11 +216,35 @@ def test_without_a_record_the_faces_are_inverted_again_in_the_light_of_the_pictu
     path = out.save(tmp_path / f"bare.{ending}")
     assert out.record is out.sealed is find_record(open_picture(path)) is None
     own, seen = mirror.invert(mirror.align(photo)), mirror.invert(mirror.align(path))
-    assert torch.allclose(out.faces, mirror.synthesize(lit(mirror.encrypt(own, "pw"), own)), atol=0.02)
+    assert torch.allclose(out.drawn, mirror.synthesize(lit(mirror.encrypt(own, "pw"), own)), atol=0.02)
     back, expected = mirror.restore(path, "pw"), mirror.synthesize(lit(mirror.decrypt(seen, "pw"), seen))
     assert back.source == "inversion" and torch.allclose(back.faces, expected, atol=1e-4)
     with pytest.raises(ValueError, match="a salt needs the record"):
         mirror.protect(photo, "pw", record=False, salt=bytes(16))
+
+
+def test_the_result_accounts_for_every_face(photo, monkeypatch):
+    said, seen = {80: ANOTHER, 60: RECOGNISED}, []
+    monkeypatch.setattr(outcomes, "check", lambda _, after, face, *__: seen.append(after) or said[face.points[0, 1]])
+    small, beside = (LARGE - LARGE[2]) * 0.1 + [30.0, 20], (LARGE - LARGE[2]) * [0.2, 1] + [200.0, 130]
+    model = build(detector=KnownFaces([LARGE, SMALL, small, beside]))
+    with pytest.warns(UserWarning, match="the picture: left as they are: .*: too small: 16 px.*: in profile"):
+        out = model.protect(photo, "pw")
+    boxes = [box_of(alignment.framing_matrix(p), photo.size) for p in (LARGE, SMALL, small, beside)]
+    assert [face.box for face in out.faces] == boxes and out.faces is out.faces
+    assert out.faces[0] == FaceReport(boxes[0], "protected", "", checked=ANOTHER)
+    assert out.faces[1] == FaceReport(boxes[1], "recognised", outcomes.REASONS[RECOGNISED], checked=RECOGNISED)
+    assert [(f.status, f.reason[:9], f.checked) for f in out.faces[2:]] == [
+        ("skipped", "too small", ""), ("skipped", "in profil", "")
+    ]  # fmt: skip
+    assert len(seen) == 2 and np.array_equal(seen[0], out.image)
+    assert out.look(photo) == out.faces and seen[-1] is photo  # of the pixels of any file
+    with pytest.warns(UserWarning, match="too small"):
+        one = model.protect(photo, "pw", pick="largest")
+    assert [f.status for f in one.faces] == ["protected", "skipped", "skipped", "skipped"] and len(one.drawn) == 1
+    assert (one.faces[3].box, one.faces[3].reason) == (boxes[1], "not picked: pick='largest'")
+    with pytest.raises(FaceNotFoundError, match="the picture: no face of it can be replaced: .*too small"):
+        build(detector=KnownFaces([small])).protect(photo, "pw")
 
 
 def test_a_key_for_each_face(mirror, photo, inverted):
@@ -234,7 +259,7 @@ def test_every_file_and_every_face_has_a_key_of_its_own_unless_the_salt_is_given
     assert np.array_equal(np.asarray(given.image), np.asarray(again.image))
     assert torch.equal(given.record.codes, again.record.codes)
     for a, b in ((one, two), (one, given)):
-        assert a.record.salt != b.record.salt and (a.faces - b.faces).abs().mean() > 0.1
+        assert a.record.salt != b.record.salt and (a.drawn - b.drawn).abs().mean() > 0.1
         assert not torch.allclose(a.record.codes, b.record.codes, atol=0.05)
         assert not np.array_equal(np.asarray(a.image), np.asarray(b.image))
     for out in (one, two, given):
@@ -412,7 +437,7 @@ def test_a_large_face_in_the_photo_keeps_the_detail_of_its_side(sided, tmp_path)
     photo = Image.new("RGB", (400, 400), (120, 120, 120))
     out = model.protect(photo, "pw")
     back = model.restore(out.save(tmp_path / "out.png"), "pw")
-    assert back.source == "codes" and out.faces.shape == back.faces.shape == (1, 3, 32, 32)
+    assert back.source == "codes" and out.drawn.shape == back.faces.shape == (1, 3, 32, 32)
     for result in (out, back):
         middle = np.asarray(result.image).astype(int)[150:250, 150:250].mean(2)
         assert np.abs(np.diff(middle, axis=1)).mean() > 10 > np.abs(np.diff(middle, axis=0)).mean()

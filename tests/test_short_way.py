@@ -70,11 +70,11 @@ def test_two_public_files_and_the_bundled_encryptor_protect_and_restore_a_photo(
     points = np.array([(95.0, 130.0), (145.0, 130.0), (120.0, 160.0), (100.0, 185.0), (140.0, 185.0)])
     face = Face(np.array([70.0, 80.0, 170.0, 220.0]), 1.0, points, None, "by hand")
     out = model.protect(Image.fromarray(pixels), "correct horse", faces=[face], salt=bytes(16))
-    assert out.faces.shape == (1, 3, 1024, 1024)
+    assert out.drawn.shape == (1, 3, 1024, 1024)
     back = model.restore(out, "correct horse")
     assert back.source == "codes"
     inverted = model.synthesize(model.invert(model.crops(Image.fromarray(pixels), out.record.matrices)))
-    assert (back.faces - inverted).abs().mean() < 0.05 * (out.faces - inverted).abs().mean()
+    assert (back.faces - inverted).abs().mean() < 0.05 * (out.drawn - inverted).abs().mean()
     assert model.restore(out, "wrong horse", faces=[face]).source == "inversion"
 
 

@@ -359,7 +359,7 @@ def test_a_face_that_is_lost_within_a_scene_is_told(model, tmp_path, film):
 
 def test_a_face_that_cannot_be_replaced_is_listed(model, tmp_path, film, monkeypatch):
     why = "too small: 3 px, and 20 are needed"
-    monkeypatch.setattr(tracking.photos, "why_not", lambda face, size: why if face.box[0] > 80 else "")
+    monkeypatch.setattr(tracking.outcomes, "why_not", lambda face, size: why if face.box[0] > 80 else "")
     source, target = film([scene({1: (10, 40), 2: (100, 40)})] * 4), tmp_path / "b.mp4"
     with pytest.raises(PhotoError, match="a.mp4: strict.*too small"):
         video.protect_video(model, source, target, "pw", strict=True)

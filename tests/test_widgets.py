@@ -84,6 +84,9 @@ def test_faces_are_shown_in_rows(controller):
     sheet = pixels(contact_sheet(faces, 16, 2, 4))
     assert sheet.shape == (36, 36, 3)
     assert sheet[:16, :16].max() < 8 and np.abs(sheet[2:14, 22:34] - 127.5).max() < 6 and sheet[20:].min() > 245
+    framed = pixels(contact_sheet(torch.zeros(2, 3, 8, 8), 16, 2, 4, (False, True)))
+    assert np.abs(framed[1, 22:34] - module.BLUE).max() < 12 and np.abs(framed[4:12, 24:32] - 127.5).max() < 12
+    assert np.abs(framed[:, :16] - 127.5).max() < 6
     view = controller.view(*WORDS)
     row = pixels(view.picture())
     assert row.shape == (SIDE, 4 * SIDE + 3 * GAP, 3)
@@ -100,7 +103,7 @@ def test_the_wall(model, controller):
     w = model.invert(controller.view(*WORDS).faces[:1])
     third = model.synthesize(model.encrypt(w, model.random_password(16, seed=4)[2:3]))
     torch.testing.assert_close(wall.faces[2:3], third, atol=2e-4, rtol=0)
-    assert len(wall.distances) == 16
+    assert len(wall.distances) == 16 and wall.same == tuple(d < controller.threshold for d in wall.distances)
     assert pixels(wall.picture(100)).shape == (4 * 100 + 3 * GAP, 4 * 100 + 3 * GAP, 3)
 
 
@@ -143,15 +146,46 @@ def test_bad_requests(model, controller):
 
 @pytest.fixture
 def page(model):
-    return Page(Controller(model))
+    page = Page(Controller(model))
+    page._handle_custom_msg({"rest": True}, [])  # the script asks for it once the faces to choose from are there
+    return page
 
 
 def shown(view):
     return [contact_sheet(face, SIDE) for face in view.faces.split(1)]
 
 
+def test_a_preview_comes_first(model, monkeypatch):
+    invert = Mock(wraps=model.invert)
+    monkeypatch.setattr(model, "invert", invert)
+    page = Page(Controller(model))
+    assert [call.kwargs for call in invert.call_args_list] == [{"refine": 0}]
+    assert page.faces == [contact_sheet(face, SIDE) for face in page.controller.preview(*WORDS).split(1)]
+    assert (page.wall, page.bars, page.count, page.message) == (b"", [], "", "Drawing them finer …")
+    page._handle_custom_msg({"rest": True}, [])
+    wall = page.wall
+    assert len(page.bars) == 4 and page.message == ""
+    page._handle_custom_msg({"others": True}, [])
+    other = page.wall
+    page._handle_custom_msg({"rest": True}, [])  # of a second view of the page
+    assert len({b"", wall, other}) == 3 and page.wall == other
+    assert page._esm.count("model.send({rest: true})") == 1
+
+
+def test_a_face_of_the_wall_that_is_the_same_person_is_framed_and_told(page, monkeypatch):
+    said = {d: f"{16 - d} of 16 are somebody else" for d in (0, 1, 16)}
+    for same, end in ((0, "."), (1, ". It takes the framed one for"), (16, ". It takes the framed 16 for")):
+        far = (0.2,) * same + (0.9,) * (16 - same)
+        monkeypatch.setattr(page.controller, "_distances", lambda *_, far=far: far)
+        page._handle_custom_msg({"others": True}, [])
+        assert page.count.startswith(f"{said[same]} to the recogniser{end}")
+        corners = pixels(page.wall)[1 :: WALL_SIDE + GAP, 1 :: WALL_SIDE + GAP].reshape(16, 3)
+        assert [np.abs(corner - module.BLUE).max() < 30 for corner in corners] == [True] * same + [False] * (16 - same)
+
+
 def test_the_page_comes_up_drawn(page):
-    assert len(page.choices) == module.SAMPLES and page.message == "" and page.recogniser == "to dlib, a recogniser"
+    assert len(page.choices) == module.SAMPLES and page.message == ""
+    assert page.recogniser == "judged by dlib, a face recogniser"
     assert page.faces == shown(page.controller.view(*WORDS)) and page.wall == page.controller.wall().picture(WALL_SIDE)
     note, *bars = page.bars
     assert note["share"] is None and note["said"].endswith("the threshold, 0.6") and len(bars) == 3
@@ -209,6 +243,7 @@ def test_no_older_face_stands_beside_the_message_about_a_rejected_file(page):
         change()
         assert "no face yet" in page.message and page.faces == [] and page.wall == b""
     page._handle_custom_msg({"bundled": True}, [])
+    page._handle_custom_msg({"rest": True}, [])
     assert len(page.choices) == module.SAMPLES and len(page.faces) == 4 and page.message == "" and page.wall
 
 

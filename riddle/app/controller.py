@@ -13,7 +13,7 @@ encryptor, three drawn faces and their embeddings.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.utils import make_grid
 
 from riddle import data, passwords
 from riddle.faces import alignment, recognizers
@@ -35,6 +34,7 @@ COLUMNS = 4  # of a picture of faces; the wall of strangers has as many rows
 LONGEST = 2048  # px a side; a larger photo is reduced before faces are searched
 SIDE, GAP = 256, 8  # px of a face, and between two
 LARGE = 1024  # px of a large view
+FRAME, BLUE = 4, (36, 104, 200)  # px and colour of a marked face's frame
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,27 @@ class View:
 
     faces: torch.Tensor  # (N, 3, S, S) in [-1, 1]
     distances: tuple[float, ...]  # by identity, of all faces but the original
+    same: tuple[bool, ...] = ()  # of a wall's faces, whether the recogniser takes each for the original's
 
     def picture(self, side: int = SIDE) -> bytes:
-        """The faces in rows, each of `side` px, as JPEG."""
-        return contact_sheet(self.faces, side, COLUMNS, GAP)
+        """The faces in rows, each of `side` px, as JPEG; those that are the same person in a frame."""
+        return contact_sheet(self.faces, side, COLUMNS, GAP, self.same)
 
 
-def contact_sheet(faces: torch.Tensor, side: int, columns: int = 1, gap: int = 0) -> bytes:
-    """Faces (N, 3, R, R) in [-1, 1], each resized to `side` px, in rows of `columns`, `gap` px apart, as JPEG."""
+def contact_sheet(faces: torch.Tensor, side: int, columns: int = 1, gap: int = 0, marked: Sequence[bool] = ()) -> bytes:
+    """Faces (N, 3, R, R) in [-1, 1], each resized to `side` px, in rows of `columns`, `gap` px apart, as JPEG; marked:
+    whether each gets a frame."""
     large = F.interpolate(faces.float().cpu(), (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
-    sheet, out = make_grid(large, columns, gap, pad_value=1.0), io.BytesIO()
-    inner = sheet[:, gap : sheet.shape[1] - gap, gap : sheet.shape[2] - gap]
-    to_image(inner).save(out, "JPEG", quality=92, subsampling=0)
+    inner = (..., slice(FRAME, -FRAME), slice(FRAME, -FRAME))
+    for i in (i for i, mark in enumerate(marked) if mark):
+        face = large[i].clone()
+        large[i] = torch.tensor(BLUE)[:, None, None] / 127.5 - 1
+        large[i][inner] = face[inner]
+    columns, out = min(columns, len(large)), io.BytesIO()
+    tiles = F.pad(large, (0, gap, 0, gap, 0, 0, 0, -len(large) % columns), value=1.0).unflatten(0, (-1, columns))
+    sheet = tiles.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # (3, rows * (side + gap), columns * (side + gap))
+    sheet = sheet[:, : sheet.shape[1] - gap, : sheet.shape[2] - gap]
+    to_image(sheet).save(out, "JPEG", quality=92, subsampling=0)
     return out.getvalue()
 
 
@@ -96,15 +105,18 @@ class Controller:
             remedy = "choose a photo with a larger face that looks at the camera"
             raise FaceNotFoundError(f"no face found in {picture.name}; {remedy}") from None
         crops = self.model.crops(reduced, matrices)
-        return self._take(crops, lambda i, side: to_tensor(alignment.crop(reduced, matrices[i], side)))
+
+        def large(i: int, side: int) -> torch.Tensor:
+            return to_tensor(alignment.crop(reduced, matrices[i], side))
+
+        return self._take(crops, torch.stack([large(i, self.side) for i in range(len(matrices))]), large)
 
     def samples(self, n: int = SAMPLES) -> int:
         """Take the first n bundled synthetic faces; returns how many. Raises FileNotFoundError when there are none."""
-        faces = data.sample_faces(n, self.model.preset.resolution)
-        return self._take(faces, lambda i, side: data.sample_faces(n, side)[i])
+        faces, shown = (data.sample_faces(n, side) for side in (self.model.preset.resolution, self.side))
+        return self._take(faces, shown, lambda i, side: data.sample_faces(i + 1, side)[i])
 
-    def _take(self, faces: torch.Tensor, large: Callable[[int, int], torch.Tensor]) -> int:
-        shown = torch.stack([large(i, self.side) for i in range(len(faces))])
+    def _take(self, faces: torch.Tensor, shown: torch.Tensor, large: Callable[[int, int], torch.Tensor]) -> int:
         self._chosen, self._inverted, self._large = (faces, shown), {}, large
         return len(faces)
 
@@ -156,6 +168,15 @@ class Controller:
         drawn = self.model.synthesize(self._codes(code, first, second, guess, position), self.side)
         return View(torch.cat([original.to(drawn.device), drawn]), self._distances(drawn, embedding))
 
+    def preview(self, first: str, second: str, guess: str, position: float = 0.0, face: int = 0) -> torch.Tensor:
+        """The faces of PANELS (4, 3, R, R) before the rest is known: of the encoder's code without refinement, a tenth
+        of the work of a first `view`. Raises as `view` does."""
+        i = self._number(face)
+        original = self._chosen[0][i : i + 1]
+        codes = self._codes(self.model.invert(original, refine=0), first, second, guess, position)
+        drawn = self.model.synthesize(codes)
+        return torch.cat([original.to(drawn.device), drawn])
+
     def large(self, panel: int, first: str, second: str, guess: str, position: float = 0.0, face: int = 0) -> bytes:
         """One of PANELS as large as the generator draws it, up to LARGE px, as JPEG; otherwise as `view`."""
         side, code = self.model.side_for(LARGE), self._face(face)[1]
@@ -165,8 +186,9 @@ class Controller:
         return contact_sheet(self.model.synthesize(codes, side), side)
 
     def wall(self, face: int = 0, seed: int = 0) -> View:
-        """A face under 16 random keys, the same for the same seed. Raises ValueError without a face."""
+        """A face under 16 random keys at R px, the same for the same seed. Raises ValueError without a face."""
         _, code, embedding = self._face(face)
         keys = self.model.random_password(COLUMNS**2, seed)
-        drawn = self.model.synthesize(self.model.encrypt(code.expand(len(keys), -1, -1), keys), self.side)
-        return View(drawn, self._distances(drawn, embedding))
+        drawn = self.model.synthesize(self.model.encrypt(code.expand(len(keys), -1, -1), keys))
+        distances = self._distances(drawn, embedding)
+        return View(drawn, distances, tuple(distance < self.threshold for distance in distances))

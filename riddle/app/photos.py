@@ -5,8 +5,9 @@
     report.faces                                         # each face's box and what became of it
 
 A face that was found and not protected stands in the report as skipped, with the reason. Each one that was replaced is
-looked at again in the file that is to be written (`check`). `strict` refuses a photo with a face that was skipped or is
-still recognised. A target is written whole, after everything else succeeded, or not at all.
+looked at again in the file that is to be written (`outcomes.check`). `strict` refuses a photo with a face that was
+skipped, is still recognised, or is not found again. A target is written whole, after everything else succeeded, or not
+at all.
 
 With `keep_original` the sealed record (riddle.record) also carries the faces' own pixels.
 """
@@ -17,27 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
-from riddle.faces import alignment, recognizers
-from riddle.faces.detection import LOOK, SMALLEST, Face, apart, doubtful, find_all, look_again
-from riddle.images import PhotoError, Picture, encode, open_picture, picture_format, to_tensor, write_file
+from riddle.faces.detection import Face, find_all
+from riddle.faces.outcomes import GONE, FaceReport, box_of, listed, sorted_out, square_of
+from riddle.images import PhotoError, Picture, encode, open_picture, picture_format, write_file
 from riddle.pipeline import Riddle
 from riddle.record import encoded, read_picture, sidecar_path
 
-INSIDE = 0.4  # share of a framed face that must lie in the photo
-MOST = 5  # faces named in one message
-PROFILE = 0.4  # distance of the eyes, in distances of eyes and mouth: about 1 from the front, 0.4 turned by 66 degrees
-KNOWN = 40  # px, side of a framed face from which a recogniser's threshold holds; strangers look alike in smaller ones
-NEAR = 0.5  # eye distances between a face's points and those found in its place
 TRIES = 3  # salts, while a face is still recognised
-ANOTHER, RECOGNISED, GONE = "another person", "still recognised", "not found again"
-REASONS = {  # of what `check` says and people should know
-    RECOGNISED: "a recogniser takes it for the same person; protect it by another passphrase, or cover it",
-    GONE: "no face is found in its place any more; look at it",
-}
 UNPROTECTED = ("skipped", "recognised")
 AGAIN = (
     "the photo had been protected before: restoring this file gives the strangers of that time; protect the original"
@@ -51,16 +38,6 @@ NOT_OPENED = (
 
 
 @dataclass(frozen=True)
-class FaceReport:
-    """One face of a photo and what became of it."""
-
-    box: tuple[int, int, int, int]  # of its square, see `box_of`, in pixels of the upright photo
-    status: str  # "protected", "restored", "skipped", or "recognised": replaced, and taken for the same person
-    reason: str = ""  # why it was skipped, or what is wrong with what `checked` says
-    checked: str = field(default="", kw_only=True)  # of a replaced face of a photo, what `check` says
-
-
-@dataclass(frozen=True)
 class FileReport:
     """What became of a photo file."""
 
@@ -71,94 +48,23 @@ class FileReport:
     notes: list[str] = field(default_factory=list)  # what else the reader should know
 
 
-def square_of(face: Face) -> np.ndarray:
-    """The framing matrix of a face, (2, 3); where its points coincide, that of its box."""
-    try:
-        return alignment.framing_matrix(face.points)
-    except ValueError:
-        x1, y1, x2, y2 = face.box
-        return alignment.matrix([(x1 + x2) / 2, (y1 + y2) / 2, max(x2 - x1, y2 - y1, 1.0), 0.0])
-
-
-def box_of(framing: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box around a framed square, as far as it lies in a picture of `size` (width, height): x1, y1, x2, y2, px."""
-    corners = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]]) @ framing.T
-    return tuple(np.rint(np.clip([corners.min(0), corners.max(0)], 0, size)).astype(int).ravel().tolist())
-
-
-def why_not(face: Face, size: tuple[int, int]) -> str:
-    """Why a found face cannot be protected in a photo of `size` (width, height); empty when it can."""
-    try:
-        matrix = alignment.framing_matrix(face.points)
-    except ValueError:
-        return "its eyes and mouth coincide; crop it out or cover it"
-    side = float(np.hypot(*matrix[:, 0]))
-    if side < SMALLEST:
-        return f"too small: {side:.0f} px, and {SMALLEST} are needed; enlarge the photo or cover it"
-    grid = (np.stack(np.meshgrid(np.arange(32), np.arange(32)), -1).reshape(-1, 2) + 0.5) / 32
-    there = grid @ matrix[:, :2].T + matrix[:, 2]
-    inside = float(((there >= 0) & (there < np.array(size))).all(1).mean())
-    if inside < INSIDE or side**2 > 4 * size[0] * size[1]:
-        return f"cut by the border: {inside:.0%} of it lie in the photo; crop it off or cover it"
-    eyes, mouth = face.points[:2], face.points[3:5].mean(0)
-    if np.hypot(*(eyes[1] - eyes[0])) < PROFILE * np.hypot(*(mouth - eyes.mean(0))):
-        return "in profile: the model knows faces from the front; crop it out or cover it"
-    if doubtful(face):
-        doubt = face.doubt or f"score {face.score:.2f}"
-        return f"doubtful ({doubt}): look whether it is a face, and cover it"
-    return ""
-
-
 def refuse(source: str | Path, faces: Sequence[FaceReport], strict: bool = False) -> None:
     """Raises PhotoError for a photo or clip without a face, or without one that can be replaced, or, with strict, with
-    one that cannot or that is still recognised."""
+    one that cannot, that is still recognised, or that is not found again."""
     if not faces:
         raise PhotoError(source, "no face was found", "crop it closer to the face; nothing was written")
     none = all(face.status == "skipped" for face in faces)
-    left = [face for face in faces if face.status in UNPROTECTED]
+    left = [face for face in faces if face.status in UNPROTECTED or face.checked == GONE]
     if none or (strict and left):
-        listed = "; ".join(f"the face at {','.join(map(str, face.box))}: {face.reason}" for face in left[:MOST])
         cause = "no face of it can be replaced" if none else "strict, and a face stays unprotected"
-        raise PhotoError(source, f"{cause}: {listed}", "nothing was written")
+        raise PhotoError(source, f"{cause}: {listed(left)}", "nothing was written")
 
 
 def _sorted_out(model: Riddle, picture: Picture, status: str) -> tuple[list[Face], list[FaceReport]]:
     """The faces to replace, and the reports of all, these first."""
-    size, faces, done, skipped = picture.rgb.size, [], [], []
-    for face in find_all(picture.rgb, model.detector):
-        square = box_of(square_of(face), size)
-        if reason := why_not(face, size):
-            skipped.append(FaceReport(square, "skipped", reason))
-        else:
-            faces.append(face)
-            done.append(FaceReport(square, status))
-    return faces, done + skipped
-
-
-def check(model: Riddle, before: Image.Image, after: Image.Image, face: Face) -> str:
-    """What a second look says of a face that was replaced: ANOTHER, RECOGNISED, GONE, or "not checked:" and why.
-
-    before, after: the RGB photo and its protected picture; face: as `Riddle.protect` replaced it. It is one detection,
-    in the face's place alone; the recogniser is the preset's `identity`, where its weights are at hand.
-    """
-    matrix, name = alignment.framing_matrix(face.points), model.preset.identity
-    wanted = alignment.crop_points(face.points, matrix, LOOK)
-    crop, seen = look_again(after, matrix, model.detector)
-    near = [other.points for other in seen if apart(other.points, wanted) < NEAR]
-    recogniser, why = recognizers.at_hand(name, model.device), ""
-    if recogniser is None:
-        get = f"python -m riddle weights {name} --download"
-        why = f"not checked: {name}: {recognizers.available([name])[name]}; get it by {get}"
-    elif np.hypot(*matrix[:, 0]) < KNOWN:
-        why = f"not checked: faces below {KNOWN} px cannot be told apart"
-    else:
-        points = min(near, key=lambda p: apart(p, wanted), default=wanted)
-        pair = recogniser.align(before, face.points), recogniser.align(crop, points)
-        with torch.no_grad():
-            e = recogniser.embed(torch.stack([to_tensor(one) for one in pair]))
-        if recogniser.similarity(e[:1], e[1:]) >= recogniser.threshold:
-            return RECOGNISED
-    return (why or ANOTHER) if near else GONE
+    size = picture.rgb.size
+    faces, skipped = sorted_out(find_all(picture.rgb, model.detector), size)
+    return faces, [FaceReport(box_of(square_of(face), size), status) for face in faces] + skipped
 
 
 def protect_file(
@@ -175,10 +81,10 @@ def protect_file(
 ) -> FileReport:
     """Write a photo in which every face that can be is an encrypted one.
 
-    Where a face is still recognised, it tries other strangers. target: .png, .jpg or .webp; keep_original: the
-    original pixels of the faces go along in the record; strict: refuse a photo with a face that cannot be protected
-    or is still recognised; record: False leaves nothing but pixels; sidecar: the record in `target`.riddle, the
-    picture bare; quality: 1 to 100, of JPEG and WebP.
+    Where a face is still recognised, or with strict not found again, it tries other strangers. target: .png, .jpg or
+    .webp; keep_original: the original pixels of the faces go along in the record; strict: as for `refuse`; record:
+    False leaves nothing but pixels; sidecar: the record in `target`.riddle, the picture bare; quality: 1 to 100, of
+    JPEG and WebP.
     Raises PhotoError for a photo that cannot be read, for what `refuse` names, and for a target that cannot be
     written; ValueError for a bad passphrase, and for an option that needs the record that is not wanted.
     """
@@ -197,15 +103,14 @@ def protect_file(
         sealed = protected.sealed
         data = encoded(protected.image, target, sealed, sidecar, profile=picture.profile, quality=quality)
         after = open_picture(data, str(target)).rgb
-        said = [check(model, picture.rgb, after, face) for face in faces]
-        if RECOGNISED not in said:
+        seen = protected.look(after)
+        if not any(face.reason if strict else face.status == "recognised" for face in seen):
             break
-    for i, checked in enumerate(said):
-        status = "recognised" if checked == RECOGNISED else "protected"
-        reports[i] = replace(reports[i], status=status, reason=REASONS.get(checked, ""), checked=checked)
+    reports = seen + reports[len(faces) :]
     refuse(source, reports, strict)
     notes = [*picture.notes]
-    notes += {f"whether people are still recognised was {s}": 0 for s in said if s.startswith("not checked")}
+    unseen = dict.fromkeys(face.checked for face in seen if face.checked.startswith("not checked"))
+    notes += [f"whether people are still recognised was {said}" for said in unseen]
     beside = sidecar_path(target)
     if sidecar:
         write_file(beside, sealed.data)

@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from riddle.app import photos
 from riddle.app.clip import Clip, frames
 from riddle.app.cliprecord import ClipRecord, code_count
-from riddle.faces import recognizers
+from riddle.faces import outcomes, recognizers
 from riddle.faces.alignment import bounded, matrix, place
 from riddle.faces.detection import Face, find_all
 from riddle.pipeline import Riddle
@@ -73,7 +72,7 @@ class Find:
 
 def find_of(face: Face, size: tuple[int, int]) -> Find:
     """The find of a detected face in a frame of `size` (width, height)."""
-    return Find(place(photos.square_of(face)), photos.why_not(face, size))
+    return Find(place(outcomes.square_of(face)), outcomes.why_not(face, size))
 
 
 def follow(model: Riddle, image: Image.Image, where: np.ndarray) -> list[Find]:

@@ -31,9 +31,10 @@ from riddle import passwords
 from riddle.app import cliprecord, tracking
 from riddle.app.clip import ENCODERS, Clip, Frame, encoder_for, frames, join, probe, write_segment
 from riddle.app.cliprecord import ClipRecord, code_count
-from riddle.app.photos import NOT_OPENED, FaceReport, FileReport, box_of, refuse
+from riddle.app.photos import NOT_OPENED, FileReport, refuse
 from riddle.app.tracking import Track, frames_of, record_of, survey
 from riddle.faces.alignment import matrix
+from riddle.faces.outcomes import FaceReport, box_of
 from riddle.files import replace_file, sha256, write_text
 from riddle.images import PhotoError, write_file
 from riddle.models.codes import lit

@@ -50,14 +50,17 @@ class Page(anywidget.AnyWidget):
 
     def __init__(self, controller: Controller):
         self.controller, self.seed = controller, 0
-        super().__init__(recogniser=f"to {controller.recogniser.name}, a recogniser")
+        super().__init__(recogniser=f"judged by {controller.recogniser.name}, a face recogniser")
         self.on_msg(self._asked)
         self.observe(lambda _: self._show(self._view), ["first", "second", "guess", "position"])
-        self.observe(lambda _: self._show(self._view, self._wall), "chosen")
+        self.observe(lambda _: self._show(self._preview, self._view, self._wall), "chosen")
         self._take(controller.samples)
 
     def _asked(self, _: Page, content: dict[str, Any], buffers: list[Any]) -> None:
-        """A message of the visitor: a photo, or the wish for other strangers, the bundled faces, or a large view."""
+        """A message of the visitor: a photo, or the wish for other strangers, the bundled faces, or a large view; or of
+        the script, which asks for the rest when the faces to choose from are there: so the preview comes first."""
+        if "rest" in content:
+            return None if self.wall else self._show(self._view, self._wall)
         if "others" in content:
             self.seed += 1
             return self._show(self._wall)
@@ -75,11 +78,11 @@ class Page(anywidget.AnyWidget):
         self._show(find, self._offer)
 
     def _offer(self) -> None:
-        self.choices = self.controller.thumbnails()
+        self.choices, self.message = self.controller.thumbnails(), "Drawing …"
         if self.chosen:
             self.chosen = 0  # its observer shows the face
         else:
-            self._show(self._view, self._wall)
+            self._show(self._preview)
 
     def _show(self, *steps: Callable[[], None]) -> None:
         """Do steps; the page shows an error as its message."""
@@ -95,6 +98,13 @@ class Page(anywidget.AnyWidget):
         jpeg = self.controller.large(panel, *words, self.position, self.chosen)
         self.send({"large": panel}, buffers=[jpeg])
 
+    def _preview(self) -> None:
+        words = self.first, self.second, self.guess
+        faces = self.controller.preview(*words, self.position, self.chosen)
+        with self.hold_sync():
+            self.faces, self.bars = [contact_sheet(face, SIDE) for face in faces.split(1)], []
+            self.message = "Drawing them finer …"
+
     def _view(self) -> None:
         began = perf_counter()
         view = self.controller.view(self.first, self.second, self.guess, self.position, self.chosen)
@@ -104,11 +114,12 @@ class Page(anywidget.AnyWidget):
             self.faces = [contact_sheet(face, SIDE) for face in view.faces.split(1)]
             bars = [bar(distance, threshold) for distance in view.distances]
             self.bars = [{"share": None, "same": False, "said": note, "verdict": ""}, *bars]
-            self.pace = f"{self.position:.0%} of the way · {1000 * took:.0f} ms"
+            self.pace = f"{self.position:.0%} of the way · {took:.2g} s"
             self.message = ""
 
     def _wall(self) -> None:
         wall = self.controller.wall(self.chosen, self.seed)
         self.wall = wall.picture(WALL_SIDE)
-        strangers = sum(distance >= self.controller.threshold for distance in wall.distances)
-        self.count = f"{strangers} of {len(wall.distances)} are somebody else to the recogniser."
+        same, count = sum(wall.same), len(wall.same)
+        framed = f" It takes the framed {'one' if same == 1 else same} for the same person." if same else ""
+        self.count = f"{count - same} of {count} are somebody else to the recogniser.{framed}"

@@ -97,7 +97,9 @@ def encrypted(page) -> str:
 
 
 def wait_for_another(page, before: str) -> None:
-    page.wait_for_function("before => document.querySelector('[data-panel=Encrypted] img').src != before", arg=before)
+    another = "before => (now => now && now != before)(document.querySelector('[data-panel=Encrypted] img').src)"
+    page.wait_for_function(another, arg=before)
+    page.wait_for_function("document.querySelector('.riddle .message').innerText == ''")
 
 
 def drag(page, start: float, end: float) -> None:
@@ -120,7 +122,12 @@ def test_it_is_laid_out(page):
         face = box(page, ".riddle .faces img", i)
         assert face["width"] >= 140 and abs(face["width"] - face["height"]) < 2
         assert page.locator(".riddle .faces > div > b").nth(i).inner_text() == panel
-        assert abs(box(page, ".riddle .faces .bar", i)["x"] - face["x"]) < 2
+        bar, first = box(page, ".riddle .faces .bar", i), box(page, ".riddle .faces img")
+        assert abs(bar["x"] - face["x"]) < 2 and abs(face["y"] - first["y"]) < 2
+    assert page.locator(".riddle .faces .bar").nth(3).inner_text().endswith("somebody else")
+    assert page.locator("h2").count() == 0, "what the notebook measures is no part of the page"
+    choices = [box(page, ".riddle .gallery button", i)["y"] for i in range(8)]
+    assert max(choices) - min(choices) < 2
     wall = box(page, ".riddle .side img")
     assert abs(wall["width"] - wall["height"]) < 2 and page.errors == []
 
@@ -166,6 +173,7 @@ def test_a_dropped_photo_of_three(page):
     page.locator(".riddle .gallery button").nth(1).click()
     wait_for_another(page, before)
     assert page.locator(".riddle .gallery button").nth(1).get_attribute("aria-pressed") == "true"
+    page.wait_for_function("document.querySelector('.riddle .side img').naturalWidth > 0")
     screenshot(page, "photo")
     assert page.errors == []
 

@@ -2,11 +2,12 @@
 const MOST = 6e6;  // bytes of a photo; a larger one is reduced: a Jupyter server takes messages of 10 MB
 const LONGEST = 2048;  // px a side of a reduced photo
 
+const ANY = "or click to choose one";
 const PAGE = `
   <div class="main">
     <section class="card"><h3>1 &nbsp;Choose a face<small>yours, or one of somebody who does not exist</small></h3>
       <div class="sources">
-        <label class="drop"><b>Drop a photo here</b><span>or click to choose one</span>
+        <label class="drop"><b>Drop a photo here</b><span>${ANY}</span>
           <input type="file" accept="image/*" aria-label="Choose a photo"></label>
         <div class="gallery" role="group"></div>
       </div>
@@ -66,12 +67,14 @@ function render({model, el}) {
     field.addEventListener(event, () => set(name, name == "position" ? field.valueAsNumber : field.value));
     follow(name, value => { field.value = value; });
   }
+  follow("message", value => find(".message").classList.toggle("busy", value.endsWith("…")));
   text("pace", ".way span"); text("message", ".message"); text("count", ".side p"); text("recogniser", ".recogniser");
   follow("wall", jpeg => show(find(".side img"), jpeg));
   find(".others").addEventListener("click", () => model.send({others: true}));
 
   const gallery = find(".gallery");
-  const mark = chosen => [...gallery.children].forEach((b, i) => b.setAttribute("aria-pressed", i == chosen));
+  const mark = chosen => gallery.querySelectorAll("img").forEach(
+    (image, i) => image.parentNode.setAttribute("aria-pressed", i == chosen));
   follow("choices", jpegs => {
     for (const image of gallery.querySelectorAll("img")) URL.revokeObjectURL(image.src);
     gallery.replaceChildren(...jpegs.map((jpeg, i) => {
@@ -81,10 +84,15 @@ function render({model, el}) {
       button.addEventListener("click", () => set("chosen", i));
       return button;
     }));
+    find(".others").disabled = !jpegs.length;
+    if (jpegs.length && !model.get("wall")?.byteLength) model.send({rest: true});
     if (!jpegs.length) {
       const button = made("button", "Show the bundled faces");
       button.className = "bundled";
-      button.addEventListener("click", () => model.send({bundled: true}));
+      button.addEventListener("click", () => {
+        find(".drop span").textContent = ANY;
+        model.send({bundled: true});
+      });
       gallery.append(button);
     }
     mark(model.get("chosen"));
