@@ -1,0 +1,94 @@
+"""What a step of the encryptor's training takes, measured with one original on the CPU.
+
+    python -m riddle.training.cost --recipe ffhq256
+    python -m riddle.training.cost --recipe ffhq1024 --no-checkpoint --m 1 --n 0    # two faces of eight
+
+The networks have random weights, so no file is read. `weights` are the bytes of all networks, and of the encryptor's
+running average, gradient and two moments of Adam. `original` is what a forward and a backward pass hold beside them at
+their peak, in float32: what torch's allocator counts, without a library's own workspace. With P originals at once,
+
+    memory = weights + P x original,    P = batch / (processes x accumulate)
+
+Seconds are the processor's, summed over its cores: other programs do not change them much.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from riddle.faces.recognizers import SPECS, Recognizer
+from riddle.losses import PerceptualFeatures, random_lpips
+from riddle.models.bisenet import BiSeNet
+from riddle.models.mobilefacenet import MobileFaceNet
+from riddle.models.parsing import ParsingNet, parts
+from riddle.networks import build_generator
+from riddle.presets import get
+from riddle.published import blank
+from riddle.training import recipe
+from riddle.training.encryptor import EncryptorConfig, EncryptorTask
+from riddle.training.frozen import LossNetworks, draw_codes
+
+GIB = 2**30
+
+
+def size(*networks: nn.Module) -> int:
+    """Bytes of all weights and buffers."""
+    return sum(x.nbytes for network in networks for x in (*network.parameters(), *network.buffers()))
+
+
+def peak(work: Callable[[], object]) -> tuple[int, float]:
+    """The most bytes that a function holds at a time beside those it finds, and its seconds."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        began = time.process_time()
+        work()
+        seconds = time.process_time() - began
+    events = sorted(
+        (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
+    )
+    return max(accumulate(e.nbytes() for e in events)), seconds
+
+
+def random_task(config: EncryptorConfig) -> tuple[EncryptorTask, int]:
+    """A training of networks with random weights, and the bytes of `weights`."""
+    preset, layout = get(config.preset), torch.channels_last
+    generator = build_generator(preset)
+    generator.codes.measure(generator.map)
+    f_e = MobileFaceNet() if preset.identity == "arcface-mobilefacenet" else blank(preset.identity)
+    f_p, f_s = (
+        PerceptualFeatures(random_lpips(config.lpips)),
+        BiSeNet() if preset.name.startswith("ffhq") else ParsingNet(),
+    )
+    for network in (f_e, f_p, f_s):
+        network.to(memory_format=layout).eval().requires_grad_(False)
+    recogniser = Recognizer(preset.identity, SPECS[preset.identity], f_e)
+    frozen = LossNetworks(recogniser.from_crop, f_p, lambda faces: parts(f_s(faces)))
+    task = EncryptorTask(config, Accelerator(cpu=True), generator, frozen, draw_codes(generator, 1))
+    return task, size(generator, f_e, f_p, f_s) + 5 * size(task.network)
+
+
+def main(argv: list[str] | None = None) -> tuple[int, int, float]:
+    """Command line of this module; returns the bytes of the weights and of an original, and its seconds."""
+    config = recipe.parse(EncryptorConfig, "encryptor", __doc__, argv)
+    torch.manual_seed(config.seed)
+    task, weights = random_task(replace(config, batch=1, accumulate=1, linked=0.0))
+    original, seconds = peak(lambda: task.gradients({"w": task.held_out}, 0.5))
+    faces, at_once = config.m * (config.n + 2), config.batch // config.accumulate
+    print(
+        f"{config.preset}, {faces} faces an original, LPIPS {config.lpips}, checkpoint {config.checkpoint}\n"
+        f"weights {weights / GIB:.2f} GiB, original {original / GIB:.2f} GiB, {seconds:.1f} s of a core\n"
+        f"a step of {config.batch}: {config.batch * seconds:.0f} s of a core; originals at once: memory in GiB"
+    )
+    print(*(f"{p}: {(weights + p * original) / GIB:.1f}" for p in sorted({1, 2, 4, 8, at_once})), sep="   ")
+    return weights, original, seconds
+
+
+if __name__ == "__main__":
+    main()
