@@ -58,16 +58,14 @@ def peak(work: Callable[[], object]) -> tuple[int, float]:
 
 def random_task(config: EncryptorConfig) -> tuple[EncryptorTask, int]:
     """A training of networks with random weights, and the bytes of `weights`."""
-    preset, layout = get(config.preset), torch.channels_last
+    preset = get(config.preset)
     generator = build_generator(preset)
     generator.codes.measure(generator.map)
     f_e = MobileFaceNet() if preset.identity == "arcface-mobilefacenet" else blank(preset.identity)
-    f_p, f_s = (
-        PerceptualFeatures(random_lpips(config.lpips)),
-        BiSeNet() if preset.name.startswith("ffhq") else ParsingNet(),
-    )
+    f_s = BiSeNet() if preset.name.startswith("ffhq") else ParsingNet()
+    f_p = PerceptualFeatures(random_lpips(config.lpips))
     for network in (f_e, f_p, f_s):
-        network.to(memory_format=layout).eval().requires_grad_(False)
+        network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     recogniser = Recognizer(preset.identity, SPECS[preset.identity], f_e)
     frozen = LossNetworks(recogniser.from_crop, f_p, lambda faces: parts(f_s(faces)))
     task = EncryptorTask(config, Accelerator(cpu=True), generator, frozen, draw_codes(generator, 1))
@@ -78,7 +76,7 @@ def main(argv: list[str] | None = None) -> tuple[int, int, float]:
     """Command line of this module; returns the bytes of the weights and of an original, and its seconds."""
     config = recipe.parse(EncryptorConfig, "encryptor", __doc__, argv)
     torch.manual_seed(config.seed)
-    task, weights = random_task(replace(config, batch=1, accumulate=1, linked=0.0))
+    task, weights = random_task(replace(config, batch=1, accumulate=1, linked=0.0, blend=0.0, shrink=0.0, pixels=0.0))
     original, seconds = peak(lambda: task.gradients({"w": task.held_out}, 0.5))
     faces, at_once = config.m * (config.n + 2), config.batch // config.accumulate
     print(

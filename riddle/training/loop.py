@@ -199,7 +199,8 @@ def means(numbers: Callable[..., dict[str, torch.Tensor]], *items: torch.Tensor,
 def make_accelerator(config: LoopConfig) -> Accelerator:
     """The device, the processes and the precision of this run, whose process keeps its memory from here on."""
     keep_memory()
-    wanted = bfloat16_is_faster(PartialState().device) if config.bfloat16 is None else config.bfloat16
+    processes = PartialState(cpu=not torch.accelerator.is_available())  # otherwise torchrun's would not meet on a CPU
+    wanted = bfloat16_is_faster(processes.device) if config.bfloat16 is None else config.bfloat16
     return Accelerator(mixed_precision="bf16" if wanted else "no")
 
 
@@ -234,7 +235,7 @@ def run(task: Task, tensors: dict[str, torch.Tensor]) -> dict:
     if main:
         claim_folder(config)
     if (out / "state.pt").exists():
-        task.load(torch.load(out / "state.pt", map_location=accelerator.device, weights_only=True))
+        task.load(torch.load(out / "state.pt", map_location="cpu", weights_only=True))
     first, before, began, seen, last = counters["step"], counters["seconds"], time.monotonic(), {}, {}
     share = config.batch // accelerator.num_processes
     rows = slice(rank * share, (rank + 1) * share)
