@@ -186,10 +186,10 @@ def test_two_processes_go_on_to_what_one_would_have_reached(tmp_path, faces):
     done = subprocess.run([*command, str(tmp_path / "two.py")], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"rows": 2.0') == 1
-    kept = [load_tensors(tmp_path / "cut" / "kept.safetensors")]
-    kept.append(torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["networks"]["average"])
+    kept = torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["networks"]["average"]
+    written = load_tensors(tmp_path / "cut" / "kept.safetensors")  # in half precision
     for name, value in whole.average.state_dict().items():
-        assert all(torch.allclose(state[name].float(), value, atol=1e-5) for state in kept), name
+        assert torch.allclose(kept[name], value, atol=1e-6) and torch.allclose(written[name], value, atol=1e-3), name
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6]
 

@@ -124,8 +124,8 @@ class Task:
         """Add the gradients of the batch's mean loss, part by part; returns the means of the parts' numbers.
 
         The sum is that of the whole batch where the loss is a mean over independent rows. It differs where rows meet
-        or are drawn: `linked` pairs rows of one part, every part draws its own helper codes, passwords and noise, and
-        a critic, a coach or a running average sees one part at a time.
+        or something is drawn: `linked` pairs rows of one part, `pixels` publishes shares of it in different ways, every
+        part draws its own helper codes, passwords and noise, and a critic or a coach learns from the last part alone.
         """
         n, seen = self.config.accumulate, []
         for rows in zip(*(v.chunk(n) for v in batch.values()), strict=True):
