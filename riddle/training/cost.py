@@ -4,12 +4,10 @@
     python -m riddle.training.cost --recipe ffhq1024 --no-checkpoint --m 1 --n 0    # two faces of eight
 
 The networks have random weights, so no file is read. `weights` are the bytes of all networks, and of the encryptor's
-running average, gradient and two moments of Adam. `original` is what a forward and a backward pass hold beside them at
-their peak, in float32: what torch's allocator counts, without a library's own workspace. With P originals at once,
+running average, gradient and two moments of Adam. `original` is the peak of a forward and a backward pass beside them,
+in float32, as torch's allocator counts it. Seconds are the processor's, summed over its cores.
 
     memory = weights + P x original,    P = batch / (processes x accumulate)
-
-Seconds are the processor's, summed over its cores: other programs do not change them much.
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ from itertools import accumulate
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from riddle.faces.recognizers import SPECS, Recognizer
@@ -36,13 +33,6 @@ from riddle.training import recipe
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask
 from riddle.training.frozen import LossNetworks, draw_codes
 
-GIB = 2**30
-
-
-def size(*networks: nn.Module) -> int:
-    """Bytes of all weights and buffers."""
-    return sum(x.nbytes for network in networks for x in (*network.parameters(), *network.buffers()))
-
 
 def peak(work: Callable[[], object]) -> tuple[int, float]:
     """The most bytes that a function holds at a time beside those it finds, and its seconds."""
@@ -50,10 +40,8 @@ def peak(work: Callable[[], object]) -> tuple[int, float]:
         began = time.process_time()
         work()
         seconds = time.process_time() - began
-    events = sorted(
-        (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
-    )
-    return max(accumulate(e.nbytes() for e in events)), seconds
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))), seconds
 
 
 def random_task(config: EncryptorConfig) -> tuple[EncryptorTask, int]:
@@ -66,25 +54,24 @@ def random_task(config: EncryptorConfig) -> tuple[EncryptorTask, int]:
     f_p = PerceptualFeatures(random_lpips(config.lpips))
     for network in (f_e, f_p, f_s):
         network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    recogniser = Recognizer(preset.identity, SPECS[preset.identity], f_e)
-    frozen = LossNetworks(recogniser.from_crop, f_p, lambda faces: parts(f_s(faces)))
+    embed = Recognizer(preset.identity, SPECS[preset.identity], f_e).from_crop
+    frozen = LossNetworks(embed, f_p, lambda faces: parts(f_s(faces)))
     task = EncryptorTask(config, Accelerator(cpu=True), generator, frozen, draw_codes(generator, 1))
-    return task, size(generator, f_e, f_p, f_s) + 5 * size(task.network)
+    networks = (generator, f_e, f_p, f_s, *5 * (task.network,))
+    return task, sum(x.nbytes for network in networks for x in (*network.parameters(), *network.buffers()))
 
 
 def main(argv: list[str] | None = None) -> tuple[int, int, float]:
     """Command line of this module; returns the bytes of the weights and of an original, and its seconds."""
     config = recipe.parse(EncryptorConfig, "encryptor", __doc__, argv)
     torch.manual_seed(config.seed)
-    task, weights = random_task(replace(config, batch=1, accumulate=1, linked=0.0, blend=0.0, shrink=0.0, pixels=0.0))
+    alone = {"batch": 1, "accumulate": 1, "linked": 0.0, "blend": 0.0, "shrink": 0.0, "pixels": 0.0}
+    task, weights = random_task(replace(config, **alone))
     original, seconds = peak(lambda: task.gradients({"w": task.held_out}, 0.5))
-    faces, at_once = config.m * (config.n + 2), config.batch // config.accumulate
-    print(
-        f"{config.preset}, {faces} faces an original, LPIPS {config.lpips}, checkpoint {config.checkpoint}\n"
-        f"weights {weights / GIB:.2f} GiB, original {original / GIB:.2f} GiB, {seconds:.1f} s of a core\n"
-        f"a step of {config.batch}: {config.batch * seconds:.0f} s of a core; originals at once: memory in GiB"
-    )
-    print(*(f"{p}: {(weights + p * original) / GIB:.1f}" for p in sorted({1, 2, 4, 8, at_once})), sep="   ")
+    print(f"{config.preset}, {config.m * (config.n + 2)} faces, {config.lpips}, checkpoint {config.checkpoint}")
+    print(f"weights {weights / 2**30:.2f} GiB, original {original / 2**30:.2f} GiB, {seconds:.1f} s of a core")
+    print(f"a step of {config.batch}: {config.batch * seconds:.0f} s of a core; originals at once: memory in GiB")
+    print(*(f"{p}: {(weights + p * original) / 2**30:.1f}" for p in (1, 2, 4, 8)), sep="   ")
     return weights, original, seconds
 
 

@@ -1,6 +1,6 @@
 """Train the latent encryptor of a preset; everything else is frozen (paper, section 3).
 
-    python -m riddle.training.encryptor --recipe mobile
+    python -m riddle.training.encryptor --recipe mobile     # or ffhq256, ffhq1024: the paper's scale, on one GPU
     ... --variant datafree --out results/runs/datafree    # section 3.3: codes drawn from the mapping network, no data
     ... --variant nodiv --out results/runs/nodiv          # Table 5; also mlp, and coupling, which is ours
     ... --weights recovery=3 latent=0.1 --lr 3e-4
