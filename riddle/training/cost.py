@@ -1,7 +1,7 @@
 """What a step of the encryptor's training takes, measured with one original on the CPU.
 
     python -m riddle.training.cost --recipe ffhq256
-    python -m riddle.training.cost --recipe ffhq1024 --no-checkpoint --m 1 --n 0    # two faces of eight
+    python -m riddle.training.cost --recipe ffhq1024 --no-checkpoint    # needs 42 GiB of RAM
 
 The networks have random weights, so no file is read. `weights` are the bytes of all networks, and of the encryptor's
 running average, gradient and two moments of Adam. `original` is the peak of a forward and a backward pass beside them,
