@@ -146,7 +146,7 @@ def _recognised(content: Any) -> tuple[str, dict[str, State]]:
 def load_codes(path: str, preset: Preset) -> torch.Tensor:
     """Codes (N, L, D) of a .npy file, or of a published .pt file for a preset. Raises ValueError for another file."""
     if path.endswith(".npy"):
-        return torch.from_numpy(np.load(path))
+        return torch.from_numpy(np.load(path, mmap_mode="c"))  # processes share what they read
     return fitting(path, "codes", preset)["codes"]["codes"]
 
 

@@ -1,6 +1,7 @@
 """Training the encryptor: the loss of equations 1 to 10, its helper, its variants, and a short training that works."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from riddle.losses import PAPER_WEIGHTS
+from riddle.losses import PAPER_WEIGHTS, PerceptualFeatures, random_lpips
 from riddle.models import curvature
 from riddle.models.encryptor import POSE, SOFTENED, build_encryptor
 from riddle.models.inversion import build_encoder
 from riddle.models.stylegan2 import Generator
 from riddle.presets import ALL_VARIANTS, VARIANTS, get
-from riddle.training import encryptor
+from riddle.training import cost, encryptor, passes
+from riddle.training import frozen as inputs
 from riddle.training.encryptor import EncryptorConfig, EncryptorTask, encrypt_and_decrypt, evaluate
 from riddle.training.frozen import LossNetworks, draw_codes, draw_keys
 from riddle.training.helper import CodeRecogniser
@@ -114,9 +116,9 @@ def test_originals_that_are_compared_share_their_passwords(frozen, tmp_path, mon
     monkeypatch.setattr(task, "losses", lambda w, keys: drawn.append(keys) or (w.sum(), {}))
     task.loss({"w": random_codes(4)}, 0.5)
     assert len(drawn[0]) == 2 and torch.equal(drawn[1], torch.cat([drawn[0], drawn[0]]))
-    for processes, batch, wanted in ((1, 3, 2), (2, 6, 4)):
+    for processes, parts, batch, wanted in ((1, 1, 3, 2), (2, 1, 6, 4), (1, 2, 6, 4)):
         accelerator = SimpleNamespace(num_processes=processes, device=torch.device("cpu"))
-        config = EncryptorConfig(out="", preset="smoke", linked=1.0, batch=batch)
+        config = EncryptorConfig(out="", preset="smoke", linked=1.0, batch=batch, accumulate=parts)
         with pytest.raises(ValueError, match=f"of a batch, here 3; give a --batch that is a multiple of {wanted}"):
             EncryptorTask(config, accelerator, *frozen, random_codes())
 
@@ -169,6 +171,58 @@ def test_evaluation_of_the_identity_map_says_that_nothing_is_protected(frozen):
     for name in ("encrypted", "recovered", "wrong", "pairs"):
         assert numbers[f"cos_{name}"] == pytest.approx(1.0, abs=1e-4)
     assert numbers["accepted_encrypted"] == numbers["accepted_recovered"] == 1.0 and numbers["pairs_apart"] == 0.0
+
+
+def test_no_more_faces_are_drawn_at_a_time_than_have_so_many_pixels(frozen, tmp_path, monkeypatch):
+    """Whatever m, n and the resolution are; the numbers and the samples stay the same."""
+    task, drawn = make_task(tmp_path, frozen), []
+    whole, samples = task.validate(), task.samples()
+    monkeypatch.setattr(passes, "PIXELS", 3 * 32**2)
+    hook = frozen[0].register_forward_hook(lambda *a: drawn.append(len(a[2])))
+    assert task.validate() == pytest.approx(whole, abs=1e-5)
+    assert torch.allclose(task.samples(), samples, atol=1e-4)
+    hook.remove()
+    assert max(drawn) == 3 and sum(drawn) == 4 * (1 + 3 + 3 + 3) + 4 * 5
+    assert [len(part) for part in passes.portions(torch.zeros(5, 1, 1), 1024)] == [1] * 5
+
+
+def test_parts_and_recomputed_activations_change_the_memory_alone(frozen, tmp_path, monkeypatch):
+    """Under the same passwords: the gradient to rounding. Recomputing holds one face's activations of eight."""
+    g, networks = frozen
+    networks = replace(networks, perceive=PerceptualFeatures(random_lpips()).eval().requires_grad_(False))
+    reader = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(1), nn.Linear(192, 512), nn.Unflatten(1, (8, 64)))
+    w, keys, found = draw_codes(g, 4), draw_keys(g, 4, 2, 2), []
+    monkeypatch.setattr(encryptor, "publish", lambda faces, under: faces)  # it draws, and a share of the rows each way
+    for options in ({}, {"accumulate": 2}, {"checkpoint": True}):
+        task = make_task(tmp_path, (g, networks), encoder=reader, apart=1.0, pixels=1.0, **options)
+        rest, numbers = iter(keys), {}
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                encryptor, "draw_keys", lambda g, b, *_, rest=rest: torch.stack([next(rest) for _ in range(b)])
+            )
+            held, _ = cost.peak(lambda task=task, numbers=numbers: numbers.update(task.gradients({"w": w}, 0.5)))
+        found.append((torch.cat([p.grad.flatten() for p in task.network.parameters()]), numbers, held))
+    (gradient, numbers, held), *others = found
+    assert min(numbers[k] for k in ("lpips", "parsing", "pixel", "recovery_pixels", "apart")) > 0
+    for other, same, _ in others:
+        assert (gradient - other).norm() < 1e-3 * gradient.norm()
+        assert {k: v.item() for k, v in same.items()} == pytest.approx(
+            {k: v.item() for k, v in numbers.items()}, rel=1e-4
+        )
+    assert others[0][2] < 0.6 * held and others[1][2] < 0.4 * held
+
+
+def test_the_memory_of_a_step_grows_with_the_originals_at_once():
+    def released():
+        torch.ones(1 << 20)
+        torch.ones(1 << 20)
+
+    assert cost.peak(released)[0] == 4 << 20
+    assert cost.peak(lambda: (torch.ones(1 << 20), torch.ones(1 << 19)))[0] == 6 << 20
+    config = EncryptorConfig(out="", preset="smoke", bfloat16=False, m=1, n=1)
+    task, weights = cost.random_task(config)
+    one, four = (cost.peak(lambda b=b: task.gradients({"w": task.held_out.repeat(b, 1, 1)}, 0.5))[0] for b in (1, 4))
+    assert weights > 5 * sum(4 * p.numel() for p in task.network.parameters()) and 3 < four / one < 4.1
 
 
 def test_training_pushes_identities_away(frozen, tmp_path):
@@ -256,6 +310,7 @@ def test_variants_differ_in_one_thing_and_weights_are_the_papers(tmp_path):
     for wrong, said in (
         ({"variant": "untrained"}, "unknown variant"),
         ({"helper_only": 1.2}, "--helper-only is a share"), ({"weights": {"speed": 1}}, "unknown loss weight speed"),
+        ({"lpips": "resnet"}, "unknown network --lpips 'resnet'; choose one of squeeze, alex, vgg"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             EncryptorConfig(out="", **wrong)
@@ -264,7 +319,7 @@ def test_variants_differ_in_one_thing_and_weights_are_the_papers(tmp_path):
 @pytest.fixture
 def command(frozen, monkeypatch, tmp_path):
     """A function that trains a smoke variant for a step by the command line; its folder."""
-    monkeypatch.setattr(encryptor, "frozen_networks", lambda *a: frozen)
+    monkeypatch.setattr(encryptor, "frozen_networks", lambda *a: train.asked.append(a) or frozen)
     codes = tmp_path / "codes.npy"
     np.save(codes, frozen[0].broadcast(frozen[0].map(torch.randn(64, 64))).numpy())
 
@@ -274,6 +329,7 @@ def command(frozen, monkeypatch, tmp_path):
         assert encryptor.main([*words, "--no-bfloat16", *more])["step"] == 1
         return tmp_path / variant
 
+    train.asked = []  # what is asked of `frozen_networks`
     return train
 
 
@@ -291,6 +347,17 @@ def test_a_run_leaves_its_configuration_with_the_weights(command, frozen, name):
     weights = json.loads(about["weights"])
     assert (weights["diversity"], weights["recovery"]) == (float(variant.diversity), 3.0)
     build_encryptor("smoke", variant.arch, frozen[0].codes).load_state_dict(load_tensors(file))
+
+
+def test_the_network_of_lpips_is_chosen_and_recorded(command, frozen, monkeypatch):
+    out = command("nodiv", "--lpips", "vgg", "--accumulate", "2", "--checkpoint")
+    shared = json.loads(load_metadata(out / "encryptor.safetensors")["ablation"])["shared"]
+    assert shared["lpips"] == "vgg" and not {"accumulate", "checkpoint"} & shared.keys()  # these change no result
+    monkeypatch.setattr(inputs, "load_lpips", random_lpips)
+    monkeypatch.setattr(inputs, "frozen_generator", lambda *a: frozen[0])
+    monkeypatch.setattr(inputs.recognizers, "load", lambda *a, **k: SimpleNamespace(from_crop=None, threshold=0.3))
+    perceive = inputs.frozen_networks(get("smoke"), "", "cpu", None, command.asked[-1][-1])[1].perceive
+    assert [x.shape[1] for x in perceive.raw(torch.zeros(1, 3, 32, 32))] == [64, 128, 256, 512, 512]
 
 
 def test_the_authors_checkpoint_goes_on_from_their_own_files(command, frozen, tmp_path):

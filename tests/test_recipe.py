@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from riddle.baselines import SYSTEMS
+from riddle.losses import PAPER_WEIGHTS
 from riddle.presets import VARIANTS
 from riddle.training import recipe
+from riddle.training.encryptor import EncryptorConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,15 @@ def test_every_table_of_every_recipe_fits_its_module(monkeypatch):
                     wanted["weights"] = table["weights"] | own[variant].get("weights", {})
                 for name, value in wanted.items():
                     assert getattr(read.value.args[0], name.replace("-", "_")) == value, (section, variant, name)
+
+
+@pytest.mark.parametrize("preset", ["ffhq256", "ffhq1024"])
+def test_the_papers_recipes_have_the_papers_values_and_nothing_of_ours(preset):
+    config = recipe.parse(EncryptorConfig, "encryptor", "", ["--recipe", preset])
+    given = [getattr(config, k) for k in ("preset", "steps", "batch", "m", "n", "lpips")]
+    assert given == [preset, 200_000, 8, 2, 2, "vgg"] and config.loss_weights == PAPER_WEIGHTS
+    ours = ("helper", "helper_only", "blend", "shrink", "linked", "apart", "pixels")
+    assert not any(getattr(config, k) for k in ours) and config.batch % config.accumulate == 0
 
 
 def test_every_module_of_training_says_what_it_takes(capsys):

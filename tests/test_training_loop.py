@@ -2,7 +2,10 @@
 
 import json
 import platform
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +15,20 @@ from torch import nn
 
 from riddle.images import to_tensor
 from riddle.machine import keep_memory
-from riddle.training.loop import LoopConfig, Task, batches, make_accelerator, rate_share, run, update_average
+from riddle.training.loop import LoopConfig, Task, batches, finish, make_accelerator, rate_share, run, update_average
+from riddle.weights import load_tensors
 
 pytestmark = pytest.mark.usefixtures("own_precision")
 
 
-@pytest.fixture(scope="module")
-def faces():
+def faces_of():
     coarse = np.random.default_rng(0).integers(0, 255, (24, 4, 4, 3), dtype=np.uint8)
     return {"faces": torch.from_numpy(coarse.repeat(8, 1).repeat(8, 2))}
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return faces_of()
 
 
 class Noisy(Task):
@@ -47,13 +55,26 @@ class Noisy(Task):
         return torch.zeros(32, 3, 32, 32)
 
 
+class Still(Task):
+    """A task that draws nothing and whose loss is a mean over rows: parts and processes do not change it."""
+
+    def __init__(self, config):
+        torch.manual_seed(config.seed)
+        network = nn.Conv2d(3, 4, 3)
+        super().__init__(config, make_accelerator(config), "network", network, torch.optim.Adam(network.parameters()))
+
+    def loss(self, batch, progress):
+        x = to_tensor(batch["faces"])
+        return self.network(x).square().mean(), {"rows": float(len(x))}
+
+
 def config_of(out, **changes):
     settings = {"steps": 6, "batch": 8, "seed": 5, "log_every": 2, "save_every": 2, "bfloat16": False, "ema": 0.8}
     return LoopConfig(out=str(out), preset="smoke", **(settings | changes))
 
 
-def train(out, faces, stop=None, **changes):
-    task = Noisy(config_of(out, **changes))
+def train(out, faces, stop=None, kind=Noisy, **changes):
+    task = kind(config_of(out, **changes))
     if stop is not None:
         whole = task.step
 
@@ -114,6 +135,63 @@ def test_a_gradient_that_is_not_finite_is_left_out(tmp_path, faces):
     task.loss = lambda batch, progress: (loss(batch, progress)[0] * float("nan"), {})
     task.step({"faces": faces["faces"][:8]}, 0.5)
     assert all(torch.equal(a, b) for a, b in zip(before, task.network.parameters(), strict=True))
+
+
+def test_parts_of_a_batch_add_up_to_the_gradient_of_the_whole(tmp_path, faces):
+    batch, gradients, losses = {"faces": faces["faces"][:8]}, [], []
+    for parts in (1, 2, 4):
+        task = Still(config_of(tmp_path, accumulate=parts))
+        numbers = task.gradients(batch, 0.5)
+        gradients.append(torch.cat([p.grad.flatten() for p in task.network.parameters()]))
+        losses.append(numbers["loss"].item())
+        assert numbers["rows"] == 8 / parts
+    assert losses == pytest.approx([losses[0]] * 3) and gradients[0].abs().min() > 0
+    assert all(torch.allclose(gradients[0], other, rtol=1e-4, atol=1e-7) for other in gradients[1:])
+    for parts in (3, 0):
+        with pytest.raises(ValueError, match=rf"--batch 8 does not divide into 1 \(processes\) x {parts} \(--acc"):
+            Still(config_of(tmp_path, accumulate=parts))
+
+
+def test_an_evaluation_that_ends_the_program_loses_no_step(tmp_path, faces, monkeypatch):
+    def fail(task):
+        raise MemoryError
+
+    whole, _ = train(tmp_path / "whole", faces)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Noisy, "validate", fail)
+        train(tmp_path / "cut", faces)
+    assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["counters"]["step"] == 2
+    cut, last = train(tmp_path / "cut", faces)
+    assert last["val_seen"] == 48
+    pairs = zip(whole.average.parameters(), cut.average.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(MemoryError):
+        finish(cut, "kept", last, {}, evaluate=lambda: fail(cut))
+    assert load_tensors(tmp_path / "cut" / "kept.safetensors").keys() == cut.average.state_dict().keys()
+
+
+def test_two_processes_go_on_to_what_one_would_have_reached(tmp_path, faces):
+    """By torchrun, each with its half of a batch in two parts; only the first writes."""
+    whole, _ = train(tmp_path / "whole", faces, kind=Still)
+    train(tmp_path / "cut", faces, stop=2, kind=Still)
+    lines = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})",
+        "from test_training_loop import Still, config_of, faces_of, finish, run",
+        f"task = Still(config_of({str(tmp_path / 'cut')!r}, accumulate=2))",
+        "assert task.accelerator.num_processes == 2",
+        "finish(task, 'kept', run(task, faces_of()), {})",
+    )
+    (tmp_path / "two.py").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, str(tmp_path / "two.py")], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"rows": 2.0') == 1
+    kept = torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["networks"]["average"]
+    written = load_tensors(tmp_path / "cut" / "kept.safetensors")  # in half precision
+    for name, value in whole.average.state_dict().items():
+        assert torch.allclose(kept[name], value, atol=1e-6) and torch.allclose(written[name], value, atol=1e-3), name
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
 
 
 def test_a_time_limit_ends_cleanly(tmp_path, faces):

@@ -1,6 +1,6 @@
 """Train the latent encryptor of a preset; everything else is frozen (paper, section 3).
 
-    python -m riddle.training.encryptor --recipe mobile
+    python -m riddle.training.encryptor --recipe mobile     # or ffhq256, ffhq1024: the paper's scale, on one GPU
     ... --variant datafree --out results/runs/datafree    # section 3.3: codes drawn from the mapping network, no data
     ... --variant nodiv --out results/runs/nodiv          # Table 5; also mlp, and coupling, which is ours
     ... --weights recovery=3 latent=0.1 --lr 3e-4
@@ -15,14 +15,16 @@ Table 5 reads the options from the file's metadata.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from riddle import losses
 from riddle.files import sha256
@@ -33,14 +35,16 @@ from riddle.networks import Synthesis
 from riddle.presets import ALL_VARIANTS, CONTROLS, get
 from riddle.published import fitting, load_codes
 from riddle.training import recipe
-from riddle.training.frozen import Features, LossNetworks, draw_codes, draw_keys, frozen_encoder, frozen_networks
+from riddle.training.frozen import LossNetworks, draw_codes, draw_keys, frozen_encoder, frozen_networks
 from riddle.training.helper import Coach, CodeRecogniser, code_loss, linked, load_code_recogniser, small
-from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run
+from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, run
+from riddle.training.passes import encrypt_and_decrypt, evaluate, portions
 from riddle.training.pixelpath import publish
-from riddle.weights import WeightsMissingError, bundled, load_tensors
+from riddle.weights import BACKBONES, WeightsMissingError, bundled, load_tensors
 
 COACHED = 4  # steps of the encryptor for one step of the recogniser of codes
 FILES = ("codes", "val_codes", "code_judge", "generator", "parser", "encoder", "start")  # options that name a file
+COMPARED = {"lpips": losses.lpips_loss, "parsing": losses.parsing_loss}  # on networks' outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,8 @@ class EncryptorConfig(LoopConfig):
     linked: float = 0.0  # weight of `linked` over faces of originals that share passwords; the paper: none
     apart: float = 0.0  # weight of L_div over the encrypted faces alone, beside that over all; the paper: none
     pixels: float = 0.0  # weight of L_rec over faces restored from published pixels (`publish`); the paper: none
+    lpips: str = "squeeze"  # network of eq. 7: squeeze, alex or vgg; the authors': vgg
+    checkpoint: bool = False  # in the backward pass compute activations again, a face of each original at a time
     damping: float = 0.003  # curvature above which the gradient in z is held down (`Curvature`); 0: not at all
     lr: float = 5e-4  # Adam, warm-up then cosine to zero, in both parts alike; the paper's is not given
     warmup: float = 0.02  # share of a part
@@ -81,6 +87,8 @@ class EncryptorConfig(LoopConfig):
         for name in ("helper_only", "blend", "shrink"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} is a share, from 0 to 1")
+        if self.lpips not in BACKBONES:
+            raise ValueError(f"unknown network --lpips {self.lpips!r}; choose one of {', '.join(BACKBONES)}")
         LossWeights().updated(self.weights)
 
     @property
@@ -88,45 +96,6 @@ class EncryptorConfig(LoopConfig):
         """Those of equations 5 and 10, without L_div where the variant says so."""
         weights = LossWeights().updated(self.weights)
         return weights if ALL_VARIANTS[self.variant].diversity else replace(weights, diversity=0.0)
-
-
-def encrypt_and_decrypt(encryptor: nn.Module, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Both passes of section 3.2.
-
-    w: (B, L, D); keys: (B, m, n + 1, L, D) as `draw_keys` gives them. Returns for each original: encrypted
-    codes (B, m, L, D), each recovered by its own password (B, m, L, D), and by wrong ones (B, m n, L, D).
-    """
-    b, m, k = keys.shape[:3]
-    encrypted = encryptor(w.repeat_interleave(m, 0), keys[:, :, 0].flatten(0, 1))
-    opened = encryptor(encrypted.repeat_interleave(k, 0), keys.flatten(0, 2)).reshape(keys.shape)
-    return encrypted.reshape(b, m, *w.shape[1:]), opened[:, :, 0], opened[:, :, 1:].flatten(1, 2)
-
-
-@torch.no_grad()
-def evaluate(
-    encryptor: nn.Module, generator: Synthesis, codes: torch.Tensor, embed: Features, keys: torch.Tensor,
-    threshold: float = 0.3,
-) -> dict[str, float]:  # fmt: skip
-    """Measure by `embed`, on faces drawn from codes, how identities change and come back.
-
-    codes: (N, L, D), unseen in training; keys: (N, m, n + 1, L, D), m at least 2. Means of cosines with the
-    original's face, shares accepted (cosine above threshold), and for pairs of encryptions of one original their
-    mean cosine and the share below the threshold.
-    """
-    m, n = keys.shape[1], keys.shape[2] - 1
-    first, second = torch.triu_indices(m, m, 1)
-
-    def compared(w: torch.Tensor, key: torch.Tensor) -> dict[str, torch.Tensor]:
-        made = torch.cat([w[:, None], *encrypt_and_decrypt(encryptor, w, key)], 1)
-        e = embed(generator(made.flatten(0, 1))).float().unflatten(0, made.shape[:2])
-        cosines = e @ e.transpose(1, 2)
-        similar = dict(zip(("encrypted", "recovered", "wrong"), cosines[:, 0, 1:].split([m, m, m * n], 1), strict=True))
-        pairs = cosines[:, 1 : m + 1, 1 : m + 1][:, first, second]
-        numbers = {f"cos_{k}": v for k, v in (similar | {"pairs": pairs}).items()}
-        numbers |= {f"accepted_{k}": v > threshold for k, v in similar.items()}
-        return numbers | {"pairs_apart": pairs < threshold}
-
-    return means(compared, codes, keys, batch=8)
 
 
 class EncryptorTask(Task):
@@ -139,12 +108,12 @@ class EncryptorTask(Task):
     ):  # fmt: skip
         """held_out: codes (N, L, D) for `evaluate`, none of them trained on; recogniser: of codes, for the helper;
         encoder: for `damping`, which needs its curvature, and `pixels`; inverted: codes (M, L, D) of training faces,
-        for `blend` and the helper. Raises ValueError where `linked` cannot halve what a process has of a batch."""
-        device, parts = accelerator.device, accelerator.num_processes
+        for `blend` and the helper. Raises ValueError where `linked` cannot halve what a process sees at once."""
+        device, parts = accelerator.device, accelerator.num_processes * config.accumulate
         if config.linked and config.batch // parts % 2:
             raise ValueError(
-                f"--linked compares two halves of what a process has of a batch, here {config.batch // parts}; "
-                f"give a --batch that is a multiple of {2 * parts}"
+                f"--linked compares two halves of what a process sees at once of a batch, here {config.batch // parts};"
+                f" give a --batch that is a multiple of {2 * parts}"
             )
         self.generator, self.frozen = generator.eval().requires_grad_(False), frozen
         self.weights, self.inverted = config.loss_weights, inverted
@@ -194,26 +163,19 @@ class EncryptorTask(Task):
             space = self.generator.codes
             z = self.curvature.equalise(space.to_gaussian(codes.flatten(0, 1)), self.config.damping)
             codes = space.to_w(z).unflatten(0, codes.shape[:2])
-        with self.accelerator.autocast():
-            with torch.no_grad():  # one face of nine, without gradients: cheaper than keeping features of all codes
-                original = self.generator(w)
-                wanted = self.frozen.embed(original)
-            faces = self.generator(codes.flatten(0, 1))
-            embedded = self.frozen.embed(faces).float().unflatten(0, codes.shape[:2])
+        judges = {"lpips": self.frozen.perceive, "parsing": self.frozen.parse}
+        judges = {k: v for k, v in judges.items() if v is not None and getattr(weights, k)}
+        with self.accelerator.autocast(), torch.no_grad():  # one face of nine: cheaper than features of all codes
+            original = self.generator(w)
+            wanted = self.frozen.embed(original)
+            references = {name: (judge, judge(original)) for name, judge in judges.items()}
+        parts = codes.split(1 if self.config.checkpoint else codes.shape[1], 1)
+        faces, embedded, compared = zip(*(self.lean(self.view, p, original, references) for p in parts), strict=True)
+        embedded = torch.cat(embedded, 1)
         changed = torch.cat([embedded[:, :m], embedded[:, 2 * m :]], 1)
         identity, terms = losses.identity_loss(wanted.float(), changed, embedded[:, m : 2 * m], weights)
-        terms["pixel"] = losses.pixel_loss(original.float(), faces.float().unflatten(0, codes.shape[:2]))
-        terms["latent"] = losses.latent_loss(w, codes)
-        for name, network, compare in (
-            ("lpips", self.frozen.perceive, losses.lpips_loss),
-            ("parsing", self.frozen.parse, losses.parsing_loss),
-        ):
-            terms[name] = torch.zeros((), device=w.device)
-            if network is not None and getattr(weights, name):
-                with self.accelerator.autocast():
-                    with torch.no_grad():
-                        reference = network(original)
-                    terms[name] = compare(reference, network(faces))
+        terms["latent"], zero = losses.latent_loss(w, codes), torch.zeros((), device=w.device)
+        terms |= {k: sum(part.get(k, zero) for part in compared) for k in ("pixel", *COMPARED)}
         total = losses.total_loss(identity, *(terms[k] for k in ("pixel", "lpips", "parsing", "latent")), weights)
         if self.config.linked:
             terms["linked"] = linked(changed)
@@ -222,10 +184,28 @@ class EncryptorTask(Task):
             terms["apart"] = losses.diversity_loss(embedded[:, :m])
             total = total + self.config.apart * terms["apart"]
         if self.config.pixels:
-            shown = publish(faces.unflatten(0, codes.shape[:2])[:, 0], original)
-            terms["recovery_pixels"] = self.recovery_from(shown, keys[:, 0, 0], wanted.float())
+            shown = publish(faces[0][:, 0], original)
+            terms["recovery_pixels"] = self.lean(self.recovery_from, shown, keys[:, 0, 0], wanted.float())
             total = total + self.config.pixels * terms["recovery_pixels"]
         return total, terms
+
+    def lean(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """What the function gives; with `checkpoint` the backward pass computes its activations again."""
+        return checkpoint(function, *inputs, use_reentrant=False) if self.config.checkpoint else function(*inputs)
+
+    def view(
+        self, codes: torch.Tensor, original: torch.Tensor, references: dict[str, tuple[Callable, Any]]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Faces (B, K, 3, R, R) of codes (B, K, L, D), F_e's embeddings (B, K, E), and equations 6 to 8 by name.
+
+        original: (B, 3, R, R); references: {name of a term: its network, and what this gives of the originals}.
+        """
+        with self.accelerator.autocast():
+            faces = self.generator(codes.flatten(0, 1))
+            embedded = self.frozen.embed(faces).float().unflatten(0, codes.shape[:2])
+            terms = {name: COMPARED[name](known, judge(faces)) for name, (judge, known) in references.items()}
+        faces = faces.unflatten(0, codes.shape[:2])
+        return faces, embedded, terms | {"pixel": losses.pixel_loss(original.float(), faces.float())}
 
     def recovery_from(self, pictures: torch.Tensor, keys: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """L_rec of faces restored from pictures (B, 3, R, R) by keys (B, L, D); wanted: (B, E), the originals'."""
@@ -295,7 +275,7 @@ class EncryptorTask(Task):
         encrypted, recovered, wrong = encrypt_and_decrypt(self.average, w, keys)
         rows = [w, encrypted[:, 0], encrypted[:, 1], recovered[:, 0], wrong[:, 0]]
         with self.accelerator.autocast():
-            return self.generator(torch.cat(rows))
+            return torch.cat([self.generator(part) for part in portions(torch.cat(rows), self.generator.resolution)])
 
 
 def record_of(config: EncryptorConfig) -> dict:
@@ -309,7 +289,7 @@ def record_of(config: EncryptorConfig) -> dict:
             with suppress(WeightsMissingError):
                 path = path or bundled(config.preset, name)
         files[name] = sha256(path)[:12] if path else None
-    left_out = ("out", "variant", "weights", "log_every", "save_every", *FILES)
+    left_out = ("out", "variant", "weights", "log_every", "save_every", "accumulate", "checkpoint", *FILES)
     shared = {k: str(v) if v == float("inf") else v for k, v in asdict(config).items() if k not in left_out}
     changed = {k: getattr(variant, k) for k in ("label", "datafree", "arch", "diversity")}
     return {"variant": config.variant, **changed, "shared": shared, "files": files}
@@ -323,7 +303,7 @@ def main(argv: list[str] | None = None) -> dict:
         raise SystemExit("--codes is needed, unless --variant datafree draws them; riddle.training.prepare makes it")
     accelerator, preset = make_accelerator(config), get(config.preset)
     torch.manual_seed(config.seed)
-    generator, frozen = frozen_networks(preset, config.generator, accelerator.device, config.parser)
+    generator, frozen = frozen_networks(preset, config.generator, accelerator.device, config.parser, config.lpips)
     codes = load_codes(config.codes, preset) if config.codes else draw_codes(generator, 48, seed=1)
     held_out = (load_codes(config.val_codes, preset)[:48] if config.val_codes else codes[-48:]).float()
     learned = None if datafree else codes if config.val_codes else codes[:-48]
@@ -339,11 +319,10 @@ def main(argv: list[str] | None = None) -> dict:
         elif record["arch"] == "coupling" and learned is not None:
             network.measure(generator.codes.to_gaussian(learned.to(accelerator.device).float()))
     last = run(task, {"row": torch.arange(1 << 16)} if learned is None else {"w": learned})
-    last |= {f"val_{k}": round(v, 4) for k, v in task.validate().items()}
     about = {k: getattr(config, k) for k in ("preset", "batch", "m", "n", "seed")}
     about |= {"kind": record["arch"], "datafree": datafree, "steps": last["step"]}
     about |= {"weights": json.dumps(config.loss_weights.as_dict()), "ablation": json.dumps(record)}
-    return finish(task, "encryptor", last, about)
+    return finish(task, "encryptor", last, about, evaluate=task.validate)
 
 
 if __name__ == "__main__":

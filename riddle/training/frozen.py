@@ -64,15 +64,15 @@ def frozen_parser(preset: Preset, path: str, device: torch.device) -> Features:
 
 
 def frozen_networks(
-    preset: Preset, generator: str, device: torch.device, parser: str | None = None
+    preset: Preset, generator: str, device: torch.device, parser: str | None = None, lpips: str = "squeeze"
 ) -> tuple[Synthesis, LossNetworks]:
     """The generator and the loss networks; paths, "" for the preset's bundled weights.
 
-    parser: None leaves out F_s. Raises WeightsMissingError.
+    parser: None leaves out F_s; lpips: network of F_p, as for `load_lpips`. Raises WeightsMissingError.
     """
     g = frozen_generator(preset, generator, device)
     f_e = recognizers.load(preset.identity, device=str(device))
-    f_p = PerceptualFeatures(load_lpips("squeeze")).to(device, memory_format=torch.channels_last)
+    f_p = PerceptualFeatures(load_lpips(lpips)).to(device, memory_format=torch.channels_last)
     f_s = None if parser is None else frozen_parser(preset, parser, device)
     return g, LossNetworks(f_e.from_crop, f_p.eval().requires_grad_(False), f_s, f_e.threshold)
 

@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> dict:
     accelerator, preset = make_accelerator(config), get(config.preset)
     generator, frozen = frozen_networks(preset, config.generator, accelerator.device)
     faces = torch.from_numpy(np.load(config.data, mmap_mode="c"))  # the file may be larger than the memory
-    held_out = torch.from_numpy(np.load(config.val)) if config.val else faces[-96:]
+    held_out = torch.from_numpy(np.load(config.val, mmap_mode="c")) if config.val else faces[-96:]
     faces = faces if config.val else faces[:-96]
     torch.manual_seed(config.seed)
     lpips, encoder = load_lpips("squeeze", accelerator.device), build_encoder(preset, generator)

@@ -44,6 +44,7 @@ class LoopConfig:
     steps: int = 1000  # at most
     minutes: float = float("inf")  # at most, over all parts of an interrupted run
     batch: int = 32  # over all processes
+    accumulate: int = 1  # parts of a process's share of a batch, whose gradients are added up: less memory
     seed: int = 0
     warmup: float = 0.02  # share of the run in which the rate rises; then it falls to zero as a cosine
     ema: float = 0.999  # decay per step of the weights' running average, which is what is kept
@@ -56,7 +57,9 @@ class LoopConfig:
         get(self.preset)
 
 
-EXTENDED = ("out", "steps", "minutes", "log_every", "save_every")  # options that may change when a run goes on
+EXTENDED = (  # options that may change when a run goes on
+    "out", "steps", "minutes", "log_every", "save_every", "accumulate", "checkpoint",
+)  # fmt: skip
 
 
 class Task:
@@ -66,7 +69,16 @@ class Task:
         self, config: LoopConfig, accelerator: Accelerator, name: str, network: nn.Module,
         optimiser: torch.optim.Optimizer, shared: Sequence[nn.Module] = (),
     ):  # fmt: skip
-        """name: of the network in a checkpoint; shared: frozen modules that it and its average refer to."""
+        """name: of the network in a checkpoint; shared: frozen modules that it and its average refer to.
+
+        Raises ValueError for a batch that does not divide into equal parts.
+        """
+        parts = accelerator.num_processes * config.accumulate
+        if parts < 1 or config.batch % parts:
+            raise ValueError(
+                f"--batch {config.batch} does not divide into {accelerator.num_processes} (processes) x "
+                f"{config.accumulate} (--accumulate) equal parts; change one of them"
+            )
         self.config, self.accelerator = config, accelerator
         self.network, self.optimiser = network, optimiser
         self.average = copy.deepcopy(network, {id(m): m for m in shared}).eval().requires_grad_(False)
@@ -95,8 +107,7 @@ class Task:
         """One step of the optimiser; a gradient that is not finite is left out."""
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * rate_share(self.part(progress), self.config.warmup)
-        loss, numbers = self.loss(batch, progress)
-        self.accelerator.backward(loss)
+        numbers = self.gradients(batch, progress)
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         if self.accelerator.num_processes > 1:
             for p in parameters:
@@ -107,7 +118,21 @@ class Task:
         self.optimiser.zero_grad(set_to_none=True)
         self.counters["step"] += 1
         update_average(self.average, self.network, min(self.config.ema, 1 - 1 / (1 + self.counters["step"] / 10)))
-        return {"loss": loss, **numbers, "gradient": gradient}
+        return numbers | {"gradient": gradient}
+
+    def gradients(self, batch: dict[str, torch.Tensor], progress: float) -> Numbers:
+        """Add the gradients of the batch's mean loss, part by part; returns the means of the parts' numbers.
+
+        The sum is that of the whole batch where the loss is a mean over independent rows. It differs where rows meet
+        or something is drawn: `linked` pairs rows of one part, `pixels` publishes shares of it in different ways, every
+        part draws its own helper codes, passwords and noise, and a critic or a coach learns from the last part alone.
+        """
+        n, seen = self.config.accumulate, []
+        for rows in zip(*(v.chunk(n) for v in batch.values()), strict=True):
+            loss, numbers = self.loss(dict(zip(batch, rows, strict=True)), progress)
+            self.accelerator.backward(loss / n)
+            seen.append({k: torch.as_tensor(v).detach() for k, v in {"loss": loss, **numbers}.items()})
+        return {k: sum(part[k] for part in seen) / n for k in seen[0]}
 
     def load(self, state: dict) -> None:
         """Go on from a checkpoint, as `save` writes it."""
@@ -174,7 +199,8 @@ def means(numbers: Callable[..., dict[str, torch.Tensor]], *items: torch.Tensor,
 def make_accelerator(config: LoopConfig) -> Accelerator:
     """The device, the processes and the precision of this run, whose process keeps its memory from here on."""
     keep_memory()
-    wanted = bfloat16_is_faster(PartialState().device) if config.bfloat16 is None else config.bfloat16
+    processes = PartialState(cpu=not torch.accelerator.is_available())  # otherwise torchrun's would not meet on a CPU
+    wanted = bfloat16_is_faster(processes.device) if config.bfloat16 is None else config.bfloat16
     return Accelerator(mixed_precision="bf16" if wanted else "no")
 
 
@@ -209,7 +235,7 @@ def run(task: Task, tensors: dict[str, torch.Tensor]) -> dict:
     if main:
         claim_folder(config)
     if (out / "state.pt").exists():
-        task.load(torch.load(out / "state.pt", map_location=accelerator.device, weights_only=True))
+        task.load(torch.load(out / "state.pt", map_location="cpu", weights_only=True))
     first, before, began, seen, last = counters["step"], counters["seconds"], time.monotonic(), {}, {}
     share = config.batch // accelerator.num_processes
     rows = slice(rank * share, (rank + 1) * share)
@@ -221,7 +247,9 @@ def run(task: Task, tensors: dict[str, torch.Tensor]) -> dict:
         numbers = task.step(batch, progress)
         step, spent = counters["step"], time.monotonic() - began
         counters["seconds"] = before + spent
-        if saving := step % config.save_every == 0:
+        if step % config.save_every == 0:
+            if main:  # first, so that an evaluation that ends the program, as by a lack of memory, loses no step
+                task.save()
             numbers |= {f"val_{k}": v for k, v in task.validate().items()}
         for key, value in numbers.items():
             seen.setdefault(key, []).append(torch.as_tensor(value).detach().float().cpu())
@@ -234,8 +262,6 @@ def run(task: Task, tensors: dict[str, torch.Tensor]) -> dict:
                 line = {"step": step, "images": step * config.batch, "images_per_s": round(rate, 2), **last}
                 with open(out / "log.jsonl", "a") as f:
                     f.write(json.dumps(line) + "\n")
-        if saving and main:
-            task.save()
     if main and (counters["step"] == first or counters["step"] % config.save_every):
         task.save()
     bar.close()
@@ -243,15 +269,19 @@ def run(task: Task, tensors: dict[str, torch.Tensor]) -> dict:
 
 
 def finish(
-    task: Task, name: str, numbers: dict, about: dict, network: nn.Module | dict[str, torch.Tensor] | None = None
-) -> dict:
-    """End a run: write `<out>/<name>.safetensors` with `about` in it, print the numbers and return them.
+    task: Task, name: str, numbers: dict, about: dict, network: nn.Module | dict[str, torch.Tensor] | None = None,
+    evaluate: Callable[[], dict[str, float]] = dict,
+) -> dict:  # fmt: skip
+    """End a run: write `<out>/<name>.safetensors` with `about` in it, evaluate, print the numbers and return them.
 
-    network: whose weights are written, or the weights; without: the average's.
+    network: whose weights are written, or the weights; without: the average's. evaluate: gives more numbers,
+    val_<name>.
     """
     if task.accelerator.is_main_process:
         network = task.average if network is None else network
         state = network if isinstance(network, dict) else network.state_dict()
         save_tensors(Path(task.config.out) / f"{name}.safetensors", state, about)
+    numbers = numbers | {f"val_{k}": round(v, 4) for k, v in evaluate().items()}
+    if task.accelerator.is_main_process:
         print(json.dumps(numbers))
     return numbers

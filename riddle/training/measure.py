@@ -25,8 +25,8 @@ from riddle.faces import recognizers
 from riddle.images import to_tensor
 from riddle.machine import keep_memory
 from riddle.presets import get
-from riddle.training.encryptor import encrypt_and_decrypt
 from riddle.training.frozen import draw_keys
+from riddle.training.passes import encrypt_and_decrypt
 from riddle.weights import load_lpips, locate
 
 RECOGNISERS = ("arcface-mobilefacenet", "edgeface-xs", "mobilefacenet-casia", "mobileface-v2")
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     p.add_argument("--count", type=int, default=96, help="faces to measure, spread evenly over the file")
     a = p.parse_args(argv)
     keep_memory()
-    faces = np.load(a.faces)
+    faces = np.load(a.faces, mmap_mode="r")
     faces = to_tensor(faces[:: max(1, len(faces) // a.count)][: a.count])
     rows: list[dict] = []
     compare = Comparison(get(a.preset).identity)
