@@ -92,7 +92,7 @@ def test_a_folder_is_planned_as_the_command_protect_does(tmp_path):
 @pytest.mark.parametrize(
     ("source", "out", "message"),
     [
-        ("in", "in", "is a source that would be overwritten"),
+        ("in", "in", "would overwrite a source"),
         ("empty", "out", "holds no photo"),
         ("no", "out", "no folder"),
     ],

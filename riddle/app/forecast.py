@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +18,12 @@ import numpy as np
 import typer
 from typer import Option
 
+from riddle.app import cli
 from riddle.app.scale import BLOCK
 
 DRAWS = 20  # simulations
+
+app = typer.Typer(name="python -m riddle.app.forecast", **cli.PLAIN)
 
 
 def hours(
@@ -49,7 +53,8 @@ def hours(
     return max(free) / 3600
 
 
-def main(
+@app.command()
+def forecast(
     report: Annotated[Path, typer.Argument(help="photos.jsonl of riddle.app.scale")],
     photos: Annotated[int, Option(min=1)] = 1_000_000,
     workers: Annotated[int, Option(min=1)] = 100,
@@ -70,4 +75,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(cli.main(commands=app))

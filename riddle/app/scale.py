@@ -49,7 +49,8 @@ def on_ray(rows: list[Row], workers: int, worker: type, options: dict[str, Any],
             return {"outcome": json.dumps(super().__call__(row))}
 
     ray.init(ignore_reinit_error=True, log_to_driver=False)
-    ray.data.DataContext.get_current().max_errored_blocks = -1
+    context = ray.data.DataContext.get_current()
+    context.max_errored_blocks, context.enable_progress_bars = -1, False
     left = {row["source"]: row for row in rows}
     for most in (BLOCK, 1):
         size = max(1, min(most, len(left) // (4 * workers)))

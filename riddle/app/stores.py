@@ -33,11 +33,11 @@ def plan(source: str, out: str) -> tuple[list[Row], list[str]]:
     (store, root), (to, safe) = url_to_fs(source), url_to_fs(out)
     if not store.isdir(root):
         raise ValueError(f"{source} is no folder; name a folder, or the address of one")
-    same = type(store) is type(to)
+    within = type(store) is type(to) and safe != root
     pairs, left_out, there = [], [], set(to.find(safe)) if to.isdir(safe) else set()
     for path in map(PurePosixPath, sorted(store.find(root))):
         name = path.relative_to(root)
-        if any(part.startswith(".") for part in name.parts) or (same and safe != root and path.is_relative_to(safe)):
+        if any(part.startswith(".") for part in name.parts) or (within and path.is_relative_to(safe)):
             continue
         if ending := bulk.PHOTOS.ending(path, lambda path: store.open(str(path))):
             pairs.append(bulk.Pair(Path(path), Path(safe, name.with_suffix(ending))))
@@ -45,10 +45,7 @@ def plan(source: str, out: str) -> tuple[list[Row], list[str]]:
             left_out.append(str(path))
     if not pairs:
         raise ValueError(f"{source} holds no photo; check its name")
-    rows = [{"source": str(a), "target": str(b), "there": str(b) in there} for a, b in bulk.apart(pairs)]
-    if same and (both := {row["source"] for row in rows} & {row["target"] for row in rows}):
-        raise ValueError(f"{min(both)} is a source that would be overwritten; choose another place for the results")
-    return rows, left_out
+    return [{"source": str(a), "target": str(b), "there": str(b) in there} for a, b in bulk.apart(pairs)], left_out
 
 
 def is_local(store: AbstractFileSystem) -> bool:
