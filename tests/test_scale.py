@@ -14,7 +14,7 @@ from test_app_photos import Markers, photo, with_detector
 
 from riddle.app import bulk, cli, scale
 from riddle.app.cli import Exit
-from riddle.app.forecast import hours
+from riddle.app.forecast import hours, line
 from riddle.app.passphrase import PassphraseError
 from riddle.app.stores import Protector, plan, proof
 from riddle.record import read_picture
@@ -149,6 +149,12 @@ def test_the_forecast_is_that_of_a_list_dealt_to_whoever_is_free():
     # a worker that is lost every hour redoes on average half a block of 36 s (rate * block^2 / 2) and starts again
     lossy = hours(second, start, 180_000, 10, lost=1, block=18)
     assert lossy == pytest.approx(10 * (1 + 18 / 3600 + 30 / 3600), rel=0.004)
+
+
+def test_a_cost_that_grows_is_no_straight_line():
+    assert line(np.full(300, 2.0)) == pytest.approx((2.0, 1.0))
+    slope, r2 = line(np.arange(300.0))
+    assert slope == pytest.approx(149.5, rel=0.01) and r2 < 0.95
 
 
 class Deadly:

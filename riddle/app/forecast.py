@@ -53,6 +53,12 @@ def hours(
     return max(free) / 3600
 
 
+def line(seconds: np.ndarray) -> tuple[float, float]:
+    """Seconds a photo by the straight line through the sums after 1, 2, ... photos, and its R^2: 1 for equal costs."""
+    count, sums = np.arange(1, len(seconds) + 1), np.cumsum(seconds)
+    return float(np.polyfit(count, sums, 1)[0]), float(np.corrcoef(count, sums)[0, 1] ** 2)
+
+
 @app.command()
 def forecast(
     report: Annotated[Path, typer.Argument(help="photos.jsonl of riddle.app.scale")],
@@ -69,6 +75,9 @@ def forecast(
     drawn = [hours(seconds, starts, photos, workers, lost, seed=seed) for seed in range(DRAWS)]
     failed, each = np.mean([line["status"] == "failed" for line in lines]), seconds.mean()
     print(f"measured: {len(lines)} photos, {failed:.1%} failed, {each:.2f} s each, at most {seconds.max():.2f} s")
+    slope, r2 = line(seconds)
+    halves = [half.mean() for half in np.array_split(seconds, 2)]
+    print(f"{slope:.2f} s a photo by a straight line, R2 {r2:.4f}; halves: {halves[0]:.2f} and {halves[1]:.2f} s")
     print(f"{len(starts)} workers, which began within {starts.mean():.1f} s")
     print(f"{photos:,} photos on {workers} workers: {np.mean(drawn):.1f} h ({min(drawn):.1f} to {max(drawn):.1f} h)")
     print(f"of these, {photos * each / workers / 3600:.1f} h are work on photos")
