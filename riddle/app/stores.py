@@ -86,7 +86,7 @@ class Protector:
             raise passphrase.PassphraseError("this worker has another passphrase than the one that started the run")
         if due:
             self.model = riddle.load(preset, device, weights=weights)
-            self.model.detector  # noqa: B018 (loads with it)
+            self.detector = self.model.detector  # it loads at its first use
         self.start = {"start": time.perf_counter() - began, "start_cpu": time.process_time()}  # with the imports
 
     def __call__(self, row: Row) -> dict[str, Any]:
@@ -114,6 +114,8 @@ class Protector:
             return report
 
         try:
+            for near in (here, made):
+                near.parent.mkdir(parents=True, exist_ok=True)
             if row["there"] and not is_local(to) and not self.force:  # `attempt` looks whether it is protected
                 to.get_file(target, str(made))
             outcome = bulk.attempt(bulk.Pair(here, made), work, "protect", self.force)
