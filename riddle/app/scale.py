@@ -30,7 +30,7 @@ from riddle.files import remove_left_over, write_text
 from riddle.progress import track
 
 BLOCK = 16  # photos that a worker gets at a time
-LOST = "its worker died twice over it, perhaps for want of memory; look at the photo, or reduce it"
+LOST = "its worker died over it each time, perhaps for want of memory; look at the photo, or reduce it"
 
 app = typer.Typer(name="python -m riddle.app.scale", **PLAIN)
 
@@ -38,8 +38,8 @@ app = typer.Typer(name="python -m riddle.app.scale", **PLAIN)
 def on_ray(rows: list[Row], workers: int, worker: type, options: dict[str, Any], gpus: int = 0) -> Iterator[Row]:
     """The outcomes of `worker(**options)`, called with every row, in any order.
 
-    A block of rows whose worker died is done again, each row alone; a row that kills its worker then has failed. Raises
-    ValueError where a worker cannot begin.
+    A block of rows whose worker died is done again, each row alone, as long as that brings outcomes; what then is left
+    has killed its worker each time, and failed. Raises ValueError where a worker cannot begin.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -52,21 +52,22 @@ def on_ray(rows: list[Row], workers: int, worker: type, options: dict[str, Any],
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks, context.enable_progress_bars = -1, False
     left = {row["source"]: row for row in rows}
-    for most in (BLOCK, 1):
-        size = max(1, min(most, len(left) // (4 * workers)))
-        if left:
-            pool = ray.data.ActorPoolStrategy(size=min(workers, len(left)))
-            data = ray.data.from_items([*left.values()], override_num_blocks=-(-len(left) // size)).map(
-                Worker, fn_constructor_kwargs=options, compute=pool, num_cpus=1, num_gpus=gpus,
-                max_restarts=-1, max_task_retries=0,
-            )  # fmt: skip
-            try:
-                for made in data.iter_rows():
-                    outcome = json.loads(made["outcome"])
-                    left.pop(outcome["source"], None)
-                    yield outcome
-            except ray.exceptions.RayError as e:
-                raise ValueError(f"no worker can begin: {e}; correct it, and start the run again") from e
+    most, before = BLOCK, 0
+    while left and len(left) != before:  # a death can take along what was on its way to that worker
+        before = len(left) if most == 1 else 0
+        size, most = max(1, min(most, len(left) // (4 * workers))), 1
+        pool = ray.data.ActorPoolStrategy(size=min(workers, len(left)), max_tasks_in_flight_per_actor=1)
+        data = ray.data.from_items([*left.values()], override_num_blocks=-(-len(left) // size)).map(
+            Worker, fn_constructor_kwargs=options, compute=pool, num_cpus=1, num_gpus=gpus,
+            max_restarts=-1, max_task_retries=0,
+        )  # fmt: skip
+        try:
+            for made in data.iter_rows():
+                outcome = json.loads(made["outcome"])
+                left.pop(outcome["source"], None)
+                yield outcome
+        except ray.exceptions.RayError as e:
+            raise ValueError(f"no worker can begin: {e}; correct it, and start the run again") from e
     for row in left.values():
         yield {**row, "status": "failed", "reason": f"{row['source']}: {LOST}"}
 
