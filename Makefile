@@ -1,4 +1,4 @@
-# make reproduce   install, run the notebooks and the tables' workflow for PRESET
+# make reproduce   install, run the notebooks and the tables' workflow for PRESET on DEVICE
 # make test        install, test
 # make test-browser  test the page of notebook 15 in headless Chromium (Debian's package; installed when run as root)
 # make lab         install, open the notebooks in JupyterLab
@@ -9,6 +9,7 @@
 
 SHELL := /bin/bash
 PRESET ?= mobile
+DEVICE ?= cpu
 CORES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -25,7 +26,7 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 # Snakemake leads a process group, which is stopped whole when this recipe ends, make is gone (however it was killed), or
 # Snakemake is: alone, Snakemake would wait for its stages, and they would outlive it.
 reproduce: $(STAMP)
-	@set -m; $(VENV)/bin/snakemake --cores $(CORES) --config preset=$(PRESET) --rerun-incomplete & group=$$!; set +m; \
+	@set -m; $(VENV)/bin/snakemake --cores $(CORES) --config preset=$(PRESET) device=$(DEVICE) --rerun-incomplete & group=$$!; set +m; \
 	trap 'kill -TERM -- -$$group 2>/dev/null' EXIT; trap 'exit 143' INT TERM HUP; \
 	while kill -0 $$PPID && kill -0 $$group; do sleep 1; done 2>/dev/null; \
 	kill -0 $$PPID && wait $$group

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -25,7 +26,7 @@ from riddle import passwords
 from riddle.app import bulk, cli, doctor, passphrase, photos
 from riddle.app.cli import Exit
 from riddle.app.photos import FaceReport, FileReport, PhotoError
-from riddle.assets import Asset
+from riddle.assets import ASSETS, Asset
 from riddle.demo import KnownFaces
 from riddle.faces import recognizers
 from riddle.presets import PRESETS
@@ -141,6 +142,37 @@ def test_the_commands_of_the_readme_are_those_that_there_are(root):
     assert modules and all(importlib.util.find_spec(module) for module in modules)
     goals = set(re.findall(r"(?:^|`)make (\w+)", (root / "README.md").read_text(), re.M))
     assert goals <= set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.M)) and len(goals) > 2
+
+
+@pytest.mark.parametrize("page", ["docs/paper.md", "docs/scale.md"])
+def test_the_commands_of_a_guide_parse(root, page, capsys):
+    blocks = re.findall(r"^```sh\n(.*?)^```", (root / page).read_text(), re.M | re.S)
+    lines = [shlex.split(line, comments=True) for line in "".join(blocks).splitlines()]
+    seen, makefile = dict(commands()), (root / "Makefile").read_text()
+    options = re.search(r"^OPTIONS = \{(.*)\}$", (root / "Snakefile").read_text(), re.M)[1]
+    assert len(lines) > 3
+    for line in lines:
+        match line:
+            case ["python", "-m", "riddle", *words]:
+                name = max((n for n in seen if tuple(words[: len(n)]) == n), key=len)
+                given = seen[name].make_context(" ".join(name), words[len(name) :]).params
+                assert set(given.get("names") or ()) <= {*ASSETS, "import", *words[-1:]}, line
+            case ["python", "-m", module, *words]:
+                main = importlib.import_module(module)
+                if any(word.startswith("-") for word in words):
+                    with pytest.raises(SystemExit):
+                        cli.main(["--help"], main.app) if hasattr(main, "app") else main.main(["--help"])
+                        raise SystemExit
+                    shown = capsys.readouterr().out
+                    assert all(f"{word} " in shown for word in words if word.startswith("-")), line
+            case ["make", goal, *variables]:
+                assert re.search(f"^{goal}:", makefile, re.M), line
+                assert all(re.search(rf"^{variable.split('=')[0]} \?=", makefile, re.M) for variable in variables), line
+            case ["snakemake", *words]:
+                given = [word.split("=")[0] for word in words if "=" in word]
+                assert all(f'"{name}":' in options for name in given), line
+            case _:
+                assert line[0] in ("source", "export", "pip", "ray"), line
 
 
 def test_no_option_takes_a_passphrase(capsys):

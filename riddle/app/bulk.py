@@ -11,9 +11,9 @@ removes the temporary files that a killed run left.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -30,15 +30,18 @@ class Kind:
 
     name: str
     known: frozenset[str]  # endings of the files that are taken from a folder
-    ending: Callable[[Path], str]  # file -> ending of its result; "" for a file of another kind
+    ending: Callable[..., str]  # file -> ending of its result; "" for a file of another kind
 
 
-def _photo(path: Path) -> str:
-    """Its own ending if we write that format; else one for its content, which may be a photo under any ending."""
+def _photo(path: PurePath, opened: Callable[[PurePath], Any] = lambda path: path) -> str:
+    """Its own ending if we write that format; else one for its content, which may be a photo under any ending.
+
+    opened: gives what `kind_of` reads of a file that lies in an object store.
+    """
     own = path.suffix.lower()
     if own in ENDINGS:
         return path.suffix
-    kind = kind_of(path)
+    kind = kind_of(opened(path))
     return WRITTEN.get(kind, ".png") if kind or own in PHOTOS.known else ""
 
 
@@ -99,7 +102,7 @@ def plan(
             else:
                 target = target.with_stem(f"{target.stem.removesuffix('.protected')}.restored")
             pairs.append(Pair(path, target))
-    return _apart(pairs), list(dict.fromkeys(left_out))
+    return apart(pairs), list(dict.fromkeys(left_out))
 
 
 def _files(folder: Path, out: Path) -> list[Path]:
@@ -110,7 +113,7 @@ def _files(folder: Path, out: Path) -> list[Path]:
     return [p for p in inside if same or not p.resolve().is_relative_to(out.resolve())]
 
 
-def _apart(pairs: list[Pair]) -> list[Pair]:
+def apart(pairs: list[Pair]) -> list[Pair]:
     """Drop repeated pairs and give each a result of its own. Raises ValueError for a result that would overwrite its
     source; `run` reports one that would overwrite another's source."""
     taken, apart = set(), []
@@ -138,24 +141,31 @@ def run(pairs: Iterable[Pair], work: Callable[[Pair], Any], verb: str, force: bo
         remove_left_over(folder)
     sources = {pair.source.resolve() for pair in pairs}
     for pair in pairs:
-        (source, target), report, reason = pair, {}, ""
-        try:
-            if force and target.resolve() in sources:
-                raise ValueError(f"{target} is a source, and --force would overwrite it; choose another place: -o")
-            if target.exists() and not force:
-                if verb == "protect" and not _is_protected(target):
-                    remedy = "name another result, or --force overwrites it"
-                    raise ValueError(f"{target} is there and carries no record of a protected file; {remedy}")
-                older = source.exists() and target.stat().st_mtime < source.stat().st_mtime
-                status = "there"
-                reason = f"there already{', older than its source' if older else ''}; --force makes it anew"
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                status, report = "done", asdict(work(pair))
-        except Exception as e:  # after any error, go on with the next file
-            expected = isinstance(e, ValueError | OSError)
-            status, reason = "failed", str(e) if expected else f"{source}: {type(e).__name__}: {e}"
-        yield report | {"source": str(source), "target": str(target), "status": status, "reason": reason}
+        yield attempt(pair, work, verb, force, sources)
+
+
+def attempt(
+    pair: Pair, work: Callable[[Pair], Any], verb: str, force: bool = False, sources: Collection[Path] = ()
+) -> dict[str, Any]:
+    """Make one result, as `run` does, and give its outcome, also where it fails; sources: resolved, of all pairs."""
+    (source, target), report, reason = pair, {}, ""
+    try:
+        if force and target.resolve() in sources:
+            raise ValueError(f"{target} is a source, and --force would overwrite it; choose another place: -o")
+        if target.exists() and not force:
+            if verb == "protect" and not _is_protected(target):
+                remedy = "name another result, or --force overwrites it"
+                raise ValueError(f"{target} is there and carries no record of a protected file; {remedy}")
+            older = source.exists() and target.stat().st_mtime < source.stat().st_mtime
+            status = "there"
+            reason = f"there already{', older than its source' if older else ''}; --force makes it anew"
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            status, report = "done", asdict(work(pair))
+    except Exception as e:  # after any error, go on with the next file
+        expected = isinstance(e, ValueError | OSError)
+        status, reason = "failed", str(e) if expected else f"{source}: {type(e).__name__}: {e}"
+    return report | {"source": str(source), "target": str(target), "status": status, "reason": reason}
 
 
 def summary(outcomes: Iterable[dict[str, Any]]) -> dict[str, int]:

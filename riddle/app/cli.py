@@ -57,16 +57,16 @@ CODES = inspect.cleandoc(Exit.__doc__)
 PASSPHRASE = """The passphrase is never an argument. It is read from --passphrase-file, else from the environment
 variable RIDDLE_PASSPHRASE, else asked for.\n\n"""
 PLAIN = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
-app = typer.Typer(**PLAIN)
+app = typer.Typer(name="python -m riddle", **PLAIN)
 clips_app = typer.Typer(**PLAIN, help="Protect or restore clips.")
 app.add_typer(clips_app, name="video")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, commands: typer.Typer = app) -> int:
     """Run a command; returns its exit code. Only this function turns errors into a code and a line."""
     words, message = sys.argv[1:] if argv is None else [*argv], ""
     try:
-        code = int(app(words, prog_name="python -m riddle", standalone_mode=False) or Exit.DONE)
+        code = int(commands(words, prog_name=commands.info.name, standalone_mode=False) or Exit.DONE)
     except typer.TyperException as e:
         code, message = e.exit_code, e.format_message()
     except (ValueError, OSError) as e:  # errors before the work; the work reports its own, file by file
