@@ -464,6 +464,19 @@ def test_an_unusable_passphrase_file_is_an_error(tmp_path, content, cause):
 # The real thing, untrained
 
 
+def test_a_file_that_is_not_there_or_no_photo_is_named(tmp_path, monkeypatch, capsys):
+    """The first without loading a model, the second without a word about the result's ending."""
+    monkeypatch.setattr(riddle, "load", lambda *a, **k: pytest.fail("it loads"), raising=False)
+    assert run("protect", tmp_path / "absent.jpg") == cli.Exit.FAILED
+    assert "absent.jpg: there is no such file" in capsys.readouterr().out
+    (tmp_path / "notes.md").write_text("# Notes")
+    monkeypatch.setenv("RIDDLE_PASSPHRASE", "quilt lamp seven order moon")
+    monkeypatch.setattr(riddle, "load", lambda *a, **k: None, raising=False)
+    assert run("protect", tmp_path / "notes.md") == cli.Exit.FAILED
+    shown = capsys.readouterr().out
+    assert "notes.md: " in shown and "written as" not in shown
+
+
 def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="untrained"):
         smoke = riddle.load("smoke", detector=KnownFaces([POINTS]))
@@ -602,4 +615,5 @@ def test_a_weak_passphrase_is_told_how_soon_it_is_guessed(text, told):
 
 
 def test_a_strong_or_a_very_long_passphrase_is_told_nothing():
-    assert passphrase.weakness("correct horse battery staple") == passphrase.weakness("lamp Oder 7 quilt! " * 20) == ""
+    assert passphrase.weakness("quilt lamp seven order moon") == passphrase.weakness("lamp Oder 7 quilt! " * 20) == ""
+    assert all("two hours" in passphrase.weakness(text) for text in passphrase.PUBLISHED)

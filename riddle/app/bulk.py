@@ -90,7 +90,7 @@ def plan(
             if not found:
                 raise ValueError(f"{source} holds no {kind.name} ({', '.join(sorted(kind.known))})")
         else:
-            found = {source: kind.ending(source) or source.suffix or ".png"}
+            found = {source: kind.ending(source) or (".png" if kind is PHOTOS else source.suffix)}
         for path, own in found.items():
             target = path.with_suffix(f".{ending}" if ending else own)
             if named:

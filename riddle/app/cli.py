@@ -230,7 +230,7 @@ def restore_clips(files: Files) -> Exit:
 
 
 def _run(verb: str, files: Files, kind: Any, work: Callable, strict: bool = False) -> Exit:
-    """Process all files and print each outcome. If nothing is due, ask for no passphrase and load no model.
+    """Process all files and print each outcome. If none is there and due, ask for no passphrase and load no model.
 
     strict: a file of a folder that is left out counts against success.
     """
@@ -242,7 +242,7 @@ def _run(verb: str, files: Files, kind: Any, work: Callable, strict: bool = Fals
     if left_out:
         more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
         _warn(f"left out, no {kind.name}: {', '.join(left_out[:LISTED])}{more}")
-    due = files.force or not all(pair.target.exists() for pair in pairs)
+    due = any(pair.source.exists() and (files.force or not pair.target.exists()) for pair in pairs)
     text, model = _opened(verb, files) if due else ("", None)
     done, code = [], Exit.DONE
     outcomes = bulk.run(pairs, lambda pair: work(model, *pair, text), verb, files.force)

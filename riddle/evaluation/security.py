@@ -3,6 +3,7 @@
 Reading the person out (linkage and reversal), from what each row names:
 
     pixels            the embeddings of the encrypted face by every recogniser that is here
+    pixels, inverted  these and the code that the encoder reads of the encrypted face, without gradient steps
     sealed file       these and the bytes of the sealed record
     the record open   the encrypted codes themselves, which the seal hides, under `TRIES` passwords to learn from
 
@@ -25,13 +26,16 @@ from riddle import attacks
 from riddle.evaluation import facesets, keysearch, rows, table1
 from riddle.evaluation.runs import NotMade, Run, key_of, need, part_hash, read, stage
 from riddle.evaluation.tables import PAIRED, Measured, Part
+from riddle.images import to_tensor
 from riddle.metrics.identity import accepted, bootstrap_interval
+from riddle.progress import track
 
 LIT = "coupling-lit"
 SETS = ("photo", "inverted", *keysearch.ATTACKED, LIT)
 FAR, OTHERS = table1.FAR, 999
 TRIES = 2  # passwords of each of the other people's codes to learn from
 
+INVERTED = f"{keysearch.PIXELS}, inverted"
 LINKED = f"found among {OTHERS + 1:,}"
 UNTRAINED = "recogniser as it is"
 
@@ -61,6 +65,20 @@ def readings(run: Run, item: str, what: str, learner: str) -> Path:
     return stage(run, run.folder / "attacks" / f"{item} {what} {learner}.npz", made_from, make)
 
 
+def read_back(run: Run, item: str) -> Path:
+    """Codes (T, L, D) in z that the encoder alone reads of a set's faces, float16."""
+    source = facesets.faces(run, item)
+
+    def make() -> dict[str, np.ndarray]:
+        model = facesets.parse("inverted").model(run)
+        parts = track(to_tensor(need(source, "faces")).split(facesets.BATCH), f"{item} read back")
+        codes = (model.generator.codes.to_gaussian(model.invert(part, refine=0)) for part in parts)
+        return {"codes": torch.cat([z.half().cpu() for z in codes]).numpy()}
+
+    weights = (part_hash(run.preset, part) for part in ("generator", "encoder"))
+    return stage(run, run.folder / "attacks" / f"{item} read back.npz", ("read back", key_of(source), *weights), make)
+
+
 def _known(run: Run, item: str, targets: np.ndarray) -> dict[str, np.ndarray]:
     """Unit embeddings (T, E) of the targets in a set by each recogniser that is here, NaN where no face is found."""
     out = {}
@@ -79,6 +97,9 @@ def _seen(run: Run, item: str, what: str, targets: np.ndarray) -> np.ndarray:
     pixels = np.concatenate([*_known(run, item, targets).values()], 1)[:, None]
     if what == keysearch.PIXELS:
         return pixels
+    if what == INVERTED:
+        codes = need(read_back(run, item), "codes").astype(np.float32)
+        return np.concatenate([pixels, codes.reshape(len(targets), 1, -1)], 2)
     of = facesets.parse(item)
     model = of.model(run)
     w, _ = facesets.codes_of(run, of, model)
@@ -103,7 +124,8 @@ def read_out(run: Run) -> Iterator[Measured]:
     for item in (*keysearch.ATTACKED, LIT):
         of = facesets.parse(item)
         label = keysearch.ATTACKED[of.variant] + (", in the photo's light" if of.action else "")
-        ways = [(keysearch.PIXELS, UNTRAINED), *((keysearch.PIXELS, learner) for learner in attacks.LEARNERS)]
+        ways = [(keysearch.PIXELS, UNTRAINED)]
+        ways += [(what, learner) for what in (keysearch.PIXELS, INVERTED) for learner in attacks.LEARNERS]
         ways += [(what, learner) for what in (keysearch.FILE, keysearch.OPEN) for learner in attacks.LEARNERS] * (
             not of.action
         )
@@ -163,13 +185,15 @@ def sentences(table: pd.DataFrame) -> str:
     for label in keysearch.ATTACKED.values():
         same = {"against": rows.SAME_PHOTO}
         learned = [f"{label}: {learner}" for learner in attacks.LEARNERS]
-        pixels, sealed, opened = (
-            highest("reversal", learned, **same, place=p) for p in (keysearch.PIXELS, keysearch.FILE, keysearch.OPEN)
+        pixels, back, sealed, opened = (
+            highest("reversal", learned, **same, place=p)
+            for p in (keysearch.PIXELS, INVERTED, keysearch.FILE, keysearch.OPEN)
         )
         untrained = highest("reversal", [f"{label}: {UNTRAINED}"], **same)
         lines.append(
-            f"{label}: of the people, a learner reads **{pixels}** from the pixels, **{sealed}** from the sealed file "
-            f"and {opened} from a record without its seal; a recogniser alone knows {untrained}"
+            f"{label}: of the people, a learner reads **{pixels}** from the pixels, **{back}** where it inverts them, "
+            f"**{sealed}** from the sealed file and {opened} from a record without its seal; a recogniser alone knows "
+            f"{untrained}"
         )
         found = highest("linkage", learned, LINKED, **same, place=keysearch.FILE)
         lines.append(f"{label}: of the sealed files, {found} are linked with the right one of 1,000 people")
