@@ -41,7 +41,7 @@ from riddle.weights import WeightsMissingError, load_lpips, locate
 STEP = 7 / 8  # from one person of `group_photo` to the next, as a share of a face's side
 TINY = {4: 32, 8: 32, 16: 32, 32: 16}  # channels of `tiny_generator`
 # Samples of data/samples that stand before a grey wall, so that they make one photo.
-GREY = (42, 45, 24, 3, 28, 14)
+GREY = (24, 3, 42, 45, 28, 14)
 # Eyes, nose and mouth of a face whose framing is the unit square.
 FRAMED_POINTS = np.array([[0.375, 0.475], [0.625, 0.475], [0.5, 0.61], [0.41, 0.725], [0.59, 0.725]])
 
