@@ -27,7 +27,7 @@ from riddle.app import bulk, clip, cliprecord, photos, tracking, video
 from riddle.app.cliprecord import ClipRecord
 from riddle.app.tracking import Find, Tracker
 from riddle.demo import FRAMED_POINTS, write_clip
-from riddle.faces import alignment
+from riddle.faces import alignment, outcomes
 from riddle.faces.detection import Face
 from riddle.images import PhotoError
 from riddle.models import codes as spaces
@@ -497,7 +497,7 @@ def watched(monkeypatch, at=0):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("result", ["b.png", "b.mp4"])
 def test_a_kill_at_any_time_leaves_no_half_written_file(model, tmp_path, film, monkeypatch, result):
-    monkeypatch.setattr(photos.recognizers, "at_hand", lambda *_: None)
+    monkeypatch.setattr(outcomes.recognizers, "at_hand", lambda *_: None)
     source, target, is_clip = tmp_path / "a.png", tmp_path / result, result == "b.mp4"
     if is_clip:
         source = film(pan(3))

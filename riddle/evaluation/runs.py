@@ -167,8 +167,8 @@ class Run:
 
     @cached_property
     def few(self) -> np.ndarray:
-        """`FEW` of these pictures, which are inverted again."""
-        return self.pairs.one_per_person(FEW, self.seed)
+        """`FEW` of these pictures, or `limit`, which are inverted again."""
+        return self.pairs.one_per_person(min(FEW, self.limit or FEW), self.seed)
 
 
 @cache
