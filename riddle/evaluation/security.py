@@ -3,7 +3,8 @@
 Reading the person out (linkage and reversal), from what each row names:
 
     pixels            the embeddings of the encrypted face by every recogniser that is here
-    pixels, inverted  these and the code that the encoder reads of the encrypted face, without gradient steps
+    pixels, inverted  these and the code that the encoder reads of the encrypted face, without gradient steps; of the
+                      encryptor that `protect` takes
     sealed file       these and the bytes of the sealed record
     the record open   the encrypted codes themselves, which the seal hides, under `TRIES` passwords to learn from
 
@@ -125,7 +126,8 @@ def read_out(run: Run) -> Iterator[Measured]:
         of = facesets.parse(item)
         label = keysearch.ATTACKED[of.variant] + (", in the photo's light" if of.action else "")
         ways = [(keysearch.PIXELS, UNTRAINED)]
-        ways += [(what, learner) for what in (keysearch.PIXELS, INVERTED) for learner in attacks.LEARNERS]
+        pixels = (keysearch.PIXELS, INVERTED) if of.variant == "coupling" else (keysearch.PIXELS,)
+        ways += [(what, learner) for what in pixels for learner in attacks.LEARNERS]
         ways += [(what, learner) for what in (keysearch.FILE, keysearch.OPEN) for learner in attacks.LEARNERS] * (
             not of.action
         )
@@ -191,9 +193,10 @@ def sentences(table: pd.DataFrame) -> str:
         )
         untrained = highest("reversal", [f"{label}: {UNTRAINED}"], **same)
         lines.append(
-            f"{label}: of the people, a learner reads **{pixels}** from the pixels, **{back}** where it inverts them, "
-            f"**{sealed}** from the sealed file and {opened} from a record without its seal; a recogniser alone knows "
-            f"{untrained}"
+            f"{label}: of the people, a learner reads **{pixels}** from the pixels"
+            + (f", **{back}** where it inverts them" if back != "n/a" else "")
+            + f", **{sealed}** from the sealed file and {opened} from a record without its seal; a recogniser alone "
+            f"knows {untrained}"
         )
         found = highest("linkage", learned, LINKED, **same, place=keysearch.FILE)
         lines.append(f"{label}: of the sealed files, {found} are linked with the right one of 1,000 people")
