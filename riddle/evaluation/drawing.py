@@ -43,7 +43,7 @@ def save_fig(name: str, preset: str, real_faces: bool = False, trial: bool = Fal
     path = folder / "figures" / f"{name}.{'jpg' if shows else 'png'}"
     with replace_file(path) as temporary:
         if shows:
-            figure.savefig(temporary, dpi=PIXELS, pil_kwargs={"quality": 85, "optimize": True})
+            figure.savefig(temporary, dpi=PIXELS, pil_kwargs={"quality": 78, "optimize": True})
         else:
             figure.savefig(temporary)
     return path
