@@ -77,7 +77,7 @@ def stubs(monkeypatch):
     monkeypatch.setattr(riddle, "load", lambda *a, **k: calls.append(("load", a, k)) or "the model", raising=False)
     monkeypatch.setattr(passwords, "derive_key", lambda *a: b"")
     monkeypatch.setattr(bulk, "inspect", lambda path: {"protected": True})
-    monkeypatch.setenv("RIDDLE_PASSPHRASE", "correct horse battery staple")
+    monkeypatch.setenv("RIDDLE_PASSPHRASE", "copper lantern orbits nine meadows")
     return calls
 
 
@@ -255,15 +255,15 @@ def test_options_reach_the_work(stubs, tmp_path):
     assert load == ("load", ("ffhq256", "cuda"), {"weights": tmp_path, "detector": "mtcnn"})
     wanted = {"keep_original": True, "strict": True, "sidecar": True, "record": True, "quality": 80}
     assert (
-        call == ("protect", "a.png", "correct horse battery staple", wanted) and (tmp_path / "a.protected.jpg").exists()
+        call == ("protect", "a.png", "copper lantern orbits nine meadows", wanted) and (tmp_path / "a.protected.jpg").exists()
     )
     assert run("restore", tmp_path / "a.protected.jpg", "--sidecar", tmp_path / "x.riddle") == Exit.DONE
     wanted = {"sidecar": tmp_path / "x.riddle", "quality": 95}
-    assert stubs[-1] == ("restore", "a.protected.jpg", "correct horse battery staple", wanted)
+    assert stubs[-1] == ("restore", "a.protected.jpg", "copper lantern orbits nine meadows", wanted)
     assert (tmp_path / "a.restored.jpg").exists()
     assert run("protect", tmp_path / "a.png", "--no-record") == Exit.DONE
     wanted = {"keep_original": False, "strict": False, "sidecar": False, "record": False, "quality": 95}
-    assert stubs[-1] == ("protect", "a.png", "correct horse battery staple", wanted)
+    assert stubs[-1] == ("protect", "a.png", "copper lantern orbits nine meadows", wanted)
 
 
 def test_a_folder_is_done_and_one_bad_file_does_not_stop_it(stubs, folder, tmp_path, capsys):
@@ -362,7 +362,7 @@ def test_clips_are_done_resumed_and_done_again_by_force(stubs, tmp_path, capsys)
     (tmp_path / "clip.mov").write_bytes(b"clip")
     assert run("video", "protect", tmp_path / "clip.mov", "--strict") == Exit.DONE
     verb, name, text, options = stubs[-1]
-    assert (verb, name, text) == ("protect clip", "clip.mov", "correct horse battery staple")
+    assert (verb, name, text) == ("protect clip", "clip.mov", "copper lantern orbits nine meadows")
     assert options["resume"] and options["strict"] and (tmp_path / "clip.protected.mov").read_bytes() == b"clip"
     assert run("video", "protect", tmp_path / "clip.mov") == Exit.DONE and len(stubs) == 2
     assert "there already" in capsys.readouterr().out
@@ -482,7 +482,7 @@ def test_protect_info_restore_on_real_files(tmp_path, monkeypatch, capsys):
         smoke = riddle.load("smoke", detector=KnownFaces([POINTS]))
     monkeypatch.setattr(riddle, "load", lambda *a, **k: smoke, raising=False)
     monkeypatch.setattr(recognizers, "at_hand", lambda *_: None)  # noise has no person in it
-    monkeypatch.setenv("RIDDLE_PASSPHRASE", "correct horse battery staple")
+    monkeypatch.setenv("RIDDLE_PASSPHRASE", "copper lantern orbits nine meadows")
     pixels = np.random.default_rng(0).integers(0, 256, (200, 180, 3), dtype=np.uint8)
     source, safe = tmp_path / "photo.png", tmp_path / "safe.png"
     Image.fromarray(pixels).save(source)
