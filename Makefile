@@ -19,6 +19,8 @@ STAMP := $(VENV)/.installed
 # allocation; tensors of a CPU run are all of that kind. Keeping them on the heap makes a training step faster.
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 17179869184
+# Each notebook starts a process; without compiled modules on the disk, each compiles torch's thousand files anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: reproduce test test-browser lab lint bench lock clean
 .DEFAULT_GOAL := test

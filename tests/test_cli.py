@@ -255,7 +255,8 @@ def test_options_reach_the_work(stubs, tmp_path):
     assert load == ("load", ("ffhq256", "cuda"), {"weights": tmp_path, "detector": "mtcnn"})
     wanted = {"keep_original": True, "strict": True, "sidecar": True, "record": True, "quality": 80}
     assert (
-        call == ("protect", "a.png", "copper lantern orbits nine meadows", wanted) and (tmp_path / "a.protected.jpg").exists()
+        call == ("protect", "a.png", "copper lantern orbits nine meadows", wanted)
+        and (tmp_path / "a.protected.jpg").exists()
     )
     assert run("restore", tmp_path / "a.protected.jpg", "--sidecar", tmp_path / "x.riddle") == Exit.DONE
     wanted = {"sidecar": tmp_path / "x.riddle", "quality": 95}

@@ -10,8 +10,9 @@ As there: 16 bits, the inverse password, and the losses. Identity by a frozen re
 restored faces are not the original's person, nor each other's; the restored face is. L1 between the restored face and
 the original. Adversarial, by patches, for protected and wrongly restored faces. An auxiliary network reads the password
 from a pair of faces, so that the network heeds it. Smaller or other than there: a frozen generator draws, and a code is
-searched in place of a picture, so that the bits go into a layer in place of planes (riddle.baselines.redraw); LPIPS
-stands beside L1, and keeps pose and surroundings of the protected face; one critic.
+searched in place of a picture (riddle.baselines.redraw). Each bit moves the code along a learned direction, which the
+inverse password moves back; there, planes of bits lie beside the picture. LPIPS stands beside L1, and keeps pose and
+surroundings of the protected face; one critic.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from riddle.training.inversion import varied
 from riddle.training.loop import Numbers
 
 BITS = 16  # of a password; as in the paper
-SYSTEM = System("fit", maps=0, vector=BITS, told=0.05, inverts=True)
+SYSTEM = System("fit", 0, gates=(0.2, 0.2, 0.3, 1, 1, 1, 1, 1, 0.3, 0.3), vector=BITS, inverts=True)
 
 
 class Patches(nn.Module):

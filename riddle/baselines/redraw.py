@@ -40,8 +40,8 @@ class System:
     maps: int  # C, maps beside the picture and the mask
     look: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None  # labels -> mask (N, 1, R, R), maps
     tell: Callable[[Synthesis, torch.Tensor], torch.Tensor] | None = None  # generator, keys (N,) -> vectors (N, D)
-    gates: tuple[float, ...] = ()  # per slot: how much of a vector of D numbers is added to z, at first; (): it is not
-    vector: int = 0  # numbers of a vector that is not added to z
+    gates: tuple[float, ...] = ()  # per slot: how much of the vector is added to z, at first; (): it is not
+    vector: int = 0  # V, numbers of the vector, which a random projection (V, D) makes as long as z; 0: it has D
     told: float = 0.01  # std of the last weights between the vector and z, at first
     inverts: bool = False  # z starts from what the encoder reads of the identity, too
 
@@ -70,7 +70,10 @@ class Redraw(nn.Module):
         nn.init.normal_(self.mix[-1].weight, std=system.told)
         nn.init.zeros_(self.mix[-1].bias)
         self.inverts = system.inverts
-        self.gate = nn.Parameter(torch.tensor(system.gates)[:, None].repeat(1, d)) if system.gates else None
+        gate = torch.tensor(system.gates)[:, None].expand(-1, d)
+        if system.vector:
+            gate = gate * torch.randn(system.vector, 1, d) / system.vector**0.5
+        self.gate = nn.Parameter(gate.clone()) if system.gates else None
 
     def forward(
         self, known: torch.Tensor, mask: torch.Tensor, maps: torch.Tensor, vectors: torch.Tensor
@@ -81,7 +84,10 @@ class Redraw(nn.Module):
         told = self.mix(torch.cat([vectors, read.float()], 1)).float().view(len(z), self.n_latent, -1)
         if self.inverts:
             told = told + self._frozen[1].told(known, self.mean_face, read)
-        return z + told if self.gate is None else z + told + self.gate * vectors[:, None]
+        if self.gate is None:
+            return z + told
+        added = self.gate * vectors[:, None] if self.gate.ndim == 2 else torch.einsum("nv,vld->nld", vectors, self.gate)
+        return z + told + added
 
     def again(self, faces: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Faces (N, 3, R, R), all seen, and vectors (N, D) -> z (N, L, D), and faces (N, 3, R, R) drawn from it."""
