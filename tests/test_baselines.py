@@ -326,17 +326,25 @@ def test_an_identity_is_turned_by_the_angle_and_back_by_its_own_key_alone():
     assert F.cosine_similarity(first, second, dim=0) < 0.5
 
 
-def test_personal_turns_what_the_recogniser_sees(reversible_networks, monkeypatch):
-    seen = F.normalize(torch.randn(3, 128), dim=1)
-    stand_in = type("F_e", (), {"from_crop": staticmethod(lambda faces: seen[: len(faces)])})
-    monkeypatch.setattr(personal.recognizers, "load", lambda name: stand_in)
-    faces, keys = torch.rand(3, 3, 128, 128) * 2 - 1, torch.tensor([7, 8, 7])
+def test_personal_turns_what_the_recogniser_sees(reversible_networks):
+    network, faces, keys = reversible_networks["personal"], torch.rand(3, 3, 128, 128) * 2 - 1, torch.tensor([7, 8, 7])
     for action, angle in (("protect", personal.ANGLE), ("restore", -personal.ANGLE)):
         out = getattr(SYSTEMS["personal"], action)(faces, keys)
         with torch.no_grad():
-            expected = reversible_networks["personal"].again(faces, personal.vectors(seen, keys, angle))[1]
+            told = personal.vectors(network.recognise(faces), network.people, keys, angle)
+            expected = network.again(faces, told)[1]
         torch.testing.assert_close(out, expected, atol=1e-3, rtol=0)
     assert not torch.equal(SYSTEMS["personal"].restore(faces, torch.tensor([9, 8, 7]))[0], out[0])
+
+
+def test_whitened_embeddings_stand_at_a_right_angle_after_the_turn(reversible_networks, generator):
+    people = personal.measured(reversible_networks["personal"], generator, n=200)
+    embedded, keys = people[0] + torch.randn(5, 128) @ people[1:].T, torch.arange(5)
+    white = personal.whitened(embedded, people)
+    torch.testing.assert_close(white @ people[1:].T + people[0], embedded, atol=1e-3, rtol=0)
+    turned = personal.vectors(embedded, people, keys, personal.ANGLE)
+    assert F.cosine_similarity(personal.whitened(turned, people), white).abs().max() < 1e-3
+    torch.testing.assert_close(personal.vectors(turned, people, keys, -personal.ANGLE), embedded, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("module", [fit, personal], ids=["fit", "personal"])

@@ -31,7 +31,7 @@ from riddle.training.inversion import varied
 from riddle.training.loop import Numbers
 
 BITS = 16  # of a password; as in the paper
-SYSTEM = System("fit", 0, gates=(0.2, 0.2, 0.3, 1, 1, 1, 1, 1, 0.3, 0.3), vector=BITS, inverts=True)
+SYSTEM = System("fit", 0, gates=(0.2, 0.2, 0.3, 1, 1, 1, 1, 1, 0.3, 0.3), vector=BITS, identity="seen")
 
 
 class Patches(nn.Module):
@@ -56,12 +56,12 @@ def bits_of(keys: torch.Tensor) -> torch.Tensor:
 
 def protect(faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Faces (N, 3, 128, 128) in [-1, 1] and keys (N,) -> protected faces. Raises WeightsMissingError, ValueError."""
-    return changed(SYSTEM, faces, keys, lambda _, key: bits_of(key))
+    return changed(SYSTEM, faces, keys, lambda _net, _face, key: bits_of(key))
 
 
 def restore(faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Protected faces (N, 3, 128, 128) and their keys (N,) -> the faces again; another key gives somebody else."""
-    return changed(SYSTEM, faces, keys, lambda _, key: -bits_of(key))
+    return changed(SYSTEM, faces, keys, lambda _net, _face, key: -bits_of(key))
 
 
 # ---- training

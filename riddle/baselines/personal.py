@@ -9,7 +9,9 @@ picture. Another key turns it elsewhere. Nothing is kept beside the picture.
 
 As there: the two parts, the turn on the unit sphere, and how it is undone; losses on identity, attributes and the
 restored face. Smaller or other than there: a frozen generator draws, and a code is searched in place of a picture
-(riddle.baselines.redraw); the identity network is F_e; the angle is fixed.
+(riddle.baselines.redraw); the identity network is the bundled encoder's, whose own head adds the turned identity to the
+code; embeddings are whitened before the turn, since their mean and their spread are the same for all people; the angle
+is fixed.
 """
 
 from __future__ import annotations
@@ -22,19 +24,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from riddle.baselines.redraw import PRESET, System
+from riddle.baselines.redraw import Redraw, System
 from riddle.baselines.reversible import ReversibleConfig, ReversibleTask, beyond, changed, train
-from riddle.faces import recognizers
 from riddle.images import to_tensor
 from riddle.models.inversion import EMBEDDING
+from riddle.networks import Synthesis
 from riddle.passwords import normal_from_key
-from riddle.presets import get
 from riddle.training import recipe
 from riddle.training.inversion import varied
 from riddle.training.loop import Numbers
 
 ANGLE = math.pi / 2  # of the turn: the protected identity stands at a right angle to the original one
-SYSTEM = System("personal", maps=0, vector=EMBEDDING)
+SYSTEM = System("personal", maps=0, vector=EMBEDDING, identity="told")
 
 
 @cache
@@ -56,14 +57,34 @@ def turn(vectors: torch.Tensor, keys: torch.Tensor, angle: float = ANGLE) -> tor
     return (q @ turned.flatten(1)[:, :, None])[..., 0]
 
 
-def vectors(identity: torch.Tensor, keys: torch.Tensor, angle: float) -> torch.Tensor:
-    """Unit vectors of an identity (N, E), turned, as the network takes them: of variance 1."""
-    return turn(identity, keys, angle) * EMBEDDING**0.5
+def whitened(embedded: torch.Tensor, people: torch.Tensor) -> torch.Tensor:
+    """Embeddings (N, E) -> the same with mean 0 and variance 1 each way; people: (E + 1, E) of `measured`."""
+    return torch.linalg.solve(people[1:], (embedded - people[0]).T).T
+
+
+def vectors(embedded: torch.Tensor, people: torch.Tensor, keys: torch.Tensor, angle: float) -> torch.Tensor:
+    """Embeddings (N, E), whitened, turned, and as they were before; people: (E + 1, E) of `measured`."""
+    with torch.autocast(embedded.device.type, enabled=False):
+        return turn(whitened(embedded.float(), people), keys, angle) @ people[1:].T + people[0]
+
+
+@torch.no_grad()
+def measured(network: Redraw, generator: Synthesis, n: int = 1024) -> torch.Tensor:
+    """Mean and spread of the embeddings of n drawn faces, (E + 1, E): the mean above the matrix that undoes whitening."""
+    draw = torch.Generator().manual_seed(0)
+    codes = generator.broadcast(
+        generator.map(torch.randn(n, generator.style_dim, generator=draw).to(network.mean_face))
+    )
+    embedded = torch.cat([network.recognise(generator(part).clamp(-1, 1)) for part in codes.split(32)])
+    variance, directions = torch.linalg.eigh(embedded.T.cov())
+    return torch.cat([embedded.mean(0, keepdim=True), directions * variance.clamp(min=1e-4).sqrt()])
 
 
 def _turned(faces: torch.Tensor, keys: torch.Tensor, angle: float) -> torch.Tensor:
-    embed = recognizers.load(get(PRESET).identity).from_crop
-    return changed(SYSTEM, faces, keys, lambda part, key: vectors(embed(part), key, angle))
+    def tell(network: Redraw, part: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return vectors(network.recognise(part), network.people, key, angle)
+
+    return changed(SYSTEM, faces, keys, tell)
 
 
 def protect(faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -83,7 +104,7 @@ def restore(faces: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 class PersonalConfig(ReversibleConfig):
     """Loss weights."""
 
-    identity: float = 1.0  # 1 - cosine between the identity of a drawn face and the one asked for
+    identity: float = 1.0  # 1 - cosine: the protected face's identity and the one asked for, the restored and the own
     attributes: float = 0.3  # LPIPS between the protected face and the original
     restored: float = 0.8  # LPIPS between the drawn original, the restored face, and the original
     pixels: float = 1.0  # squared error of the same
@@ -95,31 +116,47 @@ class PersonalTask(ReversibleTask):
 
     system = SYSTEM
 
+    def __init__(self, *parts):
+        """parts: as for `ReversibleTask`."""
+        super().__init__(*parts)
+        people = measured(self.network, parts[2])
+        self.network.people.copy_(people), self.average.people.copy_(people)
+
     def tell(self, faces: torch.Tensor, keys: torch.Tensor, back: bool) -> torch.Tensor:
-        return vectors(self.identity(faces), keys, -ANGLE if back else ANGLE)
+        return vectors(self.network.recognise(faces), self.network.people, keys, -ANGLE if back else ANGLE)
+
+    def alike(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Cosine between embeddings (N, E), whitened, a scalar."""
+        with torch.autocast(a.device.type, enabled=False):
+            return F.cosine_similarity(*(whitened(x.float(), self.network.people) for x in (a, b))).mean()
 
     def loss(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, Numbers]:
-        c, real = self.config, varied(to_tensor(batch["faces"]))
+        c, real, n = self.config, varied(to_tensor(batch["faces"])), self.network
         keys = torch.randint(2**62, (len(real),))
         with self.accelerator.autocast():
             with torch.no_grad():
-                own = self.identity(real)
-                wanted = turn(own, keys)
-            first, drawn = self.network.again(torch.cat([real, real]), torch.cat([own, wanted]) * EMBEDDING**0.5)
+                own = n.recognise(real)
+                wanted = vectors(own, n.people, keys, ANGLE)
+            first, drawn = n.again(torch.cat([real, real]), torch.cat([own, wanted]))
             same, locked = drawn.chunk(2)
-            found = self.identity(locked)
-            second, opened = self.network.again(locked, vectors(found, keys, -ANGLE))
+            found = n.recognise(locked)
+            second, opened = n.again(locked, vectors(found, n.people, keys, -ANGLE))
             twice, back = torch.cat([same, opened]), torch.cat([real, real])
+            person, seen, again, restored = self.identity(torch.cat([real, locked, same, opened])).chunk(4)
+            turned = self.alike(found, wanted)
             terms = {
-                "identity": (1 - (found * wanted).sum(1)).mean()
-                + (1 - (self.identity(twice) * own.repeat(2, 1)).sum(1)).mean(),
+                "identity": 3 - turned - (person * again).sum(1).mean() - (person * restored).sum(1).mean(),
                 "attributes": self.apart(locked, real),
                 "restored": self.apart(twice, back),
                 "pixels": F.mse_loss(twice, back),
             }
         terms["length"] = beyond(torch.cat([first, second]))
-        seen = {"turned": (found * wanted).sum(1).mean(), "original": (found * own).sum(1).mean()}
-        return sum(getattr(c, name) * value for name, value in terms.items()), terms | seen
+        shown = {
+            "turned": turned,
+            "protected": (seen * person).sum(1).mean(),
+            "opened": (restored * person).sum(1).mean(),
+        }
+        return sum(getattr(c, name) * value for name, value in terms.items()), terms | shown
 
 
 def main(argv: list[str] | None = None) -> dict:

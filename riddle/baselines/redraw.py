@@ -19,7 +19,7 @@ from torch import nn
 from riddle.baselines.regions import hidden, pasted
 from riddle.files import sha256
 from riddle.models.efficientnet import Conv
-from riddle.models.inversion import LiteEncoder
+from riddle.models.inversion import EMBEDDING, POOLED, LiteEncoder
 from riddle.models.parsing import ParsingNet, labels
 from riddle.networks import Synthesis
 from riddle.presets import get
@@ -43,7 +43,9 @@ class System:
     gates: tuple[float, ...] = ()  # per slot: how much of the vector is added to z, at first; (): it is not
     vector: int = 0  # V, numbers of the vector, which a random projection (V, D) makes as long as z; 0: it has D
     told: float = 0.01  # std of the last weights between the vector and z, at first
-    inverts: bool = False  # z starts from what the encoder reads of the identity, too
+    identity: str = (
+        ""  # whose the encoder's own head adds to z: "seen", that of the picture; "told", the vector; "": no
+    )
 
 
 class Redraw(nn.Module):
@@ -69,11 +71,14 @@ class Redraw(nn.Module):
         )  # fmt: skip
         nn.init.normal_(self.mix[-1].weight, std=system.told)
         nn.init.zeros_(self.mix[-1].bias)
-        self.inverts = system.inverts
+        self.identity = system.identity
         gate = torch.tensor(system.gates)[:, None].expand(-1, d)
         if system.vector:
             gate = gate * torch.randn(system.vector, 1, d) / system.vector**0.5
         self.gate = nn.Parameter(gate.clone()) if system.gates else None
+        if self.identity == "told":  # mean of people's embeddings, and a matrix that gives them variance 1 each way
+            people = torch.cat([torch.zeros(1, EMBEDDING), torch.eye(EMBEDDING)])
+            self.people = nn.Parameter(people, requires_grad=False)
 
     def forward(
         self, known: torch.Tensor, mask: torch.Tensor, maps: torch.Tensor, vectors: torch.Tensor
@@ -82,8 +87,9 @@ class Redraw(nn.Module):
         pictures = torch.cat([known, self.mean_face.expand(len(known), -1, -1, -1), mask, maps], 1)
         z, read = self._frozen[1].slots(self.body(pictures.permute(0, 2, 3, 1)))
         told = self.mix(torch.cat([vectors, read.float()], 1)).float().view(len(z), self.n_latent, -1)
-        if self.inverts:
-            told = told + self._frozen[1].told(known, self.mean_face, read)
+        if self.identity:
+            who = None if self.identity == "seen" else (vectors, vectors.new_zeros(len(vectors), POOLED))
+            told = told + self._frozen[1].told(known, self.mean_face, read, who)
         if self.gate is None:
             return z + told
         added = self.gate * vectors[:, None] if self.gate.ndim == 2 else torch.einsum("nv,vld->nld", vectors, self.gate)
@@ -94,6 +100,10 @@ class Redraw(nn.Module):
         nothing = faces.new_zeros(len(faces), 1, *faces.shape[2:])
         z = self(faces, nothing, nothing[:, :0], vectors)
         return z, self.draw(z)
+
+    def recognise(self, faces: torch.Tensor) -> torch.Tensor:
+        """Faces (N, 3, R, R) -> embeddings (N, 128) of variance 1, by the encoder's recogniser."""
+        return self._frozen[1].recognise(faces)[0]
 
     def draw(self, z: torch.Tensor) -> torch.Tensor:
         """z (N, L, D), before the bound -> faces (N, 3, R, R)."""

@@ -23,16 +23,17 @@ BATCH = 16  # faces at a time
 
 @torch.no_grad()
 def changed(
-    system: System, faces: torch.Tensor, keys: torch.Tensor, tell: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """Faces (N, 3, 128, 128) in [-1, 1] drawn anew; tell: some of them, and their keys (N,) -> vectors (N, V).
+    system: System, faces: torch.Tensor, keys: torch.Tensor,
+    tell: Callable[[Redraw, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:  # fmt: skip
+    """Faces (N, 3, 128, 128) in [-1, 1] drawn anew; tell: the network, some faces, their keys (N,) -> vectors (N, V).
 
     Raises WeightsMissingError, and ValueError for faces of another size.
     """
     faces = checked(system, faces)
     network = load(system)[0]
     parts = zip(faces.split(BATCH), keys.split(BATCH), strict=True)
-    return torch.cat([network.again(part, tell(part, key))[1] for part, key in parts])
+    return torch.cat([network.again(part, tell(network, part, key))[1] for part, key in parts])
 
 
 @dataclass(frozen=True, kw_only=True)
