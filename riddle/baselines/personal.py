@@ -70,11 +70,9 @@ def vectors(embedded: torch.Tensor, people: torch.Tensor, keys: torch.Tensor, an
 
 @torch.no_grad()
 def measured(network: Redraw, generator: Synthesis, n: int = 1024) -> torch.Tensor:
-    """Mean and spread of the embeddings of n drawn faces, (E + 1, E): the mean above the matrix that undoes whitening."""
-    draw = torch.Generator().manual_seed(0)
-    codes = generator.broadcast(
-        generator.map(torch.randn(n, generator.style_dim, generator=draw).to(network.mean_face))
-    )
+    """Embeddings of n drawn faces: their mean, above the matrix that undoes whitening, (E + 1, E)."""
+    z = torch.randn(n, generator.style_dim, generator=torch.Generator().manual_seed(0))
+    codes = generator.broadcast(generator.map(z.to(network.mean_face)))
     embedded = torch.cat([network.recognise(generator(part).clamp(-1, 1)) for part in codes.split(32)])
     variance, directions = torch.linalg.eigh(embedded.T.cov())
     return torch.cat([embedded.mean(0, keepdim=True), directions * variance.clamp(min=1e-4).sqrt()])
@@ -151,12 +149,8 @@ class PersonalTask(ReversibleTask):
                 "pixels": F.mse_loss(twice, back),
             }
         terms["length"] = beyond(torch.cat([first, second]))
-        shown = {
-            "turned": turned,
-            "protected": (seen * person).sum(1).mean(),
-            "opened": (restored * person).sum(1).mean(),
-        }
-        return sum(getattr(c, name) * value for name, value in terms.items()), terms | shown
+        shown = {name: (x * person).sum(1).mean() for name, x in {"protected": seen, "opened": restored}.items()}
+        return sum(getattr(c, name) * value for name, value in terms.items()), terms | shown | {"turned": turned}
 
 
 def main(argv: list[str] | None = None) -> dict:
