@@ -48,7 +48,6 @@ def on_ray(rows: list[Row], workers: int, worker: type, options: dict[str, Any],
         def __call__(self, row: Row) -> dict[str, str]:
             return {"outcome": json.dumps(super().__call__(row))}
 
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks, context.enable_progress_bars = -1, False
     left = {row["source"]: row for row in rows}
@@ -56,6 +55,7 @@ def on_ray(rows: list[Row], workers: int, worker: type, options: dict[str, Any],
     while left and len(left) != before:  # a death can take along what was on its way to that worker
         before = len(left) if most == 1 else 0
         size, most = max(1, min(most, len(left) // (4 * workers))), 1
+        ray.init(log_to_driver=False)
         pool = ray.data.ActorPoolStrategy(size=min(workers, len(left)), max_tasks_in_flight_per_actor=1)
         data = ray.data.from_items([*left.values()], override_num_blocks=-(-len(left) // size)).map(
             Worker, fn_constructor_kwargs=options, compute=pool, num_cpus=1, num_gpus=gpus,
@@ -68,6 +68,8 @@ def on_ray(rows: list[Row], workers: int, worker: type, options: dict[str, Any],
                 yield outcome
         except ray.exceptions.RayError as e:
             raise ValueError(f"no worker can begin: {e}; correct it, and start the run again") from e
+        finally:
+            ray.shutdown()  # a worker that was started again would keep its core from the next round's
     for row in left.values():
         yield {**row, "status": "failed", "reason": f"{row['source']}: {LOST}"}
 

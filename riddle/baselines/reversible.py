@@ -45,8 +45,8 @@ class ReversibleConfig(LoopConfig):
     steps: int = 1_000_000
     minutes: float = 60.0
     batch: int = 4  # each face is drawn three or four times
-    lr: float = 1e-3  # Adam, of what starts at random
-    body_lr: float = 3e-4  # of the encoder's body
+    lr: float = 5e-4  # Adam, of what starts at random
+    body_lr: float = 5e-5  # of the encoder's body
     ema: float = 0.995  # decay per step of the weights' average
 
 
@@ -63,7 +63,8 @@ class ReversibleTask(Task):
         self.frozen, self.held_out = frozen, held_out
         network = Redraw(generator, encoder, self.system).to(accelerator.device)
         body = [p for p in network.body.parameters() if p.requires_grad]
-        groups = [{"params": body, "lr": config.body_lr}, {"params": list(network.mix.parameters()), "lr": config.lr}]
+        fresh = [*network.mix.parameters(), *([] if network.gate is None else [network.gate])]
+        groups = [{"params": body, "lr": config.body_lr}, {"params": fresh, "lr": config.lr}]
         optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         super().__init__(config, accelerator, "redraw", network, optimiser, shared=[generator, encoder])
 
