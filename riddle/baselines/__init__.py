@@ -81,7 +81,7 @@ SYSTEMS = {
     "fit": Baseline("FIT", file="fit", reversible=True, absent=UNTRAINED),
     "personal": Baseline("Personal", file="personal", reversible=True, absent=UNTRAINED),
     "deepprivacy": Baseline("DeepPrivacy", file="deepprivacy"),
-    "falco": Baseline("FALCO", _falco, uses="encoder"),
+    "falco": Baseline("FALCO", _falco, uses="encoder", absent="not measured by this project"),
     "blur": Baseline(f"face blurring (sigma 1/{1 / SIGMA:.0f} of the crop)", blur),
     "mosaic": Baseline(f"mosaicing ({BLOCKS} x {BLOCKS} blocks)", mosaic),
 }
