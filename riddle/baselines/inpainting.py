@@ -82,10 +82,7 @@ class RedrawTask(Task):
         self.system, self.generator, self.frozen, self.parser = system, generator, frozen, parser
         self.held_out, self.seen = held_out, None
         network = Redraw(generator, encoder, system).to(accelerator.device)
-        body = [p for p in network.body.parameters() if p.requires_grad]
-        others = [*network.mix.parameters(), network.gate]
-        groups = [{"params": body, "lr": config.body_lr}, {"params": others, "lr": config.lr}]
-        optimiser = torch.optim.Adam(groups, betas=(0.5, 0.99), fused=True)
+        optimiser = torch.optim.Adam(network.groups(config.body_lr, config.lr), betas=(0.5, 0.99), fused=True)
         super().__init__(config, accelerator, "redraw", network, optimiser, shared=[generator, encoder])
         self.critic = Critic(4 + system.maps, get(config.preset).resolution).to(accelerator.device)
         self.critic_optimiser = torch.optim.Adam(

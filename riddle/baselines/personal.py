@@ -63,7 +63,7 @@ def whitened(embedded: torch.Tensor, people: torch.Tensor) -> torch.Tensor:
 
 
 def vectors(embedded: torch.Tensor, people: torch.Tensor, keys: torch.Tensor, angle: float) -> torch.Tensor:
-    """Embeddings (N, E), whitened, turned, and as they were before; people: (E + 1, E) of `measured`."""
+    """Embeddings (N, E), turned while they are white, (N, E); people: (E + 1, E) of `measured`."""
     with torch.autocast(embedded.device.type, enabled=False):
         return turn(whitened(embedded.float(), people), keys, angle) @ people[1:].T + people[0]
 

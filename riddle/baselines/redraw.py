@@ -42,7 +42,6 @@ class System:
     tell: Callable[[Synthesis, torch.Tensor], torch.Tensor] | None = None  # generator, keys (N,) -> vectors (N, D)
     gates: tuple[float, ...] = ()  # per slot: how much of the vector is added to z, at first; (): it is not
     vector: int = 0  # V, numbers of the vector, which a random projection (V, D) makes as long as z; 0: it has D
-    told: float = 0.01  # std of the last weights between the vector and z, at first
     identity: str = (
         ""  # whose the encoder's own head adds to z: "seen", that of the picture; "told", the vector; "": no
     )
@@ -69,7 +68,7 @@ class Redraw(nn.Module):
             nn.Linear((system.vector or d) + encoder.smooth[0].out_channels, 192), nn.LeakyReLU(0.2),
             nn.Linear(192, 192), nn.LeakyReLU(0.2), nn.Linear(192, self.n_latent * d),
         )  # fmt: skip
-        nn.init.normal_(self.mix[-1].weight, std=system.told)
+        nn.init.normal_(self.mix[-1].weight, std=0.01)
         nn.init.zeros_(self.mix[-1].bias)
         self.identity = system.identity
         gate = torch.tensor(system.gates)[:, None].expand(-1, d)
@@ -115,6 +114,12 @@ class Redraw(nn.Module):
         """Faces (N, 3, R, R) with drawn ones in the masks' places, and the drawn ones; the rest as for `forward`."""
         drawn = self.draw(self(hidden(faces, mask), mask, maps, vectors))
         return pasted(faces, drawn, mask), drawn
+
+    def groups(self, body_lr: float, lr: float) -> list[dict]:
+        """Parameter groups of an optimiser: of the encoder's body, and of what starts at random, with their rates."""
+        body = [p for p in self.body.parameters() if p.requires_grad]
+        fresh = [*self.mix.parameters(), *([] if self.gate is None else [self.gate])]
+        return [{"params": body, "lr": body_lr}, {"params": fresh, "lr": lr}]
 
     def own_state(self) -> dict[str, torch.Tensor]:
         """The trained part of the state; the rest is the encoder's."""

@@ -62,10 +62,7 @@ class ReversibleTask(Task):
         """held_out: uint8 (N, R, R, 3), faces that training never sees."""
         self.frozen, self.held_out = frozen, held_out
         network = Redraw(generator, encoder, self.system).to(accelerator.device)
-        body = [p for p in network.body.parameters() if p.requires_grad]
-        fresh = [*network.mix.parameters(), *([] if network.gate is None else [network.gate])]
-        groups = [{"params": body, "lr": config.body_lr}, {"params": fresh, "lr": config.lr}]
-        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+        optimiser = torch.optim.Adam(network.groups(config.body_lr, config.lr), betas=(0.9, 0.99), fused=True)
         super().__init__(config, accelerator, "redraw", network, optimiser, shared=[generator, encoder])
 
     def tell(self, faces: torch.Tensor, keys: torch.Tensor, back: bool) -> torch.Tensor:
