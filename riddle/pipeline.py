@@ -202,37 +202,36 @@ class Riddle:
         return faces, [face if side == own else self.synthesize(one[None], side)[0] for face, one, side in each]
 
     def _parsed(self, old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """The parser's logits of faces and those that replace them, each (3, S, S): k of (2, 19, R, R)."""
-        side = self.preset.resolution
-        pairs = [F.adaptive_avg_pool2d(x.float(), side) for pair in zip(old, new, strict=True) for x in pair]
-        return self._batched(self.parser, torch.stack(pairs), 32).split(2)
+        """The parser's logits of faces and those that replace them, each (3, S, S): k of (2, 19, R, R); () without."""
+        pairs = [x.float() for pair in zip(old, new, strict=True) for x in pair if self.mask == "parser"]
+        small = [F.adaptive_avg_pool2d(x, self.preset.resolution) for x in pairs]
+        return self._batched(self.parser, torch.stack(small), 32).split(2) if small else ()
 
     def paste(
         self, image: Image.Image, under: torch.Tensor, faces: Sequence[torch.Tensor], matrices: np.ndarray,
-        shown: Sequence[torch.Tensor] | None = None,
+        shown: Sequence[torch.Tensor] | None = None, masks: np.ndarray | None = None,
     ) -> Image.Image:  # fmt: skip
         """A photo with rendered faces in their places, colours matched and blended at the rim.
 
         image: RGB; under: the crops (k, 3, R, R) of those places, in [-1, 1]; faces: k of (3, S, S) in [-1, 1], S a
         multiple of R, the one in front first; matrices: (k, 2, 3), framing matrices, crop's unit square -> photo
         pixels; shown: k of (3, S, S), the faces pasted there before, which are first taken out of the rim (see
-        riddle.faces.blending). With the parser, which sees R px, hair stays in front; colours match from skin to skin.
+        riddle.faces.blending); masks: (k, M, M) in [0, 1], default: the parser's, which sees R px: hair stays in front.
         """
-        count, side = len(faces), under.shape[-1]
-        outlines, skins = [None] * count, [blending.core(side)] * count
-        if self.mask == "parser":
-            logits = self._parsed(under, faces if shown is None else shown)  # what stood in front still does
-            outlines, skins = [blending.outline(*pair) for pair in logits], [blending.skin(pair) for pair in logits]
+        before, count = faces if shown is None else shown, len(faces)  # what stood in front still does
+        logits = self._parsed(under, before)
+        skins = [blending.skin(pair) for pair in logits] or [blending.core(under.shape[-1])] * count
+        masks = blending.outlines(logits, under) if masks is None else masks
         photo = np.array(image)
 
         def matched(i: int, face: torch.Tensor) -> Image.Image:
             return to_image(blending.match_colours(face, under[i], skins[i]))
 
         for i in range(count) if shown is not None else ():
-            blending.unblend(photo, matched(i, shown[i]), matrices[i], outlines[i])
+            blending.unblend(photo, matched(i, shown[i]), matrices[i], masks[i])
         put = blending.paste if shown is None else blending.paste_inside
         for i in reversed(range(count)):  # the largest, in front, last
-            put(photo, matched(i, faces[i]), matrices[i], outlines[i])
+            put(photo, matched(i, faces[i]), matrices[i], masks[i])
         return Image.fromarray(photo)
 
     def protect(
@@ -276,10 +275,11 @@ class Riddle:
                 break
         salt, secret, z, seen = best
         drawn, large = self.draw(seen, matrices)
-        image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices))
-        size, kept = picture.rgb.size, None
+        masks = blending.halved(blending.outlines(self._parsed(under, large), under))
+        image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, masks=masks))
+        own, kept = (self.preset.name, self.weights_hash, picture.rgb.size, salt), None
         if record:
-            kept = Record(self.preset.name, self.weights_hash, size, salt, matrices, z.cpu(), look_of(image))
+            kept = Record(*own, matrices, z.cpu(), look_of(image), masks=masks)
 
         def look(after: Image.Image) -> list[outcomes.FaceReport]:
             seen = picture.rgb, after, faces, self.detector, self.preset.identity, self.device
@@ -324,8 +324,8 @@ class Riddle:
                 return Restored(image, faces, "original", matrices, picture.profile)
             source, shown = "codes", self.draw(pasted, matrices)[1]
         under, (drawn, large) = self.crops(picture.rgb, matrices), self.draw(decrypted, matrices)
-        image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, shown))
-        return Restored(image, drawn, source, matrices, picture.profile)
+        image = self.paste(picture.rgb, under, large, matrices, shown, opened and opened.masks)
+        return Restored(picture.with_pixels(image), drawn, source, matrices, picture.profile)
 
 
 def load(

@@ -7,6 +7,7 @@ The seal's content (riddle.seal) is a numpy .npz file of these arrays:
     look       (8, 8) uint8, the protected photo in grey, by which the record of another photo is refused
     originals  uint8, PNG files of the faces' own squares, one behind the other, or none
     lengths    (k,) int64, theirs
+    masks      (k, M, M) uint8, 0 to 255, by which the faces were pasted; older files lack them
 
 In XMP the sealed record is one property, `riddle:record`, in base64.
 """
@@ -55,6 +56,7 @@ class Record:
     codes: torch.Tensor  # (k, L, D) in z, encrypted, exact in float16
     look: np.ndarray  # (8, 8) uint8
     originals: tuple[bytes, ...] = ()  # PNG files; none, or one a face
+    masks: np.ndarray | None = None  # (k, M, M) in [0, 1], by which the faces were pasted, rounded to 1/255
 
     def boxes(self) -> list[tuple[int, int, int, int]]:
         """Where each face's square lies in the photo: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
@@ -62,11 +64,11 @@ class Record:
 
     def seal(self, secret: bytes) -> Sealed:
         """The record as a file carries it; secret: 32 bytes, of the passphrase under `salt`."""
-        out = io.BytesIO()
+        out, masks = io.BytesIO(), {} if self.masks is None else {"masks": np.rint(255 * self.masks).astype("u1")}
         np.savez(
             out, codes=self.codes.numpy().astype("<f2"), matrices=np.asarray(self.matrices, "<f8"), look=self.look,
             originals=np.frombuffer(b"".join(self.originals), np.uint8),
-            lengths=np.array([len(png) for png in self.originals], "<i8"),
+            lengths=np.array([len(png) for png in self.originals], "<i8"), **masks,
         )  # fmt: skip
         return seal(out.getvalue(), secret, "photo", self.preset, self.weights, self.size, self.salt)
 
@@ -78,8 +80,8 @@ class Record:
         if content is None:
             return None
         with reading(name):
-            types = {"codes": "f4", "matrices": "f8", "look": "u1", "originals": "u1", "lengths": "i8"}
-            codes, matrices, look, png, lengths = arrays(content, MAX_RECORD, **types)
+            types = {"codes": "f4", "matrices": "f8", "look": "u1", "originals": "u1", "lengths": "i8", "masks": "u1"}
+            codes, matrices, look, png, lengths, masks = arrays(content, MAX_RECORD, ["masks"], **types)
             k = len(codes)
             if codes.ndim != 3 or not k or not np.isfinite(codes).all():
                 raise ValueError(f"codes of shape {codes.shape}")
@@ -87,10 +89,15 @@ class Record:
                 raise ValueError("a face's place is no square in the photo")
             if look.shape != (LOOK, LOOK) or lengths.shape not in ((0,), (k,)) or lengths.sum() != png.size:
                 raise ValueError("not every face has its original")
+            if masks is not None:
+                if masks.shape != (k, *masks.shape[-1:] * 2) or not masks.size:
+                    raise ValueError(f"masks of shape {masks.shape}")
+                masks = masks / np.float32(255)
             ends = np.cumsum([0, *lengths])
             originals = tuple(png[a:b].tobytes() for a, b in zip(ends, ends[1:], strict=False))
             codes = torch.from_numpy(codes)
-            return cls(sealed.preset, sealed.weights, sealed.size, sealed.salt, matrices, codes, look, originals)
+            own = sealed.preset, sealed.weights, sealed.size, sealed.salt
+            return cls(*own, matrices, codes, look, originals, masks)
 
     @classmethod
     def fitting(cls, sealed: Sealed, secret: bytes, picture: Picture, preset: Preset, weights: str) -> Record | None:

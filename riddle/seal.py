@@ -27,7 +27,7 @@ import json
 import re
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,13 +157,16 @@ def seal(
     return Sealed(kind, preset, weights, tuple(size), salt, body + hashlib.sha256(body).digest()[:_CHECK])
 
 
-def arrays(content: bytes, most: int, **types: str) -> list[np.ndarray]:
+def arrays(content: bytes, most: int, optional: Sequence[str] = (), **types: str) -> list[np.ndarray | None]:
     """The arrays of a record's content, a numpy .npz file, in the order of their names; types: what each is safely cast
-    to. Raises errors of many kinds where it is none or has more than `most` bytes unpacked: see `reading`."""
+    to; optional: names of those that are None where they are not there. Raises errors of many kinds where it is none or
+    has more than `most` bytes unpacked: see `reading`."""
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         if sum(member.file_size for member in stored.zip.infolist()) > most:
             raise ValueError(f"it is larger than {most >> 20} MB")
-        return [stored[name].astype(kind, casting="safe") for name, kind in types.items()]
+        absent = set(optional) - set(stored.files)
+        cast = {name: stored[name].astype(kind, casting="safe") for name, kind in types.items() if name not in absent}
+        return [cast.get(name) for name in types]
 
 
 def padded(length: int) -> int:

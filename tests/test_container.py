@@ -33,10 +33,14 @@ def picture(size=(80, 60)):
     return Image.effect_mandelbrot(size, (-2, -1, 1, 1), 20).convert("RGB")
 
 
+def masks(k, side=32):
+    return np.tile(np.arange(side, dtype=np.uint8), (k, side, 1)) / np.float32(255)
+
+
 def make(k=2, shape=(8, 64), seed=0, **fields):
     codes = torch.randn(k, *shape, generator=torch.Generator().manual_seed(seed)).half().float()
     matrices = np.tile(np.array([[20.0, -3, 12], [3, 20, 9]]), (k, 1, 1)) + np.arange(k)[:, None, None] * [0, 0, 1e-3]
-    fields = {"salt": SALT, "look": look_of(picture())} | fields
+    fields = {"salt": SALT, "look": look_of(picture()), "masks": masks(k)} | fields
     return Record("smoke", "ab" * 32, (80, 60), matrices=matrices + [0, 0, 1e-3 * seed], codes=codes, **fields)
 
 
@@ -44,7 +48,7 @@ def equal(sealed, b):
     """Whether a sealed record holds this one."""
     a = Record.open(sealed, SECRET, "x")
     same = (a.preset, a.weights, a.size, a.salt, a.originals) == (b.preset, b.weights, b.size, b.salt, b.originals)
-    return same and all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("matrices", "codes", "look"))
+    return same and all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("matrices", "codes", "look", "masks"))
 
 
 def read(data):
@@ -89,6 +93,13 @@ def test_the_bytes_are_as_documented_and_the_record_returns_from_them():
     assert Record.open(read(data), bytes(32), "x") is None
     later = joined(header | {"mood": "sunny"}, nonce, ciphertext)  # a field more is read, but it was not sealed
     assert read(later).size == (80, 60) and read(later).open(SECRET) is None
+
+
+def test_masks_may_be_absent_but_not_of_another_shape():
+    assert Record.open(read(make(masks=None).seal(SECRET).data), SECRET, "x").masks is None
+    for wrong in (masks(1), masks(2)[:, :-1], masks(2)[0], masks(2, 0)):
+        with pytest.raises(RecordError, match=r"party\.png: "):
+            Record.open(read(make(masks=wrong).seal(SECRET).data), SECRET, "party.png")
 
 
 def test_what_is_in_clear_depends_on_no_face():

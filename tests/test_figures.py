@@ -343,8 +343,8 @@ def test_trials_and_real_faces_stay_out_of_the_kept_results(home):
     assert drawing.save_fig("f", "smoke").is_relative_to(hidden) and not kept.exists()
     assert drawing.save_fig("f", "mobile") == kept / "figures" / "f.png"
     plt.imshow(np.zeros((2, 2)))
-    assert drawing.save_fig("f", "mobile") == kept / "figures" / "f.jpg"
-    assert sorted(p.name for p in (kept / "figures").iterdir()) == ["f.jpg", "f.png"]
+    assert drawing.save_fig("f", "mobile") == kept / "figures" / "f.webp"
+    assert sorted(p.name for p in (kept / "figures").iterdir()) == ["f.png", "f.webp"]
 
 
 def test_curves_show_what_a_log_has(tmp_path):

@@ -183,7 +183,7 @@ def test_no_photo_or_download_is_committed(root):
         pytest.skip("not a git checkout")
     for name in filter(None, listed.stdout.split("\0")):
         path = root / name
-        if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".gif"}:
+        if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".gif"}:
             assert name.startswith(("data/samples/", "data/zoo/", "results/", "docs/", "tests/golden/")), name
         golden = name.startswith("tests/golden/")  # few numbers that a network must give
         assert golden or path.suffix not in {".tar", ".pth", ".pt", ".onnx", ".pkl", ".npz"}, name

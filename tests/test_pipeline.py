@@ -189,6 +189,20 @@ def test_restore_returns_the_inverted_faces_with_the_right_password_only(mirror,
     assert np.array_equal(np.asarray(back.image)[outside], np.asarray(photo)[outside])
 
 
+def test_the_record_keeps_the_masks_by_which_faces_are_taken_out_again(mirror, photo, tmp_path):
+    out = mirror.protect(photo, "correct horse", salt=SALT)
+    path = out.save(tmp_path / "out.png")
+    record = Record.open(find_record(open_picture(path)), out.secret, path)
+    assert record.masks.shape == (2, 16, 16) and np.array_equal(record.masks, out.record.masks)
+    none = replace(out, record=replace(record, masks=np.zeros_like(record.masks)))
+    assert np.array_equal(mirror.restore(none, "correct horse").image, out.image)
+    older = replace(out, record=replace(record, masks=None))  # then the masks are found anew
+    assert mirror.restore(older, "correct horse").source == "codes"
+    back = np.asarray(mirror.restore(path, "correct horse").image)
+    assert np.array_equal(back, np.asarray(mirror.restore(out, "correct horse").image))
+    assert not np.array_equal(back, np.asarray(out.image))
+
+
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 def test_every_format_carries_the_sealed_record_of_encrypted_codes(mirror, photo, tmp_path, ending):
     out = mirror.protect(photo, "pw", salt=SALT)

@@ -20,8 +20,6 @@ import torch
 
 from .plain import BLOCKS, SIGMA, blur, mosaic
 
-UNTRAINED = "not trained by this project"
-
 
 @dataclass(frozen=True)
 class Baseline:
@@ -78,8 +76,8 @@ def _falco(faces: torch.Tensor) -> torch.Tensor:
 
 SYSTEMS = {
     "ciagan": Baseline("CIAGAN", file="ciagan"),
-    "fit": Baseline("FIT", file="fit", reversible=True, absent=UNTRAINED),
-    "personal": Baseline("Personal", file="personal", reversible=True, absent=UNTRAINED),
+    "fit": Baseline("FIT", file="fit", reversible=True),
+    "personal": Baseline("Personal", file="personal", reversible=True),
     "deepprivacy": Baseline("DeepPrivacy", file="deepprivacy"),
     "falco": Baseline("FALCO", _falco, uses="encoder", absent="not measured by this project"),
     "blur": Baseline(f"face blurring (sigma 1/{1 / SIGMA:.0f} of the crop)", blur),

@@ -73,7 +73,7 @@ class FitConfig(ReversibleConfig):
 
     critic_lr: float = 2e-4  # and of the reader of passwords
     apart: float = 2.0  # cosine above zero: protected, wrongly restored, and the original
-    together: float = 2.0  # 1 - cosine of the restored face
+    together: float = 4.0  # 1 - cosine of the restored face
     restored: float = 2.0  # L1 of the restored face
     looks: float = 0.8  # LPIPS of the restored face
     near: float = 0.3  # LPIPS of the protected face, which keeps pose and surroundings

@@ -110,7 +110,7 @@ def write(preset: str, folder: Path | None = None) -> pd.DataFrame:
     """
     source = config.results(preset)
     folder, made = folder or source, read_tables(source / "tables")
-    markdown = page(preset, made, sorted((source / "figures").glob("figure*.*g")))
+    markdown = page(preset, made, sorted((source / "figures").glob("figure*.*")))
     for name, text in {"report.md": markdown, "report.html": to_html(markdown, source)}.items():
         write_text(folder / name, text)
     answers = verdicts(made)

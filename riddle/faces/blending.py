@@ -8,7 +8,7 @@ there, a ghost of up to a quarter around the face.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -89,6 +89,18 @@ def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
         near, beside = torch.ones(()), torch.zeros(())
     inner = torch.maximum(core(side) * near, core(side, EYES)) * (1 - beside) * (1 - over_skin)
     return np.maximum(np.maximum(within, without), inner.numpy())
+
+
+def outlines(logits: Sequence[torch.Tensor], under: torch.Tensor) -> np.ndarray:
+    """The masks (k, R, R) by which faces replace those in crops (k, 3, R, R); logits: k of (2, 19, R, R), the old and
+    the new face's, or (), without a parser: then all of the crop is replaced."""
+    return np.stack([outline(*pair) for pair in logits] or [np.ones(under.shape[2:], np.float32)] * len(under))
+
+
+def halved(masks: np.ndarray) -> np.ndarray:
+    """Masks (k, R, R) in [0, 1] as a record keeps them, (k, R / 2, R / 2), rounded to 1/255."""
+    small = F.avg_pool2d(torch.from_numpy(masks), 2)
+    return np.rint(255 * small.numpy()).astype(np.float32) / np.float32(255)
 
 
 def skin(logits: torch.Tensor) -> torch.Tensor:
