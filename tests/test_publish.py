@@ -52,7 +52,7 @@ def test_publish_copies_networks_with_their_metadata_and_thinned_logs(tmp_path, 
     assert stored.keys() == state.keys()
     assert torch.allclose(stored["toplayer.weight"], state["toplayer.weight"], atol=2e-3)
     steps = [json.loads(line)["step"] for line in (zoo_folder / "runs" / "encoder.jsonl").read_text().splitlines()]
-    assert len(steps) == 200 and steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 400)
+    assert len(steps) == 100 and steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 400)
 
 
 def test_a_published_cut_and_the_statistics_of_codes_make_the_generator(tmp_path, zoo_folder, monkeypatch):

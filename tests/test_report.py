@@ -188,7 +188,7 @@ def folder(home):
     (folder / "figures").mkdir(parents=True)
     tables.write(table1(), folder / "tables" / "table1.csv")
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    for name in ("figure8.png", "figure9.webp", "quickstart.webp"):
+    for name in ("figure8.webp", "figure9.webp", "quickstart.webp"):
         Image.fromarray(noise).save(folder / "figures" / name)
     return folder
 

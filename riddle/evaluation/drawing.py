@@ -32,7 +32,7 @@ PIXELS = 180  # per inch of pictures
 
 
 def save_fig(name: str, preset: str, real_faces: bool = False, trial: bool = False) -> Path:
-    """Write the current figure to results/<preset>/figures/<name>.webp if it shows pictures, else to <name>.png.
+    """Write the current figure to results/<preset>/figures/<name>.webp, without loss if it shows no pictures.
 
     Figures that show real faces, those of a trial at smaller scale, and those of the untrained smoke preset go to
     results/runs/, which git ignores.
@@ -40,12 +40,10 @@ def save_fig(name: str, preset: str, real_faces: bool = False, trial: bool = Fal
     figure, kept = plt.gcf(), not real_faces and not trial
     folder = config.results(preset) if kept else config.home() / "results" / "runs" / preset
     shows = any(axis.images for axis in figure.axes)
-    path = folder / "figures" / f"{name}.{'webp' if shows else 'png'}"
+    path = folder / "figures" / f"{name}.webp"
     with replace_file(path) as temporary:
-        if shows:
-            figure.savefig(temporary, dpi=PIXELS, pil_kwargs={"quality": 80, "method": 6})
-        else:
-            figure.savefig(temporary)
+        options = {"quality": 80, "method": 6, "lossless": not shows}
+        figure.savefig(temporary, dpi=PIXELS if shows else "figure", pil_kwargs=options)
     return path
 
 

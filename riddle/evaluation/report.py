@@ -43,7 +43,7 @@ SOURCES = {
     "robustness": ("Table R: what treated files still restore", "16", "4.3"),
 }
 LONGEST = 40  # rows of a table on the page; the CSV has them all
-LIMIT = 250_000  # bytes of a published notebook
+LIMIT = 150_000  # bytes of a published notebook
 WIDTH = 640  # px of a figure inside the HTML file
 STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 

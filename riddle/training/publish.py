@@ -60,13 +60,13 @@ def draw_samples(preset: Preset, folder: Path) -> None:
 
 
 def thin(log: Path, target: Path) -> None:
-    """Copy a JSONL log, keeping about 200 of its lines, spread evenly, and the last."""
+    """Copy a JSONL log, keeping about 100 of its lines, spread evenly, and the last."""
     if not log.is_file():
         return
     rows = [line for line in log.read_text().splitlines() if line.strip()]
     last = {json.loads(row)["step"]: row for row in rows}  # a resumed run may write a step twice
     rows = [last[s] for s in sorted(last)]
-    keep = sorted({round(i) for i in np.linspace(0, len(rows) - 1, min(200, len(rows)))})
+    keep = sorted({round(i) for i in np.linspace(0, len(rows) - 1, min(100, len(rows)))})
     write_text(target, "\n".join(rows[i] for i in keep) + "\n")
 
 
