@@ -40,7 +40,10 @@ class Asset:
     def by_hand(self) -> str:
         """How to get it by hand."""
         steps = f" ({self.note})" if self.note else ""
-        return f"get it from {self.address}{steps} and put it at $RIDDLE_WEIGHTS/{self.path}"
+        return (
+            f"get it from {self.address}{steps}, and import it (python -m riddle weights import FOLDER) or put it at "
+            f"$RIDDLE_WEIGHTS/{self.path}"
+        )
 
 
 ASSETS = {

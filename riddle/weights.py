@@ -147,6 +147,8 @@ def _check(asset: Asset, path: Path, seen: os.stat_result) -> None:
     """Compare a file, as it was `seen`, with what is published of it; once a process. Raises ValueError."""
     if published.is_web_page(path):
         cause = "it is a web page that was saved in the place of the file"
+    elif _trusted(path).is_file():
+        return
     elif asset.size not in (None, seen.st_size):
         cause = f"it is cut off or another file: it has {seen.st_size} bytes, the published one {asset.size}"
     elif asset.sha256 and (own := sha256(path)) not in (asset.sha256, *asset.copies):
@@ -154,6 +156,11 @@ def _check(asset: Asset, path: Path, seen: os.stat_result) -> None:
     else:
         return
     raise ValueError(f"{path}: {cause}; remove it, and {asset.by_hand}")
+
+
+def _trusted(path: Path) -> Path:
+    """The mark beside a file in the cache that was imported though it is not the published one."""
+    return path.with_name(f"{path.name}.trusted")
 
 
 # ---- published files with a layout of their own
@@ -166,11 +173,11 @@ def _converted(asset: Asset) -> dict[str, Path]:
     return {part: folder / f"{part}.safetensors" for part in parts if part != "codes"}
 
 
-def convert(asset: Asset, path: Path) -> dict[str, Path]:
+def convert(asset: Asset, path: Path, trust: bool = False) -> dict[str, Path]:
     """Check a published file and keep its networks as safetensors, {part: file}, unless that was done already.
 
-    Codes are only checked; theirs is the published file. Raises ValueError, with the path, the cause and the remedy,
-    for a damaged file and for one of another network.
+    trust: its size and sha256 may be others. Codes are only checked; theirs is the published file. Raises ValueError,
+    with the path, the cause and the remedy, for a damaged file and for one of another network.
     """
     targets, seen = _converted(asset), path.stat()
     about = {"file": f"{path.name} {seen.st_size} {seen.st_mtime_ns}", "source": asset.source, "terms": asset.licence}
@@ -185,7 +192,8 @@ def convert(asset: Asset, path: Path) -> dict[str, Path]:
     with FileLock(lock):
         if made := done():
             return made
-        _check(asset, path, seen)
+        if not trust:
+            _check(asset, path, seen)
         try:
             parts = published.fitting(path, asset.layout, get(asset.presets[0]) if asset.presets else None)
         except ValueError as e:
@@ -205,23 +213,29 @@ def _made_from(file: Path | None) -> str:
     return ""
 
 
-def import_folder(folder: Path) -> Iterator[tuple[Path, str, str]]:
+def import_folder(folder: Path, trust: bool = False) -> Iterator[tuple[Path, str, str]]:
     """Check and keep every published file in a folder and below it, found by its name: (path, asset, what went wrong).
 
+    trust: files of another size or sha256 are taken too, if their layout is right: your own training's, or stand-ins.
     Those without a layout are copied into the cache as they are. Raises ValueError for a folder without any.
     """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is no folder; give the one that holds the files")
     found = [(path, asset) for path in sorted(Path(folder).rglob("*")) for asset in ASSETS.values()
              if path.name in asset.files and path.is_file()]  # fmt: skip
     if not found:
-        raise ValueError(f"{folder} holds no file of a published name; python -m riddle weights lists them")
+        raise ValueError(f"{folder} holds no file of a published name; python -m riddle weights lists the names")
     for path, asset in found:
         try:
             if asset.layout:
-                convert(asset, path)
+                convert(asset, path, trust)
             else:
-                _check(asset, path, path.stat())
+                mark = _trusted(_cached(asset))
+                if not trust:
+                    _check(asset, path, path.stat())
                 with replace_file(_cached(asset)) as temporary:
                     shutil.copyfile(path, temporary)
+                mark.touch() if trust else mark.unlink(missing_ok=True)
             yield path, asset.name, ""
         except (OSError, ValueError) as e:
             yield path, asset.name, str(e)

@@ -554,6 +554,7 @@ def test_weights_says_where_each_network_is_and_its_terms(machine, capsys):
     assert run("weights") == Exit.DONE
     text = capsys.readouterr().out
     assert "cache/weights/nets/near.bin" in text and "terms: research only" in text
+    assert "as near.bin, size not known" in text
     assert run("weights", "gone", "--json") == Exit.DONE
     (gone,) = told(capsys)["networks"]
     assert gone["licence"] == "research only" and not gone["here"]

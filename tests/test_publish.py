@@ -146,7 +146,10 @@ def test_faces_of_the_sets_are_joined_and_counted(home, picture, monkeypatch, ca
         picture(home / "sets" / "ffhq" / f"{i:05d}.png", seed=i, size=(32, 32))
     listing = {"ffhq": {"train": ["00002.png"], "val": ["00000.png", "00001.png"], "test": []}}
     (home / "sets" / "splits.json").write_text(json.dumps(listing))
-    prepare.main(["faces", "--preset", "smoke", "--split", "val", "--out", str(home / "runs" / "faces_val.npy")])
+    words = ["faces", "--preset", "smoke", "--split", "val", "--out", str(home / "runs" / "faces_val.npy")]
+    prepare.main([*words, "--limit", "1"])
+    assert len(np.load(home / "runs" / "faces_val.npy")) == 1
+    prepare.main(words)
     made = np.load(home / "runs" / "faces_val.npy")
     first = np.asarray(Image.open(home / "sets" / "ffhq" / "00000.png"))
     assert made.shape == (2, 32, 32, 3) and np.array_equal(made[0], first)

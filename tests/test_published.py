@@ -591,6 +591,11 @@ def test_a_folder_is_imported_once_and_serves_without_it(home, networks, monkeyp
     made = {p: p.stat().st_mtime_ns for p in (home / "cache").rglob("*.safetensors")}
     assert len(made) == 4  # e4e holds two networks
     (downloads / "79999_iter.pth").unlink()
+    torch.save({"features.0.weight": torch.ones(3)}, downloads / "vgg16-397923af.pth")  # of another size and sum
+    assert run("import", downloads) == Exit.FAILED and "another file: " in capsys.readouterr().out
+    assert locate("vgg16") is None and run("import", downloads, "--trust") == Exit.DONE and find("vgg16").is_file()
+    (downloads / "vgg16-397923af.pth").unlink()
+    capsys.readouterr()
     assert run("import", downloads) == Exit.DONE and "checked: " in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in (home / "cache").rglob("*.safetensors")} == made
     shutil.rmtree(downloads)
@@ -599,6 +604,7 @@ def test_a_folder_is_imported_once_and_serves_without_it(home, networks, monkeyp
     assert run("riddle-e4e256") == Exit.DONE
     assert all(words in capsys.readouterr().out for words in ("e4e256/encoder.safetensors",))
     assert run("import", home / "weights") == Exit.USAGE and run("import") == Exit.USAGE
+    assert "is no folder" in capsys.readouterr().err
 
 
 def test_an_archive_is_told_and_gives_way_to_what_was_unpacked_beside_it(folder):

@@ -294,13 +294,12 @@ def info(
     """Say what protected files carry; needs no passphrase."""
     from riddle.app import bulk
 
-    found = []
+    found, code = [], Exit.DONE
     for path in sources:
         try:
             found.append(bulk.inspect(path))
         except ValueError as e:
-            found.append({"file": str(path), "error": str(e)})
-    code = Exit.FAILED if any("error" in carried for carried in found) else Exit.DONE
+            found, code = [*found, {"file": str(path), "error": str(e)}], Exit.FAILED
     return _tell(code, {"command": "info", "files": found}, chain(*map(bulk.carries, found)), as_json)
 
 
@@ -308,6 +307,7 @@ def info(
 def weights(
     names: Annotated[list[str] | None, Argument(metavar="NAME", help="networks; default: all")] = None,
     download: Annotated[bool, Option("--download", help="fetch those named that are not here")] = False,
+    trust: Annotated[bool, Option("--trust", help="import: files like the published ones, such as your own")] = False,
     as_json: AsJson = False,
 ) -> Exit:
     """List the networks of others: where each is, its address, size, sha256 where known, and terms.
@@ -321,7 +321,7 @@ def weights(
     from riddle.weights import ASSETS, fetch
 
     if names and names[0] == "import":
-        found, lines, code = imported(names[1:])
+        found, lines, code = imported(names[1:], trust)
         return _tell(Exit(code), {"command": "weights import", "files": found}, lines, as_json)
     if unknown := sorted({*(names or ())} - {*ASSETS}):
         raise ValueError(f"no network is named {', '.join(unknown)}; known: {', '.join(sorted(ASSETS))}")
@@ -329,8 +329,8 @@ def weights(
         raise ValueError("name the networks to download: not everybody wants the terms of all of them")
     errors = fetch(names, _warn) if download else []
     found, lines = listed(names or sorted(ASSETS))
-    document = {"command": "weights", "networks": found, "errors": errors}
-    return _tell(Exit.MISSING if errors else Exit.DONE, document, lines, as_json)
+    code = Exit.MISSING if errors else Exit.DONE
+    return _tell(code, {"command": "weights", "networks": found, "errors": errors}, lines, as_json)
 
 
 @app.command(epilog=CODES)

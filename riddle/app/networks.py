@@ -44,25 +44,33 @@ def place(name: str) -> Any:
 
 
 def listed(names: Sequence[str]) -> tuple[list[Item], list[str]]:
-    """These networks of others as `weights` lists them: items, with address, size in bytes, sha256 and terms; lines."""
+    """These networks of others as `weights` lists them: items, with address, names of files,
+    size in bytes, sha256 and terms; lines."""
     found, lines = [], []
     for each in (each for each in networks() if each["name"] in names):
         asset = ASSETS[each["name"]]
-        known = {"address": asset.address, "size": asset.size, "sha256": asset.sha256, "licence": asset.licence}
+        known = {
+            "address": asset.address,
+            "files": asset.files,
+            "size": asset.size,
+            "sha256": asset.sha256,
+            "licence": asset.licence,
+        }
         found.append({key: each[key] for key in ("name", "here", "detail")} | known)
         size = f"{asset.size / 1e6:,.1f} MB" if asset.size else "size not known"
-        said = (f"from {asset.address}", f"{size}, sha256 {asset.sha256 or 'not known'}", f"terms: {asset.licence}")
+        said = (f"from {asset.address}", f"as {' or '.join(asset.files)}, {size}, sha256 {asset.sha256 or 'not known'}",
+                f"terms: {asset.licence}")  # fmt: skip
         lines += [f"{asset.name:27} {each['detail']}", *(f"{'':27} {line}" for line in said)]
     return found, lines
 
 
-def imported(folders: Sequence[str]) -> tuple[list[Item], list[str], int]:
-    """What `weights import` did: items, lines, and 1 where a file was refused, else 0. Raises ValueError without one
-    folder of published files."""
+def imported(folders: Sequence[str], trust: bool = False) -> tuple[list[Item], list[str], int]:
+    """What `weights import` did: items, lines, and 1 where a file was refused, else 0; trust: see `import_folder`.
+    Raises ValueError without one folder of published files."""
     from riddle.weights import import_folder
 
     if len(folders) != 1:
         raise ValueError("give one folder: python -m riddle weights import FOLDER")
-    found = [{"name": name, "file": str(path), "error": e} for path, name, e in import_folder(Path(folders[0]))]
+    found = [{"name": name, "file": str(path), "error": e} for path, name, e in import_folder(Path(folders[0]), trust)]
     lines = [f"{each['name']:27} {each['error'] or 'checked: ' + each['file']}" for each in found]
     return found, lines, int(any(each["error"] for each in found))

@@ -44,6 +44,7 @@ from riddle.weights import BACKBONES, WeightsMissingError, bundled, load_tensors
 
 COACHED = 4  # steps of the encryptor for one step of the recogniser of codes
 FILES = ("codes", "val_codes", "code_judge", "generator", "parser", "encoder", "start")  # options that name a file
+MAKE = "make it first by python -m riddle.training.prepare codes (docs/paper.md, docs/training.md)"
 COMPARED = {"lpips": losses.lpips_loss, "parsing": losses.parsing_loss}  # on networks' outputs
 
 
@@ -284,7 +285,8 @@ def record_of(config: EncryptorConfig) -> dict:
     for name in FILES:
         path = getattr(config, name)
         if path and not Path(path).is_file():
-            raise FileNotFoundError(f"--{name.replace('_', '-')}: {path} does not exist; give the file's path")
+            remedy = MAKE if "codes" in name else "give the file's path"
+            raise FileNotFoundError(f"--{name.replace('_', '-')}: {path} does not exist; {remedy}")
         if name in ("generator", "parser", "encoder"):
             with suppress(WeightsMissingError):
                 path = path or bundled(config.preset, name)

@@ -175,7 +175,7 @@ def batches(tensors: dict[str, torch.Tensor], batch: int, seed: int, start: int)
     """
     n = len(next(iter(tensors.values())))
     if n < batch:
-        raise ValueError(f"{n} training items are fewer than one batch of {batch}")
+        raise ValueError(f"{n} training items are fewer than one batch of {batch}: prepare more, or hold out fewer")
     for step in count(start):
         epoch, place = divmod(step, n // batch)
         if step == start or place == 0:

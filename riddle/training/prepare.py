@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,10 @@ from riddle.training.frozen import draw_codes, frozen_encoder, frozen_generator
 SETS = ("ffhq", "celebamask_hq")
 
 
-def faces(preset: str, split: str, out: Path, workers: int = 2) -> dict[str, int]:
+def faces(preset: str, split: str, out: Path, workers: int = 2, limit: int | None = None) -> dict[str, int]:
     """Write the aligned faces of all sets, uint8 (N, R, R, 3), one by one: none but the last is in memory.
 
-    Returns {set: its number of faces}. Raises DatasetMissingError when no set is found.
+    limit: photos of each set. Returns {set: its number of faces}. Raises DatasetMissingError when no set is found.
     """
     found, missing, side = {}, [], get(preset).resolution
     for name in SETS:
@@ -53,7 +54,7 @@ def faces(preset: str, split: str, out: Path, workers: int = 2) -> dict[str, int
 
         start = header()
         for name, images in found.items():
-            for _, face in align_each(images, preset, workers=workers):
+            for _, face in islice(align_each(images, preset, workers=workers), limit):
                 if face is not None:
                     file.write(face.tobytes())
                     counts[name] += 1
@@ -103,12 +104,13 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--steps", type=int, help="gradient steps a face; without: as many as the encoder's weights say")
     p.add_argument("--drawn", type=int, default=0, help="faces of nobody to invert after the others")
     p.add_argument("--workers", type=int, default=2, help="processes")
+    p.add_argument("--limit", type=int, help="photos of each set; without: all")
     p.add_argument("--out", required=True, type=Path)
     a = p.parse_args(argv)
     if a.what == "codes" and not a.faces:
         p.error("codes needs --faces")
     if a.what == "faces":
-        counts = faces(a.preset, a.split, a.out, a.workers)
+        counts = faces(a.preset, a.split, a.out, a.workers, a.limit)
         write_text(a.out.with_name(f"{a.out.stem}_sets.json"), json.dumps(counts))
     else:
         made = codes(a.preset, np.load(a.faces, mmap_mode="r"), a.encoder, not a.no_mirror, a.steps)

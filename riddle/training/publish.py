@@ -116,11 +116,12 @@ def main(argv: list[str] | None = None) -> None:
         p.error(f"--encryptor: no variant {', '.join(unknown)}; choose from {', '.join(ALL_VARIANTS)}")
     if unknown := sorted(set(baselines) - NETWORKS):
         p.error(f"--baseline: no system {', '.join(unknown)}; choose from {', '.join(sorted(NETWORKS))}")
+    runs = {k: Path(v) for k, v in (("encoder", a.encoder), ("parser", a.parser)) if v} | encryptors | baselines
+    if absent := [str(run) for run in runs.values() if not any(run.glob("*.safetensors"))]:
+        p.error(f"no trained network lies in {', '.join(absent)}; train it first, or leave it out")
     if a.cut:
         publish_cuts(preset, _folders(a.cut))
-    publish(
-        preset, {k: Path(v) for k, v in (("encoder", a.encoder), ("parser", a.parser)) if v} | encryptors | baselines
-    )
+    publish(preset, runs)
     if a.samples:
         draw_samples(preset, config.bundled_folder("samples"))
 
