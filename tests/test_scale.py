@@ -14,9 +14,10 @@ from test_app_photos import Markers, photo, with_detector
 
 from riddle.app import bulk, cli, scale
 from riddle.app.cli import Exit
-from riddle.app.forecast import hours, line
+from riddle.app.forecast import forecast, hours, quarters, resampled
 from riddle.app.passphrase import PassphraseError
 from riddle.app.stores import Protector, plan, proof
+from riddle.faces import outcomes, recognizers
 from riddle.record import read_picture
 
 TEXT, SALT = "correct horse", bytes(16)
@@ -114,29 +115,47 @@ def test_a_worker_with_another_passphrase_or_none_does_not_begin(tmp_path, smoke
         worker(("in", "out"))
 
 
+def test_a_worker_loads_its_networks_when_it_starts_and_only_if_a_photo_is_due(places, smoke_model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(recognizers, "at_hand", lambda *name: asked.append(name))
+    work = worker(places)
+    assert len(work.model.detector.seen) > 2  # the photo in all views, and the face's place again
+    assert asked and "weights_hash" in vars(work.model)
+    to, safe = fsspec.core.url_to_fs(places[1])
+    assert not to.exists(safe)  # what was drawn is not written
+    asked.clear()
+    monkeypatch.setattr("riddle.load", lambda *_, **__: pytest.fail("a network is loaded"))
+    worker(places, due=False)
+    assert not asked
+
+
 def test_the_report_lists_what_needs_a_look_and_goes_on(tmp_path):
-    def outcome(source, status, face="protected"):
-        faces = [{"status": face}] if status == "done" else []
+    def outcome(source, status, face="protected", reason=""):
+        reason = reason or ("cut by the border" if face == "skipped" else "")
+        faces = [{"status": "protected", "reason": ""}, {"status": face, "reason": reason}] if status == "done" else []
         return {"source": source, "target": "", "status": status, "reason": "why", "faces": faces}
 
     def listed():
         return [json.loads(line)["source"] for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
 
     first = [outcome("a", "done"), outcome("b", "failed"), outcome("c", "done", "skipped"), outcome("d", "failed")]
-    counts, number = scale.recorded(first, tmp_path)
-    assert counts["files"] == 4 and counts["failed"] == 2 and counts["faces_skipped"] == 1
-    assert listed() == ["b", "c", "d"] and number == 3
+    first.append(outcome("x", "done", reason=outcomes.REASONS[outcomes.GONE]))
+    first.append(outcome("y", "done", "recognised", outcomes.REASONS[outcomes.RECOGNISED]))
+    counts, kept = scale.recorded(first, tmp_path)
+    assert counts["files"] == 6 and counts["failed"] == 2
+    assert counts["faces_skipped"] == counts["faces_recognised"] == 1
+    assert listed() == ["b", "c", "d", "x", "y"] == [row["source"] for row in kept]
     with open(tmp_path / "photos.jsonl", "a") as file:
         file.write('{"source": "e", "sta')  # killed here
     scale.recorded(
         [outcome("a", "there"), outcome("b", "done"), outcome("c", "there"), outcome("d", "failed")], tmp_path
     )
-    assert listed() == ["c", "d"]
+    assert listed() == ["c", "d", "x", "y"]
     lines = [json.loads(line) for line in (tmp_path / "photos.jsonl").read_text().splitlines()]
-    assert [line["source"] for line in lines] == ["a", "b", "c", "d", "b", "d"]
+    assert [line["source"] for line in lines] == ["a", "b", "c", "d", "x", "y", "b", "d"]
 
 
-def test_the_forecast_is_that_of_a_list_dealt_to_whoever_is_free():
+def test_the_forecast_hands_blocks_to_free_workers():
     second, start = np.array([2.0]), np.array([30.0])
     assert hours(second, start, 1000, 4, block=10) == pytest.approx((30 + 25 * 20) / 3600)
     assert hours(second, start, 1005, 4, block=10) == pytest.approx((30 + 25 * 20 + 10) / 3600)  # the rest: five photos
@@ -151,10 +170,30 @@ def test_the_forecast_is_that_of_a_list_dealt_to_whoever_is_free():
     assert lossy == pytest.approx(10 * (1 + 18 / 3600 + 30 / 3600), rel=0.004)
 
 
-def test_a_cost_that_grows_is_no_straight_line():
-    assert line(np.full(300, 2.0)) == pytest.approx((2.0, 1.0))
-    slope, r2 = line(np.arange(300.0))
-    assert slope == pytest.approx(149.5, rel=0.01) and r2 < 0.95
+def test_the_quarters_show_a_cost_that_grows():
+    assert quarters(np.full(300, 2.0)) == [2.0] * 4
+    assert quarters(np.arange(8.0)) == [0.5, 2.5, 4.5, 6.5]
+    assert quarters(np.array([3.0, 1.0])) == [3.0, 1.0]
+
+
+def test_the_forecast_from_few_photos_is_as_uncertain_as_their_mean():
+    start = np.array([0.0])
+    few, many = (np.tile([1.0, 3.0], n) for n in (3, 3000))
+    drawn = resampled(few, start, 100_000, 10, draws=200)
+    means = np.random.default_rng(1).choice(few, (200, len(few))).mean(1)
+    assert drawn.mean() == pytest.approx(2 * 100_000 / 10 / 3600, rel=0.05)
+    assert drawn.std() / drawn.mean() == pytest.approx(means.std() / means.mean(), rel=0.2)
+    assert np.ptp(resampled(many, start, 100_000, 10)) < 0.1 * np.ptp(drawn)
+
+
+def test_the_forecast_prints_hours_and_what_was_measured(tmp_path, capsys):
+    known = {"start": 20.0, "start_cpu": 10.0, "worker": "a:1", "status": "done", "cpu": 1.0}
+    lines = [known | {"seconds": seconds} for seconds in (1.0, 3.0, 2.0, 2.0)] + [{"status": "failed"}]
+    (tmp_path / "photos.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    forecast(tmp_path / "photos.jsonl", 3600, 2)
+    said = capsys.readouterr().out
+    assert "measured: 4 photos, 0.0% failed, 2.00 s each" in said and "in order: 1.00, 3.00, 2.00, 2.00 s" in said
+    assert "1 workers, which began within 20.0 s" in said and "of these, 1.0 h are work on photos" in said
 
 
 class Deadly:
@@ -196,8 +235,11 @@ def test_two_workers_on_a_folder_and_again(ray, tmp_path, monkeypatch, capsys):
     words = [str(tmp_path / "in"), str(tmp_path / "out"), "--preset", "smoke", "--report", str(tmp_path / "report")]
     assert cli.main(words, scale.app) == Exit.FAILED
     assert len(list((tmp_path / "out").iterdir())) == 3
-    (failed,) = (tmp_path / "report" / "failures.jsonl").read_text().splitlines()
-    assert json.loads(failed)["source"].endswith("broken.jpg") and "no picture" in json.loads(failed)["reason"]
+    rows = [json.loads(line) for line in (tmp_path / "report" / "failures.jsonl").read_text().splitlines()]
+    (failed,) = (row for row in rows if row["status"] == "failed")
+    assert failed["source"].endswith("broken.jpg") and "no picture" in failed["reason"]
+    assert f"{len(rows)} photos listed" in capsys.readouterr().out
+    assert all(any(face["reason"] for face in row["faces"]) for row in rows if row is not failed)
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in (tmp_path / "out").iterdir()}
     assert cli.main(words, scale.app) == Exit.FAILED
     assert "3 there" in capsys.readouterr().out

@@ -2,8 +2,9 @@
 
     python -m riddle.app.forecast report/photos.jsonl --photos 1000000 --workers 100 --lost 0.01
 
-Blocks of photos go to whichever worker is free, as Ray Data deals them. A photo's seconds are drawn from all that were
-measured, so slow and failed photos come as often as they did; a worker's start from those measured.
+The simulation hands blocks of photos to free workers, as Ray Data does. It draws a photo's seconds from all that were
+measured, so slow and failed photos come as often as they did. It draws a worker's start from those measured. It leaves
+out the store and Ray's own work.
 """
 
 from __future__ import annotations
@@ -53,10 +54,21 @@ def hours(
     return max(free) / 3600
 
 
-def line(seconds: np.ndarray) -> tuple[float, float]:
-    """Seconds a photo by the straight line through the sums after 1, 2, ... photos, and its R^2: 1 for equal costs."""
-    count, sums = np.arange(1, len(seconds) + 1), np.cumsum(seconds)
-    return float(np.polyfit(count, sums, 1)[0]), float(np.corrcoef(count, sums)[0, 1] ** 2)
+def quarters(seconds: np.ndarray) -> list[float]:
+    """Mean seconds of a photo in each of four equal parts, in order, (4,) or fewer: alike where the cost of a photo
+    does not grow with their number. seconds: (n,), in the order of the photos."""
+    return [float(part.mean()) for part in np.array_split(seconds, 4) if len(part)]
+
+
+def resampled(
+    seconds: np.ndarray, starts: np.ndarray, photos: int, workers: int, lost: float = 0.0, draws: int = DRAWS
+) -> np.ndarray:
+    """`hours`, (draws,), each time with other measured photos: as many as there are, drawn with repetition (bootstrap).
+
+    Their spread thus shows how far few measured photos determine the mean."""
+    rng = np.random.default_rng(0)
+    samples = rng.choice(seconds, (draws, len(seconds)))
+    return np.array([hours(sample, starts, photos, workers, lost, seed=i) for i, sample in enumerate(samples)])
 
 
 @app.command()
@@ -67,19 +79,18 @@ def forecast(
     lost: Annotated[float, Option(min=0, help="workers lost per hour of one")] = 0.0,
     cpu: Annotated[bool, Option("--cpu", help="seconds of a core, where others used the machine meanwhile")] = False,
 ) -> None:
-    """Print hours."""
+    """Print hours, and the measured times that they come from."""
     lines = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if "start" in line]
     seconds = np.array([line["cpu" if cpu else "seconds"] for line in lines])
     starts = np.array(list({line["worker"]: line["start_cpu" if cpu else "start"] for line in lines}.values()))
-    drawn = [hours(seconds, starts, photos, workers, lost, seed=seed) for seed in range(DRAWS)]
+    drawn = resampled(seconds, starts, photos, workers, lost)
     failed, each = np.mean([line["status"] == "failed" for line in lines]), seconds.mean()
     print(f"measured: {len(lines)} photos, {failed:.1%} failed, {each:.2f} s each, at most {seconds.max():.2f} s")
-    slope, r2 = line(seconds)
-    halves = [half.mean() for half in np.array_split(seconds, 2)]
-    print(f"{slope:.2f} s a photo by a straight line, R2 {r2:.4f}; halves: {halves[0]:.2f} and {halves[1]:.2f} s")
+    print(f"mean of each quarter, in order: {', '.join(f'{mean:.2f}' for mean in quarters(seconds))} s")
     print(f"{len(starts)} workers, which began within {starts.mean():.1f} s")
-    print(f"{photos:,} photos on {workers} workers: {np.mean(drawn):.1f} h ({min(drawn):.1f} to {max(drawn):.1f} h)")
+    print(f"{photos:,} photos on {workers} workers: {drawn.mean():.1f} h")
+    print(f"{drawn.min():.1f} to {drawn.max():.1f} h in {DRAWS} draws, each with the measured photos resampled")
     print(f"of these, {photos * each / workers / 3600:.1f} h are work on photos")
 
 

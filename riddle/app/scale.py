@@ -4,8 +4,9 @@
     python -m riddle.app.scale s3://bucket/photos s3://bucket/safe --workers 100 --device cuda
 
 It needs Ray: pip install 'riddle-faces[scale]'. On a cluster, RAY_ADDRESS names its head. A stopped run goes on when it
-is started again. The passphrase does not travel: every worker reads it from the same file, or from RIDDLE_PASSPHRASE
-where Ray was started; a worker that has another passphrase stops the run. docs/scale.md has measured times.
+is started again. The passphrase is never sent over the network. Every worker reads it from the same file, or from
+RIDDLE_PASSPHRASE where Ray was started. A worker that has another passphrase stops the run. docs/scale.md has measured
+times.
 """
 
 from __future__ import annotations
@@ -74,14 +75,17 @@ def on_ray(rows: list[Row], workers: int, worker: type, options: dict[str, Any],
         yield {**row, "status": "failed", "reason": f"{row['source']}: {LOST}"}
 
 
-def recorded(outcomes: Iterable[Row], folder: Path) -> tuple[Counter, int]:
-    """Keep outcomes in photos.jsonl, one by one behind those of earlier runs, and list in failures.jsonl what needs a
-    look; returns the counts of `bulk.summary`, and how many are listed."""
+def recorded(outcomes: Iterable[Row], folder: Path) -> tuple[Counter, list[Row]]:
+    """Keep outcomes in photos.jsonl, one by one behind those of earlier runs.
+
+    failures.jsonl lists the photos that failed, and those with a face to look at: it was skipped, it is still
+    recognised, or the second look does not find it again. Returns the counts of `bulk.summary`, and what is listed.
+    """
     counts, listed, log = Counter(), {}, folder / "photos.jsonl"
 
     def note(outcome: Row) -> Counter:
         found, source = Counter(bulk.summary([outcome])), outcome["source"]
-        if found["failed"] or found["faces_skipped"] or found["faces_recognised"]:
+        if found["failed"] or any(face["reason"] for face in outcome.get("faces", [])):
             listed[source] = outcome
         elif found["done"] or listed.get(source, {}).get("status") == "failed":
             listed.pop(source, None)
@@ -97,7 +101,7 @@ def recorded(outcomes: Iterable[Row], folder: Path) -> tuple[Counter, int]:
             if outcome["status"] != "there":
                 print(json.dumps(outcome), file=file, flush=True)
     write_text(folder / "failures.jsonl", "".join(f"{json.dumps(outcome)}\n" for outcome in listed.values()))
-    return counts, len(listed)
+    return counts, [*listed.values()]
 
 
 @app.command(epilog=cli.CODES)
@@ -117,8 +121,8 @@ def protect(
 ) -> Exit:
     """Replace every face in the photos of a folder or an object store, on many workers.
 
-    photos.jsonl gets a line for each photo that is done; failures.jsonl lists, in the end, the photos that failed, and
-    those with a face that stays unprotected.
+    photos.jsonl gets a line for each photo that is done. In the end, failures.jsonl lists the photos that failed, and
+    those with a face to look at: it stays unprotected, or is not found again.
     """
     text, salt = read_passphrase(passphrase_file, cli._warn), passwords.random_salt()
     rows, left_out = plan(source, out)
@@ -134,7 +138,9 @@ def protect(
     }  # fmt: skip
     outcomes = on_ray(rows, workers, Protector, options, int(device.startswith("cuda")))
     counts, listed = recorded(track(outcomes, "protect", len(rows), "photo"), report)
-    print(f"{', '.join(f'{n} {k}' for k, n in counts.items())}; {listed} listed in {report / 'failures.jsonl'}")
+    look, where = sum(row["status"] != "failed" for row in listed), report / "failures.jsonl"
+    print(f"{', '.join(f'{n} {k}' for k, n in counts.items())}")
+    print(f"{len(listed)} photos listed in {where}, {look} of them saved with a face to look at")
     if counts["failed"]:
         return Exit.FAILED
     left = counts["faces_skipped"] or counts["faces_recognised"] or (strict and left_out)
