@@ -165,6 +165,8 @@ def test_the_commands_of_a_guide_parse(root, page, capsys):
                         raise SystemExit
                     shown = capsys.readouterr().out
                     assert all(f"{word} " in shown for word in words if word.startswith("-")), line
+            case ["python", script, *_]:
+                assert (root / script).is_file(), line
             case ["make", goal, *variables]:
                 assert re.search(f"^{goal}:", makefile, re.M), line
                 assert all(re.search(rf"^{variable.split('=')[0]} \?=", makefile, re.M) for variable in variables), line

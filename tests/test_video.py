@@ -196,10 +196,10 @@ def test_a_clip_that_starts_late_is_whole_and_in_step_with_its_sound(tmp_path, e
 
 def test_metadata_that_are_dropped_are_told(model, tmp_path):
     source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
-    irregular(source, tags={"title": "Birthday", "location": "+48.1374+011.5755/", "artist": "Ann"})
+    irregular(source, tags={"title": "Birthday", "location": "+48.1374+011.5755/", "artist": "Ann of the Hill"})
     report = video.protect_video(model, source, target, "pw")
     assert "its metadata left out: artist, location, title" in report.notes
-    assert not any(word in target.read_bytes() for word in (b"Birthday", b"+48.13", b"Ann"))
+    assert not any(word in target.read_bytes() for word in (b"Birthday", b"+48.1374", b"Ann of the Hill"))
     restored = video.restore_video(model, target, tmp_path / "c.mp4", "pw")
     assert not any("metadata" in note for note in restored.notes)
 
