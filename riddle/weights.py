@@ -143,11 +143,12 @@ class _Downloader(pooch.HTTPDownloader):
 
 
 @cache
-def _check(asset: Asset, path: Path, seen: os.stat_result) -> None:
-    """Compare a file, as it was `seen`, with what is published of it; once a process. Raises ValueError."""
+def _check(asset: Asset, path: Path, seen: os.stat_result, trust: bool = False) -> None:
+    """Compare a file, as it was `seen`, with what is published of it; once a process. trust: only that it is no web
+    page. Raises ValueError."""
     if published.is_web_page(path):
         cause = "it is a web page that was saved in the place of the file"
-    elif _trusted(path).is_file():
+    elif trust or _trusted(path).is_file():
         return
     elif asset.size not in (None, seen.st_size):
         cause = f"it is cut off or another file: it has {seen.st_size} bytes, the published one {asset.size}"
@@ -192,8 +193,7 @@ def convert(asset: Asset, path: Path, trust: bool = False) -> dict[str, Path]:
     with FileLock(lock):
         if made := done():
             return made
-        if not trust:
-            _check(asset, path, seen)
+        _check(asset, path, seen, trust)
         try:
             parts = published.fitting(path, asset.layout, get(asset.presets[0]) if asset.presets else None)
         except ValueError as e:
@@ -231,8 +231,7 @@ def import_folder(folder: Path, trust: bool = False) -> Iterator[tuple[Path, str
                 convert(asset, path, trust)
             else:
                 mark = _trusted(_cached(asset))
-                if not trust:
-                    _check(asset, path, path.stat())
+                _check(asset, path, path.stat(), trust)
                 with replace_file(_cached(asset)) as temporary:
                     shutil.copyfile(path, temporary)
                 mark.touch() if trust else mark.unlink(missing_ok=True)
