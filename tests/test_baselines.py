@@ -8,8 +8,6 @@ import torch.nn.functional as F
 
 from riddle.baselines import (
     BASELINES,
-    SYSTEMS,
-    UNAVAILABLE,
     ciagan,
     deepprivacy,
     falco,
@@ -77,22 +75,21 @@ def networks(generator, monkeypatch):
 
 def test_every_system_of_the_paper_is_there_under_the_papers_name():
     wanted = {"CIAGAN", "FIT", "Personal", "DeepPrivacy"}
-    assert {s.label for s in SYSTEMS.values() if s.keyed} == wanted <= set(paper().method)
-    assert {s.label for s in SYSTEMS.values() if s.reversible} == {"FIT", "Personal"}
+    assert {s.label for s in BASELINES.values() if s.keyed} == wanted <= set(paper().method)
+    assert {s.label for s in BASELINES.values() if s.reversible} == {"FIT", "Personal"}
     assert BASELINES["blur"].label == "face blurring (sigma 1/16 of the crop)"  # part of the names of cached results
     assert BASELINES["mosaic"].label == "mosaicing (8 x 8 blocks)"
-    assert not {s.label for s in BASELINES.values()} & UNAVAILABLE.keys()
 
 
 def test_what_a_system_cannot_do_has_an_error():
     faces = torch.zeros(2, 3, 128, 128)
     with pytest.raises(ValueError, match="CIAGAN keeps nothing to restore from"):
-        SYSTEMS["ciagan"].restore(faces, random_keys(2, 0))
+        BASELINES["ciagan"].restore(faces, random_keys(2, 0))
     for keys in (None, random_keys(3, 0)):
         with pytest.raises(ValueError, match="DeepPrivacy needs one key for each of 2 faces"):
-            SYSTEMS["deepprivacy"].protect(faces, keys)
+            BASELINES["deepprivacy"].protect(faces, keys)
     with pytest.raises(ValueError, match=r"ciagan takes faces \(N, 3, 128, 128\)"):
-        SYSTEMS["ciagan"].protect(faces[..., :64], random_keys(2, 0))
+        BASELINES["ciagan"].protect(faces[..., :64], random_keys(2, 0))
 
 
 def test_keys_are_those_of_the_seed():
@@ -162,22 +159,22 @@ def test_landmark_losses_are_least_where_the_parser_sees_what_was_asked():
 def test_what_lies_inside_the_mask_is_never_seen(networks, name):
     faces, keys = torch.rand(2, 3, 128, 128) * 2 - 1, random_keys(2, 0)
     mask, _ = INPAINTING[name].SYSTEM.look(a_face())
-    first = SYSTEMS[name].protect(faces, keys)
+    first = BASELINES[name].protect(faces, keys)
     other = torch.where(mask == 1, torch.rand(2, 3, 128, 128) * 2 - 1, faces)
-    assert torch.equal(SYSTEMS[name].protect(other, keys), first)
+    assert torch.equal(BASELINES[name].protect(other, keys), first)
     beyond = regions.grown(mask, 4) == 0
     assert torch.equal(first[:, :1][beyond], faces[:, :1][beyond])
     around = torch.where(mask == 1, faces, -faces)
-    assert not torch.equal(SYSTEMS[name].protect(around, keys)[:, :1][mask == 1], first[:, :1][mask == 1])
+    assert not torch.equal(BASELINES[name].protect(around, keys)[:, :1][mask == 1], first[:, :1][mask == 1])
 
 
 @pytest.mark.parametrize("name", INPAINTING)
 def test_the_key_chooses_the_face_and_nothing_else_does(networks, name):
     faces = torch.rand(1, 3, 128, 128).repeat(3, 1, 1, 1) * 2 - 1
-    out = SYSTEMS[name].protect(faces, torch.tensor([7, 8, 7]))
+    out = BASELINES[name].protect(faces, torch.tensor([7, 8, 7]))
     torch.testing.assert_close(out[0], out[2])
     assert (out[0] - out[1]).abs().max() > 1e-3
-    torch.testing.assert_close(SYSTEMS[name].protect(faces[:1], torch.tensor([8]))[0], out[1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(BASELINES[name].protect(faces[:1], torch.tensor([8]))[0], out[1], atol=1e-3, rtol=0)
 
 
 def test_ciagan_has_as_many_people_as_its_paper(generator):
@@ -237,7 +234,7 @@ def test_a_step_trains_the_network_and_its_critic(tmp_path, generator, monkeypat
         assert moved == trained if key == "redraw" else all(moved), key
     assert task.samples().shape == (5 * 4, 3, 128, 128)
     assert set(task.validate()) == {"cosine", "keys", "people"}
-    assert SYSTEMS[name].file == task.system.name
+    assert BASELINES[name].file == task.system.name
 
 
 # ---- a code, optimised
@@ -266,10 +263,10 @@ def test_falco_moves_the_middle_slots_of_a_drawn_neighbour_away_from_the_person(
         torch.testing.assert_close(z[3:8], drawn[int(torch.stack(apart).argmin()), 3:8])
     alike = {n: F.cosine_similarity(embed(encoder.draw(z)), embed(faces)).abs() for n, z in made.items()}
     assert (alike[6] < alike[0]).all()
-    out = SYSTEMS["falco"].protect(faces)
+    out = BASELINES["falco"].protect(faces)
     torch.testing.assert_close(out, encoder.draw(made[6]), atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="FALCO keeps nothing to restore from"):
-        SYSTEMS["falco"].restore(out, random_keys(2, 0))
+        BASELINES["falco"].restore(out, random_keys(2, 0))
     with pytest.raises(
         WeightsMissingError, match=r"those of mobile, for faces \(N, 3, 128, 128\), not \(2, 3, 64, 64\)"
     ):
@@ -300,18 +297,18 @@ def reversible_networks(generator, monkeypatch):
 
 def test_fit_restores_with_the_inverse_password(reversible_networks):
     faces, keys = torch.rand(3, 3, 128, 128) * 2 - 1, torch.tensor([7, 8, 7])
-    locked = SYSTEMS["fit"].protect(faces, keys)
+    locked = BASELINES["fit"].protect(faces, keys)
     assert locked.shape == faces.shape and locked.abs().max() <= 1
-    opened = SYSTEMS["fit"].restore(locked, keys)
+    opened = BASELINES["fit"].restore(locked, keys)
     with torch.no_grad():
         expected = reversible_networks["fit"].again(locked, -fit.bits_of(keys))[1]
     torch.testing.assert_close(opened, expected, atol=1e-3, rtol=0)
-    assert (opened[1] - SYSTEMS["fit"].restore(locked, keys + 1)[1]).abs().max() > 1e-3
+    assert (opened[1] - BASELINES["fit"].restore(locked, keys + 1)[1]).abs().max() > 1e-3
     one = faces[:1].repeat(2, 1, 1, 1)
-    a, b = SYSTEMS["fit"].protect(one, torch.tensor([1, 2]))
+    a, b = BASELINES["fit"].protect(one, torch.tensor([1, 2]))
     assert (a - b).abs().max() > 1e-3
     with pytest.raises(ValueError, match=r"fit takes faces \(N, 3, 128, 128\)"):
-        SYSTEMS["fit"].protect(faces[..., :20], keys)
+        BASELINES["fit"].protect(faces[..., :20], keys)
 
 
 def test_an_identity_is_turned_by_the_angle_and_back_by_its_own_key_alone():
@@ -329,12 +326,12 @@ def test_an_identity_is_turned_by_the_angle_and_back_by_its_own_key_alone():
 def test_personal_turns_what_the_recogniser_sees(reversible_networks):
     network, faces, keys = reversible_networks["personal"], torch.rand(3, 3, 128, 128) * 2 - 1, torch.tensor([7, 8, 7])
     for action, angle in (("protect", personal.ANGLE), ("restore", -personal.ANGLE)):
-        out = getattr(SYSTEMS["personal"], action)(faces, keys)
+        out = getattr(BASELINES["personal"], action)(faces, keys)
         with torch.no_grad():
             told = personal.vectors(network.recognise(faces), network.people, keys, angle)
             expected = network.again(faces, told)[1]
         torch.testing.assert_close(out, expected, atol=1e-3, rtol=0)
-    assert not torch.equal(SYSTEMS["personal"].restore(faces, torch.tensor([9, 8, 7]))[0], out[0])
+    assert not torch.equal(BASELINES["personal"].restore(faces, torch.tensor([9, 8, 7]))[0], out[0])
 
 
 def test_whitened_embeddings_stand_at_a_right_angle_after_the_turn(reversible_networks, generator):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from riddle.baselines import PUBLISHED, SYSTEMS, random_keys, regions
+from riddle.baselines import BASELINES, PUBLISHED, random_keys, regions
 from riddle.baselines import published as authors
 from riddle.baselines.published import ciagan, deepprivacy
 from riddle.models.anonymisers import DeepPrivacyGenerator, spots
@@ -275,10 +275,10 @@ def test_without_the_file_the_remedy_is_its_address_and_another_network_is_refus
 
 
 def test_the_tables_keep_the_bundled_networks():
-    assert PUBLISHED.keys() <= SYSTEMS.keys() and not {p.label for p in PUBLISHED.values()} & {
-        s.label for s in SYSTEMS.values()
+    assert PUBLISHED.keys() <= BASELINES.keys() and not {p.label for p in PUBLISHED.values()} & {
+        s.label for s in BASELINES.values()
     }
-    assert [s.file for s in SYSTEMS.values() if s.file] == ["ciagan", "fit", "personal", "deepprivacy"]
+    assert [s.file for s in BASELINES.values() if s.file] == ["ciagan", "fit", "personal", "deepprivacy"]
 
 
 # ---- around the networks

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from riddle.baselines import SYSTEMS
+from riddle.baselines import BASELINES
 from riddle.losses import PAPER_WEIGHTS
 from riddle.presets import VARIANTS
 from riddle.training import recipe
@@ -95,7 +95,7 @@ def test_every_table_of_every_recipe_fits_its_module(monkeypatch):
     monkeypatch.setattr(recipe, "parse", stop)
     for path in recipe.FOLDER.glob("*.toml"):
         for section, table in tomllib.loads(path.read_text()).items():
-            module = importlib.import_module(f"riddle.{'baselines' if section in SYSTEMS else 'training'}.{section}")
+            module = importlib.import_module(f"riddle.{'baselines' if section in BASELINES else 'training'}.{section}")
             own = {name: table.pop(name, {}) for name in VARIANTS}
             asked = [name for name, v in VARIANTS.items() if v.trained] if section == "encryptor" else ["riddle"]
             for variant in asked:

@@ -30,7 +30,6 @@ class Baseline:
     file: str = ""  # module of this package, and bundled weights of a system that has both
     uses: str = ""  # bundled weights of this project that a system without its own needs
     reversible: bool = False  # True: `restore` undoes `protect`, with the same keys
-    absent: str = ""  # reason for which no weights are bundled
 
     @property
     def keyed(self) -> bool:
@@ -74,19 +73,17 @@ def _falco(faces: torch.Tensor) -> torch.Tensor:
     return protect(faces)
 
 
-SYSTEMS = {
+BASELINES = {
     "ciagan": Baseline("CIAGAN", file="ciagan"),
     "fit": Baseline("FIT", file="fit", reversible=True),
     "personal": Baseline("Personal", file="personal", reversible=True),
     "deepprivacy": Baseline("DeepPrivacy", file="deepprivacy"),
-    "falco": Baseline("FALCO", _falco, uses="encoder", absent="not measured by this project"),
+    "falco": Baseline("FALCO", _falco, uses="encoder"),
     "blur": Baseline(f"face blurring (sigma 1/{1 / SIGMA:.0f} of the crop)", blur),
     "mosaic": Baseline(f"mosaicing ({BLOCKS} x {BLOCKS} blocks)", mosaic),
 }
-BASELINES = {name: system for name, system in SYSTEMS.items() if not system.absent}
-UNAVAILABLE = {system.label: system.absent for system in SYSTEMS.values() if system.absent}
 # With their authors' weights, where these are on this machine; the tables show the bundled ones.
 PUBLISHED = {
-    name: replace(SYSTEMS[name], label=f"{SYSTEMS[name].label}, published weights", file=f"published.{name}", absent="")
+    name: replace(BASELINES[name], label=f"{BASELINES[name].label}, published weights", file=f"published.{name}")
     for name in ("ciagan", "fit", "deepprivacy")
 }

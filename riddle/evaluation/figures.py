@@ -17,7 +17,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
 
 from riddle import passwords
-from riddle.baselines import BASELINES, UNAVAILABLE, random_keys
+from riddle.baselines import BASELINES, random_keys
 from riddle.evaluation import facesets, recognition
 from riddle.evaluation.drawing import Block
 from riddle.evaluation.rows import ENCRYPTORS, KEYED, KFFA, SAME_INVERTED, SAME_PHOTO, paper
@@ -244,7 +244,7 @@ def diversity(
     """
     records, photos = [], embed(recognisers, strangers, run.detector)
     same = "it makes the same face whatever the password"
-    absent = {b.label: same for b in BASELINES.values() if not b.keyed} | UNAVAILABLE
+    absent = {b.label: same for b in BASELINES.values() if not b.keyed}
     absent |= {label: "none of its faces are here" for label in KEYED.values() if label not in scattered}
     for name, recogniser in recognisers.items():
         sets = {STRANGERS: (None, photos[name], np.zeros(len(strangers), int))}

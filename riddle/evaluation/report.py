@@ -25,7 +25,7 @@ from PIL import Image
 from typer import Option
 
 from riddle import config
-from riddle.baselines import SYSTEMS
+from riddle.baselines import BASELINES
 from riddle.evaluation import tables
 from riddle.evaluation.claims import FAILS, HOLDS, UNDECIDED, verdicts
 from riddle.files import write_text
@@ -80,7 +80,7 @@ def page(preset: str, made: dict[str, pd.DataFrame], figures: Sequence[Path] = (
         cut = f"- the first {LONGEST} of {len(wide)} rows\n" if len(wide) > LONGEST else ""
         notes = f"- all numbers: tables/{name}.csv\n{cut}{tables.notes(table)}"
         parts += [tables.grid(wide.head(LONGEST)), notes]
-        if far := tables.far_from_paper(table, [system.label for system in SYSTEMS.values()]):
+        if far := tables.far_from_paper(table, [system.label for system in BASELINES.values()]):
             parts.append(f"Far from the paper, by systems that are small here (data/zoo/{preset}/card.md):\n\n{far}")
     for path in figures:
         title = path.stem.replace("_", " ").capitalize()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from riddle.baselines import BASELINES, SYSTEMS
+from riddle.baselines import BASELINES
 from riddle.presets import CONTROLS, RELEASED, VARIANTS
 
 # Data sets as the tables name them.
@@ -191,13 +191,10 @@ def published(table: str, line: Mapping[str, Any]) -> dict[str, float | None]:
     return out | dict(zip(known.column, known.value, strict=True))
 
 
-def absent_systems(table: str) -> Iterator[tuple[dict[str, str], str]]:
-    """(columns that name a row, reason) of the rows of the paper's table that nothing here can measure."""
-    known = paper()[paper().table == table]
-    if not known.method.isin([system.label for system in SYSTEMS.values()]).any():
+def without_restoration(table: str) -> Iterator[dict[str, str]]:
+    """The columns that name a row, of the systems in the rows of the paper's table that ask what they restore."""
+    known = paper()[(paper().table == table) & (paper().task == "recovery")]
+    if not known.method.isin([system.label for system in BASELINES.values()]).any():
         return
     for row in known[["task", "metric", "against", "measured_by", "place"]].drop_duplicates().to_dict("records"):
-        for system in SYSTEMS.values():
-            lasting = row["task"] == "recovery" and not system.reversible
-            if reason := "it keeps nothing to restore from" if lasting else system.absent:
-                yield row | {"method": system.label}, reason
+        yield from (row | {"method": system.label} for system in BASELINES.values() if not system.reversible)

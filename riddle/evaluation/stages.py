@@ -72,7 +72,7 @@ def table(run: Run, name: str) -> Path:
     """Measure a table and write it."""
     parts = [(one, part) for part in parts_of(run, name) for one in runs_of(run, part.datasets)]
     lines = [line for one, part in parts for line in tables.tidy(part.measure(one), one, name, **part.about)]
-    systems = (Measured(**row).absent(reason) for row, reason in rows.absent_systems(name))
+    systems = (Measured(**row).absent("it keeps nothing to restore from") for row in rows.without_restoration(name))
     made = pd.DataFrame([*lines, *tables.tidy(systems, parts[0][0], name)])
     made = table5.with_training(made, run.preset) if name == "table5" else made
     return tables.write(made, *places(run, name))

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import riddle
-from riddle.baselines import SYSTEMS, Baseline, random_keys
+from riddle.baselines import BASELINES, Baseline, random_keys
 from riddle.faces import recognizers
 from riddle.images import to_tensor
 from riddle.machine import keep_memory
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
             rows.append(measure_encoder(model, faces, w, compare))
         rows += [{"encryptor": name} | row for row in measure_encryptor(model, w, compare)]
     for name in a.baseline:
-        rows += [{"encryptor": name} | row for row in measure_baseline(SYSTEMS[name], faces, compare)]
+        rows += [{"encryptor": name} | row for row in measure_baseline(BASELINES[name], faces, compare)]
     table = pd.DataFrame(rows)
     table.insert(0, "encryptor", table.pop("encryptor"))
     print(table.to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep=""))

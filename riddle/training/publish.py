@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from riddle import config
-from riddle.baselines import SYSTEMS
+from riddle.baselines import BASELINES
 from riddle.files import write_text
 from riddle.images import to_bytes
 from riddle.networks import Synthesis, build_generator
@@ -33,7 +33,7 @@ SAMPLES, PSI, SIDE = 48, 0.7, 256
 EXACT = ("curvature.size",)  # stored with 32 bits per number
 # Stored with 8 bits per number: the encoder's heads, the transformer's matrices, all of a baseline's.
 COARSE = {"encoder": ("styles.", "mix."), "encryptor": ("blocks.", "code_in.", "password_in.", "output.")}
-NETWORKS = {name for name, system in SYSTEMS.items() if system.file}
+NETWORKS = {name for name, system in BASELINES.items() if system.file}
 COARSE |= {name: ("",) for name in NETWORKS}
 
 
