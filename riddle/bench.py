@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer import Option
 
 from riddle import config, demo
-from riddle.app.controller import Controller
+from riddle.app.controller import SIDE, Controller, contact_sheet
 from riddle.files import replace_file, write_text
 from riddle.machine import bfloat16_is_faster, keep_memory
 from riddle.models import mobilestylegan as mobile
@@ -186,13 +186,21 @@ def protect_row(model: Riddle, side: int, seconds: float) -> dict:
     return {"name": f"protect, faces of {side} px", "unit": "faces/s", **{k: v * count for k, v in calls.items()}}
 
 
-def slider_row(model: Riddle, seconds: float) -> dict:
-    """Cost of a position of the slider of notebook 15: three faces, their distances, one JPEG of 256 px panels."""
+def slider_rows(model: Riddle, seconds: float) -> list[dict]:
+    """A position of the slider of notebook 15: while it moves, one face of 256 px as JPEG; where it rests, three faces,
+    their distances, and the JPEG of all."""
     controller, places = Controller(model), itertools.cycle(np.linspace(0, 1, 11))
     controller.samples(1)
     words = "correct horse", "battery staple", "letmein"
-    work = {"ours": lambda: controller.view(*words, position=float(next(places))).picture(256)}
-    return {"name": "slider of notebook 15 at 256 px", "unit": "pictures/s", **rates(work, seconds, model.device)}
+    work = {
+        "moving": lambda: contact_sheet(controller.moving(*words[:2], float(next(places))), SIDE),
+        "at rest": lambda: controller.view(*words, float(next(places))).picture(SIDE),
+    }
+    return [
+        {"name": f"slider of notebook 15, {SIDE} px, {how}", "unit": "updates/s"}
+        | rates({"ours": each}, seconds, model.device)
+        for how, each in work.items()
+    ]
 
 
 def machine(device: torch.device) -> dict:
@@ -218,7 +226,7 @@ def main(
     model = load(preset, device=device, dtype=precisions[0])
     sides = {scale.resolution: batch} | ({1024: 1} if scale.generator == "mobilestylegan" else {})
     rows = [row for each in sides.items() for row in generator_rows(model.generator, *each, seconds, precisions)]
-    rows += [*(protect_row(model, side, seconds) for side in sides), slider_row(model, seconds)]
+    rows += [*(protect_row(model, side, seconds) for side in sides), *slider_rows(model, seconds)]
     try:
         rows.append(encryptor_row(model, 2, seconds))
     except WeightsMissingError as e:

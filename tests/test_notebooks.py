@@ -90,7 +90,8 @@ BOUNDS = {
     },
     "13_report": ANSWERS,
     "14_video": {"frames": (16, 16), "faces": (1, 1)},
-    "15_widgets": {"Restored": (0, 0.5), "Encrypted": (0.4, 2), "updates/s": (0.1, 200)},
+    "15_widgets": {"Restored": (0, 0.5), "Encrypted": (0.4, 2), "updates/s, moving": (0.1, 400),
+                   "updates/s, at rest": (0.05, 200)},
     "16_security": {
         "guessing, share of first ranks, sealed file, keyed reflection (control)": (1, 1),
         "guessing, rank of the right passphrase among 1,000, pixels, keyed reflection (control)": (1, 1000),

@@ -197,8 +197,11 @@ def test_the_page_comes_up_drawn(page):
 
 def test_what_the_script_follows_are_values_of_the_page(page):
     names = re.findall(r'\b(?:follow|text|model\.get)\("(\w+)"', page._esm)
-    names += re.findall(r'\["(\w+)", "(?:change|input)"\]', page._esm)
-    assert len(names) > 12 and all(page.has_trait(name) for name in names)
+    names += re.findall(r'\bset\("(\w+)"', page._esm)
+    names += re.findall(r'"(\w+)"', re.search(r"for \(const name of \[(.*?)\]", page._esm)[1])
+    assert (
+        {"first", "position", "moving"} <= {*names} and len(names) > 12 and all(page.has_trait(name) for name in names)
+    )
 
 
 def test_the_slider_moves_the_faces(page):
@@ -206,6 +209,28 @@ def test_the_slider_moves_the_faces(page):
     page.position = 0.6
     assert page.faces == shown(page.controller.view(*WORDS, 0.6)) != before and page.wall == wall
     assert "60% of the way" in page.pace
+
+
+def test_only_the_encrypted_face_follows_while_the_slider_moves(page, monkeypatch):
+    before, drawn = page.faces, Mock(wraps=page.controller.model.synthesize)
+    monkeypatch.setattr(page.controller.model, "synthesize", drawn)
+    page.moving = 0.3
+    face = page.controller.moving(*WORDS[:2], 0.3)
+    torch.testing.assert_close(face, page.controller.view(*WORDS, 0.3).faces[1:2], atol=1e-3, rtol=0)
+    assert page.faces == [before[0], contact_sheet(face, SIDE), *before[2:]] and "30% of the way" in page.pace
+    assert len(drawn.call_args_list[0].args[0]) == 1 and [b.get("old", False) for b in page.bars] == [0, 0, 1, 1]
+    assert {b["said"] for b in page.bars[1:]} == {""}
+    page.moving = 0.0  # back where it rests
+    assert page.faces == before and not any(b.get("old") for b in page.bars)
+    page.moving = page.position = 0.6
+    assert page.faces == shown(page.controller.view(*WORDS, 0.6)) and all(b["said"] for b in page.bars)
+
+
+def test_a_slider_that_moves_before_the_first_view_draws_nothing(model):
+    page = Page(Controller(model))
+    preview = page.faces
+    page.moving = 0.4
+    assert page.faces == preview and page.bars == []
 
 
 def test_another_face_and_other_strangers(page):

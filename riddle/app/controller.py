@@ -6,8 +6,8 @@
     view.picture()                                   # JPEG: original, encrypted, restored, wrong passphrase
     view.distances                                   # of each from the original, for a face recogniser
 
-A face's code and embedding and a passphrase's key are computed once; a position of the slider costs three passes of the
-encryptor, three drawn faces and their embeddings.
+A face's code and embedding and a passphrase's key are computed once. While the slider moves, each position costs a
+pass of the encryptor and one drawn face (`moving`); where it rests, three of each and three embeddings (`view`).
 """
 
 from __future__ import annotations
@@ -148,12 +148,15 @@ class Controller:
         similarity = self.recogniser.similarity(original.expand(len(faces), -1), self._embed(faces))
         return tuple((self._zero - similarity).tolist())
 
+    def _between(self, first: str, second: str, position: float) -> torch.Tensor:
+        if not 0 <= position <= 1:
+            raise ValueError(f"a position is between 0 and 1, got {position}")
+        return passwords.interpolate(self._key(first), self._key(second), position)
+
     @torch.no_grad()
     def _codes(self, code: torch.Tensor, first: str, second: str, guess: str, position: float) -> torch.Tensor:
         """The codes (3, L, D) of the faces that are drawn: locked, opened, opened by a guess."""
-        if not 0 <= position <= 1:
-            raise ValueError(f"a position is between 0 and 1, got {position}")
-        key = passwords.interpolate(self._key(first), self._key(second), position)
+        key = self._between(first, second, position)
         locked = self.model.encrypt(code, key)
         opened = self.model.decrypt(locked.expand(2, -1, -1), torch.cat([key, self._key(guess)]))
         return torch.cat([locked, opened])
@@ -167,6 +170,11 @@ class Controller:
         original, code, embedding = self._face(face)
         drawn = self.model.synthesize(self._codes(code, first, second, guess, position), self.side)
         return View(torch.cat([original.to(drawn.device), drawn]), self._distances(drawn, embedding))
+
+    def moving(self, first: str, second: str, position: float, face: int = 0) -> torch.Tensor:
+        """The encrypted face of `view` alone, (1, 3, S, S). Raises as `view` does."""
+        locked = self.model.encrypt(self._face(face)[1], self._between(first, second, position))
+        return self.model.synthesize(locked, self.side)
 
     def preview(self, first: str, second: str, guess: str, position: float = 0.0, face: int = 0) -> torch.Tensor:
         """The faces of PANELS (4, 3, R, R) before the rest is known: of the encoder's code without refinement, a tenth

@@ -20,6 +20,8 @@ PAGE = Path(__file__).parent / "page"
 WALL_SIDE = 128  # px of a face in the wall of strangers
 CAPTIONS = ("in the photo", "what everybody sees", "opened with the same passphrase", "opened with a guess")
 
+FOLLOWING = {"share": None, "same": False, "said": "", "verdict": ""}  # a bar whose distance follows
+
 
 def bar(distance: float, threshold: float) -> dict[str, Any]:
     """A face's bar: its length, 0 to 1, with the threshold in the middle; whether it is the same person; two texts."""
@@ -30,7 +32,7 @@ def bar(distance: float, threshold: float) -> dict[str, Any]:
 
 class Page(anywidget.AnyWidget):
     """The whole page. A dragged slider queues no work: Jupyter sends one message of a widget at a time, and then
-    only the newest values."""
+    only the newest values. While it moves, only the encrypted face follows; the rest does where it stops."""
 
     _esm = PAGE / "page.js"
     _css = PAGE / "page.css"
@@ -38,7 +40,8 @@ class Page(anywidget.AnyWidget):
     first = Unicode("correct horse").tag(sync=True)  # passphrases
     second = Unicode("battery staple").tag(sync=True)
     guess = Unicode("letmein").tag(sync=True)
-    position = Float(0.0).tag(sync=True)  # the slider's: 0 is the first passphrase, 1 the second
+    position = Float(0.0).tag(sync=True)  # where the slider rests: 0 is the first passphrase, 1 the second
+    moving = Float(0.0).tag(sync=True)  # where it is while the visitor drags it
     chosen = Int(0).tag(sync=True)  # which of `choices`
     # What the visitor sees; all pictures are JPEG
     choices = List(Bytes()).tag(sync=True)  # faces to choose from
@@ -53,6 +56,7 @@ class Page(anywidget.AnyWidget):
         super().__init__(recogniser=f"judged by {controller.recogniser.name}, a face recogniser")
         self.on_msg(self._asked)
         self.observe(lambda _: self._show(self._view), ["first", "second", "guess", "position"])
+        self.observe(lambda _: self._show(self._move), "moving")
         self.observe(lambda _: self._show(self._preview, self._view, self._wall), "chosen")
         self._take(controller.samples)
 
@@ -105,6 +109,18 @@ class Page(anywidget.AnyWidget):
             self.faces, self.bars = [contact_sheet(face, SIDE) for face in faces.split(1)], []
             self.message = "Drawing them finer …"
 
+    def _move(self) -> None:
+        if len(self.bars) < len(PANELS):  # the first view is still to come
+            return
+        if self.moving == self.position:  # dragged back, so that the script tells no new position
+            return self._view()
+        began = perf_counter()
+        face = self.controller.moving(self.first, self.second, self.moving, self.chosen)
+        with self.hold_sync():
+            self.faces = [self.faces[0], contact_sheet(face, SIDE), *self.faces[2:]]
+            self.bars = [self.bars[0], FOLLOWING, *[FOLLOWING | {"old": True}] * (len(PANELS) - 2)]
+            self.pace = f"{self.moving:.0%} of the way · {perf_counter() - began:.2g} s"
+
     def _view(self) -> None:
         began = perf_counter()
         view = self.controller.view(self.first, self.second, self.guess, self.position, self.chosen)
@@ -113,7 +129,7 @@ class Page(anywidget.AnyWidget):
         with self.hold_sync():
             self.faces = [contact_sheet(face, SIDE) for face in view.faces.split(1)]
             bars = [bar(distance, threshold) for distance in view.distances]
-            self.bars = [{"share": None, "same": False, "said": note, "verdict": ""}, *bars]
+            self.bars = [FOLLOWING | {"said": note}, *bars]
             self.pace = f"{self.position:.0%} of the way · {took:.2g} s"
             self.message = ""
 

@@ -114,6 +114,7 @@ def drag(page, start: float, end: float) -> None:
     page.mouse.up()
     near = "end => Math.abs(parseInt(document.querySelector('.riddle .way').innerText) - end) <= 3"
     page.wait_for_function(near, arg=100 * end)
+    page.wait_for_function("document.querySelectorAll('.riddle .old').length == 0")
 
 
 def test_it_is_laid_out(page):

@@ -62,11 +62,12 @@ function render({model, el}) {
   };
   const text = (name, selector) => follow(name, value => { find(selector).textContent = value; });
 
-  for (const [name, event] of [["first", "change"], ["second", "change"], ["guess", "change"], ["position", "input"]]) {
+  for (const name of ["first", "second", "guess", "position"]) {
     const field = find(`[name=${name}]`);
-    field.addEventListener(event, () => set(name, name == "position" ? field.valueAsNumber : field.value));
+    field.addEventListener("change", () => set(name, name == "position" ? field.valueAsNumber : field.value));
     follow(name, value => { field.value = value; });
   }
+  find("[name=position]").addEventListener("input", e => set("moving", e.target.valueAsNumber));
   follow("message", value => find(".message").classList.toggle("busy", value.endsWith("…")));
   text("pace", ".way span"); text("message", ".message"); text("count", ".side p"); text("recogniser", ".recogniser");
   follow("wall", jpeg => show(find(".side img"), jpeg));
@@ -117,9 +118,10 @@ function render({model, el}) {
   find(".faces").append(...faces);
   follow("faces", jpegs => faces.forEach((face, i) => show(face.querySelector("img"), jpegs[i])));
   follow("bars", bars => faces.forEach((face, i) => {
-    const {share, same, said, verdict} = bars[i] ?? {share: null, same: false, said: "", verdict: ""};
+    const {share, same, said, verdict, old} = bars[i] ?? {share: null, same: false, said: "", verdict: ""};
     const bar = face.lastChild, [track, number, word] = bar.children;
     bar.classList.toggle("same", same);
+    face.classList.toggle("old", !!old);  // of the slider's former place
     track.hidden = share === null;
     track.firstChild.style.width = `${100 * share}%`;
     [number.textContent, word.textContent] = [said, verdict];
