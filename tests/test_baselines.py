@@ -240,7 +240,7 @@ def test_a_step_trains_the_network_and_its_critic(tmp_path, generator, monkeypat
 # ---- a code, optimised
 
 
-def test_falco_moves_the_middle_slots_of_a_drawn_neighbour_away_from_the_person(generator, monkeypatch):
+def test_falco_moves_the_middle_slots_of_a_drawn_neighbour_away_from_the_person(generator, home, monkeypatch):
     torch.manual_seed(1)
     encoder = build_encoder(SMALL, generator).eval().requires_grad_(False)
     project = torch.randn(16, 48)
@@ -250,6 +250,10 @@ def test_falco_moves_the_middle_slots_of_a_drawn_neighbour_away_from_the_person(
     falco.nobody.cache_clear()
     drawn, looks = falco.nobody()
     assert drawn.shape == (6, 10, 32) and torch.equal(drawn[:, 0], drawn[:, 9])
+    falco.nobody.cache_clear()
+    with monkeypatch.context() as later:
+        later.setattr(falco, "attributes", lambda *_: pytest.fail("they are kept in the cache"))
+        assert all(map(torch.equal, falco.nobody(), (drawn, looks)))
     faces, rest = torch.rand(2, 3, 128, 128) * 2 - 1, [0, 1, 2, 8, 9]
     with torch.no_grad():
         own = encoder.read(faces, int(encoder.passes))[0]

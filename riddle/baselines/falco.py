@@ -22,11 +22,14 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from riddle import config
 from riddle.faces import recognizers
 from riddle.machine import fast_autocast
 from riddle.models.inversion import LiteEncoder
-from riddle.networks import Synthesis
+from riddle.networks import Synthesis, sha256
 from riddle.presets import get
+from riddle.progress import track
+from riddle.tensors import load_tensors, save_tensors
 from riddle.training.frozen import Features, frozen_encoder, frozen_generator
 from riddle.weights import WeightsMissingError
 
@@ -56,13 +59,16 @@ def load() -> tuple[Synthesis, LiteEncoder, Features]:
 @cache
 @torch.no_grad()
 def nobody() -> tuple[torch.Tensor, torch.Tensor]:
-    """z (DRAWN, L, D) of faces of nobody, from a fixed seed, and their attributes (DRAWN, F)."""
+    """z (DRAWN, L, D) of faces of nobody, from a fixed seed, and their attributes (DRAWN, F); kept in the cache."""
     generator, encoder, _ = load()
-    z = torch.randn(DRAWN, generator.style_dim, generator=torch.Generator().manual_seed(0))
-    w = generator.broadcast(generator.map(z))
-    return generator.codes.to_gaussian(w), torch.cat(
-        [attributes(encoder, generator(part).clamp(-1, 1)) for part in w.split(32)]
-    )
+    path = config.cache_folder() / "falco" / f"{DRAWN}-{sha256(generator, encoder)[:16]}.safetensors"
+    if not path.is_file():
+        z = torch.randn(DRAWN, generator.style_dim, generator=torch.Generator().manual_seed(0))
+        w = generator.broadcast(generator.map(z))
+        looks = torch.cat([attributes(encoder, generator(part).clamp(-1, 1)) for part in track(w.split(32), "nobody")])
+        save_tensors(path, {"z": generator.codes.to_gaussian(w), "attributes": looks}, dtype=torch.float32)
+    kept = load_tensors(path)
+    return kept["z"], kept["attributes"]
 
 
 def optimised(faces: torch.Tensor) -> torch.Tensor:
