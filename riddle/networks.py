@@ -142,7 +142,8 @@ def _fill(network: nn.Module, file: Path, preset: Preset) -> nn.Module:
         else:
             network.load_state_dict(state)
     except RuntimeError as e:
-        raise ValueError(f"the weights {file} do not fit preset {preset.name!r}: {str(e)[:300]}") from e
+        cause = f"do not fit preset {preset.name!r}: {str(e)[:300]}"
+        raise ValueError(f"the weights {file} {cause}; replace the file") from e
     return network
 
 

@@ -63,6 +63,7 @@ TITLES = {
 UNUSED = ("conv_out16.", "conv_out32.", "cp.resnet.fc.", "fc6.", "logits.")  # heads that only training needs
 # where a file with several networks has the one that is used; state_dict_G: FIT's, the last one: DeepPrivacy's
 NETWORKS = ("g_ema", "mapper_state_dict", "state_dict", "state_dict_G", "running_average_generator")
+SENTENCE = re.compile(r"\.\s|\n")  # where a message's first sentence ends
 COUNTERS = "num_batches_tracked"  # of batch norms; files from before PyTorch 0.4.1 lack them
 
 
@@ -74,6 +75,14 @@ def load(path: Path | str) -> tuple[str, dict[str, State]]:
     """
     try:
         return _recognised(_read(path))
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
+def check_readable(path: Path | str) -> None:
+    """Raises ValueError, with the path and the cause, for a file that PyTorch cannot read as tensors."""
+    try:
+        _read(path)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
 
@@ -104,7 +113,7 @@ def _read(path: Path | str) -> Any:
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, LookupError) as e:
         if foreign := re.search(r"GLOBAL (\S+)", str(e)):
             raise ValueError(f"it holds a {foreign[1]} beside weights; nothing in it was run") from e
-        why = f" ({str(e).splitlines()[0][:200]})" if e.args and not isinstance(e, pickle.UnpicklingError) else ""
+        why = f" ({SENTENCE.split(str(e))[0]})" if e.args and not isinstance(e, pickle.UnpicklingError) else ""
         raise ValueError(f"it is damaged, cut off, or no file of weights{why}") from e
 
 

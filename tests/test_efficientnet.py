@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from riddle.models.efficientnet import TAPS, Conv, EfficientNetLite0
-from riddle.weights import WeightsMissingError, efficientnet_weights
+from riddle.training.inversion import efficientnet_weights
+from riddle.weights import WeightsMissingError
 
 
 @pytest.fixture(scope="module")

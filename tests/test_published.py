@@ -592,8 +592,15 @@ def test_a_folder_is_imported_once_and_serves_without_it(home, networks, monkeyp
     assert len(made) == 4  # e4e holds two networks
     (downloads / "79999_iter.pth").unlink()
     torch.save({"features.0.weight": torch.ones(3)}, downloads / "vgg16-397923af.pth")  # of another size and sum
-    assert run("import", downloads) == Exit.FAILED and "another file: " in capsys.readouterr().out
-    assert locate("vgg16") is None and run("import", downloads, "--trust") == Exit.DONE and find("vgg16").is_file()
+    assert run("import", downloads) == Exit.FAILED and "not the published file: " in capsys.readouterr().out
+    assert locate("vgg16") is None and run("import", downloads, "--trust") == Exit.DONE
+    with pytest.warns(UserWarning, match="vgg16: its file was imported with --trust"):
+        assert find("vgg16").is_file()
+    whole = (downloads / "vgg16-397923af.pth").read_bytes()
+    (downloads / "vgg16-397923af.pth").write_bytes(whole[:-40])
+    capsys.readouterr()
+    assert run("import", downloads, "--trust") == Exit.FAILED and "damaged, cut off" in capsys.readouterr().out
+    assert run("vgg16") == Exit.DONE and "imported with --trust: not the published" in capsys.readouterr().out
     (downloads / "vgg16-397923af.pth").unlink()
     capsys.readouterr()
     assert run("import", downloads) == Exit.DONE and "checked: " in capsys.readouterr().out
@@ -637,7 +644,7 @@ def test_files_placed_by_hand_are_checked_like_downloads(folder, networks, monke
     for known in ({"sha256": good}, {"sha256": "0" * 64, "copies": (good,)}):
         monkeypatch.setitem(ASSETS, asset.name, replace(asset, size=(folder / "550000.pt").stat().st_size, **known))
         assert find(asset.name).is_file()
-    with pytest.raises(ValueError, match=r"squeezenet1_1-b8a52dc0.pth: it is damaged or another file: its sha256 is"):
+    with pytest.raises(ValueError, match=r"squeezenet1_1-b8a52dc0.pth: it is damaged, or not the published file: its"):
         find("squeezenet1_1")
     (folder / "edgeface_xs.onnx").write_text("<!doctype html>")
     with pytest.raises(ValueError, match=r"edgeface_xs.onnx: it is a web page .*; remove it, and get it from"):

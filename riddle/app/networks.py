@@ -37,7 +37,7 @@ def place(name: str) -> Any:
 
     asset = ASSETS[name]
     if path := weights.locate(name):
-        return path
+        return f"{path} (imported with --trust: not the published file)" if weights.is_trusted(name) else path
     if asset.urls or asset.made_from:
         raise LookupError(f"absent: download, from {asset.source}: python -m riddle weights {name} --download")
     raise LookupError(f"absent: by hand, from {asset.source}: {asset.note or 'see its page'}")

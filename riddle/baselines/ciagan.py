@@ -30,6 +30,7 @@ from riddle.baselines.redraw import protect as redrawn
 from riddle.networks import Synthesis
 from riddle.passwords import normal_from_key
 from riddle.progress import track
+from riddle.training import recipe
 
 IDENTITIES = 1200  # as in the paper, sec. 4
 SCALE = 12.0  # of the cosines in the identity loss (Proxy-NCA)
@@ -82,4 +83,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    recipe.command(main)

@@ -23,6 +23,7 @@ from riddle.baselines.redraw import System
 from riddle.baselines.redraw import protect as redrawn
 from riddle.networks import Synthesis
 from riddle.passwords import normal_from_key
+from riddle.training import recipe
 
 
 def look(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,4 +61,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    recipe.command(main)

@@ -76,4 +76,4 @@ def main(argv: list[str] | None = None) -> tuple[int, int, float]:
 
 
 if __name__ == "__main__":
-    main()
+    recipe.command(main)

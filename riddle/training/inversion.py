@@ -28,7 +28,7 @@ from riddle.presets import get
 from riddle.training import recipe
 from riddle.training.frozen import LossNetworks, draw_codes, frozen_networks
 from riddle.training.loop import LoopConfig, Numbers, Task, finish, make_accelerator, means, run, spread
-from riddle.weights import bundled, efficientnet_weights, find, load_lpips, load_tensors
+from riddle.weights import BODY, bundled, find, load_lpips, load_tensors, wheel_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +180,14 @@ def varied(faces: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(faces, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)
 
 
+def efficientnet_weights() -> dict[str, torch.Tensor]:
+    """The state of EfficientNet-Lite0, trained on ImageNet, for `EfficientNetLite0.load_published`.
+
+    Raises WeightsMissingError.
+    """
+    return torch.load(wheel_file(BODY, "efficientnet-lite0-*.pth"), map_location="cpu", weights_only=True)
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Command line of this module; returns the last logged numbers and the held-out quality."""
     config = recipe.parse(InversionConfig, "inversion", __doc__, argv)
@@ -201,4 +209,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    recipe.command(main)

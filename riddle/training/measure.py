@@ -25,6 +25,7 @@ from riddle.faces import recognizers
 from riddle.images import to_tensor
 from riddle.machine import keep_memory
 from riddle.presets import get
+from riddle.training import recipe
 from riddle.training.frozen import draw_keys
 from riddle.training.passes import encrypt_and_decrypt
 from riddle.weights import load_lpips, locate
@@ -135,4 +136,4 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    main()
+    recipe.command(main)

@@ -25,9 +25,12 @@ from riddle.data import DatasetMissingError, load
 from riddle.files import replace_file, write_text
 from riddle.images import to_bytes, to_tensor
 from riddle.presets import get
+from riddle.progress import track
+from riddle.training import recipe
 from riddle.training.frozen import draw_codes, frozen_encoder, frozen_generator
 
 SETS = ("ffhq", "celebamask_hq")
+BATCH = 64  # faces inverted at once
 
 
 def faces(preset: str, split: str, out: Path, workers: int = 2, limit: int | None = None) -> dict[str, int]:
@@ -86,8 +89,8 @@ def codes(preset: str, x: np.ndarray, encoder: str = "", mirror: bool = True, st
     options = {} if steps is None else {"steps": steps}  # only the encoder of "mobile" takes any
     parts = []
     for mirrored in (False, True)[: 1 + mirror]:
-        for first in range(0, len(x), 64):  # x may be a file that is larger than the memory
-            part = to_tensor(torch.from_numpy(x[first : first + 64].copy()).to(device))
+        for first in track(range(0, len(x), BATCH), "mirrored" if mirrored else "invert"):  # x may be a large file
+            part = to_tensor(torch.from_numpy(x[first : first + BATCH].copy()).to(device))
             parts.append(network(part.flip(3) if mirrored else part, **options).half().cpu())
     return torch.cat(parts).numpy()
 
@@ -109,6 +112,8 @@ def main(argv: list[str] | None = None) -> None:
     a = p.parse_args(argv)
     if a.what == "codes" and not a.faces:
         p.error("codes needs --faces")
+    if a.faces and not Path(a.faces).is_file():
+        p.error(f"--faces: {a.faces} does not exist; make it first: prepare faces --preset {a.preset} --out {a.faces}")
     if a.what == "faces":
         counts = faces(a.preset, a.split, a.out, a.workers, a.limit)
         write_text(a.out.with_name(f"{a.out.stem}_sets.json"), json.dumps(counts))
@@ -124,4 +129,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    recipe.command(main)

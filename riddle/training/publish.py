@@ -26,6 +26,7 @@ from riddle.files import write_text
 from riddle.images import to_bytes
 from riddle.networks import Synthesis, build_generator
 from riddle.presets import ALL_VARIANTS, Preset, get
+from riddle.training import recipe
 from riddle.training.frozen import frozen_generator
 from riddle.weights import load_metadata, load_tensors, save_tensors
 
@@ -83,12 +84,18 @@ def publish_cuts(preset: Preset, runs: dict[str, Path]) -> None:
 
 
 def publish(preset: Preset, runs: dict[str, Path]) -> None:
-    """Write <part>.safetensors for each {part: folder of its run}, and its log; an encryptor goes by its variant."""
-    folder = config.bundled_folder("zoo") / preset.name
+    """Write <part>.safetensors for each {part: folder of its run}, and its log; an encryptor goes by its variant.
+
+    Raises ValueError where a network was trained for another preset; then nothing is written.
+    """
+    folder, kinds = config.bundled_folder("zoo") / preset.name, {p: "encryptor" for p in runs if p in ALL_VARIANTS}
+    files = {part: run / f"{kinds.get(part, part)}.safetensors" for part, run in runs.items()}
+    for source in files.values():  # before anything is written
+        if (owner := load_metadata(source).get("preset", preset.name)) != preset.name:
+            raise ValueError(f"{source}: trained for preset {owner}, not for {preset.name}; give --preset {owner}")
     for part, run in runs.items():
-        kind = "encryptor" if part in ALL_VARIANTS else part
-        name = ALL_VARIANTS[part].file if part in ALL_VARIANTS else part
-        source, target = run / f"{kind}.safetensors", folder / f"{name}.safetensors"
+        kind, name = kinds.get(part, part), ALL_VARIANTS[part].file if part in ALL_VARIANTS else part
+        source, target = files[part], folder / f"{name}.safetensors"
         about, coarse = load_metadata(source), COARSE.get(kind, ())
         save_tensors(target, load_tensors(source), about, exact=EXACT, coarse=coarse)
         print(f"{target.name}: {target.stat().st_size / 2**20:.1f} MiB")
@@ -127,4 +134,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    recipe.command(main)

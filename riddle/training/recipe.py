@@ -13,7 +13,7 @@ import inspect
 import re
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -22,6 +22,14 @@ from riddle.presets import ALL_VARIANTS
 
 FOLDER = Path(__file__).parent / "recipes"
 Config = TypeVar("Config")
+
+
+def command(main: Callable[[], Any]) -> None:
+    """Call a training's `main`. A missing or unfit file or value ends the program with the message, not a traceback."""
+    try:
+        main()
+    except (OSError, ValueError) as e:
+        raise SystemExit(f"{Path(sys.argv[0]).stem}: error: {e}") from e
 
 
 def parse(config: type[Config], section: str, about: str, argv: Sequence[str] | None = None) -> Config:
