@@ -174,7 +174,7 @@ def test_the_commands_of_a_guide_parse(root, page, capsys):
                 given = [word.split("=")[0] for word in words if "=" in word]
                 assert all(f'"{name}":' in options for name in given), line
             case _:
-                assert line[0] in ("source", "export", "pip", "ray"), line
+                assert line[0] in ("source", "export", "unset", "cp", "rm", "pip", "ray"), line
 
 
 def test_no_option_takes_a_passphrase(capsys):
