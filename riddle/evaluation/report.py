@@ -127,13 +127,13 @@ def slim(notebook: nbformat.NotebookNode) -> str:
 
     Raises ValueError when text alone is over the limit.
     """
-    for width in (900, 700, 500, 350, 250):
+    for width, quality in ((900, 75), (700, 75), (500, 75), (350, 75), (250, 75), (200, 60)):
         made = deepcopy(notebook)
         made.metadata = {k: v for k, v in made.metadata.items() if k in ("kernelspec", "language_info")}
         for cell in made.cells:
             cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
             if "outputs" in cell:
-                cell.outputs = [_published(o, width, cell.metadata) for o in cell.outputs if not _is_noise(o)]
+                cell.outputs = [_published(o, width, quality, cell.metadata) for o in cell.outputs if not _is_noise(o)]
         text = nbformat.writes(made)
         for local in (config.home(), Path.home()):
             text = text.replace(str(local), ".")
@@ -146,7 +146,7 @@ def _is_noise(output: dict) -> bool:
     return output.get("name") == "stderr" or any("widget-view" in kind for kind in output.get("data", {}))
 
 
-def _published(output: dict, width: int, metadata: dict) -> dict:
+def _published(output: dict, width: int, quality: int, metadata: dict) -> dict:
     """An output of a notebook with its pictures as JPEG at most `width` px wide, or without them."""
     data = output.get("data", {})
     for kind in [k for k in data if k.startswith("image/") and k != "image/svg+xml"]:
@@ -154,18 +154,18 @@ def _published(output: dict, width: int, metadata: dict) -> dict:
         if "real-faces" in metadata.get("tags", []):
             data["text/plain"] = "(a picture of real people, left out; run the notebook to see it)"
         else:
-            data["image/jpeg"] = jpeg(Image.open(io.BytesIO(base64.b64decode(picture))), width)
+            data["image/jpeg"] = jpeg(Image.open(io.BytesIO(base64.b64decode(picture))), width, quality)
     return output
 
 
-def jpeg(image: Image.Image, width: int) -> str:
+def jpeg(image: Image.Image, width: int, quality: int = 75) -> str:
     """A picture as base64 of a JPEG at most `width` px wide, on white where it is transparent."""
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.width > width:
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=75, optimize=True)
+    image.save(out, "JPEG", quality=quality, optimize=True)
     return base64.b64encode(out.getvalue()).decode()
 
 
