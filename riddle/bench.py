@@ -187,18 +187,18 @@ def protect_row(model: Riddle, side: int, seconds: float) -> dict:
 
 
 def slider_rows(model: Riddle, seconds: float) -> list[dict]:
-    """A position of the slider of notebook 15: while it moves, one face of 256 px as JPEG; where it rests, three faces,
-    their distances, and the JPEG of all."""
+    """A position of the slider of notebook 15: while it moves, one face of R px as JPEG; where it rests, three of 256
+    px, their distances, and the JPEG of all."""
     controller, places = Controller(model), itertools.cycle(np.linspace(0, 1, 11))
     controller.samples(1)
     words = "correct horse", "battery staple", "letmein"
+    drag = lambda: controller.moving(*words[:2], float(next(places)))  # noqa: E731
     work = {
-        "moving": lambda: contact_sheet(controller.moving(*words[:2], float(next(places))), SIDE),
-        "at rest": lambda: controller.view(*words, float(next(places))).picture(SIDE),
+        f"moving, {model.preset.resolution} px": lambda: contact_sheet(drag(), SIDE),
+        f"at rest, {SIDE} px": lambda: controller.view(*words, float(next(places))).picture(SIDE),
     }
     return [
-        {"name": f"slider of notebook 15, {SIDE} px, {how}", "unit": "updates/s"}
-        | rates({"ours": each}, seconds, model.device)
+        {"name": f"slider of notebook 15, {how}", "unit": "updates/s"} | rates({"ours": each}, seconds, model.device)
         for how, each in work.items()
     ]
 

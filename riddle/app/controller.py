@@ -7,7 +7,7 @@
     view.distances                                   # of each from the original, for a face recogniser
 
 A face's code and embedding and a passphrase's key are computed once. While the slider moves, each position costs a
-pass of the encryptor and one drawn face (`moving`); where it rests, three of each and three embeddings (`view`).
+pass of the encryptor and one face of R px (`moving`); where it rests, three of SIDE px and three embeddings (`view`).
 """
 
 from __future__ import annotations
@@ -172,9 +172,9 @@ class Controller:
         return View(torch.cat([original.to(drawn.device), drawn]), self._distances(drawn, embedding))
 
     def moving(self, first: str, second: str, position: float, face: int = 0) -> torch.Tensor:
-        """The encrypted face of `view` alone, (1, 3, S, S). Raises as `view` does."""
+        """The encrypted face of `view` alone, drawn at R px, (1, 3, R, R): many times faster. Raises as `view` does."""
         locked = self.model.encrypt(self._face(face)[1], self._between(first, second, position))
-        return self.model.synthesize(locked, self.side)
+        return self.model.synthesize(locked)
 
     def preview(self, first: str, second: str, guess: str, position: float = 0.0, face: int = 0) -> torch.Tensor:
         """The faces of PANELS (4, 3, R, R) before the rest is known: of the encoder's code without refinement, a tenth
