@@ -165,8 +165,8 @@ def _check(asset: Asset, path: Path, seen: os.stat_result) -> None:
         cause = f"it is damaged, or not the published file: its sha256 is {own}, the published one's {asset.sha256}"
     else:
         return
-    own = "" if published.is_web_page(path) else "; --trust imports a file of your own"
-    raise ValueError(f"{path}: {cause}; remove it, and {asset.by_hand}{own}")
+    more = "" if published.is_web_page(path) else "; --trust imports a file of your own"
+    raise ValueError(f"{path}: {cause}; remove it, and {asset.by_hand}{more}")
 
 
 def _is_other(asset: Asset, path: Path, trust: bool) -> bool:
