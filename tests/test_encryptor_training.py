@@ -310,6 +310,7 @@ def test_variants_differ_in_one_thing_and_weights_are_the_papers(tmp_path):
     for wrong, said in (
         ({"variant": "untrained"}, "unknown variant"),
         ({"helper_only": 1.2}, "--helper-only is a share"), ({"weights": {"speed": 1}}, "unknown loss weight speed"),
+        ({"held_out": 0}, "--held-out 0: give 1 or more"),
         ({"lpips": "resnet"}, "unknown network --lpips 'resnet'; choose one of squeeze, alex, vgg"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):

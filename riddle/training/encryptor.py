@@ -54,7 +54,8 @@ class EncryptorConfig(LoopConfig):
 
     variant: str = "riddle"  # of riddle.presets.ALL_VARIANTS: riddle, datafree, mlp, nodiv, coupling, released
     codes: str = ""  # .npy (N, L, D) of inverted training faces, or invert_w_256.pt; only variant datafree needs none
-    val_codes: str = ""  # .npy of held-out codes; without: the last 48 of `codes`, which training then leaves out
+    val_codes: str = ""  # .npy of held-out codes; without: the last of `codes`, which training then leaves out
+    held_out: int = 48  # held-out codes to evaluate on: ten faces are drawn of each
     code_judge: str = ""  # safetensors of riddle.training.helper, for the loss in codes
     generator: str = ""  # safetensors; without: the bundled weights; so for the next two
     parser: str = ""  # safetensors
@@ -88,6 +89,8 @@ class EncryptorConfig(LoopConfig):
         for name in ("helper_only", "blend", "shrink"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} is a share, from 0 to 1")
+        if self.held_out < 1:
+            raise ValueError(f"--held-out {self.held_out}: give 1 or more")
         if self.lpips not in BACKBONES:
             raise ValueError(f"unknown network --lpips {self.lpips!r}; choose one of {', '.join(BACKBONES)}")
         LossWeights().updated(self.weights)
@@ -306,9 +309,10 @@ def main(argv: list[str] | None = None) -> dict:
     accelerator, preset = make_accelerator(config), get(config.preset)
     torch.manual_seed(config.seed)
     generator, frozen = frozen_networks(preset, config.generator, accelerator.device, config.parser, config.lpips)
-    codes = load_codes(config.codes, preset) if config.codes else draw_codes(generator, 48, seed=1)
-    held_out = (load_codes(config.val_codes, preset)[:48] if config.val_codes else codes[-48:]).float()
-    learned = None if datafree else codes if config.val_codes else codes[:-48]
+    count = config.held_out
+    codes = load_codes(config.codes, preset) if config.codes else draw_codes(generator, count, seed=1)
+    held_out = (load_codes(config.val_codes, preset)[:count] if config.val_codes else codes[-count:]).float()
+    learned = None if datafree else codes if config.val_codes else codes[:-count]
     recogniser, encoder = load_code_recogniser(config.code_judge) if config.code_judge else None, None
     if config.pixels or (config.damping and preset.encoder == "lite"):
         encoder = frozen_encoder(preset, config.encoder, generator)
