@@ -211,6 +211,15 @@ def machine(device: torch.device) -> dict:
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
+def chart(table: pd.DataFrame, path: Path) -> None:
+    """A chart of the rows that were measured in several forms: each form's speed, where (N, C, H, W) has 1."""
+    speeds = table.set_index("name").filter(["ours", "nchw", "openvino"]).dropna(subset="nchw")
+    shape = {"figsize": (7.5, 0.55 * len(speeds) + 0.9), "ylabel": "", "xlabel": "speed, (N, C, H, W) = 1"}
+    axis = speeds.div(speeds.nchw, axis=0)[::-1].plot.barh(**shape)
+    with replace_file(path) as temporary:
+        axis.figure.savefig(temporary, bbox_inches="tight", dpi=130)
+
+
 def main(
     preset: str = "mobile",
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
@@ -218,7 +227,7 @@ def main(
     seconds: Annotated[float, Option(help="time given to each measurement")] = 3.0,
     out: Annotated[Path | None, Option(help="folder; default: results/<preset>, results/runs/smoke for smoke")] = None,
 ) -> dict:
-    """Measure speed and write bench.json and figures/bench.png; returns what bench.json holds."""
+    """Measure speed and write bench.json, and figures/bench.png for several forms; returns what bench.json holds."""
     keep_memory()  # returned pages, faulted in again at every call, would be most of the time
     folder = out or config.home() / "results" / ("runs" if preset == "smoke" else "") / preset
     at, scale = torch.device(device), get(preset)
@@ -231,16 +240,13 @@ def main(
         rows.append(encryptor_row(model, 2, seconds))
     except WeightsMissingError as e:
         print(f"encryptor training: n/a ({e})")
-    table = pd.DataFrame(rows, columns=["name", "unit", "ours", "nchw", "openvino", "share"])
+    table = pd.DataFrame(rows, columns=["name", "unit", "ours", "nchw", "openvino", "share"]).dropna(axis=1, how="all")
     print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     result = {"preset": preset, "batch": batch, "machine": machine(at), "rows": rounded}
     write_text(folder / "bench.json", json.dumps(result, indent=1) + "\n")
-    speeds = table.set_index("name")[["ours", "nchw", "openvino"]].astype(float)
-    speeds = speeds.div(speeds.nchw.fillna(speeds.ours), axis=0).dropna(axis=1, how="all")
-    axis = speeds[::-1].plot.barh(xlabel="speed, (N, C, H, W) = 1", ylabel="", figsize=(7.5, 0.55 * len(rows) + 0.9))
-    with replace_file(folder / "figures" / "bench.png") as temporary:
-        axis.figure.savefig(temporary, bbox_inches="tight", dpi=130)
+    if "nchw" in table:
+        chart(table, folder / "figures" / "bench.png")
     return result
 
 
