@@ -8,6 +8,7 @@ the K images of an original; every loss is then a mean over the originals.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
@@ -95,13 +96,24 @@ class PerceptualFeatures(nn.Module):
     The package compares two images and so would run the original again for each of its K faces.
     """
 
-    def __init__(self, lpips: nn.Module):
+    def __init__(self, trunk: nn.Module, channels: Sequence[int]):
+        """trunk: the backbone, which gives features of so many channels. All weights are 1 until they are loaded."""
         super().__init__()
-        self.trunk, self.layers = lpips.net, len(lpips.lins)
-        self.register_buffer("shift", lpips.scaling_layer.shift.clone())
-        self.register_buffer("scale", lpips.scaling_layer.scale.clone())
+        self.trunk = trunk
+        self.register_buffer("shift", torch.zeros(1, 3, 1, 1))
+        self.register_buffer("scale", torch.ones(1, 3, 1, 1))
+        for i, count in enumerate(channels):
+            self.register_buffer(f"root{i}", torch.ones(1, count, 1, 1))
+
+    @classmethod
+    def of(cls, lpips: nn.Module) -> PerceptualFeatures:
+        """Those of the package's network."""
+        features = cls(lpips.net, lpips.chns)
+        features.shift.copy_(lpips.scaling_layer.shift)
+        features.scale.copy_(lpips.scaling_layer.scale)
         for i, lin in enumerate(lpips.lins):
-            self.register_buffer(f"root{i}", lin.model[-1].weight.detach().clamp_min(0).sqrt())
+            getattr(features, f"root{i}").copy_(lin.model[-1].weight.detach().clamp_min(0).sqrt())
+        return features
 
     def raw(self, faces: torch.Tensor) -> list[torch.Tensor]:
         """faces: (N, 3, R, R) in [-1, 1] -> the backbone's features, one (N, C, h, w) per layer."""
@@ -123,16 +135,11 @@ class PerceptualFeatures(nn.Module):
 
 def random_lpips(net: str = "squeeze") -> nn.Module:
     """The package's LPIPS with a backbone of random weights, which needs no download; net: squeeze, alex or vgg."""
-    import lpips  # here, because it loads torchvision, which protecting a photo does not need
+    import lpips  # here, because it loads torchvision, which takes seconds, and `riddle.load` does not need it
 
     with warnings.catch_warnings():  # lpips asks torchvision by an argument that torchvision deprecates
         warnings.simplefilter("ignore", UserWarning)
         return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-
-
-def blank_perception() -> PerceptualFeatures:
-    """`PerceptualFeatures` to be trained: those of `random_lpips`."""
-    return PerceptualFeatures(random_lpips()).requires_grad_(True)
 
 
 def lpips_loss(original: list[torch.Tensor], generated: list[torch.Tensor]) -> torch.Tensor:

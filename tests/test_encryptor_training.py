@@ -189,7 +189,7 @@ def test_no_more_faces_are_drawn_at_a_time_than_have_so_many_pixels(frozen, tmp_
 def test_parts_and_recomputed_activations_change_the_memory_alone(frozen, tmp_path, monkeypatch):
     """Under the same passwords: the gradient to rounding. Recomputing holds one face's activations of eight."""
     g, networks = frozen
-    networks = replace(networks, perceive=PerceptualFeatures(random_lpips()).eval().requires_grad_(False))
+    networks = replace(networks, perceive=PerceptualFeatures.of(random_lpips()).eval().requires_grad_(False))
     reader = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(1), nn.Linear(192, 512), nn.Unflatten(1, (8, 64)))
     w, keys, found = draw_codes(g, 4), draw_keys(g, 4, 2, 2), []
     monkeypatch.setattr(encryptor, "publish", lambda faces, under: faces)  # it draws, and a share of the rows each way

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from riddle.losses import blank_perception
+from riddle.losses import PerceptualFeatures, random_lpips
 from riddle.models.curvature import Curvature, descend
 from riddle.models.inversion import build_encoder
 from riddle.models.mobilefacenet import MobileFaceNet
@@ -107,9 +107,9 @@ def test_a_step_that_leads_away_is_taken_back():
 def test_each_part_of_a_perception_learns_from_its_teacher_s_features(generator, monkeypatch):
     """Alone, a part reads what the teacher's parts before it give; a step brings the student nearer."""
     torch.manual_seed(5)
-    teacher = blank_perception()
+    teacher = PerceptualFeatures.of(random_lpips())
     monkeypatch.setattr(perception, "load_lpips", lambda net: None)
-    monkeypatch.setattr(perception, "PerceptualFeatures", lambda net: copy.deepcopy(teacher))
+    monkeypatch.setattr(PerceptualFeatures, "of", lambda net: copy.deepcopy(teacher))
     config = perception.PerceptionConfig(out="unused", faces="", val="", bfloat16=False)
     held_out = torch.randint(0, 256, (4, 128, 128, 3), dtype=torch.uint8)
     task = perception.PerceptionTask(config, make_accelerator(config), generator, held_out)
@@ -118,7 +118,7 @@ def test_each_part_of_a_perception_learns_from_its_teacher_s_features(generator,
     for made, wanted in zip(task.parts_alone(faces(), raw), raw, strict=True):
         assert torch.allclose(made, wanted, atol=1e-5)
     assert task.step({"faces": held_out}, 0.01)["loss"] < 1e-5  # the same network: nothing to learn
-    task.network.trunk.load_state_dict(blank_perception().trunk.state_dict())
+    task.network.trunk.load_state_dict(random_lpips().net.state_dict())
     losses = [task.step({"faces": held_out}, share)["apart"].item() for share in [0.2] * 8 + [0.8] * 4]
     assert losses[7] < 0.8 * losses[0] and all(math.isfinite(x) for x in losses)
     assert set(task.evaluate()) == {"error", "correlation", "distance", "lpips"}

@@ -5,6 +5,7 @@ import torch
 
 from riddle import losses
 from riddle.losses import PAPER_WEIGHTS, LossWeights
+from riddle.models.squeezenet import CHANNELS, SqueezeNet
 
 B, M, N, E = 3, 2, 2, 16
 CHANGED, ALL = M * (N + 1), M * (N + 2)
@@ -74,12 +75,15 @@ def test_eq6_pixel_is_a_mean_per_image_summed_over_images():
 def test_eq7_features_give_the_distance_of_the_lpips_package():
     lpips = pytest.importorskip("lpips")
     net = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval()  # random trunk: no download needed
-    features = losses.PerceptualFeatures(net)
+    features = losses.PerceptualFeatures.of(net)
     x, y = torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 3, 64, 64) * 2 - 1
     got = losses.lpips_loss(features(x), features(y.flatten(0, 1)))
     with torch.no_grad():
         expected = sum(net(x[b : b + 1], y[b, i : i + 1]).item() for b in range(2) for i in range(3)) / 2
     assert got.item() == pytest.approx(expected, rel=1e-4)
+    ours = losses.PerceptualFeatures(SqueezeNet(), CHANNELS)
+    ours.load_state_dict(features.state_dict())  # the encoder's, which needs no torchvision
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours(x), features(x), strict=True))
 
 
 def test_eq8_parsing_is_a_mean_square_per_image():

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from riddle.losses import blank_perception
+from riddle.losses import PerceptualFeatures
 from riddle.machine import fast_autocast
 from riddle.models.codes import soft_bound
 from riddle.models.curvature import Curvature, descend
@@ -21,6 +21,7 @@ from riddle.models.efficientnet import TAPS, EfficientNetLite0
 from riddle.models.fixed_map import ARCFACE_POINTS, fixed_map
 from riddle.models.irse import irse_body
 from riddle.models.mobilefacenet import MobileFaceNet
+from riddle.models.squeezenet import CHANNELS, SqueezeNet
 from riddle.models.stylegan2 import EqualLinear
 from riddle.presets import Preset
 
@@ -144,7 +145,7 @@ class LiteEncoder(nn.Module):
         )  # fmt: skip
         nn.init.normal_(self.mix[-1].weight, std=0.01)
         nn.init.zeros_(self.mix[-1].bias)
-        self.perception = blank_perception().requires_grad_(False)
+        self.perception = PerceptualFeatures(SqueezeNet(), CHANNELS).requires_grad_(False)
         self.curvature = Curvature(self.n_latent, preset.style_dim)
         crop = fixed_map(self.side, tuple(map(tuple, ARCFACE_POINTS.tolist())), 112)
         self.register_buffer("crop", crop, persistent=False)

@@ -51,7 +51,7 @@ def random_task(config: EncryptorConfig) -> tuple[EncryptorTask, int]:
     generator.codes.measure(generator.map)
     f_e = MobileFaceNet() if preset.identity == "arcface-mobilefacenet" else blank(preset.identity)
     f_s = BiSeNet() if preset.name.startswith("ffhq") else ParsingNet()
-    f_p = PerceptualFeatures(random_lpips(config.lpips))
+    f_p = PerceptualFeatures.of(random_lpips(config.lpips))
     for network in (f_e, f_p, f_s):
         network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     embed = Recognizer(preset.identity, SPECS[preset.identity], f_e).from_crop

@@ -72,7 +72,7 @@ def frozen_networks(
     """
     g = frozen_generator(preset, generator, device)
     f_e = recognizers.load(preset.identity, device=str(device))
-    f_p = PerceptualFeatures(load_lpips(lpips)).to(device, memory_format=torch.channels_last)
+    f_p = PerceptualFeatures.of(load_lpips(lpips)).to(device, memory_format=torch.channels_last)
     f_s = None if parser is None else frozen_parser(preset, parser, device)
     return g, LossNetworks(f_e.from_crop, f_p.eval().requires_grad_(False), f_s, f_e.threshold)
 

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from riddle.images import to_tensor
+from riddle.losses import PerceptualFeatures, random_lpips
 from riddle.models.inversion import LiteEncoder, build_encoder
 from riddle.models.mobilefacenet import load_mobilefacenet
 from riddle.networks import Synthesis
@@ -93,8 +94,10 @@ class InversionTask(Task):
         own, path = "perception.trunk.", self.config.perception
         state = load_tensors(path or bundled("mobile", "encoder"))
         state = state if path else {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}
+        perception = PerceptualFeatures.of(random_lpips())
+        perception.trunk.load_state_dict(state)
         for network in (self.network, self.average):
-            network.perception.trunk.load_state_dict(state)
+            network.perception.load_state_dict(perception.state_dict())
             network.body.load_published(efficientnet_weights())
             network.identity.load_state_dict(load_mobilefacenet(find("arcface-mobilefacenet")).state_dict())
 

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from riddle.images import to_tensor
-from riddle.losses import PerceptualFeatures, blank_perception
+from riddle.losses import PerceptualFeatures, random_lpips
 from riddle.networks import Synthesis
 from riddle.presets import get
 from riddle.training import recipe
@@ -50,8 +50,8 @@ class PerceptionTask(Task):
     ):
         """held_out: uint8 (N, R, R, 3), faces that training never sees."""
         self.generator, self.held_out = generator, held_out
-        self.teacher = PerceptualFeatures(load_lpips("squeeze")).to(accelerator.device).requires_grad_(False)
-        student = blank_perception().to(accelerator.device)
+        self.teacher = PerceptualFeatures.of(load_lpips("squeeze")).to(accelerator.device).requires_grad_(False)
+        student = PerceptualFeatures.of(random_lpips()).requires_grad_(True).to(accelerator.device)
         optimiser = torch.optim.Adam(student.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         super().__init__(config, accelerator, "student", student, optimiser)
 
