@@ -160,6 +160,12 @@ def test_a_stranger_of_another_light_pose_or_no_other_identity_fits_worse():
     assert both == pytest.approx((misfit(old, pair) + misfit(shadow, pair)) / 2, abs=1e-4)
 
 
+def test_glasses_that_the_stranger_does_not_cover_stick_out():
+    worn, wide = logits(glasses=True), logits(face=(0.0, 1.0))
+    assert fitting.exposed(logits(), logits()) == 0 == fitting.exposed(worn, worn) == fitting.exposed(worn, wide)
+    assert fitting.exposed(worn, logits()) == pytest.approx(0.4, abs=0.03)  # the face has 0.6 of the width
+
+
 def test_highlights_rise_to_white_without_a_step():
     x = torch.linspace(0, 3, 1000)
     y = blending.shoulder(x)
