@@ -105,6 +105,7 @@ COSINES = {
         "identity cosine, RotationCoupling (ours)": (-0.3, 0.4), "KFFA (degrees), *": (45, 100),
     },
     "09_figure7": {"mean pairwise angle, *": (45, 100)},
+    "14_video": {"* identity": (0.8, 1), "* person": (0.8, 1), "protected to original": (-0.3, 0.4)},
 }  # fmt: skip
 
 

@@ -586,6 +586,18 @@ def test_each_face_has_its_own_key_and_is_shown_in_its_own_light(model, tmp_path
         assert torch.equal(code[:4], record.codes[k, :4]) and torch.allclose(code[4:], own[k, 4:], atol=1e-2)
 
 
+def test_codes_of_several_frames_are_averaged_in_z(model, film, monkeypatch):
+    """An average in w lies outside of what the encryptor knows: its faces fall apart."""
+    space, frame = model.generator.codes, iter(range(8))
+    z = torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(model, "invert", lambda faces, refine: space.to_w(z[next(frame) % 2])[None])
+    source = clip.probe(film(pan(8)))
+    got = tracking.record_of(*tracking.survey(model, source), source, model).codes
+    share = ((got - z[0]) * (z[1] - z[0])).sum((1, 2)) / (z[1] - z[0]).square().sum()
+    assert ((share > 0.2) & (share < 0.8)).all()
+    assert torch.allclose(got, z[0] + share[:, None, None] * (z[1] - z[0]), atol=1e-2)
+
+
 def test_codes_are_changed_face_by_face_whatever_their_number(model):
     count, space, keys = np.array([99, 28]), model.generator.codes, model.random_password(2)
     tracks, codes = np.stack([[0, 4], [0, 0], count], 1), torch.zeros(129, 8, 64)  # one more than are changed at once

@@ -231,7 +231,7 @@ def survey(model: Riddle, clip: Clip) -> tuple[np.ndarray, list[Track]]:
             tracks = tracker.take(n, finds, embedder.embed(faces))
             if clear := [i for i, find in enumerate(finds) if not find.doubt]:
                 # without gradient steps: these end differently in each frame, so the stranger would change
-                codes = model.invert(faces[clear], refine=0).cpu().numpy()
+                codes = model.generator.codes.to_gaussian(model.invert(faces[clear], refine=0)).cpu().numpy()
                 for i, code in zip(clear, codes, strict=True):
                     tracks[i].add_code(n, code, step)
         tracker.forget(n)
@@ -273,8 +273,8 @@ def record_of(times: np.ndarray, tracks: list[Track], clip: Clip, model: Riddle)
         rows.append((face.id, face.begin, len(covered)))
         places.append(bounded(smoothed(times[covered], face.place_in(covered), sigma), *clip.upright_size))
         k = face.begin // step + np.arange(code_count(face.begin, len(covered), step))
-        w = torch.from_numpy(_steadied(face, k)).view(-1, model.preset.n_latent, model.preset.style_dim)
-        codes.append(model.generator.codes.to_record(w.to(model.device)).cpu())
+        z = torch.from_numpy(_steadied(face, k)).view(-1, model.preset.n_latent, model.preset.style_dim)
+        codes.append(z.half().float())  # as a record keeps them
     return ClipRecord(clip.upright_size, step, times, np.array(rows), np.concatenate(places), torch.cat(codes))
 
 
