@@ -247,6 +247,7 @@ def test_falco_moves_the_middle_slots_of_a_drawn_neighbour_away_from_the_person(
     embed = lambda f: F.adaptive_avg_pool2d(f, 4).flatten(1) @ project.T  # noqa: E731
     monkeypatch.setattr(falco, "load", lambda: (generator, encoder, embed))
     monkeypatch.setattr(falco, "DRAWN", 6)
+    monkeypatch.setattr(falco, "ATTRIBUTES", 1.0)  # features of random weights outweigh the identity otherwise
     falco.nobody.cache_clear()
     drawn, looks = falco.nobody()
     assert drawn.shape == (6, 10, 32) and torch.equal(drawn[:, 0], drawn[:, 9])
@@ -265,7 +266,8 @@ def test_falco_moves_the_middle_slots_of_a_drawn_neighbour_away_from_the_person(
     for face, z in zip(faces, made[0], strict=True):
         apart = [(falco.attributes(encoder, face[None])[0] - look).abs().sum() for look in looks]
         torch.testing.assert_close(z[3:8], drawn[int(torch.stack(apart).argmin()), 3:8])
-    alike = {n: F.cosine_similarity(embed(encoder.draw(z)), embed(faces)).abs() for n, z in made.items()}
+    shown = {n: embed(generator(encoder.to_w(z))) for n, z in made.items()}  # as it is optimised: not clipped
+    alike = {n: F.cosine_similarity(e, embed(faces)).abs() for n, e in shown.items()}
     assert (alike[6] < alike[0]).all()
     out = BASELINES["falco"].protect(faces)
     torch.testing.assert_close(out, encoder.draw(made[6]), atol=1e-4, rtol=0)
