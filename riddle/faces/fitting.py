@@ -9,7 +9,7 @@ import torch
 from riddle.faces import blending
 from riddle.faces.recognizers import Recognizer
 
-EXPOSED = 4.0  # weight of `exposed` glasses
+EXPOSED, FEW = 4.0, 0.01  # weight of `exposed` glasses; share of the crop below which they are hardly glasses
 SHADE = 0.03  # of the side; finer detail than this is no shade
 
 
@@ -44,7 +44,7 @@ def exposed(old: torch.Tensor, new: torch.Tensor) -> float:
     """
     glasses, shown = old.argmax(0) == blending.GLASSES, new.argmax(0)
     covered = torch.isin(shown, torch.tensor(blending.FACE_CLASSES, device=shown.device))
-    return float((glasses & ~covered).sum() / glasses.sum().clamp_min(1))
+    return float((glasses & ~covered).sum() / glasses.sum().clamp_min(FEW * glasses.numel()))
 
 
 def _shade(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
