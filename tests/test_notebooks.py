@@ -38,9 +38,9 @@ SMALLER = {
     "11_table5": FEW | {"faces": 2},
     "12_qualitative": FEW | {"people": 2, "passwords": 3},
     "13_report": {},
-    "14_video": {"limit": 16, "people": 1},
+    "14_video": {"limit": 10, "people": 1},
     "15_widgets": {"updates": 3},
-    "16_security": UNTRAINED | {"dataset": "samples", "limit": 4, "detector": "dlib"},
+    "16_security": UNTRAINED | {"dataset": "samples", "limit": 2, "detector": "dlib"},
 }
 CHECKED = ("05_table1", "06_table2", "08_table4")  # what must hold of a complete run holds for so few faces, too
 # A claim has an answer where the repository keeps the tables.
@@ -89,7 +89,7 @@ BOUNDS = {
         "wrong password, pixels, *": (20, 120),
     },
     "13_report": ANSWERS,
-    "14_video": {"frames": (16, 16), "faces": (1, 1)},
+    "14_video": {"frames": (10, 10), "faces": (1, 1)},
     "15_widgets": {"Restored": (0, 0.5), "Encrypted": (0.4, 2), "updates/s, moving": (0.1, 400),
                    "updates/s, at rest": (0.05, 200)},
     "16_security": {
