@@ -42,7 +42,7 @@ def save_fig(name: str, preset: str, real_faces: bool = False, trial: bool = Fal
     shows = any(axis.images for axis in figure.axes)
     path = folder / "figures" / f"{name}.webp"
     with replace_file(path) as temporary:
-        options = {"quality": 80, "method": 6, "lossless": not shows}
+        options = {"quality": 60, "method": 6, "lossless": not shows}
         figure.savefig(temporary, dpi=PIXELS if shows else "figure", pil_kwargs=options)
     return path
 
