@@ -11,11 +11,11 @@ from riddle.faces.recognizers import Recognizer
 
 UNASKED = 0.1
 EXPOSED, FEW = 4.0, 0.01  # weight of `exposed` glasses; share of the crop below which they are hardly glasses
-BARE = 8.0  # weight of the mask's share without a new face
+BARE, LIGHT = 8.0, 2.0  # weights of the mask's share without a new face, and of a difference of light
 EXPOSED, UNASKED = 4.0, 0.1  # costs of old glasses that stick out, and of new ones where there were none
 FEW = 0.01  # share of the crop below which glasses are hardly any
 LIKE, FAR = 2.0, 0.2  # weight of a recogniser's similarity; that of strangers in one surroundings, which costs nothing
-CANDIDATES, FITS, AT_ONCE = 32, 0.6, 8  # strangers tried at most; the misfit that ends it; those drawn at once
+CANDIDATES, FITS, AT_ONCE = 32, 0.7, 8  # strangers tried at most; the misfit that ends it; those drawn at once
 SHADE = 0.03  # of the side; finer detail than this is no shade
 
 
@@ -47,7 +47,7 @@ def misfit(
         likeness the recogniser's similarity beyond that of strangers
         glasses  see `of_glasses`
 
-    Of 48 faces in the places of six people of CelebA-HQ's validation split, 20 passed for real by eye. In 67 of 76
+    Of 48 faces in the places of six people of CelebA-HQ's validation split, 20 passed for real by eye. In 73 of 76
     pairs of faces in one place, the one that passed has the smaller sum.
     """
     old, *new = parser(torch.cat([under[None].to(faces), faces]))
@@ -62,7 +62,7 @@ def misfit(
         light = ((light * where).sum() / where.sum().clamp_min(1)) ** 0.5
         face_there = logits.softmax(0)[list(blending.FACE_CLASSES + blending.NECK_CLASSES)].sum(0).cpu()
         bare = (mask * (1 - face_there)).sum() / mask.sum().clamp_min(1e-6)
-        sums.append(float(seam + light + BARE * bare) + of_glasses(*pair))
+        sums.append(float(seam + LIGHT * light + BARE * bare) + of_glasses(*pair))
         pasted.append(under + mask * (matched - under))
     both = torch.stack([under, *pasted]).to(recogniser.device)
     classes, core = parser(both[1:]).float().log_softmax(1).cpu(), blending.core(under.shape[-1])
