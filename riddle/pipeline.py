@@ -206,14 +206,15 @@ class Riddle:
 
     def paste(
         self, image: Image.Image, under: Tensor, faces: Sequence[Tensor], matrices: np.ndarray,
-        shown: Sequence[Tensor] | None = None, masks: np.ndarray | None = None,
+        shown: Sequence[Tensor] | None = None, masks: np.ndarray | None = None, grain: bool = False,
     ) -> Image.Image:  # fmt: skip
         """A photo with rendered faces in their places, colours matched and blended at the rim.
 
         image: RGB; under: the crops (k, 3, R, R) of those places, in [-1, 1]; faces: k of (3, S, S) in [-1, 1], S a
         multiple of R, the one in front first; matrices: (k, 2, 3), framing matrices, crop's unit square -> photo
         pixels; shown: k of (3, S, S), the faces pasted there before, which are first taken out of the rim (see
-        riddle.faces.blending); masks: (k, M, M) in [0, 1], default: the parser's, which sees R px: hair stays in front.
+        riddle.faces.blending); masks: (k, M, M) in [0, 1], default: the parser's, which sees R px: hair stays in front;
+        grain: as for `blending.match_colours`.
         """
         before, count = faces if shown is None else shown, len(faces)  # what stood in front still does
         logits = self._parsed(under, before)
@@ -222,7 +223,7 @@ class Riddle:
         photo = np.array(image)
 
         def matched(i: int, face: Tensor) -> Image.Image:
-            return to_image(blending.match_colours(face, under[i], skins[i]))
+            return to_image(blending.match_colours(face, under[i], skins[i], grain))
 
         for i in range(count) if shown is not None else ():
             blending.unblend(photo, matched(i, shown[i]), matrices[i], masks[i])
@@ -234,7 +235,7 @@ class Riddle:
     def strangers(self, w: Tensor, under: Tensor, keys: Callable, choice: bool) -> tuple[Tensor, Tensor, list[int]]:
         """Who takes the places of k faces: codes in z, as a record keeps them, those that are drawn, the keys' turns.
 
-        w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; choice: the best of many, see `fitting.best`.
+        w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; choice: the best of many, by `fitting.misfit`.
         """
         by_sight = choice and self.mask == "parser"
         tried, recogniser = [], recognizers.at_hand(self.preset.identity, self.device) if by_sight else None
@@ -245,8 +246,8 @@ class Riddle:
             tried.append(torch.stack([z, lit(codes, self.decrypt(codes, own))], 1))
         turns, parser = [0] * len(w), partial(self._batched, self.parser, batch=32)
         for i in range(len(w) if recogniser else 0):
-            seen = torch.stack([codes[i, 1] for codes in tried])
-            turns[i] = fitting.best(seen, self.synthesize, under[i], parser, recogniser)
+            new = self.synthesize(torch.stack([codes[i, 1] for codes in tried]))
+            turns[i] = int(fitting.misfit(new, under[i], parser, recogniser).argmin())
         best = torch.stack([tried[turn][i] for i, turn in enumerate(turns)])
         return best[:, 0], best[:, 1], turns
 
@@ -278,8 +279,8 @@ class Riddle:
         keys, choice = partial(self.keys, passphrase, secret, salt), record and isinstance(passphrase, str)
         z, seen, turns = self.strangers(w, under, keys, choice)
         drawn, large = self.draw(seen, matrices)
-        masks = blending.halved(blending.outlines(self._parsed(under, large), under))
-        image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, masks=masks))
+        masks = blending.rounded(blending.outlines(self._parsed(under, large), under, blending.SHARP))
+        image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, masks=masks, grain=True))
         own = self.preset.name, self.weights_hash, picture.rgb.size, salt
         kept = Record(*own, matrices, z.cpu(), look_of(image), masks=masks, turns=turns) if record else None
         look = partial(outcomes.looked_at, picture.rgb, faces, left, self.detector, self.preset.identity, self.device)
@@ -323,7 +324,7 @@ class Riddle:
                 return Restored(image, faces, "original", matrices, picture.profile)
             source, shown = "codes", self.draw(pasted, matrices)[1]
         under, (drawn, large) = self.crops(picture.rgb, matrices), self.draw(decrypted, matrices)
-        image = self.paste(picture.rgb, under, large, matrices, shown, opened and opened.masks)
+        image = self.paste(picture.rgb, under, large, matrices, shown, opened and opened.masks, grain=True)
         return Restored(picture.with_pixels(image), drawn, source, matrices, picture.profile)
 
 

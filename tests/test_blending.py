@@ -134,9 +134,24 @@ def test_colours_match_alike_at_every_side():
 def test_a_face_that_gets_brighter_keeps_its_dark_eyes_and_fades_into_white():
     face, where = torch.full((3, 32, 32), -0.4), torch.ones(32, 32)  # a brightness of 0.3
     face[:, 10:12, 8:12], face[:, 20, 20] = -0.96, 0.8  # of 0.02, and of 0.9
+    where[10:12, 8:12] = where[20, 20] = 0
     matched = (blending.match_colours(face, torch.full((3, 32, 32), 0.2), where) + 1) / 2
     assert matched[:, 28:].mean() == pytest.approx(0.6, abs=0.03)
     assert matched[:, 10:12, 8:12].max() < 0.08 and 0.9 < matched[:, 20, 20].max() <= 1
+
+
+def test_skin_gets_the_photos_grain_and_eyes_lose_nothing():
+    draw = torch.Generator().manual_seed(0)
+    where, noise = torch.ones(64, 64), torch.randn(3, 1, 64, 64, generator=draw).expand(3, 3, 64, 64)
+    where[24:40, 20:44] = 0  # eyes
+
+    def contrast(grain, under_grain):
+        matched = blending.match_colours(grain * noise[0], under_grain * noise[1], where) / (grain * noise[0].std())
+        return matched[:, where == 1].std().item(), matched[:, where == 0].std().item()
+
+    (skin, eyes), (rough, large), (same, _) = contrast(0.1, 0.02), contrast(0.05, 0.1), contrast(0.05, 0.05)
+    assert skin == pytest.approx(blending.GRAIN[0], abs=0.1) and eyes > 0.9
+    assert rough == pytest.approx(blending.GRAIN[1], abs=0.1) == large and same == pytest.approx(1, abs=0.05)
 
 
 def test_a_stranger_of_another_light_pose_or_no_other_identity_fits_worse():

@@ -189,7 +189,9 @@ def _from_pixels(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
 
 
 def pasted(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) -> Iterator[tuple[Image.Image, np.ndarray]]:
-    """Each target's photo with its picture pasted back as `protect` does, and the picture's matrix (2, 3).
+    """Each target's photo with its picture pasted back, and the picture's matrix (2, 3).
+
+    As `protect` does, but with the wider rim, without grain, and without a choice among strangers.
 
     pictures: (M, R, R, 3) uint8 of the set `item`, in the order of the targets (M,). A set with codes is drawn from
     them, in the photo's light, as large as its places need; the set "photo" leaves the photos as they are. Raises

@@ -28,7 +28,7 @@ SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; t
 FEATHER, POWER = 0.15, 3.0  # of `ellipse`: its soft rim, share of the half side; 2 is an ellipse, more is squarer
 DETAIL, GRAIN = 0.03, (0.7, 1.4)  # widest detail whose contrast is matched, of the side; bounds of its factor
 BRIGHT = 0.75  # brightness at which `shoulder` begins
-SOFTEN = 0.045  # width of an outline's soft rim, of the side
+SOFTEN, SHARP = 0.045, 0.025  # widths of an outline's soft rim, of the side; the narrow one is that of `protect`
 STRIP = 256  # rows blended at once
 MOST = 0.95  # largest mask value: beyond it, `unblend` would enlarge rounding and compression over twentyfold
 INNER = 0.4  # mask value at which `paste_inside` begins; farther out the surroundings stay as they are
@@ -61,14 +61,14 @@ def core(side: int, scale: float = 1.0) -> torch.Tensor:
     return torch.from_numpy(smoothstep((1.15 - r.numpy()) / 0.3))
 
 
-def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
+def outline(old: torch.Tensor, new: torch.Tensor, soften: float = SOFTEN) -> np.ndarray:
     """The mask (R, R) in [0, 1] by which a new face replaces an old one, from a parser's logits (19, R, R) of both.
 
     It holds the old face's pixels where the new one shows face or neck. What is no face in the photo stays in front:
     hair, hat, ears, the wall beside a turned head. New hair over a face is left out: hair that starts at a rim looks
     cut. The soft rim lies inside; the old face's glasses are replaced whole. Where the old one shows face or nearly
     so, `core` is in the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not
-    stay in the photo. What is surely background stays.
+    stay in the photo. What is surely background stays. soften: width of the rim, of the side.
     """
     before, after = old.argmax(0), new.argmax(0)
 
@@ -80,11 +80,11 @@ def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
         return rows @ pixels.float().cpu() @ rows.T
 
     face, side = of(FACE_CLASSES, before), len(before)
-    within = smoothstep(2 * blurred(face & of(FACE_CLASSES + NECK_CLASSES, after), SOFTEN).numpy() - 1)
+    within = smoothstep(2 * blurred(face & of(FACE_CLASSES + NECK_CLASSES, after), soften).numpy() - 1)
     glasses = of((GLASSES,), before) & ~of(HAIR_CLASSES, after)
     without = smoothstep(blurred(glasses, GLASSES_RIM).numpy() / 0.2)
-    over_skin = blurred(of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0]), SOFTEN)
-    near = torch.from_numpy(smoothstep(2 * blurred(face, SOFTEN).numpy()))
+    over_skin = blurred(of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0]), soften)
+    near = torch.from_numpy(smoothstep(2 * blurred(face, soften).numpy()))
     beside = blurred(old.softmax(0)[list(BESIDE_CLASSES)].sum(0) > SURE, GLASSES_RIM)
     if (near * core(side)).sum() < 0.5 * core(side).sum():  # then the parser is wrong
         near, beside = torch.ones(()), torch.zeros(())
@@ -92,16 +92,15 @@ def outline(old: torch.Tensor, new: torch.Tensor) -> np.ndarray:
     return np.maximum(np.maximum(within, without), inner.numpy())
 
 
-def outlines(logits: Sequence[torch.Tensor], under: torch.Tensor) -> np.ndarray:
+def outlines(logits: Sequence[torch.Tensor], under: torch.Tensor, soften: float = SOFTEN) -> np.ndarray:
     """The masks (k, R, R) by which faces replace those in crops (k, 3, R, R); logits: k of (2, 19, R, R), the old and
-    the new face's, or (), without a parser: then all of the crop is replaced."""
-    return np.stack([outline(*pair) for pair in logits] or [np.ones(under.shape[2:], np.float32)] * len(under))
+    the new face's, or (), without a parser: then all of the crop is replaced; soften: as for `outline`."""
+    return np.stack([outline(*pair, soften) for pair in logits] or [np.ones(under.shape[2:], np.float32)] * len(under))
 
 
-def halved(masks: np.ndarray) -> np.ndarray:
-    """Masks (k, R, R) in [0, 1] as a record keeps them, (k, R / 2, R / 2), rounded to 1/255."""
-    small = F.avg_pool2d(torch.from_numpy(masks), 2)
-    return np.rint(255 * small.numpy()).astype(np.float32) / np.float32(255)
+def rounded(masks: np.ndarray) -> np.ndarray:
+    """Masks in [0, 1] as a record keeps them, rounded to 1/255."""
+    return np.rint(255 * masks).astype(np.float32) / np.float32(255)
 
 
 def skin(logits: torch.Tensor) -> torch.Tensor:
@@ -116,14 +115,16 @@ def shoulder(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x > BRIGHT, BRIGHT + (1 - BRIGHT) * torch.tanh((x - BRIGHT) / (1 - BRIGHT)), x)
 
 
-def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+def match_colours(
+    face: torch.Tensor, under: torch.Tensor, where: torch.Tensor, grain: bool = False
+) -> torch.Tensor:  # fmt: skip
     """A rendered face in the photo's light: its skin has the photo's colours, so that no seam shows where they meet.
 
     face: (3, S, S) in [-1, 1], the rendering; under: (3, R, R), the photo's crop, S a multiple of R; where: (R, R)
     weights of the pixels that show skin in both. Returns (3, S, S). Brightness moves by the factor that moves its
     average around a pixel (over a quarter of the side) to the photo's: black eyes stay black. Colour, what is left
     without brightness, takes the photo's average and at most its spread (Reinhard et al., 2001): else white highlights
-    on rosy skin turn blue when it becomes pale.
+    on rosy skin turn blue when it becomes pale. grain: match the fine detail's contrast, too.
     """
     where, side = where.float().cpu(), under.shape[-1]
     wide = gaussian(side, SPREAD * side)
@@ -143,7 +144,7 @@ def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) 
         for x in (grey_small, grey_under)
     )
     brightness = grey * goal / now
-    brightness = shoulder(brightness + _grain(brightness, grey_under, where))
+    brightness = shoulder(brightness + _grain(brightness, grey_under, where) if grain else brightness)
     colour, colour_under = small - grey_small, under - grey_under
     centre, goal = mean(colour), mean(colour_under)
     spread, spread_under = ((mean((c - m).square()).sum()) ** 0.5 for c, m in ((colour, centre), (colour_under, goal)))
