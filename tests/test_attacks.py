@@ -120,5 +120,6 @@ def test_a_table_holds_rates_and_the_mean_score_and_readers_see_intervals_and_ch
     assert found["reversal", rows.COSINE] == (0.5, 1)
     line, *_ = security.told(pd.DataFrame(map(asdict, made))).to_dict("records")
     assert re.fullmatch(r"0\.988 \(0\.\d+ to 1\)", line["value"]) and line["chance"] == security.FAR
-    missing = security.told(pd.DataFrame([asdict(made[0].absent("no recogniser"))]))
+    missing = Measured("key", "ours", rows.ACCEPTED, "").absent("no recogniser")
+    missing = security.told(pd.DataFrame([asdict(missing)]))
     assert missing.value.item() == "n/a: no recogniser"
