@@ -18,6 +18,7 @@ import hashlib
 import math
 import secrets
 import unicodedata
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -98,9 +99,10 @@ def from_key(key: bytes, codes: GaussianCodes, n_latent: int) -> torch.Tensor:
     return to_password(codes, torch.from_numpy(normal_from_key(key, len(codes.mean)))[None], n_latent)
 
 
-def face_passwords(secret: bytes, n: int, codes: GaussianCodes, n_latent: int) -> torch.Tensor:
-    """The passwords of a file's n faces, (n, L, D), one each."""
-    return torch.cat([from_key(subkey(secret, f"face {i}"), codes, n_latent) for i in range(n)])
+def face_passwords(secret: bytes, turns: Sequence[int], codes: GaussianCodes, n_latent: int) -> torch.Tensor:
+    """The passwords of a file's n faces, (n, L, D), one each; turns: n numbers, which of its passwords a face has."""
+    names = [f"face {i} turn {turn}" if turn else f"face {i}" for i, turn in enumerate(turns)]
+    return torch.cat([from_key(subkey(secret, name), codes, n_latent) for name in names])
 
 
 def password(

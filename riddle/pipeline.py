@@ -13,7 +13,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from riddle import networks, passwords
 from riddle.faces import alignment, blending, fitting, outcomes, recognizers
@@ -36,7 +36,6 @@ from riddle.record import Record, find_record, look_of
 from riddle.seal import Sealed
 
 Photo = str | Path | Image.Image | Picture
-CANDIDATES, FITS = 5, 0.4  # salts that `protect` tries at most; the misfit below which it tries no other
 DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, torch.float32: None, torch.bfloat16: torch.bfloat16}
 
 
@@ -82,7 +81,7 @@ class Riddle:
         return networks.sha256(self.generator, self.encryptor)
 
     @torch.no_grad()
-    def _batched(self, network: Callable, x: torch.Tensor, batch: int) -> torch.Tensor:
+    def _batched(self, network: Callable, x: Tensor, batch: int) -> Tensor:
         with torch.autocast(self.device.type, self.dtype) if self.dtype is not None else nullcontext():
             parts = [network(part.to(self.device, torch.float32)).float() for part in x.split(batch)]
         return torch.cat(parts)
@@ -112,18 +111,18 @@ class Riddle:
         remedy = "try detector='mtcnn', or crop the photo closer to the face"
         raise FaceNotFoundError(f"no face found in {picture.name}; {remedy}")
 
-    def crops(self, image: Image.Image, matrices: np.ndarray) -> torch.Tensor:
+    def crops(self, image: Image.Image, matrices: np.ndarray) -> Tensor:
         """The faces (k, 3, R, R) in [-1, 1] that framing matrices (k, 2, 3) frame in an RGB picture."""
         crops = [to_tensor(alignment.crop(image, m, self.preset.resolution)) for m in matrices]
         return torch.stack(crops).to(self.device)
 
-    def align(self, photo: Photo, pick: str = "all") -> torch.Tensor:
+    def align(self, photo: Photo, pick: str = "all") -> Tensor:
         """The faces of a photo in FFHQ's framing, (k, 3, R, R) in [-1, 1]. Raises as `detect` does."""
         return self.crops(open_picture(photo).rgb, framed(self.detect(photo, pick)))
 
     # Codes
 
-    def invert(self, faces: torch.Tensor, batch: int = 32, refine: int | None = None) -> torch.Tensor:
+    def invert(self, faces: Tensor, batch: int = 32, refine: int | None = None) -> Tensor:
         """Faces (N, 3, R, R) in [-1, 1] -> codes (N, L, D). Raises ValueError for another shape.
 
         refine: gradient steps that go on from the encoder's code and show the person better; each takes some 0.04 s a
@@ -139,45 +138,43 @@ class Riddle:
             raise ValueError(f"the encoder of preset {self.preset.name!r} cannot refine; leave `refine` out")
         return self._batched(self.encoder, faces, batch)
 
-    def password(self, passphrase: str, salt: bytes | None = None) -> torch.Tensor:
+    def password(self, passphrase: str, salt: bytes | None = None) -> Tensor:
         """The key of a passphrase, (1, L, D); salt: 16 bytes, None: the preset's public one. See riddle.passwords."""
         return passwords.password(passphrase, self.generator.codes, self.preset.n_latent, self.preset.name, salt)
 
-    def from_key(self, key: bytes) -> torch.Tensor:
+    def from_key(self, key: bytes) -> Tensor:
         """The password of a derived key (riddle.passwords.derive_key), (1, L, D)."""
         return passwords.from_key(key, self.generator.codes, self.preset.n_latent)
 
-    def random_password(self, n: int = 1, seed: int = 0) -> torch.Tensor:
+    def random_password(self, n: int = 1, seed: int = 0) -> Tensor:
         """n random keys, (n, L, D), by seed."""
         return passwords.random_keys(n, seed, self.generator.codes, self.preset.n_latent)
 
-    def secret(self, passphrase: str | torch.Tensor, salt: bytes | None = None) -> bytes:
+    def secret(self, passphrase: str | Tensor, salt: bytes | None = None) -> bytes:
         """What seals and opens records, 32 bytes: of a passphrase and its salt, or of a key (N, L, D)."""
-        if isinstance(passphrase, torch.Tensor):
+        if isinstance(passphrase, Tensor):
             return hashlib.sha256(passphrase.detach().cpu().float().contiguous().numpy().tobytes()).digest()
         return passwords.derive_key(passphrase, self.preset.name, salt)
 
-    def keys(self, passphrase: str | torch.Tensor, secret: bytes, salt: bytes | None, n: int) -> torch.Tensor:
+    def keys(self, passphrase: str | Tensor, secret: bytes, salt: bytes | None, turns: Sequence[int]) -> Tensor:
         """The keys of a file's n faces, (n, L, D) or (1, L, D): one each by a random salt, one for all by the public
-        one, or the keys given; secret: of the same passphrase and salt."""
-        if salt is None or isinstance(passphrase, torch.Tensor):
+        one, or the keys given; secret: of the same passphrase and salt; turns: as for `passwords.face_passwords`."""
+        if salt is None or isinstance(passphrase, Tensor):
             return self.from_key(secret) if isinstance(passphrase, str) else passphrase.to(self.device)
-        return passwords.face_passwords(secret, n, self.generator.codes, self.preset.n_latent)
-
-    def _key(self, key: str | torch.Tensor) -> torch.Tensor:
-        return key.to(self.device) if isinstance(key, torch.Tensor) else self.password(key)
+        return passwords.face_passwords(secret, turns, self.generator.codes, self.preset.n_latent)
 
     @torch.no_grad()
-    def encrypt(self, w: torch.Tensor, key: str | torch.Tensor) -> torch.Tensor:
+    def encrypt(self, w: Tensor, key: str | Tensor) -> Tensor:
         """Codes (N, L, D) and a key, (1, L, D) for all or (N, L, D), or a passphrase -> codes (N, L, D)."""
-        return self.encryptor(w.to(self.device, torch.float32), self._key(key))
+        key = self.password(key) if isinstance(key, str) else key.to(self.device)
+        return self.encryptor(w.to(self.device, torch.float32), key)
 
-    def decrypt(self, w: torch.Tensor, key: str | torch.Tensor) -> torch.Tensor:
+    def decrypt(self, w: Tensor, key: str | Tensor) -> Tensor:
         """The inverse of `encrypt` with the same key, another face's code with any other key. The same network does
         both (paper, section 3.1)."""
         return self.encrypt(w, key)
 
-    def synthesize(self, w: torch.Tensor, side: int | None = None, batch: int = 32) -> torch.Tensor:
+    def synthesize(self, w: Tensor, side: int | None = None, batch: int = 32) -> Tensor:
         """Codes (N, L, D) -> faces (N, 3, side, side), clipped to [-1, 1].
 
         side: px, default R; "mobile" draws 128, 256, 512 and 1024. Raises ValueError for another side.
@@ -192,7 +189,7 @@ class Riddle:
         sides = SIDES if self.preset.generator == "mobilestylegan" else (self.preset.resolution,)
         return next((side for side in sides if side >= wanted), sides[-1])
 
-    def draw(self, w: torch.Tensor, matrices: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def draw(self, w: Tensor, matrices: np.ndarray) -> tuple[Tensor, list[Tensor]]:
         """The faces of codes (k, L, D): (k, 3, R, R), and each as large as its place in a photo needs, (3, S, S).
 
         matrices: (k, 2, 3), as for `paste`; S: `side_for` its side in px. All in [-1, 1].
@@ -201,15 +198,15 @@ class Riddle:
         own, each = self.preset.resolution, zip(faces, w, sides, strict=True)
         return faces, [face if side == own else self.synthesize(one[None], side)[0] for face, one, side in each]
 
-    def _parsed(self, old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def _parsed(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> Sequence[Tensor]:
         """The parser's logits of faces and those that replace them, each (3, S, S): k of (2, 19, R, R); () without."""
         pairs = [x.float() for pair in zip(old, new, strict=True) for x in pair if self.mask == "parser"]
         small = [F.adaptive_avg_pool2d(x, self.preset.resolution) for x in pairs]
         return self._batched(self.parser, torch.stack(small), 32).split(2) if small else ()
 
     def paste(
-        self, image: Image.Image, under: torch.Tensor, faces: Sequence[torch.Tensor], matrices: np.ndarray,
-        shown: Sequence[torch.Tensor] | None = None, masks: np.ndarray | None = None,
+        self, image: Image.Image, under: Tensor, faces: Sequence[Tensor], matrices: np.ndarray,
+        shown: Sequence[Tensor] | None = None, masks: np.ndarray | None = None,
     ) -> Image.Image:  # fmt: skip
         """A photo with rendered faces in their places, colours matched and blended at the rim.
 
@@ -224,7 +221,7 @@ class Riddle:
         masks = blending.outlines(logits, under) if masks is None else masks
         photo = np.array(image)
 
-        def matched(i: int, face: torch.Tensor) -> Image.Image:
+        def matched(i: int, face: Tensor) -> Image.Image:
             return to_image(blending.match_colours(face, under[i], skins[i]))
 
         for i in range(count) if shown is not None else ():
@@ -234,20 +231,39 @@ class Riddle:
             put(photo, matched(i, faces[i]), matrices[i], masks[i])
         return Image.fromarray(photo)
 
+    def strangers(self, w: Tensor, under: Tensor, keys: Callable, choice: bool) -> tuple[Tensor, Tensor, list[int]]:
+        """Who takes the places of k faces: codes in z, as a record keeps them, those that are drawn, the keys' turns.
+
+        w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; choice: the best of many, see `fitting.best`.
+        """
+        by_sight = choice and self.mask == "parser"
+        tried, recogniser = [], recognizers.at_hand(self.preset.identity, self.device) if by_sight else None
+        for turn in range(fitting.CANDIDATES if recogniser else 1):
+            own = keys([turn] * len(w))
+            z = self.generator.codes.to_record(self.encrypt(w, own))  # rounded first: record and picture are one code
+            codes = self.generator.codes.to_w(z)
+            tried.append(torch.stack([z, lit(codes, self.decrypt(codes, own))], 1))
+        turns, parser = [0] * len(w), partial(self._batched, self.parser, batch=32)
+        for i in range(len(w) if recogniser else 0):
+            seen = torch.stack([codes[i, 1] for codes in tried])
+            turns[i] = fitting.best(seen, self.synthesize, under[i], parser, recogniser)
+        best = torch.stack([tried[turn][i] for i, turn in enumerate(turns)])
+        return best[:, 0], best[:, 1], turns
+
     def protect(
-        self, photo: Photo, passphrase: str | torch.Tensor, pick: str = "all", *, faces: Sequence[Face] | None = None,
+        self, photo: Photo, passphrase: str | Tensor, pick: str = "all", *, faces: Sequence[Face] | None = None,
         salt: bytes | None = None, refine: int | None = None, record: bool = True,
     ) -> Protected:  # fmt: skip
         """Replace the faces of a photo by encrypted ones; outside the faces the photo stays as it is.
 
         photo: path or picture; passphrase: text, which gives each face its own key, or a key (1, L, D) or (k, L, D);
         faces: those to replace, largest first, default: those found that can be; salt: 16 bytes, default: random, so
-        that every file shows other strangers; of CANDIDATES the best by `fitting.misfit`, if the recogniser is at hand;
-        refine: as for `invert`: then `restore` shows the people better; record: False leaves nothing but pixels, by one
-        key for all faces and the preset's public salt. The result's `faces` account for every face, also for those left
-        as they are, of which it warns. Raises FaceNotFoundError where no face can be replaced; ValueError for a salt
-        and no record to keep it.
+        that every file shows other strangers; refine: as for `invert`: then `restore` shows the people better; record:
+        False leaves nothing but pixels, by one key for all faces and the preset's public salt. The result's `faces`
+        account for every face, also for those left as they are, of which it warns. Raises FaceNotFoundError where no
+        face can be replaced; ValueError for a salt and no record to keep it.
 
+        With a passphrase, a record and the recogniser at hand, each face becomes the stranger who fits best.
         What is pasted has the fine slots of the face behind it, and so the photo's light; the record's codes are
         encrypted in all slots.
         """
@@ -257,38 +273,20 @@ class Riddle:
         faces, left = outcomes.chosen(self._found(picture), picture, pick) if faces is None else (faces, [])
         matrices = framed(faces)
         under = self.crops(picture.rgb, matrices)
-        w, least = self.invert(under, refine=refine), np.inf
-        choice = record and not salt and isinstance(passphrase, str) and self.mask == "parser"
-        judge = recognizers.at_hand(self.preset.identity, self.device) if choice else None
-        for _ in range(CANDIDATES if judge else 1):
-            own = salt or (passwords.random_salt() if record else None)
-            secret = self.secret(passphrase, own)
-            keys = self.keys(passphrase, secret, own, len(matrices))
-            z = self.generator.codes.to_record(self.encrypt(w, keys))  # rounded first: record and picture are one code
-            codes = self.generator.codes.to_w(z)
-            seen = lit(codes, self.decrypt(codes, keys))
-            new = self.synthesize(seen) if judge else under
-            misfit = fitting.misfit(new, under, self._parsed(under, new), judge) if judge else 0.0
-            if misfit < least:
-                least, best = misfit, (own, secret, z, seen)
-            if least < FITS:
-                break
-        salt, secret, z, seen = best
+        w, salt = self.invert(under, refine=refine), salt or (passwords.random_salt() if record else None)
+        secret = self.secret(passphrase, salt)
+        keys, choice = partial(self.keys, passphrase, secret, salt), record and isinstance(passphrase, str)
+        z, seen, turns = self.strangers(w, under, keys, choice)
         drawn, large = self.draw(seen, matrices)
         masks = blending.halved(blending.outlines(self._parsed(under, large), under))
         image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, masks=masks))
-        own, kept = (self.preset.name, self.weights_hash, picture.rgb.size, salt), None
-        if record:
-            kept = Record(*own, matrices, z.cpu(), look_of(image), masks=masks)
-
-        def look(after: Image.Image) -> list[outcomes.FaceReport]:
-            seen = picture.rgb, after, faces, self.detector, self.preset.identity, self.device
-            return outcomes.looked_at(*seen) + left
-
+        own = self.preset.name, self.weights_hash, picture.rgb.size, salt
+        kept = Record(*own, matrices, z.cpu(), look_of(image), masks=masks, turns=turns) if record else None
+        look = partial(outcomes.looked_at, picture.rgb, faces, left, self.detector, self.preset.identity, self.device)
         return Protected(image, drawn, kept, secret, look, picture.profile)
 
     def restore(
-        self, photo: Photo | Protected, passphrase: str | torch.Tensor, *, record: Sealed | None = None,
+        self, photo: Photo | Protected, passphrase: str | Tensor, *, record: Sealed | None = None,
         faces: Sequence[Face] | Callable[[], Sequence[Face]] | None = None,
     ) -> Restored:  # fmt: skip
         """Decrypt the faces of a protected photo.
@@ -312,7 +310,8 @@ class Riddle:
             codes = self.invert(self.crops(picture.rgb, matrices))
         else:
             matrices, codes = opened.matrices, self.generator.codes.to_w(opened.codes.to(self.device))
-        decrypted = self.decrypt(codes, self.keys(passphrase, secret, salt, len(matrices)))
+        turns = [0] * len(matrices) if opened is None else opened.turns
+        decrypted = self.decrypt(codes, self.keys(passphrase, secret, salt, turns))
         if opened is None:
             source, decrypted, shown = "inversion", lit(decrypted, codes), None
         else:

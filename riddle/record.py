@@ -8,6 +8,7 @@ The seal's content (riddle.seal) is a numpy .npz file of these arrays:
     originals  uint8, PNG files of the faces' own squares, one behind the other, or none
     lengths    (k,) int64, theirs
     masks      (k, M, M) uint8, 0 to 255, by which the faces were pasted; older files lack them
+    turns      (k,) uint8, which of its keys each face has (`passwords.face_passwords`); 0 in older files
 
 In XMP the sealed record is one property, `riddle:record`, in base64.
 """
@@ -57,6 +58,10 @@ class Record:
     look: np.ndarray  # (8, 8) uint8
     originals: tuple[bytes, ...] = ()  # PNG files; none, or one a face
     masks: np.ndarray | None = None  # (k, M, M) in [0, 1], by which the faces were pasted, rounded to 1/255
+    turns: Sequence[int] = ()  # k, which of its keys each face has; default: 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "turns", tuple(self.turns) or (0,) * len(self.codes))
 
     def boxes(self) -> list[tuple[int, int, int, int]]:
         """Where each face's square lies in the photo: x1, y1, x2, y2, whole pixels, x2 and y2 beyond the last."""
@@ -67,7 +72,7 @@ class Record:
         out, masks = io.BytesIO(), {} if self.masks is None else {"masks": np.rint(255 * self.masks).astype("u1")}
         np.savez(
             out, codes=self.codes.numpy().astype("<f2"), matrices=np.asarray(self.matrices, "<f8"), look=self.look,
-            originals=np.frombuffer(b"".join(self.originals), np.uint8),
+            originals=np.frombuffer(b"".join(self.originals), np.uint8), turns=np.array(self.turns, "u1"),
             lengths=np.array([len(png) for png in self.originals], "<i8"), **masks,
         )  # fmt: skip
         return seal(out.getvalue(), secret, "photo", self.preset, self.weights, self.size, self.salt)
@@ -81,7 +86,8 @@ class Record:
             return None
         with reading(name):
             types = {"codes": "f4", "matrices": "f8", "look": "u1", "originals": "u1", "lengths": "i8", "masks": "u1"}
-            codes, matrices, look, png, lengths, masks = arrays(content, MAX_RECORD, ["masks"], **types)
+            types, optional = types | {"turns": "u1"}, ["masks", "turns"]
+            codes, matrices, look, png, lengths, masks, turns = arrays(content, MAX_RECORD, optional, **types)
             k = len(codes)
             if codes.ndim != 3 or not k or not np.isfinite(codes).all():
                 raise ValueError(f"codes of shape {codes.shape}")
@@ -93,11 +99,13 @@ class Record:
                 if masks.shape != (k, *masks.shape[-1:] * 2) or not masks.size:
                     raise ValueError(f"masks of shape {masks.shape}")
                 masks = masks / np.float32(255)
+            if turns is not None and turns.shape != (k,):
+                raise ValueError(f"turns of shape {turns.shape}")
             ends = np.cumsum([0, *lengths])
             originals = tuple(png[a:b].tobytes() for a, b in zip(ends, ends[1:], strict=False))
             codes = torch.from_numpy(codes)
             own = sealed.preset, sealed.weights, sealed.size, sealed.salt
-            return cls(*own, matrices, codes, look, originals, masks)
+            return cls(*own, matrices, codes, look, originals, masks, () if turns is None else turns.tolist())
 
     @classmethod
     def fitting(cls, sealed: Sealed, secret: bytes, picture: Picture, preset: Preset, weights: str) -> Record | None:

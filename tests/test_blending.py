@@ -143,27 +143,34 @@ def test_a_stranger_of_another_light_pose_or_no_other_identity_fits_worse():
     recogniser = SimpleNamespace(
         device="cpu",
         from_crop=lambda x: F.normalize(F.adaptive_avg_pool2d(x, 8).flatten(1) + 1, dim=1),
-        similarity=lambda a, b: 0.1 * (a * b).sum(1),
+        similarity=lambda a, b: 0.3 * (a * b).sum(1),
     )
     draw = torch.Generator().manual_seed(0)
-    old = F.interpolate(torch.randn(1, 3, 4, 4, generator=draw), size=64, mode="bicubic").clamp(-1, 1) * 0.2
-    shadow, pair = old.clone(), torch.stack([logits(), logits()]) * 20
+    old = F.interpolate(torch.randn(1, 3, 4, 4, generator=draw), size=64, mode="bicubic")[0].clamp(-1, 1) * 0.2
+    shadow = old.clone()
     shadow[..., 40:48] -= 0.6
-    turned = torch.stack([logits(), logits(face=(0.45, 1.0))]) * 20
+    narrow = logits(face=(0.45, 1.0))
 
-    def misfit(face, pair):
-        return fitting.misfit(face, old, [pair], recogniser)
+    def misfits(*shown, sure=20.0):
+        """Of the old face itself, of one in shadow, and of a third one by what the parser sees of it."""
+        parsed = iter([torch.stack([logits(), logits(), logits(), *shown]) * 20, torch.stack([logits()] * 3) * sure])
+        return fitting.misfit(torch.stack([old, shadow, old]), old, lambda x: next(parsed)[: len(x)], recogniser)
 
-    assert misfit(old, pair) == pytest.approx(0.1, abs=0.02)  # the similarity alone
-    assert misfit(shadow, pair) > misfit(old, pair) + 0.1 and misfit(old, turned) > misfit(old, pair) + 0.2
-    both = fitting.misfit(torch.cat([old, shadow]), old.expand(2, -1, -1, -1), [pair, pair], recogniser)
-    assert both == pytest.approx((misfit(old, pair) + misfit(shadow, pair)) / 2, abs=1e-4)
+    own, dark, third = misfits(narrow).tolist()
+    assert own == pytest.approx(fitting.LIKE * 0.1, abs=0.02)  # the similarity alone: 0.3, of which 0.2 cost nothing
+    assert dark > own + 0.1 and third > own + 0.2
+    assert misfits(narrow, sure=0.5)[0] > own + 0.5, "a parser that is not sure sees no face"
 
 
-def test_glasses_that_the_stranger_does_not_cover_stick_out():
+def test_glasses_that_stick_out_or_that_nobody_wore_cost():
     worn, wide = logits(glasses=True), logits(face=(0.0, 1.0))
-    assert fitting.exposed(logits(), logits()) == 0 == fitting.exposed(worn, worn) == fitting.exposed(worn, wide)
-    assert fitting.exposed(worn, logits()) == pytest.approx(0.4, abs=0.03)  # the face has 0.6 of the width
+    assert (
+        fitting.of_glasses(logits(), logits()) == 0 == fitting.of_glasses(worn, worn) == fitting.of_glasses(worn, wide)
+    )
+    assert fitting.of_glasses(worn, logits()) == pytest.approx(
+        0.4 * fitting.EXPOSED, abs=0.1
+    )  # of the width 0.6 are face
+    assert fitting.of_glasses(logits(), worn) == fitting.UNASKED
 
 
 def test_highlights_rise_to_white_without_a_step():

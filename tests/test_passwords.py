@@ -107,12 +107,14 @@ def test_subkeys_are_hkdf_and_differ_by_purpose():
 
 def test_each_face_has_its_own_password(codes):
     secrets = [passwords.derive_key("x", "smoke", bytes([i]) * 16) for i in range(2)]
-    faces = passwords.face_passwords(secrets[0], 3, codes, 8)
-    assert torch.equal(faces, passwords.face_passwords(secrets[0], 3, codes, 8)) and faces.shape == (3, 8, 64)
+    faces = passwords.face_passwords(secrets[0], [0, 0, 2], codes, 8)
+    assert torch.equal(faces, passwords.face_passwords(secrets[0], [0, 0, 2], codes, 8)) and faces.shape == (3, 8, 64)
     assert torch.equal(faces[1:2], passwords.from_key(passwords.subkey(secrets[0], "face 1"), codes, 8))
-    assert torch.equal(faces[:2], passwords.face_passwords(secrets[0], 2, codes, 8))
-    every = torch.cat([faces, passwords.face_passwords(secrets[1], 3, codes, 8)]).flatten(1)
-    assert torch.pdist(every).min() > 0.5 * torch.pdist(passwords.random_keys(6, 0, codes, 8).flatten(1)).min()
+    assert torch.equal(faces[2:], passwords.from_key(passwords.subkey(secrets[0], "face 2 turn 2"), codes, 8))
+    assert torch.equal(faces[:2], passwords.face_passwords(secrets[0], [0, 0], codes, 8))
+    others = [passwords.face_passwords(secrets[k], [1 - k] * 3, codes, 8) for k in (0, 1)]
+    every = torch.cat([faces, *others]).flatten(1)
+    assert torch.pdist(every).min() > 0.5 * torch.pdist(passwords.random_keys(9, 0, codes, 8).flatten(1)).min()
 
 
 def test_random_keys(codes):

@@ -9,6 +9,7 @@ file of these arrays:
     tracks   (T, 3) int64: a face's number, its first frame, the count of its frames, which are consecutive
     places   (M, 4) float32, face by face, one row per frame: centre x and y of the face's square, and the vector of its
              upper side, in px of the upright frame
+    turns    (T,) uint8, which of its keys each face has (`passwords.face_passwords`); 0 in older files
     codes    (K, L, D) float16, in z, face by face, those of the frames j * every, from the last one at or before a
              face's first frame to the first one after its last; between them a code is the mean of the two, by distance
 """
@@ -16,6 +17,7 @@ file of these arrays:
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,10 @@ class ClipRecord:
     tracks: np.ndarray
     places: np.ndarray
     codes: torch.Tensor  # in z; float32, exact in float16
+    turns: Sequence[int] = ()  # default: 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "turns", tuple(self.turns) or (0,) * len(self.tracks))
 
     def frame(self, seconds: float) -> int | None:
         """The number of the frame shown `seconds` after the first one; None if there is none."""
@@ -64,7 +70,7 @@ class ClipRecord:
         out = io.BytesIO()
         np.savez_compressed(
             out, every=self.every, times=self.times, tracks=self.tracks, places=self.places,
-            codes=self.codes.numpy().astype("<f2"),
+            codes=self.codes.numpy().astype("<f2"), turns=np.array(self.turns, "u1"),
         )  # fmt: skip
         return out.getvalue()
 
@@ -83,9 +89,10 @@ class ClipRecord:
     def from_bytes(cls, content: bytes, name: str | Path, size: tuple[int, int]) -> ClipRecord:
         """The record in a .npz file. Raises RecordError, with the clip's name, when it is damaged or too large."""
         with reading(name):
-            types = {"every": "i8", "times": "f8", "tracks": "i8", "places": "f4", "codes": "f4"}
-            every, times, tracks, places, codes = arrays(content, MAX_RECORD, **types)
-            record = cls(size, int(every), times, tracks, places, torch.from_numpy(codes))
+            types = {"every": "i8", "times": "f8", "tracks": "i8", "places": "f4", "codes": "f4", "turns": "u1"}
+            every, times, tracks, places, codes, turns = arrays(content, MAX_RECORD, ["turns"], **types)
+            turns = () if turns is None else turns.tolist()
+            record = cls(size, int(every), times, tracks, places, torch.from_numpy(codes), turns)
             record._check()
             return record
 
@@ -107,6 +114,7 @@ class ClipRecord:
         must(self.places.shape == (count.sum(), 4), f"places of shape {self.places.shape}")
         square = np.array_equal(self.places, bounded(self.places, *self.size))  # nor is a place that is not finite
         must(square, "a face's place is no square in the frame")
+        must(len(self.turns) == len(self.tracks), f"{len(self.turns)} turns")
         number = code_count(first, count, self.every).sum()
         must(self.codes.ndim == 3 and len(self.codes) == number, f"codes of shape {tuple(self.codes.shape)}")
         must(self.codes.isfinite().all(), "codes that are not finite")

@@ -125,6 +125,8 @@ class Track:
     good: int = 0  # number of its finds that can be inverted
     doubt: str = ""  # why the latest of the others cannot be inverted
     codes: dict[int, tuple[float, np.ndarray]] = field(default_factory=dict)  # weights and sums around frames k * step
+    crop: torch.Tensor | None = None  # (3, R, R), the largest of those that can be inverted
+    side: float = 0.0  # px, of that one's square
     begin: int = 0  # first and last frame in which it is covered
     end: int = 0
     scene: tuple[int, int] = (0, 0)  # its first and last frame
@@ -145,6 +147,12 @@ class Track:
     def place_in(self, wanted: np.ndarray) -> np.ndarray:
         """Its places (M, 4) in the frames `wanted` (M,); see `filled`."""
         return filled(np.array(self.frames), np.stack(self.places), wanted)
+
+    def show(self, crop: torch.Tensor) -> None:
+        """Keep the crop (3, R, R) of the latest find if its face is larger than those before."""
+        side = float(np.hypot(*self.places[-1][2:]))
+        if side > self.side:
+            self.crop, self.side = crop, side
 
     def add_code(self, n: int, code: np.ndarray, step: int) -> None:
         """Add the code of frame n to the sums of the frames k * step around it, with Gaussian weights."""
@@ -234,6 +242,7 @@ def survey(model: Riddle, clip: Clip) -> tuple[np.ndarray, list[Track]]:
                 codes = model.generator.codes.to_gaussian(model.invert(faces[clear], refine=0)).cpu().numpy()
                 for i, code in zip(clear, codes, strict=True):
                     tracks[i].add_code(n, code, step)
+                    tracks[i].show(faces[i])
         tracker.forget(n)
         times.append(frame.since)
     for face in tracker.all:

@@ -107,7 +107,7 @@ def _work(
         if carried is not None:
             faces, record = _faces(carried, done), changed(model, carried, keys)
         else:
-            record, faces, notes = _surveyed(model, clip, keys, done, strict, work)
+            record, faces, notes = _surveyed(model, clip, keys, secret, done, strict, work)
             if not protects:
                 notes.append(NOT_OPENED if sealed else NO_RECORD)
         if protects:  # painted in the light of the faces behind them
@@ -150,7 +150,8 @@ def work_folder(target: Path, mark: str, resume: bool) -> Iterator[Path]:
 
     mark            the text given, which differs with the passphrase and all else that the folder's content depends on
     salt            of a clip that is being protected: a random one, the same after an interruption
-    faces.json      what the first reading found; record.npz, the places and the encrypted or decrypted codes
+    faces.json      what the first reading found
+    record          the places and the encrypted or decrypted codes, sealed
     00000.mp4, ...  the finished segments
 
     With another mark or without `resume` it begins empty. An interruption leaves it; it goes when the clip is done, or
@@ -183,27 +184,37 @@ def _remove(folder: Path) -> None:
 
 
 def _surveyed(
-    model: Riddle, clip: Clip, keys: Callable, done: str, strict: bool, work: Path
+    model: Riddle, clip: Clip, keys: Callable, secret: bytes, done: str, strict: bool, work: Path
 ) -> tuple[ClipRecord, list[ClipFace], list[str]]:
     """The record of the clip's faces, what is known of each, and notes: from the work folder or from reading the
     clip."""
-    kept, data = work / "faces.json", work / "record.npz"
+    kept, data = work / "faces.json", work / "record"
     if not kept.exists():
         times, tracks = survey(model, clip)
         skipped = [_skipped(times, face, clip.upright_size) for face in tracks if not face.good]
         if len(skipped) == len(tracks):
             refuse(clip.path, skipped)
         own = record_of(times, tracks, clip, model)
+        if done == "protected":
+            own = replace(own, turns=_turns(model, [face for face in tracks if face.good], keys))
         record = changed(model, own, keys)
         if done == "restored":
             record = replace(record, codes=lit(record.codes, own.codes))
         faces = _faces(record, done, {face.id: len(face.frames) for face in tracks}) + skipped
-        write_file(data, record.to_bytes())
+        write_file(data, record.seal(secret, bytes(passwords.SALT_BYTES), model.preset.name, model.weights_hash).data)
         write_text(kept, json.dumps({"faces": [asdict(face) for face in faces], "notes": _watch(times, tracks, clip)}))
-    told, record = json.loads(kept.read_text()), ClipRecord.from_bytes(data.read_bytes(), data, clip.upright_size)
+    told, sealed = json.loads(kept.read_text()), Sealed.from_bytes(data.read_bytes(), data, "clip")
+    record = ClipRecord.open(sealed, secret, data)
     faces = [ClipFace(**face | {"box": tuple(face["box"])}) for face in told["faces"]]
     refuse(clip.path, faces, strict)
     return record, faces, told["notes"]
+
+
+def _turns(model: Riddle, tracks: list[Track], keys: Callable) -> list[int]:
+    """Which of its keys each face has: that of the stranger who fits best where the face is largest."""
+    means = [sum(c for _, c in face.codes.values()) / sum(w for w, _ in face.codes.values()) for face in tracks]
+    w = model.generator.codes.to_w(torch.from_numpy(np.stack(means)).to(model.device, torch.float32))
+    return model.strangers(w, torch.stack([face.crop for face in tracks]), keys, choice=True)[2]
 
 
 def _faces(record: ClipRecord, done: str, seen: dict[int, int] | None = None) -> list[ClipFace]:
@@ -240,10 +251,10 @@ def _watch(times: np.ndarray, tracks: list[Track], clip: Clip) -> list[str]:
 
 
 def changed(model: Riddle, record: ClipRecord, keys: Callable[[int], torch.Tensor]) -> ClipRecord:
-    """A record with its codes encrypted, or decrypted; keys: n -> passwords (1 or n, L, D) of its n faces."""
+    """A record with its codes encrypted, or decrypted; keys: turns of its n faces -> passwords (1 or n, L, D)."""
     _, first, count = record.tracks.T
     face = torch.from_numpy(np.repeat(np.arange(len(first)), code_count(first, count, record.every)))
-    space, given, codes = model.generator.codes, keys(len(first)).expand(len(first), -1, -1), []
+    space, given, codes = model.generator.codes, keys(record.turns).expand(len(first), -1, -1), []
     for part in torch.arange(len(face)).split(128):
         w = space.to_w(record.codes[part].to(model.device))
         codes.append(space.to_record(model.encrypt(w, given[face[part]])).cpu())

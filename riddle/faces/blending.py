@@ -26,6 +26,7 @@ CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
 EYES = 0.8  # the part of `core`, by its axes, that is replaced whatever the parser says
 SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; the weight of the average in them
 FEATHER, POWER = 0.15, 3.0  # of `ellipse`: its soft rim, share of the half side; 2 is an ellipse, more is squarer
+DETAIL, GRAIN = 0.03, (0.7, 1.4)  # widest detail whose contrast is matched, of the side; bounds of its factor
 BRIGHT = 0.75  # brightness at which `shoulder` begins
 SOFTEN = 0.045  # width of an outline's soft rim, of the side
 STRIP = 256  # rows blended at once
@@ -141,12 +142,32 @@ def match_colours(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor) 
         F.interpolate(around(x)[None], face.shape[1:], mode="bilinear", align_corners=False)[0]
         for x in (grey_small, grey_under)
     )
-    brightness = shoulder(grey * goal / now)
+    brightness = grey * goal / now
+    brightness = shoulder(brightness + _grain(brightness, grey_under, where))
     colour, colour_under = small - grey_small, under - grey_under
     centre, goal = mean(colour), mean(colour_under)
     spread, spread_under = ((mean((c - m).square()).sum()) ** 0.5 for c, m in ((colour, centre), (colour_under, goal)))
     colour = goal + (face - grey - centre) * (spread_under / spread.clamp_min(1e-6)).clamp(max=1)
     return (brightness + colour).clamp(0, 1) * 2 - 1
+
+
+def _grain(grey: torch.Tensor, under: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """What brightness (1, S, S) lacks, or has too much, of the fine detail of the photo under it, (1, R, R).
+
+    Skin, `where`, gets the contrast of the photo's skin, within GRAIN; eyes, brows and mouth theirs, but no less.
+    """
+    small, rest = F.adaptive_avg_pool2d(grey, len(where)), core(len(where)) * (1 - where)
+
+    def detail(x: torch.Tensor) -> torch.Tensor:
+        blur = gaussian(x.shape[-1], DETAIL * x.shape[-1])
+        return x - blur @ x @ blur.T
+
+    def factor(weights: torch.Tensor, least: float, most: float) -> torch.Tensor:
+        now, goal = ((detail(x).square() * weights).sum() for x in (small, under))
+        return (goal / now.clamp_min(1e-6)).sqrt().clamp(least, most) - 1
+
+    more = where * factor(where, *GRAIN) + (1 - where) * factor(rest, 1.0, GRAIN[1])
+    return detail(grey) * F.interpolate(more[None, None], grey.shape[1:], mode="bilinear", align_corners=False)[0]
 
 
 def box(matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

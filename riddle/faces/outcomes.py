@@ -125,15 +125,16 @@ def chosen(found: Sequence[Face], picture: Picture, pick: str) -> tuple[list[Fac
 
 
 def looked_at(
-    before: Image.Image, after: Image.Image, faces: Sequence[Face], detector: Any, name: str, device: str | torch.device
-) -> list[FaceReport]:
-    """The reports of replaced faces; the arguments are as for `check`."""
+    before: Image.Image, faces: Sequence[Face], left: Sequence[FaceReport], detector: Any, name: str,
+    device: str | torch.device, after: Image.Image,
+) -> list[FaceReport]:  # fmt: skip
+    """The reports of replaced faces, then of those left as they are; the other arguments are as for `check`."""
     reports = []
     for face in faces:
         said = check(before, after, face, detector, name, device)
         status = "recognised" if said == RECOGNISED else "protected"
         reports.append(FaceReport(box_of(square_of(face), before.size), status, REASONS.get(said, ""), checked=said))
-    return reports
+    return reports + list(left)
 
 
 def check(
