@@ -7,13 +7,14 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-LEFT = re.compile(r"\.riddle-(\d+)-[0-9a-f]{8}(\..*)?")  # names of the temporary files
+LEFT = re.compile(r"\.riddle-(\d+)-[0-9a-z_]{8}(\..*)?")  # names of the temporary files and folders
 QUIET = 60  # s for which a temporary file must not have changed before it is taken for one that was left
 
 
@@ -41,12 +42,12 @@ def replace_file(path: str | Path) -> Iterator[Path]:
 
 
 def remove_left_over(folder: str | Path) -> None:
-    """Remove the temporary files in a folder that processes left when they were killed."""
+    """Remove the temporary files and folders in a folder that processes left when they were killed."""
     for path in Path(folder).glob(".riddle-*"):
         name = LEFT.fullmatch(path.name)
         with suppress(OSError):  # it was renamed meanwhile, or is somebody else's
             if name and time.time() - path.stat().st_mtime > QUIET and not _runs(int(name[1])):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _runs(process: int) -> bool:

@@ -1,10 +1,16 @@
 """The attacks of Table S: each finds what is there to be found, and nothing where there is nothing."""
 
+import re
+from dataclasses import asdict
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from riddle import attacks
+from riddle.evaluation import rows, security
+from riddle.evaluation.tables import Measured
 from riddle.models.codes import GaussianCodes
 from riddle.models.encryptor import CodeModel, KeyedReflection
 from riddle.seal import seal
@@ -102,3 +108,18 @@ def test_near_keys_have_the_cosine_that_is_asked_for(cosine):
 
 def test_files_of_any_length_become_rows():
     assert attacks.bytes_of(iter([b"\1\2\3", b"\4"])).tolist() == [[1, 2, 3], [4, 0, 0]]
+
+
+def test_a_table_holds_rates_and_the_mean_score_and_readers_see_intervals_and_chance():
+    persons = np.arange(40).repeat(2)
+    scored = np.where(persons[:, None] == persons, 0.5, np.random.default_rng(0).uniform(-0.2, 0.2, (80, 80)))
+    scored[0, 0] = np.nan  # a face that is not found
+    made = [*security._rates(Measured("", "ours", "", rows.OTHER_PHOTO), scored, persons, seed=0)]
+    found = {(m.task, m.metric): (m.mean, m.undetected) for m in made}
+    assert found["reversal", rows.ACCEPTED] == found["linkage", security.LINKED] == (79 / 80, 1)
+    assert found["reversal", rows.COSINE] == (0.5, 1)
+    line, *_ = security.told(pd.DataFrame(map(asdict, made))).to_dict("records")
+    assert re.fullmatch(r"0\.988 \(0\.\d+ to 1\)", line["value"]) and line["chance"] == security.FAR
+    missing = Measured("key", "ours", rows.ACCEPTED, "").absent("no recogniser")
+    missing = security.told(pd.DataFrame([asdict(missing)]))
+    assert missing.value.item() == "n/a: no recogniser"

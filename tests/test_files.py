@@ -44,16 +44,19 @@ def test_what_a_kill_leaves_is_hidden_and_removed_later(tmp_path):
     done = subprocess.run([sys.executable, "-c", "\n".join(lines), str(path)])
     (left,) = tmp_path.glob(".*")
     assert done.returncode == -signal.SIGKILL and path.read_bytes() == b"precious" and left.suffix == ".png"
+    folder = left.with_name(f"{left.stem[:-8]}a_folder")
+    folder.mkdir()
     own = [tmp_path / f".riddle-{os.getpid()}-01234567.png", tmp_path / ".riddle-notes"]
     for file in own:
         file.write_bytes(b"")
         os.utime(file, (0, 0))
     remove_left_over(tmp_path)
     assert left.exists(), "it may be on its way"
-    os.utime(left, (0, 0))
+    for old in (left, folder):
+        os.utime(old, (0, 0))
     remove_left_over(tmp_path)
     remove_left_over(tmp_path / "absent")
-    assert not left.exists() and path.exists() and all(file.exists() for file in own)
+    assert not left.exists() and not folder.exists() and path.exists() and all(file.exists() for file in own)
 
 
 def test_a_name_at_the_file_systems_limit_can_be_written(tmp_path):

@@ -24,7 +24,7 @@ from PIL import Image
 
 from riddle.app.cliprecord import ClipRecord
 from riddle.images import PhotoError, Picture, encode, open_picture
-from riddle.record import Record, find_record, look_of, packet
+from riddle.record import Record, find_record, look_of, packet, read_sidecar
 from riddle.seal import Sealed, seal
 
 LIMITS = settings(
@@ -141,10 +141,13 @@ def test_changed_files(data):
 
 @settings(LIMITS, max_examples=200)
 @given(mutated([make().data]), st.booleans())
-def test_changed_records(data, signed):
-    """They are refused, or do not open."""
+def test_changed_records(tmp_path, data, signed):
+    """They are refused, or do not open; a sidecar holds nothing else."""
     if signed:
         data = data[:-8] + hashlib.sha256(data[:-8]).digest()[:8]
+    (tmp_path / "x.riddle").write_bytes(data)
+    with suppress(PhotoError):
+        assert read_sidecar(tmp_path / "x.riddle").data == data
     try:
         record = Sealed.from_bytes(data, "x", "photo")
     except PhotoError:
@@ -199,6 +202,8 @@ def test_any_text_in_a_packet(data):
     for text in (data, b"<riddle:record>" + data, b'riddle:record="' + data.hex().encode()):
         with suppress(PhotoError):
             find_record(Picture(Image.new("RGB", (1, 1)), "x.png", xmp=text))
+    with suppress(PhotoError):
+        Sealed.from_text(data, "x.mp4", "clip")  # the tag of a clip
 
 
 @pytest.mark.parametrize(

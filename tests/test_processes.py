@@ -1,6 +1,8 @@
-"""A command that is killed takes its workers along, whatever they do at that moment."""
+"""A command that is killed takes its workers along, whatever they do at that moment, and leaves whole files."""
 
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_app_photos import Markers, photo, with_detector
+
+from riddle.app import bulk, cli
+from riddle.app.passphrase import VARIABLE
+from riddle.faces import recognizers
 
 PROC = Path("/proc")
 MARK = "RIDDLE_TEST_FAMILY"  # an environment variable, which all descendants of a process inherit
@@ -101,6 +108,58 @@ def test_no_worker_of_a_pool_waits_for_work_that_never_comes(tmp_path, mark, how
     command.send_signal(how)
     command.wait(30)
     assert until(lambda: not family(mark), 30), family(mark)
+
+
+PHRASE = "quilt lamp seven order moon"
+
+
+def test_no_list_of_processes_shows_the_passphrase_while_photos_are_protected(root, home, mark):
+    source, out = home / "in", home / "out"
+    shutil.copytree(root / "data" / "samples", source, ignore=lambda _, names: [n for n in names if n > "003.jpg"])
+    words = ["protect", str(source), "-o", str(out), "--preset", "smoke", "--detector", "dlib"]
+    environment, shown = os.environ | {MARK: mark, VARIABLE: PHRASE}, set()
+    command = subprocess.Popen([sys.executable, "-m", "riddle", *words], env=environment)
+    assert until(lambda: shown.update(family(mark).values()) or [*out.glob("[0-9]*")], 120)
+    command.kill()
+    assert command.wait(30) == -signal.SIGKILL
+    assert any("protect" in line for line in shown)
+    assert not any(word in line for line in shown for word in PHRASE.split())
+
+
+def test_a_command_killed_at_any_moment_leaves_whole_photos_and_the_next_one_nothing_else(
+    smoke, quick_keys, home, monkeypatch
+):
+    source, out, draw = home / "in", home / "out", np.random.default_rng(0)
+    source.mkdir()
+    for i in range(3):
+        photo(seed=i).save(source / f"{i}.png")
+    monkeypatch.setenv(VARIABLE, PHRASE)
+    monkeypatch.setattr("riddle.load", lambda *_, **__: with_detector(smoke, Markers()))
+    monkeypatch.setattr(recognizers, "at_hand", lambda *_: None)  # noise has no person in it
+    words = ["protect", str(source), "-o", str(out), "--preset", "smoke", "--force"]
+
+    def protect(seconds: float = np.inf, writing: bool = False) -> int:
+        """Its exit code; it is killed after so many seconds, or while it writes."""
+        child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(cli.main(words)))
+        child.start()
+        end = time.monotonic() + seconds
+        while child.is_alive() and time.monotonic() < end:
+            if writing and [*out.glob(f".riddle-{child.pid}-*")]:
+                break
+        child.kill()
+        child.join()
+        for left in out.glob(".*"):
+            os.utime(left, (0, 0))  # a minute later
+        assert all(bulk.inspect(path)["protected"] for path in out.glob("[0-9]*"))
+        return child.exitcode
+
+    began = time.monotonic()
+    assert protect() == cli.Exit.DONE
+    took = time.monotonic() - began
+    assert -signal.SIGKILL in [protect(took * part) for part in draw.random(4)]
+    assert -signal.SIGKILL in [protect(writing=True) for _ in range(3)]
+    assert protect() == cli.Exit.DONE
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in source.iterdir())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_app_photos import Markers, photo, with_detector
 
-from riddle.app import bulk, cli, scale
+from riddle.app import bulk, cli, photos, scale
 from riddle.app.cli import Exit
 from riddle.app.forecast import forecast, hours, quarters, resampled
 from riddle.app.passphrase import PassphraseError
@@ -22,6 +22,17 @@ from riddle.record import read_picture
 
 TEXT, SALT = "correct horse", bytes(16)
 STORES = {"folder": "{}/{}", "store": "memory:/{}/{}"}  # of a test's folder
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """The machine's temporary folder, with what a killed worker left there."""
+    folder = tmp_path / "temporary"
+    (left := folder / ".riddle-99999999-a_folder").mkdir(parents=True)
+    (left / "a.png").write_bytes(b"a result")
+    os.utime(left, (0, 0))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -48,15 +59,24 @@ def worker(places, **options):
     return Protector(places, "smoke", None, "cpu", None, (SALT, proof(TEXT, "smoke", SALT)), **options)
 
 
-def test_a_worker_protects_what_is_not_there_and_says_what_fails(places, smoke_model, tmp_path):
+def test_a_worker_protects_what_is_not_there_and_says_what_fails(places, smoke_model, tmp_path, temporary, monkeypatch):
     rows, left_out = plan(*places)
     (fs, root), (to, safe) = map(fsspec.core.url_to_fs, places)
     assert [row["source"] for row in rows] == [f"{root}/{name}" for name in ("a.png", "c.jpg", "sub/b.jpg")]
     assert [row["target"] for row in rows] == [f"{safe}/{name}" for name in ("a.png", "c.jpg", "sub/b.jpg")]
     assert left_out == [f"{root}/notes.txt"] and not any(row["there"] for row in rows)
 
+    protect, held = photos.protect_file, []
+
+    def watched(*args, **options):
+        held.extend(path for path in temporary.rglob("*") if path.is_file())
+        return protect(*args, **options)
+
+    monkeypatch.setattr(photos, "protect_file", watched)
+    assert [*temporary.iterdir()]
     work = worker(places)
     outcomes = [work(row) for row in rows]
+    assert not held and not [*temporary.iterdir()], "an original lies, or anything stays, in the temporary folder"
     assert [outcome["status"] for outcome in outcomes] == ["done", "failed", "done"]
     assert outcomes[1]["reason"].startswith(f"{root}/c.jpg: it is no picture that can be read")
     assert all(o["seconds"] > 0 and o["cpu"] > 0 and o["start"] > 0 for o in outcomes)
@@ -238,7 +258,8 @@ def test_two_workers_on_a_folder_and_again(ray, tmp_path, monkeypatch, capsys):
     rows = [json.loads(line) for line in (tmp_path / "report" / "failures.jsonl").read_text().splitlines()]
     (failed,) = (row for row in rows if row["status"] == "failed")
     assert failed["source"].endswith("broken.jpg") and "no picture" in failed["reason"]
-    assert f"{len(rows)} photos listed" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"{len(rows)} photos listed" in printed.out and "this passphrase is weak" in printed.err
     assert all(any(face["reason"] for face in row["faces"]) for row in rows if row is not failed)
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in (tmp_path / "out").iterdir()}
     assert cli.main(words, scale.app) == Exit.FAILED

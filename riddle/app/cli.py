@@ -160,7 +160,7 @@ def takes(shared: type) -> Callable[[Callable], Callable]:
 # Photos and clips
 
 KEEP = "seal the faces' own pixels inside: the right passphrase brings them back exactly"
-BARE = "leave nothing but pixels: restoring then rarely brings the people back"
+BARE = "leave pixels only: they rarely bring people back; public salt, one key for all faces under a passphrase"
 
 
 @app.command(epilog=PASSPHRASE + CODES)

@@ -47,7 +47,9 @@ def weakness(text: str) -> str:
         return ""
     soon = f"about {days:.0f} days" if days >= 2 else f"about {days * 24:.0f} hours"
     soon = soon if days * 24 >= 2 else "less than two hours"
-    return f"this passphrase is weak: {CORES:,} processor cores guess it in {soon}; take five or more random words"
+    cost = f"a guess costs {GUESS:g} seconds of a core, and a record tells which one is right"
+    weak = f"this passphrase is weak: {CORES:,} processor cores guess it in {soon} ({cost})"
+    return f"{weak}; take five or more random words"
 
 
 def _of_file(file: Path, warn: Callable[[str], None]) -> str:

@@ -30,6 +30,10 @@ AGAIN = (
     "the photo had been protected before: restoring this file gives the strangers of that time; protect the original"
     " instead, or keep the file that was protected first"
 )
+BARE = (
+    "without a record the salt is the preset's public one: all faces of all such photos have one key under one"
+    " passphrase; take one that you use for nothing else"
+)
 INVERTED = "the photo carries no record: its faces were found and inverted again, which rarely brings the people back"
 NOT_OPENED = (
     "the record does not open: the passphrase is another one than that of protecting, or the file was changed; what is"
@@ -78,13 +82,14 @@ def protect_file(
     record: bool = True,
     sidecar: bool = False,
     quality: int = 95,
+    data: bytes | None = None,
 ) -> FileReport:
     """Write a photo in which every face that can be is an encrypted one.
 
     Where a face is still recognised, or with strict not found again, it tries other strangers. target: .png, .jpg or
     .webp; keep_original: the original pixels of the faces go along in the record; strict: as for `refuse`; record:
     False leaves nothing but pixels; sidecar: the record in `target`.riddle, the picture bare; quality: 1 to 100, of
-    JPEG and WebP.
+    JPEG and WebP; data: the photo's bytes, where `source` names no file of this machine.
     Raises PhotoError for a photo that cannot be read, for what `refuse` names, and for a target that cannot be
     written; ValueError for a bad passphrase, and for an option that needs the record that is not wanted.
     """
@@ -92,7 +97,7 @@ def protect_file(
     picture_format(target)  # an ending that is not written is refused before any work
     if not record and (keep_original or sidecar):
         raise ValueError("originals and a sidecar are parts of the record: leave out --no-record")
-    picture = open_picture(source)
+    picture = open_picture(source if data is None else data, str(source))
     faces, reports = _sorted_out(model, picture, "protected")
     refuse(source, reports, strict)
     for _ in range(TRIES if record else 1):  # each with a salt of its own, and so with other strangers
@@ -118,6 +123,7 @@ def protect_file(
     write_file(target, data)
     if not record:
         beside.unlink(missing_ok=True)  # of an earlier result of this name
+        notes.append(BARE)
     if b"riddle:record" in picture.xmp or sidecar_path(source).is_file():
         notes.append(AGAIN)
     return FileReport(source, target, reports, "protected", notes)

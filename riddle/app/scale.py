@@ -24,7 +24,7 @@ from fsspec.core import url_to_fs
 from typer import Argument, Option
 
 from riddle import passwords
-from riddle.app import bulk, cli
+from riddle.app import bulk, cli, passphrase
 from riddle.app.cli import LISTED, PLAIN, Exit, Place, PresetName, Strict
 from riddle.app.stores import Protector, Row, is_local, plan, proof, read_passphrase
 from riddle.files import remove_left_over, write_text
@@ -125,6 +125,8 @@ def protect(
     those with a face to look at: it stays unprotected, or is not found again.
     """
     text, salt = read_passphrase(passphrase_file, cli._warn), passwords.random_salt()
+    if warning := passphrase.weakness(text):
+        cli._warn(warning)
     rows, left_out = plan(source, out)
     if left_out:
         cli._warn(f"left out, no photo: {len(left_out)} files: {', '.join(left_out[:LISTED])}")

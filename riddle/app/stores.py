@@ -20,6 +20,8 @@ from fsspec.core import url_to_fs
 
 from riddle import passwords
 from riddle.app import bulk, passphrase
+from riddle.files import remove_left_over
+from riddle.images import MAX_BYTES
 
 Row = dict[str, Any]  # source, target: paths in their stores; there: whether the target is
 
@@ -98,6 +100,7 @@ class Protector:
         known: tuple[bytes, str], strict: bool = False, force: bool = False, due: bool = True,
     ):  # fmt: skip
         began = time.perf_counter()
+        remove_left_over(tempfile.gettempdir())
         self.stores = [url_to_fs(address)[0] for address in addresses]
         import riddle  # here: its loading is part of the start
 
@@ -113,7 +116,7 @@ class Protector:
         """The outcome of a row of `plan`: that of `bulk.run`, with seconds, cpu (seconds of a core), worker, and
         start and start_cpu, the seconds that this worker needed to begin."""
         began, cpu = time.perf_counter(), time.process_time()
-        with tempfile.TemporaryDirectory(prefix="riddle-") as folder:
+        with tempfile.TemporaryDirectory(prefix=f".riddle-{os.getpid()}-") as folder:  # see `remove_left_over`
             outcome = self._outcome(row, Path(folder))
         spent = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
         return outcome | spent | self.start | {"worker": f"{platform.node()}:{os.getpid()}"}
@@ -122,24 +125,23 @@ class Protector:
         from riddle.app import photos
 
         (store, to), (source, target) = self.stores, (row["source"], row["target"])
-        here = Path(source) if is_local(store) else folder / "source" / PurePosixPath(source).name
-        made = Path(target) if is_local(to) else folder / "target" / PurePosixPath(target).name
+        made = Path(target) if is_local(to) else folder / PurePosixPath(target).name
 
         def work(pair: bulk.Pair) -> photos.FileReport:
-            if not is_local(store):
-                store.get_file(source, str(here))
-            report = photos.protect_file(self.model, here, made, self.text, strict=self.strict)
+            data = None
+            if not is_local(store):  # the original goes to no file here
+                with store.open(source) as file:
+                    data = file.read(MAX_BYTES)
+            report = photos.protect_file(self.model, pair.source, made, self.text, strict=self.strict, data=data)
             if not is_local(to):
                 to.put_file(str(made), target)
             return report
 
         try:
-            for near in (here, made):
-                near.parent.mkdir(parents=True, exist_ok=True)
             if row["there"] and not is_local(to) and not self.force:  # `attempt` looks whether it is protected
                 to.get_file(target, str(made))
-            outcome = bulk.attempt(bulk.Pair(here, made), work, "protect", self.force)
+            outcome = bulk.attempt(bulk.Pair(Path(source), made), work, "protect", self.force)
         except Exception as e:  # stores have errors of their own
             outcome = {"status": "failed", "reason": f"{target}: {type(e).__name__}: {e}"}
-        outcome["reason"] = outcome["reason"].replace(str(here), source).replace(str(made), target)
+        outcome["reason"] = outcome["reason"].replace(str(made), target)
         return outcome | {"source": source, "target": target}

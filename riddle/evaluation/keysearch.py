@@ -24,6 +24,7 @@ from riddle.evaluation.tables import Measured
 from riddle.faces import alignment, blending, detection
 from riddle.images import to_bytes, to_tensor
 from riddle.metrics.identity import accepted, bootstrap_interval, cosine, mean_of
+from riddle.models.codes import lit
 from riddle.passwords import KEY_BYTES, SALT_BYTES, derive_key
 from riddle.presets import VARIANTS
 from riddle.progress import track
@@ -39,12 +40,14 @@ AWAY = 1.5  # size of the oval whose outside counts as surroundings, of that ove
 PASSPHRASES = ("correct horse battery staple", "correct horse battery stapler")
 
 SURROUNDED, TRIED = 10, 100  # faces pasted in their photos, and passphrases tried on the surroundings
+OUTLINED = 10  # keys under which the place of each of these faces is compared
 
 PIXELS, FILE, OPEN = "pixels", "sealed file", "the record open"
 AROUND = "pixels and surroundings"
 READ, FIRST = rows.ACCEPTED, "share of first ranks"
 RANK = f"rank of the right passphrase among {GUESSES:,}"
 RANK_AROUND = f"rank of the right passphrase among {TRIED}"
+MOVED = "share of the replaced pixels that depends on the key"
 ONE_KEY, OTHER_KEY = "one key", "another key"
 TWINS = "two protected photos"
 
@@ -194,6 +197,36 @@ def surroundings(run: Run, variant: str) -> Path:
     return stage(run, run.folder / "attacks" / f"{variant} surroundings.npz", made_from, make)
 
 
+def rims(run: Run, variant: str) -> Path:
+    """How far the outline of each of `SURROUNDED` pasted faces depends on the key, (n,), as `moved` has it."""
+    source = facesets.codes(run)
+
+    def make() -> dict[str, np.ndarray]:
+        model, targets = facesets.parse(variant).model(run), need(source, "targets")
+        chosen = np.sort(np.random.default_rng(run.seed).permutation(len(targets))[:SURROUNDED])
+        faces = to_tensor(read(facesets.aligned(run), "faces")[targets[chosen]])
+        return {"moved": moved(model, faces, torch.from_numpy(read(source, "codes")[chosen]), run.seed + 16)}
+
+    weights = [part_hash(run.preset, p) for p in ("parser", VARIANTS[variant].file)]
+    made_from = ("rims", variant, key_of(source), weights, run.seed, SURROUNDED, OUTLINED)
+    return stage(run, run.folder / "attacks" / f"{variant} rims.npz", made_from, make)
+
+
+def moved(model: riddle.Riddle, faces: torch.Tensor, w: torch.Tensor, seed: int) -> np.ndarray:
+    """Of the pixels that `protect` replaces under one key or another, the share that it replaces under one only: (n,).
+
+    faces: (n, 3, R, R) in [-1, 1]; w: their codes (n, L, D). The first of `OUTLINED` keys is compared with the others.
+    """
+    shares = []
+    for face, code in zip(faces, w.to(model.device), strict=True):
+        under, many = face[None].expand(OUTLINED, -1, -1, -1), code.expand(OUTLINED, -1, -1)
+        new = model.synthesize(lit(model.encrypt(many, model.random_password(OUTLINED, seed)), many))
+        masks = blending.halved(blending.outlines(model._parsed(under, new), under)) > 0
+        one, other = masks[:1], masks[1:]
+        shares.append(((one ^ other).sum((1, 2)) / (one | other).sum((1, 2))).mean())
+    return np.array(shares)
+
+
 def embedded(run: Run, variant: str) -> Path:
     """Embeddings of the faces that `opened` leaves, `<attack> <recogniser>` (M, E), NaN where no face is found."""
     source = opened(run, variant)
@@ -240,6 +273,7 @@ def keys(run: Run) -> Iterator[Measured]:
             yield number.absent(reason)
         else:
             yield number.of(mean_of(read(around, "ranks").astype(float)), digits=1)
+        yield replace(number, metric=MOVED).of(mean_of(need(rims(run, variant), "moved")))
 
 
 def _by(run: Run, by: Embedded, label: str, source: Path, seen: Path) -> Iterator[Measured]:

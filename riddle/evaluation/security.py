@@ -39,6 +39,10 @@ TRIES = 2  # passwords of each of the other people's codes to learn from
 INVERTED = f"{keysearch.PIXELS}, inverted"
 LINKED = f"found among {OTHERS + 1:,}"
 UNTRAINED = "recogniser as it is"
+CHANCE = {  # metric -> what somebody reaches who knows nothing
+    keysearch.READ: FAR, rows.COSINE: 0.0, LINKED: 1 / (OTHERS + 1), keysearch.FIRST: 1 / keysearch.GUESSES,
+    keysearch.RANK: (keysearch.GUESSES + 1) / 2, keysearch.RANK_AROUND: (keysearch.TRIED + 1) / 2,
+}  # fmt: skip
 
 # ---- reading the person out of what is published
 
@@ -154,13 +158,14 @@ def _others(run: Run, targets: np.ndarray) -> np.ndarray:
 
 
 def _rates(number: Measured, scored: np.ndarray, persons: np.ndarray, seed: int) -> Iterator[Measured]:
-    """Both rates of a matrix of scores (T, T)."""
+    """The rates of a matrix of scores (T, T), and the mean score with the right photo."""
     own, lost = np.diag(scored), int(np.isnan(np.diag(scored)).sum())
     strangers = scored[persons[:, None] != persons]
     strangers = strangers[np.isfinite(strangers)]
     if len(strangers):
         yes = accepted(own, np.quantile(strangers, 1 - FAR))
         yield replace(number, task="reversal", metric=keysearch.READ).of(bootstrap_interval(yes, persons), lost)
+        yield replace(number, task="reversal", metric=rows.COSINE).of(bootstrap_interval(own, persons), lost)
         found = attacks.found_among(scored, persons, OTHERS, seed)
         yield replace(number, task="linkage", metric=LINKED).of(bootstrap_interval(found, persons), lost)
 
@@ -172,6 +177,12 @@ def rates(run: Run) -> Iterator[Measured]:
     """Every row of Table S."""
     yield from read_out(run)
     yield from keysearch.keys(run)
+
+
+def told(table: pd.DataFrame) -> pd.DataFrame:
+    """The table for readers: each number with its interval, and what chance gives in a column of its own."""
+    spans = [f"{m:.3g} ({low:.3g} to {high:.3g})" for m, low, high in table[["mean", "low", "high"]].to_numpy()]
+    return table.assign(value=table.value.where(table["mean"].isna(), spans), chance=table.metric.map(CHANCE))
 
 
 def sentences(table: pd.DataFrame) -> str:
@@ -221,7 +232,7 @@ def sentences(table: pd.DataFrame) -> str:
     of_file, of_pixels = (made[made.place == p] for p in (keysearch.FILE, keysearch.PIXELS))
     names = ["task", "method", "metric", "against", "measured_by"]
     pairs = of_file.merge(of_pixels, on=names, suffixes=("", " of pixels"))
-    pairs = pairs[pairs.task != "guessing"]
+    pairs = pairs[(pairs.task != "guessing") & (pairs.metric != rows.COSINE)]
     more = int((pairs.low > pairs["high of pixels"]).sum())
     lines.append(
         f"of {len(pairs)} rates, {more} are higher from the sealed file than from the pixels, by the intervals"
