@@ -316,8 +316,8 @@ class Riddle:
         if opened is None:
             source, decrypted, shown = "inversion", lit(decrypted, codes), None
         else:
-            pasted = lit(codes, decrypted)  # as `protect` drew it
-            matrices = opened.places_in(picture, lambda: self.synthesize(pasted), lambda: self.detect(picture))
+            pasted, large = lit(codes, decrypted), self.side_for(256)  # as `protect` drew it
+            matrices = opened.places_in(picture, lambda: self.synthesize(pasted, large), lambda: self.detect(picture))
             if opened.originals:
                 kept = opened.uncovered(picture, matrices)
                 faces, image = self.crops(kept, matrices), picture.with_pixels(kept)

@@ -129,7 +129,7 @@ class Record:
         where a picture of the same size shows others.
         """
         if picture.rgb.size == self.size:
-            if self.similar(picture.rgb) < SURE and likeness(picture.rgb, self.matrices, drawn()) < SAME:
+            if self.similar(picture.rgb) < SURE and likeness(picture.rgb, self.matrices, drawn(), self.masks) < SAME:
                 raise RecordError(picture.name, OTHER, AGAIN)
             return self.matrices
         faces = drawn()
@@ -137,11 +137,11 @@ class Record:
         if abs(now_w / w * h - now_h) < 1 or abs(now_h / h * w - now_w) < 1:
             scale = now_w / w
             resized = moved(self.matrices, scale, np.full(2, (scale - 1) / 2))
-            if likeness(picture.rgb, resized, faces) >= SAME:  # else it was cropped alike on both sides
+            if likeness(picture.rgb, resized, faces, self.masks) >= SAME:  # else it was cropped alike on both sides
                 return resized
         places = None
         with suppress(FaceNotFoundError):
-            places = register(picture.rgb, self.size, self.matrices, faces, found())
+            places = register(picture.rgb, self.size, self.matrices, faces, found(), self.masks)
         if places is None:
             sizes = "it is {} x {} px, but its record is of {} x {}".format(*picture.rgb.size, *self.size)
             raise RecordError(picture.name, f"{sizes} and none of its faces is found", AGAIN)

@@ -146,7 +146,9 @@ def test_skin_gets_the_photos_grain_and_eyes_lose_nothing():
     where[24:40, 20:44] = 0  # eyes
 
     def contrast(grain, under_grain):
-        matched = blending.match_colours(grain * noise[0], under_grain * noise[1], where) / (grain * noise[0].std())
+        matched = blending.match_colours(grain * noise[0], under_grain * noise[1], where, grain=True) / (
+            grain * noise[0].std()
+        )
         return matched[:, where == 1].std().item(), matched[:, where == 0].std().item()
 
     (skin, eyes), (rough, large), (same, _) = contrast(0.1, 0.02), contrast(0.05, 0.1), contrast(0.05, 0.05)

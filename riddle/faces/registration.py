@@ -19,12 +19,17 @@ SAME = 0.8  # likeness from which a face is the one that was drawn; of bundled f
 WHOLE = 0.02  # a scale so near to 1 is 1 where the picture was only cropped
 
 
-def likeness(image: Image.Image, matrices: np.ndarray, drawn: torch.Tensor, side: int = SIDE) -> float:
+def likeness(
+    image: Image.Image, matrices: np.ndarray, drawn: torch.Tensor, masks: np.ndarray | None = None, side: int = SIDE
+) -> float:  # fmt: skip
     """The mean correlation in [-1, 1] of places in an RGB picture, framed by matrices (k, 2, 3), with drawn faces
-    (k, 3, R, R): of grey inside the face, which is less where colours were matched; -1 where all lie outside."""
-    mask, values = core(side).numpy().ravel(), []
+    (k, 3, R, R): of grey inside the face, which is less where colours were matched; -1 where all lie outside. masks:
+    those by which the faces were pasted, (k, M, M): hair in front does not count."""
+    values, inner = [], np.tile(core(side).numpy().ravel(), (len(drawn), 1))
+    if masks is not None:
+        inner = inner * F.adaptive_avg_pool2d(torch.from_numpy(masks)[:, None], side).flatten(1).numpy()
     small = F.adaptive_avg_pool2d(drawn.float().cpu().mean(1, keepdim=True), side).flatten(1).numpy()
-    for matrix, face in zip(matrices, small, strict=True):
+    for matrix, face, mask in zip(matrices, small, inner, strict=True):
         if ((matrix @ [0.5, 0.5, 1.0] < 0) | (matrix @ [0.5, 0.5, 1.0] >= image.size)).any():
             continue
         seen = np.asarray(alignment.crop(image, matrix, side).convert("L"), np.float64).ravel()
@@ -34,12 +39,13 @@ def likeness(image: Image.Image, matrices: np.ndarray, drawn: torch.Tensor, side
 
 
 def register(
-    image: Image.Image, size: tuple[int, int], matrices: np.ndarray, drawn: torch.Tensor, found: Sequence[Face]
-) -> np.ndarray | None:
+    image: Image.Image, size: tuple[int, int], matrices: np.ndarray, drawn: torch.Tensor, found: Sequence[Face],
+    masks: np.ndarray | None = None,
+) -> np.ndarray | None:  # fmt: skip
     """The places (k, 2, 3) of drawn faces (k, 3, R, R) in an RGB picture that was cropped, or cropped and resized.
 
     size: width and height of the picture before, in which matrices (k, 2, 3) were the places; found: the faces that a
-    detector finds in it now. None where no found face is like a drawn one.
+    detector finds in it now; masks: as for `likeness`. None where no found face is like a drawn one.
     """
     from scipy.optimize import OptimizeResult, minimize  # here: only a cropped picture needs it, and it loads slowly
 
@@ -52,9 +58,10 @@ def register(
         at = alignment.moved(matrices[i : i + 1], scale, start[1:])
         starts.append((likeness(image, at, drawn[i : i + 1]), start))
     large = np.argsort(-sides)[:LARGEST]
+    shown = drawn[large], None if masks is None else masks[large]
 
     def unlike(v: np.ndarray, side: int = SIDE) -> float:
-        return -likeness(image, alignment.moved(matrices[large], np.exp(v[0]), v[1:]), drawn[large], side)
+        return -likeness(image, alignment.moved(matrices[large], np.exp(v[0]), v[1:]), *shown, side)
 
     def nearby(start: np.ndarray, size: float, side: int) -> OptimizeResult:
         """The best place near a start, within about a share `size` of the faces' sides."""
@@ -74,6 +81,6 @@ def register(
         whole = np.rint((scale - 1) * centre + offset)
         if unlike(np.array([0.0, *whole]), FINE) < best.fun + 0.01:
             near = [whole + step for step in np.array([*np.ndindex(3, 3)]) - 1]
-            fine = [likeness(image, alignment.moved(matrices[large], 1.0, v), drawn[large], FINE) for v in near]
+            fine = [likeness(image, alignment.moved(matrices[large], 1.0, v), *shown, FINE) for v in near]
             scale, offset = 1.0, near[int(np.argmax(fine))]
     return alignment.moved(matrices, scale, offset) if -best.fun >= SAME else None
