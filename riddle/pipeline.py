@@ -279,7 +279,7 @@ class Riddle:
         keys, choice = partial(self.keys, passphrase, secret, salt), record and isinstance(passphrase, str)
         z, seen, turns = self.strangers(w, under, keys, choice)
         drawn, large = self.draw(seen, matrices)
-        masks = blending.rounded(blending.outlines(self._parsed(under, large), under, blending.SHARP))
+        masks = blending.halved(blending.outlines(self._parsed(under, large), under, fine=True))
         image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, masks=masks, grain=True))
         own = self.preset.name, self.weights_hash, picture.rgb.size, salt
         kept = Record(*own, matrices, z.cpu(), look_of(image), masks=masks, turns=turns) if record else None

@@ -18,6 +18,7 @@ from PIL import Image
 # CelebAMask-HQ's classes inside a face: skin, nose, glasses, eyes, brows, mouth, lips (neither ears nor hair).
 FACE_CLASSES = (1, 2, 3, 4, 5, 6, 7, 10, 11, 12)
 SKIN_CLASSES = (1, 2)  # skin, nose
+FEATURE_CLASSES = (4, 5, 6, 7, 10, 11, 12)  # eyes, brows, mouth, lips
 GLASSES, GLASSES_RIM = 3, 0.015  # their class; how far around them a mask goes, of the side
 HAIR_CLASSES, NECK_CLASSES = (13, 14), (16, 17)  # hair, hat; necklace, neck
 BESIDE_CLASSES, SURE = (0, 18), 0.9  # background, cloth; the parser's probability from which they are
@@ -61,16 +62,17 @@ def core(side: int, scale: float = 1.0) -> torch.Tensor:
     return torch.from_numpy(smoothstep((1.15 - r.numpy()) / 0.3))
 
 
-def outline(old: torch.Tensor, new: torch.Tensor, soften: float = SOFTEN) -> np.ndarray:
+def outline(old: torch.Tensor, new: torch.Tensor, fine: bool = False) -> np.ndarray:
     """The mask (R, R) in [0, 1] by which a new face replaces an old one, from a parser's logits (19, R, R) of both.
 
     It holds the old face's pixels where the new one shows face or neck. What is no face in the photo stays in front:
     hair, hat, ears, the wall beside a turned head. New hair over a face is left out: hair that starts at a rim looks
     cut. The soft rim lies inside; the old face's glasses are replaced whole. Where the old one shows face or nearly
     so, `core` is in the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not
-    stay in the photo. What is surely background stays. soften: width of the rim, of the side.
+    stay in the photo. What is surely background stays. fine: as `protect` pastes, with a narrower rim, and with the old
+    brows, eyes and mouth replaced whole.
     """
-    before, after = old.argmax(0), new.argmax(0)
+    before, after, soften = old.argmax(0), new.argmax(0), SHARP if fine else SOFTEN
 
     def of(classes: tuple[int, ...], shown: torch.Tensor) -> torch.Tensor:
         return torch.isin(shown, torch.tensor(classes, device=shown.device))
@@ -81,8 +83,8 @@ def outline(old: torch.Tensor, new: torch.Tensor, soften: float = SOFTEN) -> np.
 
     face, side = of(FACE_CLASSES, before), len(before)
     within = smoothstep(2 * blurred(face & of(FACE_CLASSES + NECK_CLASSES, after), soften).numpy() - 1)
-    glasses = of((GLASSES,), before) & ~of(HAIR_CLASSES, after)
-    without = smoothstep(blurred(glasses, GLASSES_RIM).numpy() / 0.2)
+    gone = of((GLASSES,), before) & ~of(HAIR_CLASSES, after) | of(FEATURE_CLASSES if fine else (), before)
+    without = smoothstep(blurred(gone, GLASSES_RIM).numpy() / 0.2)
     over_skin = blurred(of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0]), soften)
     near = torch.from_numpy(smoothstep(2 * blurred(face, soften).numpy()))
     beside = blurred(old.softmax(0)[list(BESIDE_CLASSES)].sum(0) > SURE, GLASSES_RIM)
@@ -92,15 +94,16 @@ def outline(old: torch.Tensor, new: torch.Tensor, soften: float = SOFTEN) -> np.
     return np.maximum(np.maximum(within, without), inner.numpy())
 
 
-def outlines(logits: Sequence[torch.Tensor], under: torch.Tensor, soften: float = SOFTEN) -> np.ndarray:
+def outlines(logits: Sequence[torch.Tensor], under: torch.Tensor, fine: bool = False) -> np.ndarray:
     """The masks (k, R, R) by which faces replace those in crops (k, 3, R, R); logits: k of (2, 19, R, R), the old and
-    the new face's, or (), without a parser: then all of the crop is replaced; soften: as for `outline`."""
-    return np.stack([outline(*pair, soften) for pair in logits] or [np.ones(under.shape[2:], np.float32)] * len(under))
+    the new face's, or (), without a parser: then all of the crop is replaced; fine: as for `outline`."""
+    return np.stack([outline(*pair, fine) for pair in logits] or [np.ones(under.shape[2:], np.float32)] * len(under))
 
 
-def rounded(masks: np.ndarray) -> np.ndarray:
-    """Masks in [0, 1] as a record keeps them, rounded to 1/255."""
-    return np.rint(255 * masks).astype(np.float32) / np.float32(255)
+def halved(masks: np.ndarray) -> np.ndarray:
+    """Masks (k, R, R) in [0, 1] as a record keeps them, (k, R / 2, R / 2), rounded to 1/255."""
+    small = F.avg_pool2d(torch.from_numpy(masks), 2)
+    return np.rint(255 * small.numpy()).astype(np.float32) / np.float32(255)
 
 
 def skin(logits: torch.Tensor) -> torch.Tensor:
