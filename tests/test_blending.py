@@ -140,6 +140,21 @@ def test_a_face_that_gets_brighter_keeps_its_dark_eyes_and_fades_into_white():
     assert matched[:, 10:12, 8:12].max() < 0.08 and 0.9 < matched[:, 20, 20].max() <= 1
 
 
+def test_protect_pastes_with_a_narrower_rim_and_replaces_old_brows_whole():
+    browed = logits()
+    browed[:, 24:27, 14:30] = F.one_hot(torch.tensor(6), 19).float()[:, None, None]
+    wide, fine = (blending.outline(browed, logits(fringe=True), fine) for fine in (False, True))
+    assert fine[25, 14:30].min() > 0.9 > 0.5 > wide[25, 14:18].min(), "a brow that the new face's hair would hide"
+    soft, sharp = (
+        (x > 0.1) & (x < 0.9) for x in (blending.outline(logits(), logits(), fine) for fine in (False, True))
+    )
+    assert 0 < sharp.sum() < 0.8 * soft.sum()
+    assert np.array_equal(
+        blending.outlines([(browed, browed)], torch.zeros(1, 3, 64, 64), fine=True)[0],
+        blending.outline(browed, browed, True),
+    )
+
+
 def test_skin_gets_the_photos_grain_and_eyes_lose_nothing():
     draw = torch.Generator().manual_seed(0)
     where, noise = torch.ones(64, 64), torch.randn(3, 1, 64, 64, generator=draw).expand(3, 3, 64, 64)
