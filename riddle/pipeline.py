@@ -237,19 +237,19 @@ class Riddle:
 
         w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; choice: the best of many, by `fitting.misfit`.
         """
-        by_sight = choice and self.mask == "parser"
-        tried, recogniser = [], recognizers.at_hand(self.preset.identity, self.device) if by_sight else None
-        for turn in range(fitting.CANDIDATES if recogniser else 1):
-            own = keys([turn] * len(w))
-            z = self.generator.codes.to_record(self.encrypt(w, own))  # rounded first: record and picture are one code
-            codes = self.generator.codes.to_w(z)
-            tried.append(torch.stack([z, lit(codes, self.decrypt(codes, own))], 1))
-        turns, parser = [0] * len(w), partial(self._batched, self.parser, batch=32)
-        for i in range(len(w) if recogniser else 0):
-            new = self.synthesize(torch.stack([codes[i, 1] for codes in tried]))
-            turns[i] = int(fitting.misfit(new, under[i], parser, recogniser).argmin())
-        best = torch.stack([tried[turn][i] for i, turn in enumerate(turns)])
-        return best[:, 0], best[:, 1], turns
+        by_sight, k = choice and self.mask == "parser", len(w)
+        recogniser = recognizers.at_hand(self.preset.identity, self.device) if by_sight else None
+        tries = fitting.CANDIDATES if recogniser else 1
+        own = torch.cat([keys([turn] * k).expand(k, -1, -1) for turn in range(tries)])
+        z = self.generator.codes.to_record(
+            self.encrypt(w.repeat(tries, 1, 1), own)
+        )  # rounded: record and picture agree
+        codes = self.generator.codes.to_w(z)
+        z, seen = (x.unflatten(0, (tries, k)) for x in (z, lit(codes, self.decrypt(codes, own))))
+        turns, parser = [0] * k, partial(self._batched, self.parser, batch=32)
+        for i in range(k if recogniser else 0):
+            turns[i] = int(fitting.misfit(self.synthesize(seen[:, i]), under[i], parser, recogniser).argmin())
+        return z[turns, range(k)], seen[turns, range(k)], turns
 
     def protect(
         self, photo: Photo, passphrase: str | Tensor, pick: str = "all", *, faces: Sequence[Face] | None = None,
