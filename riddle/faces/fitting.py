@@ -14,7 +14,7 @@ EXPOSED, FEW = 4.0, 0.01  # weight of `exposed` glasses; share of the crop below
 BARE, LIGHT = 8.0, 2.0  # weights of the mask's share without a new face, and of a difference of light
 EXPOSED, UNASKED = 4.0, 0.1  # costs of old glasses that stick out, and of new ones where there were none
 FEW = 0.01  # share of the crop below which glasses are hardly any
-LIKE, FAR = 2.0, 0.2  # weight of a recogniser's similarity; that of strangers in one surroundings, which costs nothing
+LIKE, FAR = 4.0, 0.2  # weight of a recogniser's similarity; that of strangers in one surroundings, which costs nothing
 CANDIDATES = 24  # strangers of whom a face becomes the one that fits best; each takes some 0.1 s on two cores
 SHADE = 0.03  # of the side; finer detail than this is no shade
 
