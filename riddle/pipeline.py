@@ -241,9 +241,8 @@ class Riddle:
         recogniser = recognizers.at_hand(self.preset.identity, self.device) if by_sight else None
         tries = fitting.CANDIDATES if recogniser else 1
         own = torch.cat([keys([turn] * k).expand(k, -1, -1) for turn in range(tries)])
-        z = self.generator.codes.to_record(
-            self.encrypt(w.repeat(tries, 1, 1), own)
-        )  # rounded: record and picture agree
+        encrypted = self.encrypt(w.repeat(tries, 1, 1), own)
+        z = self.generator.codes.to_record(encrypted)  # rounded first: record and picture are one code
         codes = self.generator.codes.to_w(z)
         z, seen = (x.unflatten(0, (tries, k)) for x in (z, lit(codes, self.decrypt(codes, own))))
         turns, parser = [0] * k, partial(self._batched, self.parser, batch=32)

@@ -85,9 +85,10 @@ class Record:
         if content is None:
             return None
         with reading(name):
-            types = {"codes": "f4", "matrices": "f8", "look": "u1", "originals": "u1", "lengths": "i8", "masks": "u1"}
-            types, optional = types | {"turns": "u1"}, ["masks", "turns"]
-            codes, matrices, look, png, lengths, masks, turns = arrays(content, MAX_RECORD, optional, **types)
+            codes, matrices, look, png, lengths, masks, turns = arrays(
+                content, MAX_RECORD, ["masks", "turns"], codes="f4", matrices="f8", look="u1", originals="u1",
+                lengths="i8", masks="u1", turns="u1",
+            )  # fmt: skip
             k = len(codes)
             if codes.ndim != 3 or not k or not np.isfinite(codes).all():
                 raise ValueError(f"codes of shape {codes.shape}")

@@ -148,6 +148,11 @@ class Track:
         """Its places (M, 4) in the frames `wanted` (M,); see `filled`."""
         return filled(np.array(self.frames), np.stack(self.places), wanted)
 
+    def mean_code(self) -> np.ndarray:
+        """The mean of its codes, by their weights, (L, D) in z."""
+        weights, sums = zip(*self.codes.values(), strict=True)
+        return np.sum(sums, 0) / np.sum(weights)
+
     def show(self, crop: torch.Tensor) -> None:
         """Keep the crop (3, R, R) of the latest find if its face is larger than those before."""
         side = float(np.hypot(*self.places[-1][2:]))
@@ -292,7 +297,7 @@ def _steadied(face: Track, wanted: np.ndarray) -> np.ndarray:
     known = np.array(sorted(face.codes))
     weights = np.array([face.codes[k][0] for k in known])
     sums = np.stack([face.codes[k][1] for k in known]).reshape(len(known), -1)
-    between, mean = _between(known, sums / weights[:, None], wanted), sums.sum(0) / weights.sum()
+    between, mean = _between(known, sums / weights[:, None], wanted), face.mean_code().ravel()
     return (mean + (1 - STEADY) * (between - mean)).astype(np.float32)
 
 

@@ -212,8 +212,8 @@ def _surveyed(
 
 def _turns(model: Riddle, tracks: list[Track], keys: Callable) -> list[int]:
     """Which of its keys each face has: that of the stranger who fits best where the face is largest."""
-    means = [sum(c for _, c in face.codes.values()) / sum(w for w, _ in face.codes.values()) for face in tracks]
-    w = model.generator.codes.to_w(torch.from_numpy(np.stack(means)).to(model.device, torch.float32))
+    means = np.stack([face.mean_code() for face in tracks])
+    w = model.generator.codes.to_w(torch.from_numpy(means).to(model.device, torch.float32))
     return model.strangers(w, torch.stack([face.crop for face in tracks]), keys, choice=True)[2]
 
 

@@ -213,7 +213,7 @@ def rims(run: Run, variant: str) -> Path:
 
 
 def moved(model: riddle.Riddle, faces: torch.Tensor, w: torch.Tensor, seed: int) -> np.ndarray:
-    """Of the pixels that `protect` replaces under one key or another, the share that it replaces under one only: (n,).
+    """Of the pixels that pasting by the wider rim replaces under one key or another, the share under one only: (n,).
 
     faces: (n, 3, R, R) in [-1, 1]; w: their codes (n, L, D). The first of `OUTLINED` keys is compared with the others.
     """
