@@ -6,6 +6,7 @@ Each function below makes one: it returns the stage's file and makes it first wh
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from riddle.evaluation.rows import FEW, PASSWORDS, PEOPLE, PIXELS, RECOGNISERS
 from riddle.evaluation.runs import NotMade, Run, is_current, key_of, need, part_hash, read, save, stage
 from riddle.evaluation.setnames import UNDONE, FaceSet, parse
 from riddle.faces import alignment, detection, recognizers
-from riddle.files import digest
+from riddle.files import digest, replace_file
 from riddle.images import jpeg, to_bytes, to_tensor
 from riddle.models.codes import lit
 from riddle.presets import get
@@ -61,17 +62,27 @@ def _targets(run: Run, photos: Path) -> np.ndarray:
 
 
 def codes(run: Run, _: str = "") -> Path:
-    """Codes (T, L, D) of the pictures that get protected; `targets` (T,) are their indices."""
+    """Codes (T, L, D) of the pictures that get protected; `targets` (T,) are their indices.
+
+    Inverting takes seconds a face, so each batch is kept in a file until all are done, and a killed run goes on.
+    """
     photos = aligned(run)
+    made_from = ("codes", key_of(photos), *(part_hash(run.preset, part) for part in ("generator", "encoder")))
 
     def make() -> dict[str, np.ndarray]:
-        targets = _targets(run, photos)
+        targets, kept = _targets(run, photos), []
         model = parse("inverted").model(run)
-        parts = track(to_tensor(read(photos, "faces")[targets]).split(BATCH), "invert")
-        return {"codes": torch.cat([model.invert(part).cpu() for part in parts]).numpy(), "targets": targets}
+        for n, part in enumerate(track(to_tensor(read(photos, "faces")[targets]).split(BATCH), "invert")):
+            path, key = run.folder / "inverted" / f"{n:04}.npz", digest(*made_from, n)
+            if not is_current(path, key):
+                with replace_file(path) as temporary:
+                    np.savez(temporary, key=np.array(key), codes=model.invert(part).cpu())
+            kept.append(path)
+        return {"codes": np.concatenate([read(path, "codes") for path in kept]), "targets": targets}
 
-    weights = part_hash(run.preset, "generator"), part_hash(run.preset, "encoder")
-    return stage(run, run.folder / "codes.npz", ("codes", key_of(photos), *weights), make)
+    whole = stage(run, run.folder / "codes.npz", made_from, make)
+    shutil.rmtree(run.folder / "inverted", ignore_errors=True)
+    return whole
 
 
 # ---- sets of faces
@@ -191,7 +202,7 @@ def _from_pixels(run: Run, of: FaceSet, source: Path) -> dict[str, np.ndarray]:
 def pasted(run: Run, item: str, pictures: np.ndarray, targets: np.ndarray) -> Iterator[tuple[Image.Image, np.ndarray]]:
     """Each target's photo with its picture pasted back, and the picture's matrix (2, 3).
 
-    As `protect` does, but with the wider rim, without grain, and without a choice among strangers.
+    As `protect` does, but with the wider rim, without matched grain and rim, and without a choice among strangers.
 
     pictures: (M, R, R, 3) uint8 of the set `item`, in the order of the targets (M,). A set with codes is drawn from
     them, in the photo's light, as large as its places need; the set "photo" leaves the photos as they are. Raises
