@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .models.bisenet import BiSeNet
+from .models.critic import Critic
 from .models.encryptor import CodeModel, FirstSlots, build_encryptor
 from .models.inversion import build_encoder
 from .models.mobilestylegan import MobileStyleGAN
@@ -75,7 +76,7 @@ def untrained(preset: Preset, part: str = "encryptor") -> dict[str, nn.Module]:
 
 
 def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, nn.Module | None]:
-    """The networks of a preset with their weights, bundled or from a folder; "parser" is None where there is none.
+    """The networks of a preset with their weights, bundled or from a folder; None for a parser or critic without any.
 
     part: which encryptor: a file's name without its suffix, or one of `CONTROLS`, which no file holds. Raises
     WeightsMissingError for what is not there, ValueError for weights of another shape; both name the file.
@@ -88,11 +89,17 @@ def trained(preset: Preset, folder: str | Path | None, part: str) -> dict[str, n
         parser = _filled(parser, preset, "parser", folder)
     except WeightsMissingError:
         parser = None  # only mask="parser" needs it, and says so
+    encoder = _filled(build_encoder(preset, generator), preset, "encoder", folder)
+    try:
+        critic = _filled(Critic(encoder), preset, "critic", folder)
+    except WeightsMissingError:
+        critic = None  # then the choice among strangers does without
     return {
         "generator": generator,
-        "encoder": _filled(build_encoder(preset, generator), preset, "encoder", folder),
+        "encoder": encoder,
         "encryptor": load_encryptor(preset, part, generator, folder),
         "parser": parser,
+        "critic": critic,
     }
 
 

@@ -42,7 +42,7 @@ DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, torch.float32
 class Riddle:
     """RiDDLE from its networks.
 
-    preset: a name or `Preset`; generator, encoder, encryptor: see riddle.models; parser: faces -> logits;
+    preset: a name or `Preset`; generator, encoder, encryptor, critic: see riddle.models; parser: faces -> logits;
     device: "cpu", "cuda", ...; dtype: "bfloat16" runs the image networks in autocast (fast on hardware that has it),
     codes and passwords stay float32; detector: "auto", "dlib", "mtcnn", or an object with detect(image) -> list[Face];
     mask: "parser" for the face's own outline, "ellipse", or "auto", the parser where there is one.
@@ -50,8 +50,8 @@ class Riddle:
 
     def __init__(
         self, preset: str | Preset, generator: nn.Module, encoder: nn.Module, encryptor: nn.Module,
-        parser: nn.Module | None = None, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None,
-        detector: Any = "auto", mask: str = "auto",
+        parser: nn.Module | None = None, critic: nn.Module | None = None, device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None, detector: Any = "auto", mask: str = "auto",
     ):  # fmt: skip
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; choose float32 or bfloat16")
@@ -66,7 +66,7 @@ class Riddle:
         def ready(network: nn.Module) -> nn.Module:
             return network.to(self.device).eval().requires_grad_(False)
 
-        self.generator, self.encryptor = ready(generator), ready(encryptor)
+        self.generator, self.encryptor, self.critic = ready(generator), ready(encryptor), critic and ready(critic)
         self.encoder = ready(encoder).to(memory_format=torch.channels_last)
         self.parser = ready(parser).to(memory_format=torch.channels_last) if parser is not None else None
 
@@ -206,7 +206,7 @@ class Riddle:
 
     def paste(
         self, image: Image.Image, under: Tensor, faces: Sequence[Tensor], matrices: np.ndarray,
-        shown: Sequence[Tensor] | None = None, masks: np.ndarray | None = None, grain: bool = False,
+        shown: Sequence[Tensor] | None = None, masks: np.ndarray | None = None, fine: bool = False,
     ) -> Image.Image:  # fmt: skip
         """A photo with rendered faces in their places, colours matched and blended at the rim.
 
@@ -214,7 +214,7 @@ class Riddle:
         multiple of R, the one in front first; matrices: (k, 2, 3), framing matrices, crop's unit square -> photo
         pixels; shown: k of (3, S, S), the faces pasted there before, which are first taken out of the rim (see
         riddle.faces.blending); masks: (k, M, M) in [0, 1], default: the parser's, which sees R px: hair stays in front;
-        grain: as for `blending.match_colours`.
+        fine: the grain, and the colours along the rim, match, too.
         """
         before, count = faces if shown is None else shown, len(faces)  # what stood in front still does
         logits = self._parsed(under, before)
@@ -223,7 +223,8 @@ class Riddle:
         photo = np.array(image)
 
         def matched(i: int, face: Tensor) -> Image.Image:
-            return to_image(blending.match_colours(face, under[i], skins[i], grain))
+            rim = torch.from_numpy(masks[i]) if fine else None
+            return to_image(blending.match_colours(face, under[i], skins[i], rim))
 
         for i in range(count) if shown is not None else ():
             blending.unblend(photo, matched(i, shown[i]), matrices[i], masks[i])
@@ -237,17 +238,17 @@ class Riddle:
 
         w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; choice: the best of many, by `fitting.misfit`.
         """
-        by_sight, k = choice and self.mask == "parser", len(w)
-        recogniser = recognizers.at_hand(self.preset.identity, self.device) if by_sight else None
+        k, name = len(w), self.preset.identity
+        recogniser = recognizers.at_hand(name, self.device) if choice and self.mask == "parser" else None
         tries = fitting.CANDIDATES if recogniser else 1
         own = torch.cat([keys([turn] * k).expand(k, -1, -1) for turn in range(tries)])
         encrypted = self.encrypt(w.repeat(tries, 1, 1), own)
         z = self.generator.codes.to_record(encrypted)  # rounded first: record and picture are one code
         codes = self.generator.codes.to_w(z)
         z, seen = (x.unflatten(0, (tries, k)) for x in (z, lit(codes, self.decrypt(codes, own))))
-        turns, parser = [0] * k, partial(self._batched, self.parser, batch=32)
+        turns, by = [0] * k, (partial(self._batched, self.parser, batch=32), recogniser, self.critic)
         for i in range(k if recogniser else 0):
-            turns[i] = int(fitting.misfit(self.synthesize(seen[:, i]), under[i], parser, recogniser).argmin())
+            turns[i] = int(fitting.misfit(self.synthesize(seen[:, i]), under[i], *by).argmin())
         return z[turns, range(k)], seen[turns, range(k)], turns
 
     def protect(
@@ -279,7 +280,7 @@ class Riddle:
         z, seen, turns = self.strangers(w, under, keys, choice)
         drawn, large = self.draw(seen, matrices)
         masks = blending.halved(blending.outlines(self._parsed(under, large), under, fine=True))
-        image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, masks=masks, grain=True))
+        image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, masks=masks, fine=True))
         own = self.preset.name, self.weights_hash, picture.rgb.size, salt
         kept = Record(*own, matrices, z.cpu(), look_of(image), masks=masks, turns=turns) if record else None
         look = partial(outcomes.looked_at, picture.rgb, faces, left, self.detector, self.preset.identity, self.device)
@@ -323,7 +324,7 @@ class Riddle:
                 return Restored(image, faces, "original", matrices, picture.profile)
             source, shown = "codes", self.draw(pasted, matrices)[1]
         under, (drawn, large) = self.crops(picture.rgb, matrices), self.draw(decrypted, matrices)
-        image = self.paste(picture.rgb, under, large, matrices, shown, opened and opened.masks, grain=True)
+        image = self.paste(picture.rgb, under, large, matrices, shown, opened and opened.masks, fine=True)
         return Restored(picture.with_pixels(image), drawn, source, matrices, picture.profile)
 
 

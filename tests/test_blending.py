@@ -161,7 +161,7 @@ def test_skin_gets_the_photos_grain_and_eyes_lose_nothing():
     where[24:40, 20:44] = 0  # eyes
 
     def contrast(grain, under_grain):
-        matched = blending.match_colours(grain * noise[0], under_grain * noise[1], where, grain=True) / (
+        matched = blending.match_colours(grain * noise[0], under_grain * noise[1], where, torch.ones(16, 16)) / (
             grain * noise[0].std()
         )
         return matched[:, where == 1].std().item(), matched[:, where == 0].std().item()
@@ -169,6 +169,21 @@ def test_skin_gets_the_photos_grain_and_eyes_lose_nothing():
     (skin, eyes), (rough, large), (same, _) = contrast(0.1, 0.02), contrast(0.05, 0.1), contrast(0.05, 0.05)
     assert skin == pytest.approx(blending.GRAIN[0], abs=0.1) and eyes > 0.9
     assert rough == pytest.approx(blending.GRAIN[1], abs=0.1) == large and same == pytest.approx(1, abs=0.05)
+
+
+def test_skin_meets_the_photos_along_the_rim_and_stays_as_it_is_within():
+    """A face with a dark forehead, as below a fringe, in the place of one that has none."""
+    under, face = torch.full((3, 64, 64), 0.2), torch.full((3, 128, 128), 0.2)
+    face[:, :44] = -0.3
+    mask = torch.zeros(32, 32)
+    mask[9:27, 6:26] = 1  # from row 18 of 64, 36 of 128
+    before, after = (blending.match_colours(face, under, torch.ones(64, 64), m) for m in (None, mask))
+    rim, middle = np.s_[:, 36:40, 40:88], np.s_[:, 70:80, 60:70]
+    steps = [(x[rim] - 0.2).abs().mean() for x in (before, after)]
+    assert steps[1] < 0.3 * steps[0] > 0.03
+    assert (after[middle] - before[middle]).abs().max() < 0.02
+    nowhere = blending.match_colours(face, under, torch.zeros(64, 64), mask)
+    assert torch.isfinite(nowhere).all() and (nowhere[rim] < 0).any()  # no skin there: nothing to meet
 
 
 def test_a_stranger_of_another_light_pose_or_no_other_identity_fits_worse():
@@ -183,15 +198,19 @@ def test_a_stranger_of_another_light_pose_or_no_other_identity_fits_worse():
     shadow[..., 40:48] -= 0.6
     narrow = logits(face=(0.45, 1.0))
 
-    def misfits(*shown, sure=20.0):
+    def misfits(*shown, sure=20.0, critic=None):
         """Of the old face itself, of one in shadow, and of a third one by what the parser sees of it."""
         parsed = iter([torch.stack([logits(), logits(), logits(), *shown]) * 20, torch.stack([logits()] * 3) * sure])
-        return fitting.misfit(torch.stack([old, shadow, old]), old, lambda x: next(parsed)[: len(x)], recogniser)
+        three = torch.stack([old, shadow, old])
+        return fitting.misfit(three, old, lambda x: next(parsed)[: len(x)], recogniser, critic)
 
     own, dark, third = misfits(narrow).tolist()
     assert own == pytest.approx(fitting.LIKE * 0.1, abs=0.02)  # the similarity alone: 0.3, of which 0.2 cost nothing
     assert dark > own + 0.1 and third > own + 0.2
     assert misfits(narrow, sure=0.5)[0] > own + 0.5, "a parser that is not sure sees no face"
+    liked = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+    less = torch.tensor([own, dark, third]) - misfits(narrow, critic=lambda x: liked)
+    assert torch.allclose(less, torch.tensor([0.0, 2.0 * fitting.TASTE[0], 3.0 * fitting.TASTE[1]]), atol=1e-5)
 
 
 def test_glasses_that_stick_out_or_that_nobody_wore_cost():

@@ -399,7 +399,7 @@ def test_each_face_becomes_the_stranger_that_fits_best(monkeypatch, photo):
     model = build(Reflection(), parser=LeftHalfSkin(), mask="parser", detector=KnownFaces([LARGE, SMALL]))
     tried: list[torch.Tensor] = []
 
-    def misfit(new, old, parser, recogniser):
+    def misfit(new, old, parser, recogniser, critic):
         """For the larger face the 12th is best, for the smaller one the first."""
         tried.append(new)
         return (torch.arange(len(new)) - (11 if len(tried) == 1 else 0)).abs().float()

@@ -296,4 +296,4 @@ def paint(model: Riddle, frame: Frame, faces: list[tuple[int, np.ndarray, torch.
     image = Image.fromarray(before)
     w = model.generator.codes.to_w(torch.stack(codes).to(model.device))
     drawn = model.draw(w, matrices)[1]
-    frame.replace(before, np.asarray(model.paste(image, model.crops(image, matrices), drawn, matrices, grain=True)))
+    frame.replace(before, np.asarray(model.paste(image, model.crops(image, matrices), drawn, matrices, fine=True)))

@@ -28,6 +28,7 @@ EYES = 0.8  # the part of `core`, by its axes, that is replaced whatever the par
 SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; the weight of the average in them
 FEATHER, POWER = 0.15, 3.0  # of `ellipse`: its soft rim, share of the half side; 2 is an ellipse, more is squarer
 DETAIL, GRAIN = 0.03, (0.7, 1.4)  # widest detail whose contrast is matched, of the side; bounds of its factor
+EDGE, REACH, FADE = 0.02, 0.06, 0.04  # of `_to_rim`: widths of the rim and of its reach, of the side; more fades sooner
 BRIGHT = 0.75  # brightness at which `shoulder` begins
 SOFTEN, SHARP = 0.045, 0.025  # widths of an outline's soft rim, of the side; the narrow one is that of `protect`
 STRIP = 256  # rows blended at once
@@ -119,7 +120,7 @@ def shoulder(x: torch.Tensor) -> torch.Tensor:
 
 
 def match_colours(
-    face: torch.Tensor, under: torch.Tensor, where: torch.Tensor, grain: bool = False
+    face: torch.Tensor, under: torch.Tensor, where: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:  # fmt: skip
     """A rendered face in the photo's light: its skin has the photo's colours, so that no seam shows where they meet.
 
@@ -127,7 +128,8 @@ def match_colours(
     weights of the pixels that show skin in both. Returns (3, S, S). Brightness moves by the factor that moves its
     average around a pixel (over a quarter of the side) to the photo's: black eyes stay black. Colour, what is left
     without brightness, takes the photo's average and at most its spread (Reinhard et al., 2001): else white highlights
-    on rosy skin turn blue when it becomes pale. grain: match the fine detail's contrast, too.
+    on rosy skin turn blue when it becomes pale. mask: (M, M) in [0, 1], by which the face will be pasted: then the fine
+    detail's contrast is matched, too, and the colours along the mask's rim.
     """
     where, side = where.float().cpu(), under.shape[-1]
     wide = gaussian(side, SPREAD * side)
@@ -142,17 +144,38 @@ def match_colours(
     face, under = ((x.detach().float().cpu() + 1) / 2 for x in (face, under))
     small = F.adaptive_avg_pool2d(face, side)
     grey, grey_small, grey_under = (x.mean(0, keepdim=True) for x in (face, small, under))
-    now, goal = (
-        F.interpolate(around(x)[None], face.shape[1:], mode="bilinear", align_corners=False)[0]
-        for x in (grey_small, grey_under)
-    )
+    now, goal = (_as_large(around(x), face) for x in (grey_small, grey_under))
     brightness = grey * goal / now
-    brightness = shoulder(brightness + _grain(brightness, grey_under, where) if grain else brightness)
+    brightness = shoulder(brightness if mask is None else brightness + _grain(brightness, grey_under, where))
     colour, colour_under = small - grey_small, under - grey_under
     centre, goal = mean(colour), mean(colour_under)
     spread, spread_under = ((mean((c - m).square()).sum()) ** 0.5 for c, m in ((colour, centre), (colour_under, goal)))
     colour = goal + (face - grey - centre) * (spread_under / spread.clamp_min(1e-6)).clamp(max=1)
-    return (brightness + colour).clamp(0, 1) * 2 - 1
+    matched = brightness + colour if mask is None else _to_rim(brightness + colour, under, where, mask)
+    return matched.clamp(0, 1) * 2 - 1
+
+
+def _as_large(x: torch.Tensor, face: torch.Tensor) -> torch.Tensor:
+    """A map (C, R, R) enlarged to the size of a face (3, S, S)."""
+    return F.interpolate(x[None], face.shape[1:], mode="bilinear", align_corners=False)[0]
+
+
+def _to_rim(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A face (3, S, S) whose skin meets the photo's under it, (3, R, R), along the rim of a mask (M, M).
+
+    The difference of both, without fine detail, is added where the rim lies on skin, `where` (R, R), and fades within
+    the face: a forehead below a fringe and a bare one meet without an edge.
+    """
+    side = len(where)
+    fine, reach = gaussian(side, EDGE * side), gaussian(side, REACH * side)
+
+    def blurred(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        return by @ x @ by.T
+
+    half = blurred(F.interpolate(mask.float()[None, None], (side, side), mode="bilinear", align_corners=False)[0], fine)
+    rim = where * 4 * half * (1 - half)
+    difference = blurred((under - F.adaptive_avg_pool2d(face, side)) * where, fine) / (blurred(where, fine) + 1e-3)
+    return face + _as_large(blurred(difference * rim, reach) / (blurred(rim, reach) + FADE), face)
 
 
 def _grain(grey: torch.Tensor, under: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -171,7 +194,7 @@ def _grain(grey: torch.Tensor, under: torch.Tensor, where: torch.Tensor) -> torc
         return (goal / now.clamp_min(1e-6)).sqrt().clamp(least, most) - 1
 
     more = where * factor(where, *GRAIN) + (1 - where) * factor(rest, 1.0, GRAIN[1])
-    return detail(grey) * F.interpolate(more[None, None], grey.shape[1:], mode="bilinear", align_corners=False)[0]
+    return detail(grey) * _as_large(more[None], grey)
 
 
 def box(matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

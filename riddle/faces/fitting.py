@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from riddle.faces import blending
 from riddle.faces.recognizers import Recognizer
 
-UNASKED = 0.1
-EXPOSED, FEW = 4.0, 0.01  # weight of `exposed` glasses; share of the crop below which they are hardly glasses
 BARE, LIGHT = 8.0, 2.0  # weights of the mask's share without a new face, and of a difference of light
 EXPOSED, UNASKED = 4.0, 0.1  # costs of old glasses that stick out, and of new ones where there were none
 FEW = 0.01  # share of the crop below which glasses are hardly any
 LIKE, FAR = 4.0, 0.2  # weight of a recogniser's similarity; that of strangers in one surroundings, which costs nothing
+TASTE = 0.2, 0.15  # weights of the critic's logits: the face, and the person
 CANDIDATES = 24  # strangers of whom a face becomes the one that fits best; each takes some 0.1 s on two cores
 SHADE = 0.03  # of the side; finer detail than this is no shade
 
 
-def misfit(
-    faces: torch.Tensor, under: torch.Tensor, parser: Callable[[torch.Tensor], torch.Tensor], recogniser: Recognizer
-) -> torch.Tensor:  # fmt: skip
-    """How much each of n new faces would stand out in the place of an old one, or resemble it: (n,), 0 is good.
+class Place(NamedTuple):
+    """A new face in an old one's place; all of R x R pixels."""
 
-    faces: (n, 3, R, R) in [-1, 1], the new ones; under: (3, R, R), the old one; parser: faces -> logits (n, 19, R, R).
-    A sum of six terms, all of the face as it would be pasted:
+    where: torch.Tensor  # (R, R), skin in both
+    mask: torch.Tensor  # (R, R) in [0, 1], by which the new face replaces the old one
+    matched: torch.Tensor  # (3, R, R), the new face in the photo's light
+    pasted: torch.Tensor  # (3, R, R), what the photo's crop shows then
+
+
+def in_place(face: torch.Tensor, under: torch.Tensor, logits: torch.Tensor) -> Place:
+    """A new face (3, R, R) as `protect` pastes it into the crop of an old one; logits (2, 19, R, R): a parser's, of the
+    old and the new one."""
+    under, where = under.float().cpu(), blending.skin(logits)
+    mask = torch.from_numpy(blending.outline(*logits, fine=True)).float()
+    matched = blending.match_colours(face, under, where, mask)
+    return Place(where, mask, matched, under + mask * (matched - under))
+
+
+def misfit(
+    faces: torch.Tensor, under: torch.Tensor, parser: Callable[[torch.Tensor], torch.Tensor], recogniser: Recognizer,
+    critic: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """How much each of n new faces would stand out in the place of an old one, or resemble it: (n,), small is good.
+
+    faces: (n, 3, R, R) in [-1, 1], the new ones; under: (3, R, R), the old one; parser: faces -> logits (n, 19, R, R);
+    critic: as riddle.models.critic has it. A sum of seven terms, all of the face as it would be pasted:
 
         unsure   the entropy of the parser's classes over `blending.core`: half a brow, hair over an eye, a smear
         seam     the difference of both faces along the mask's soft rim: a jaw of another colour
@@ -33,30 +52,31 @@ def misfit(
         light    the difference of brightness, of its logarithm without fine detail, over the skin: a hard shadow
         likeness the recogniser's similarity beyond that of strangers
         glasses  see `of_glasses`
+        critic   its two logits, by TASTE: a twisted face, a beard below a woman's hair
 
-    The weights were chosen on 48 faces in the places of six people of CelebA-HQ's validation split, of which 20 passed
-    for real by eye: in each of the 76 pairs of faces in one place, the one that passed has the smaller sum.
+    The weights of all but the critic's were chosen on 48 faces in the places of six people of CelebA-HQ's validation
+    split, of which 20 passed for real by eye; the critic's on 132 faces in the places of 22 such people.
     """
     old, *new = parser(torch.cat([under[None].to(faces), faces]))
-    under, pasted, sums = under.float().cpu(), [], []
+    under, places, sums = under.float().cpu(), [], []
     for face, logits in zip(faces, new, strict=True):
         pair = torch.stack([old, logits])
-        where, mask = blending.skin(pair), torch.from_numpy(blending.outline(*pair, fine=True)).float()
-        matched = blending.match_colours(face, under, where, grain=True)
-        rim = mask * (1 - mask)
-        seam = ((matched - under).abs().mean(0) * rim).sum() / rim.sum().clamp_min(1e-6)
-        light = (_shade(matched, where) - _shade(under, where)).square()
-        light = ((light * where).sum() / where.sum().clamp_min(1)) ** 0.5
+        place = in_place(face, under, pair)
+        rim = place.mask * (1 - place.mask)
+        seam = ((place.matched - under).abs().mean(0) * rim).sum() / rim.sum().clamp_min(1e-6)
+        light = (_shade(place.matched, place.where) - _shade(under, place.where)).square()
+        light = ((light * place.where).sum() / place.where.sum().clamp_min(1)) ** 0.5
         face_there = logits.softmax(0)[list(blending.FACE_CLASSES + blending.NECK_CLASSES)].sum(0).cpu()
-        bare = (mask * (1 - face_there)).sum() / mask.sum().clamp_min(1e-6)
+        bare = (place.mask * (1 - face_there)).sum() / place.mask.sum().clamp_min(1e-6)
         sums.append(float(seam + LIGHT * light + BARE * bare) + of_glasses(*pair))
-        pasted.append(under + mask * (matched - under))
-    both = torch.stack([under, *pasted]).to(recogniser.device)
+        places.append(place.pasted)
+    both = torch.stack([under, *places]).to(recogniser.device)
     classes, core = parser(both[1:]).float().log_softmax(1).cpu(), blending.core(under.shape[-1])
     unsure = (-(classes.exp() * classes).sum(1) * core).sum((1, 2)) / core.sum()
     embeddings = recogniser.from_crop(both)
     alike = recogniser.similarity(embeddings[:1].expand(len(faces), -1), embeddings[1:]).cpu()
-    return torch.tensor(sums) + unsure + LIKE * (alike - FAR).clamp_min(0)
+    liked = critic(both[1:]).cpu() @ torch.tensor(TASTE) if critic else 0
+    return torch.tensor(sums) + unsure + LIKE * (alike - FAR).clamp_min(0) - liked
 
 
 def of_glasses(old: torch.Tensor, new: torch.Tensor) -> float:

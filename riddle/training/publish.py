@@ -31,7 +31,7 @@ from riddle.training.frozen import frozen_generator
 from riddle.weights import load_metadata, load_tensors, save_tensors
 
 SAMPLES, PSI, SIDE = 48, 0.7, 256
-EXACT = ("curvature.size",)  # stored with 32 bits per number
+EXACT = ("curvature.size", "looks.", "person.")  # stored with 32 bits per number
 # Stored with 8 bits per number: the encoder's heads, the transformer's matrices, all of a baseline's.
 COARSE = {"encoder": ("styles.", "mix."), "encryptor": ("blocks.", "code_in.", "password_in.", "output.")}
 NETWORKS = {name for name, system in BASELINES.items() if system.file}
@@ -114,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--cut", action="append", default=[], metavar="SIDE=FOLDER")
     p.add_argument("--encoder", metavar="FOLDER")
     p.add_argument("--parser", metavar="FOLDER")
+    p.add_argument("--critic", metavar="FOLDER")
     p.add_argument("--encryptor", action="append", default=[], metavar="VARIANT=FOLDER")
     p.add_argument("--baseline", action="append", default=[], metavar="NAME=FOLDER")
     p.add_argument("--samples", action="store_true", help="draw data/samples from the published generator")
@@ -123,7 +124,11 @@ def main(argv: list[str] | None = None) -> None:
         p.error(f"--encryptor: no variant {', '.join(unknown)}; choose from {', '.join(ALL_VARIANTS)}")
     if unknown := sorted(set(baselines) - NETWORKS):
         p.error(f"--baseline: no system {', '.join(unknown)}; choose from {', '.join(sorted(NETWORKS))}")
-    runs = {k: Path(v) for k, v in (("encoder", a.encoder), ("parser", a.parser)) if v} | encryptors | baselines
+    runs = (
+        {k: Path(v) for k, v in (("encoder", a.encoder), ("parser", a.parser), ("critic", a.critic)) if v}
+        | encryptors
+        | baselines
+    )
     if absent := [str(run) for run in runs.values() if not any(run.glob("*.safetensors"))]:
         p.error(f"no trained network lies in {', '.join(absent)}; train it first, or leave it out")
     if a.cut:

@@ -1,0 +1,76 @@
+"""The critic: its features, its two regressions, and what it says of faces that it has never seen."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+import riddle
+from riddle.models.critic import Critic
+from riddle.training import critic as training
+from riddle.training import publish
+from riddle.weights import load_metadata
+
+
+@pytest.fixture(scope="module")
+def model():
+    return riddle.load("mobile")
+
+
+@pytest.fixture(scope="module")
+def faces(model):
+    """Four of the bundled samples, as the cut draws them: nobody has trained on them."""
+    codes = riddle.weights.load_tensors(riddle.config.bundled_folder("samples") / "codes.safetensors")["codes"]
+    return model.synthesize(codes[:4])
+
+
+def test_a_layer_is_the_logistic_regression_of_standardised_features():
+    draw = np.random.default_rng(0)
+    features = draw.normal(3, [0.1, 1, 10], (4, 50, 3)).astype(np.float32)
+    features[0, :, 1] += 2  # the first are their own faces
+    layer = torch.nn.Linear(3, 1)
+    training.fit(features, layer, 1.0)
+    x, own = features.reshape(-1, 3), np.arange(200) < 50
+    x = (x - x.mean(0)) / x.std(0)
+    expected = LogisticRegression(C=1.0, class_weight="balanced").fit(x, own).decision_function(x)
+    assert np.allclose(layer(torch.from_numpy(features)).detach().ravel(), expected, atol=1e-3)
+    shares = [(features[0, :, 1] > stranger[:, 1]).mean() for stranger in features[1:]]
+    assert training.ordered(features, layer) == pytest.approx(np.mean(shares), abs=0.1) > 0.8
+
+
+@torch.no_grad()
+def test_each_face_comes_first_and_its_surroundings_stay(model, faces):
+    there = training.pasted(model, faces, 2, seed=0)
+    assert there.shape == (3, *faces.shape)
+    own, *strangers = (there - faces).abs().mean(2)
+    assert (there[..., :8, :8] == faces[..., :8, :8]).all()  # a corner is no face
+    assert all((own < other)[:, 56:96, 40:88].float().mean() > 0.7 for other in strangers)
+
+
+@torch.no_grad()
+def test_the_bundled_critic_prefers_people_to_strangers_in_their_place(model, faces):
+    there = training.pasted(model, faces, 3, seed=1)
+    logits = model.critic(there.flatten(0, 1)).unflatten(0, there.shape[:2])
+    assert logits.shape == (4, 4, 2)
+    right = (logits[:1] > logits[1:]).float().mean((0, 1))
+    assert (right > 0.6).all() and right.mean() > 0.7
+    one_by_one = torch.cat([model.critic(face[None]) for face in there[0]])
+    assert torch.allclose(one_by_one, logits[0], atol=1e-3)
+
+
+def test_a_training_writes_what_is_published(model, tmp_path, monkeypatch, faces, command_line):
+    for split in ("train", "val"):
+        np.save(tmp_path / f"{split}.npy", riddle.images.to_bytes(faces))
+    out = tmp_path / "run"
+    words = ("--data", tmp_path / "train.npy", "--val", tmp_path / "val.npy", "--count", 3, "--val-count", 2)
+    about = training.main([str(x) for x in (*words, "--strangers", 1, "--out", out)])
+    assert (about["faces"], about["strangers"]) == (3, 1) and {about["val_looks"], about["val_person"]} <= {0, 0.5, 1}
+    monkeypatch.setattr(riddle.config, "bundled_folder", lambda name: tmp_path / name)
+    publish.main(["--critic", str(out)])
+    file = tmp_path / "zoo" / "mobile" / "critic.safetensors"
+    assert json.loads(load_metadata(file)["faces"]) == 3
+    trained = Critic(model.encoder)
+    trained.load_state_dict(riddle.weights.load_tensors(file))
+    assert torch.isfinite(trained(faces)).all()
