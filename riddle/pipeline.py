@@ -223,8 +223,8 @@ class Riddle:
         photo = np.array(image)
 
         def matched(i: int, face: Tensor) -> Image.Image:
-            rim = torch.from_numpy(masks[i]) if fine else None
-            return to_image(blending.match_colours(face, under[i], skins[i], rim))
+            old = to_tensor(alignment.crop(image, matrices[i], face.shape[-1])) if fine else under[i]
+            return to_image(blending.match_colours(face, old, skins[i], torch.from_numpy(masks[i]) if fine else None))
 
         for i in range(count) if shown is not None else ():
             blending.unblend(photo, matched(i, shown[i]), matrices[i], masks[i])
@@ -233,22 +233,21 @@ class Riddle:
             put(photo, matched(i, faces[i]), matrices[i], masks[i])
         return Image.fromarray(photo)
 
-    def strangers(self, w: Tensor, under: Tensor, keys: Callable, choice: bool) -> tuple[Tensor, Tensor, list[int]]:
+    def strangers(self, w: Tensor, under: Tensor, keys: Callable, sides: Sequence) -> tuple[Tensor, Tensor, list[int]]:
         """Who takes the places of k faces: codes in z, as a record keeps them, those that are drawn, the keys' turns.
 
-        w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; choice: the best of many, by `fitting.misfit`.
+        w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; sides: k, in px, for `fitting.best` of many, or ().
         """
         k, name = len(w), self.preset.identity
-        recogniser = recognizers.at_hand(name, self.device) if choice and self.mask == "parser" else None
+        recogniser = recognizers.at_hand(name, self.device) if len(sides) and self.mask == "parser" else None
         tries = fitting.CANDIDATES if recogniser else 1
         own = torch.cat([keys([turn] * k).expand(k, -1, -1) for turn in range(tries)])
-        encrypted = self.encrypt(w.repeat(tries, 1, 1), own)
-        z = self.generator.codes.to_record(encrypted)  # rounded first: record and picture are one code
+        z = self.generator.codes.to_record(self.encrypt(w.repeat(tries, 1, 1), own))  # rounded: as the picture shows it
         codes = self.generator.codes.to_w(z)
         z, seen = (x.unflatten(0, (tries, k)) for x in (z, lit(codes, self.decrypt(codes, own))))
         turns, by = [0] * k, (partial(self._batched, self.parser, batch=32), recogniser, self.critic)
         for i in range(k if recogniser else 0):
-            turns[i] = int(fitting.misfit(self.synthesize(seen[:, i]), under[i], *by).argmin())
+            turns[i] = fitting.best(self.synthesize, seen[:, i], self.side_for(sides[i]), under[i], *by)
         return z[turns, range(k)], seen[turns, range(k)], turns
 
     def protect(
@@ -276,8 +275,8 @@ class Riddle:
         under = self.crops(picture.rgb, matrices)
         w, salt = self.invert(under, refine=refine), salt or (passwords.random_salt() if record else None)
         secret = self.secret(passphrase, salt)
-        keys, choice = partial(self.keys, passphrase, secret, salt), record and isinstance(passphrase, str)
-        z, seen, turns = self.strangers(w, under, keys, choice)
+        keys, sides = partial(self.keys, passphrase, secret, salt), np.hypot(*matrices[:, :, 0].T)
+        z, seen, turns = self.strangers(w, under, keys, sides if record and isinstance(passphrase, str) else ())
         drawn, large = self.draw(seen, matrices)
         masks = blending.halved(blending.outlines(self._parsed(under, large), under, fine=True))
         image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, masks=masks, fine=True))

@@ -33,6 +33,7 @@ from riddle.app.clip import ENCODERS, Clip, Frame, encoder_for, frames, join, pr
 from riddle.app.cliprecord import ClipRecord, code_count
 from riddle.app.photos import NOT_OPENED, FileReport, refuse
 from riddle.app.tracking import Track, frames_of, record_of, survey
+from riddle.faces import fitting
 from riddle.faces.alignment import matrix
 from riddle.faces.outcomes import FaceReport, box_of
 from riddle.files import replace_file, sha256, write_text
@@ -214,7 +215,7 @@ def _turns(model: Riddle, tracks: list[Track], keys: Callable) -> list[int]:
     """Which of its keys each face has: that of the stranger who fits best where the face is largest."""
     means = np.stack([face.mean_code() for face in tracks])
     w = model.generator.codes.to_w(torch.from_numpy(means).to(model.device, torch.float32))
-    return model.strangers(w, torch.stack([face.crop for face in tracks]), keys, choice=True)[2]
+    return model.strangers(w, torch.stack([face.crop for face in tracks]), keys, [fitting.SIDE] * len(tracks))[2]
 
 
 def _faces(record: ClipRecord, done: str, seen: dict[int, int] | None = None) -> list[ClipFace]:

@@ -9,11 +9,14 @@ there, a ghost of up to a quarter around the face.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+from riddle.models.parsing import labels
 
 # CelebAMask-HQ's classes inside a face: skin, nose, glasses, eyes, brows, mouth, lips (neither ears nor hair).
 FACE_CLASSES = (1, 2, 3, 4, 5, 6, 7, 10, 11, 12)
@@ -27,7 +30,8 @@ CORE_WIDTH, CORE_HEIGHT, CORE_BELOW = 0.25, 0.265, 0.11
 EYES = 0.8  # the part of `core`, by its axes, that is replaced whatever the parser says
 SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; the weight of the average in them
 FEATHER, POWER = 0.15, 3.0  # of `ellipse`: its soft rim, share of the half side; 2 is an ellipse, more is squarer
-DETAIL, GRAIN = 0.03, (0.7, 1.4)  # widest detail whose contrast is matched, of the side; bounds of its factor
+# Widths of the detail whose contrast is matched, of the side; bounds of the factors.
+DETAIL, PORES, GRAIN = 0.03, 0.003, (0.6, 1.4)
 EDGE, REACH, FADE = 0.02, 0.06, 0.04  # of `_to_rim`: widths of the rim and of its reach, of the side; more fades sooner
 BRIGHT = 0.75  # brightness at which `shoulder` begins
 SOFTEN, SHARP = 0.045, 0.025  # widths of an outline's soft rim, of the side; the narrow one is that of `protect`
@@ -49,6 +53,7 @@ def ellipse(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return smoothstep((1 - r) / FEATHER)
 
 
+@lru_cache(16)
 def gaussian(side: int, sigma: float) -> torch.Tensor:
     """Blurring along one axis as a matrix (side, side), rows of sum 1."""
     x = torch.arange(side, dtype=torch.float32)
@@ -73,7 +78,7 @@ def outline(old: torch.Tensor, new: torch.Tensor, fine: bool = False) -> np.ndar
     stay in the photo. What is surely background stays. fine: as `protect` pastes, with a narrower rim, and with the old
     brows, eyes and mouth replaced whole.
     """
-    before, after, soften = old.argmax(0), new.argmax(0), SHARP if fine else SOFTEN
+    before, after, soften = labels(old), labels(new), SHARP if fine else SOFTEN
 
     def of(classes: tuple[int, ...], shown: torch.Tensor) -> torch.Tensor:
         return torch.isin(shown, torch.tensor(classes, device=shown.device))
@@ -109,7 +114,7 @@ def halved(masks: np.ndarray) -> np.ndarray:
 
 def skin(logits: torch.Tensor) -> torch.Tensor:
     """Pixels (R, R), 0 or 1, where all N faces of a parser's logits (N, 19, R, R) show skin; `core` if they are few."""
-    both = torch.isin(logits.argmax(1), torch.tensor(SKIN_CLASSES, device=logits.device)).all(0).float().cpu()
+    both = torch.isin(labels(logits), torch.tensor(SKIN_CLASSES, device=logits.device)).all(0).float().cpu()
     inner = core(both.shape[-1])
     return both if both.sum() > 0.3 * inner.sum() else inner
 
@@ -124,14 +129,14 @@ def match_colours(
 ) -> torch.Tensor:  # fmt: skip
     """A rendered face in the photo's light: its skin has the photo's colours, so that no seam shows where they meet.
 
-    face: (3, S, S) in [-1, 1], the rendering; under: (3, R, R), the photo's crop, S a multiple of R; where: (R, R)
-    weights of the pixels that show skin in both. Returns (3, S, S). Brightness moves by the factor that moves its
-    average around a pixel (over a quarter of the side) to the photo's: black eyes stay black. Colour, what is left
+    face: (3, S, S) in [-1, 1], the rendering; under: the photo's crop, (3, R, R) or larger, S a multiple of R; where:
+    (R, R) weights of the pixels that show skin in both. Returns (3, S, S). Brightness moves by the factor that moves
+    its average around a pixel (over a quarter of the side) to the photo's: black eyes stay black. Colour, what is left
     without brightness, takes the photo's average and at most its spread (Reinhard et al., 2001): else white highlights
     on rosy skin turn blue when it becomes pale. mask: (M, M) in [0, 1], by which the face will be pasted: then the fine
     detail's contrast is matched, too, and the colours along the mask's rim.
     """
-    where, side = where.float().cpu(), under.shape[-1]
+    where, side = where.float().cpu(), len(where)
     wide = gaussian(side, SPREAD * side)
 
     def mean(x: torch.Tensor) -> torch.Tensor:
@@ -141,12 +146,12 @@ def match_colours(
         near = (wide @ (x * where) @ wide.T + FLOOR * mean(x)) / (wide @ where @ wide.T + FLOOR)
         return near.clamp(0.02, 0.98)
 
-    face, under = ((x.detach().float().cpu() + 1) / 2 for x in (face, under))
-    small = F.adaptive_avg_pool2d(face, side)
+    face, sharp = ((x.detach().float().cpu() + 1) / 2 for x in (face, under))
+    small, under = (F.adaptive_avg_pool2d(x, side) for x in (face, sharp))
     grey, grey_small, grey_under = (x.mean(0, keepdim=True) for x in (face, small, under))
     now, goal = (_as_large(around(x), face) for x in (grey_small, grey_under))
     brightness = grey * goal / now
-    brightness = shoulder(brightness if mask is None else brightness + _grain(brightness, grey_under, where))
+    brightness = shoulder(brightness if mask is None else brightness + _grain(brightness, sharp.mean(0, True), where))
     colour, colour_under = small - grey_small, under - grey_under
     centre, goal = mean(colour), mean(colour_under)
     spread, spread_under = ((mean((c - m).square()).sum()) ** 0.5 for c, m in ((colour, centre), (colour_under, goal)))
@@ -179,22 +184,29 @@ def _to_rim(face: torch.Tensor, under: torch.Tensor, where: torch.Tensor, mask: 
 
 
 def _grain(grey: torch.Tensor, under: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """What brightness (1, S, S) lacks, or has too much, of the fine detail of the photo under it, (1, R, R).
+    """What brightness (1, S, S) lacks, or has too much, of the fine detail of the photo under it, (1, T, T).
 
-    Skin, `where`, gets the contrast of the photo's skin, within GRAIN; eyes, brows and mouth theirs, but no less.
+    Skin, `where` (R, R), gets the contrast of the photo's skin, within GRAIN, of pores and of what is wider, each by
+    its own factor; eyes, brows and mouth theirs, but no less.
     """
-    small, rest = F.adaptive_avg_pool2d(grey, len(where)), core(len(where)) * (1 - where)
+    rest, more = core(len(where)) * (1 - where), torch.zeros(())
+    size = min(grey.shape[-1], under.shape[-1])
+    now, goal = (F.adaptive_avg_pool2d(x, size) for x in (grey, under))
+    skin, features = (F.interpolate(x[None, None], size=(size, size), mode="bilinear")[0] for x in (where, rest))
 
-    def detail(x: torch.Tensor) -> torch.Tensor:
-        blur = gaussian(x.shape[-1], DETAIL * x.shape[-1])
-        return x - blur @ x @ blur.T
+    def blurred(x: torch.Tensor, width: float) -> torch.Tensor:
+        blur = gaussian(x.shape[-1], width * x.shape[-1])
+        return blur @ x @ blur.T
 
-    def factor(weights: torch.Tensor, least: float, most: float) -> torch.Tensor:
-        now, goal = ((detail(x).square() * weights).sum() for x in (small, under))
-        return (goal / now.clamp_min(1e-6)).sqrt().clamp(least, most) - 1
+    def factor(bands: list[torch.Tensor], weights: torch.Tensor, least: float) -> torch.Tensor:
+        now, goal = ((x.square() * weights).sum() for x in bands)
+        return (goal / now.clamp_min(1e-6)).sqrt().clamp(least, GRAIN[1]) - 1
 
-    more = where * factor(where, *GRAIN) + (1 - where) * factor(rest, 1.0, GRAIN[1])
-    return detail(grey) * _as_large(more[None], grey)
+    for narrow, wide in ((0.0, PORES), (PORES, DETAIL)):
+        *bands, own = ((blurred(x, narrow) if narrow else x) - blurred(x, wide) for x in (now, goal, grey))
+        much = skin * factor(bands, skin, GRAIN[0]) + (1 - skin) * factor(bands, features, 1.0)
+        more = more + own * _as_large(much, own)
+    return more
 
 
 def box(matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

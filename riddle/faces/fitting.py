@@ -6,17 +6,38 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from riddle.faces import blending
 from riddle.faces.recognizers import Recognizer
+from riddle.models.parsing import labels
 
-BARE, LIGHT = 8.0, 2.0  # weights of the mask's share without a new face, and of a difference of light
-EXPOSED, UNASKED = 4.0, 0.1  # costs of old glasses that stick out, and of new ones where there were none
+BARE, CUT, LIGHT = 8.0, 4.0, 2.0  # weights of terms of `misfit`
+EXPOSED, UNASKED = 4.0, 0.3  # costs of old glasses that stick out, and of new ones where there were none
 FEW = 0.01  # share of the crop below which glasses are hardly any
 LIKE, FAR = 4.0, 0.2  # weight of a recogniser's similarity; that of strangers in one surroundings, which costs nothing
-TASTE = 0.2, 0.15  # weights of the critic's logits: the face, and the person
-CANDIDATES = 24  # strangers of whom a face becomes the one that fits best; each takes some 0.1 s on two cores
+TASTE = 0.2, 0.2  # weights of the critic's logits: the face, and the person
+CANDIDATES, FINALISTS = (
+    48,
+    8,
+)  # strangers of whom a face becomes the one that fits best, and those drawn larger for that
+SIDE = 256  # px at most of a finalist
 SHADE = 0.03  # of the side; finer detail than this is no shade
+
+
+def best(
+    draw: Callable[..., torch.Tensor], codes: torch.Tensor, side: int, under: torch.Tensor, *by: Callable | None
+) -> int:  # fmt: skip
+    """Which of n codes (n, L, D) draws the new face that fits best in the place of an old one, by `misfit`.
+
+    All are compared as `draw(codes)` shows them, (n, 3, R, R), and the best FINALISTS again as `draw(codes, side)`
+    does, if side is larger than R: hair over a brow often shows in larger faces only. under, by: as for `misfit`.
+    """
+    order = misfit(draw(codes), under, *by).argsort()
+    if side <= under.shape[-1]:
+        return int(order[0])
+    large = draw(codes[order[:FINALISTS]], min(side, SIDE))
+    return int(order[misfit(F.adaptive_avg_pool2d(large, under.shape[-1]), under, *by).argmin()])
 
 
 class Place(NamedTuple):
@@ -44,31 +65,36 @@ def misfit(
     """How much each of n new faces would stand out in the place of an old one, or resemble it: (n,), small is good.
 
     faces: (n, 3, R, R) in [-1, 1], the new ones; under: (3, R, R), the old one; parser: faces -> logits (n, 19, R, R);
-    critic: as riddle.models.critic has it. A sum of seven terms, all of the face as it would be pasted:
+    critic: as riddle.models.critic has it. A sum of eight terms, all of the face as it would be pasted:
 
         unsure   the entropy of the parser's classes over `blending.core`: half a brow, hair over an eye, a smear
         seam     the difference of both faces along the mask's soft rim: a jaw of another colour
         bare     the mask's share in which the new face shows hair or background: a narrower cheek, a lock
+        cut      what of the new face lies on the photo's neck or background, as a share of the mask: a second chin
         light    the difference of brightness, of its logarithm without fine detail, over the skin: a hard shadow
         likeness the recogniser's similarity beyond that of strangers
         glasses  see `of_glasses`
         critic   its two logits, by TASTE: a twisted face, a beard below a woman's hair
 
-    The weights of all but the critic's were chosen on 48 faces in the places of six people of CelebA-HQ's validation
-    split, of which 20 passed for real by eye; the critic's on 132 faces in the places of 22 such people.
+    The weights of all but `cut` and `critic` were chosen on 48 faces in the places of six people of CelebA-HQ's
+    validation split, of which 20 passed for real by eye; those of these two by the looks of what is chosen, on 864
+    faces in the places of 18 such people.
     """
     old, *new = parser(torch.cat([under[None].to(faces), faces]))
     under, places, sums = under.float().cpu(), [], []
-    for face, logits in zip(faces, new, strict=True):
+    beside = old.softmax(0)[[*blending.BESIDE_CLASSES, *blending.NECK_CLASSES]].sum(0).cpu()
+    for shown, logits in zip(faces, new, strict=True):
         pair = torch.stack([old, logits])
-        place = in_place(face, under, pair)
+        place = in_place(shown, under, pair)
         rim = place.mask * (1 - place.mask)
         seam = ((place.matched - under).abs().mean(0) * rim).sum() / rim.sum().clamp_min(1e-6)
         light = (_shade(place.matched, place.where) - _shade(under, place.where)).square()
         light = ((light * place.where).sum() / place.where.sum().clamp_min(1)) ** 0.5
-        face_there = logits.softmax(0)[list(blending.FACE_CLASSES + blending.NECK_CLASSES)].sum(0).cpu()
-        bare = (place.mask * (1 - face_there)).sum() / place.mask.sum().clamp_min(1e-6)
-        sums.append(float(seam + LIGHT * light + BARE * bare) + of_glasses(*pair))
+        shares = logits.softmax(0).cpu()
+        face, neck = (shares[list(classes)].sum(0) for classes in (blending.FACE_CLASSES, blending.NECK_CLASSES))
+        bare = (place.mask * (1 - face - neck)).sum() / place.mask.sum().clamp_min(1e-6)
+        cut = (face * beside).sum() / place.mask.sum().clamp_min(1e-6)
+        sums.append(float(seam + LIGHT * light + BARE * bare + CUT * cut) + of_glasses(*pair))
         places.append(place.pasted)
     both = torch.stack([under, *places]).to(recogniser.device)
     classes, core = parser(both[1:]).float().log_softmax(1).cpu(), blending.core(under.shape[-1])
@@ -85,7 +111,7 @@ def of_glasses(old: torch.Tensor, new: torch.Tensor) -> float:
     EXPOSED times the share of the old ones that sticks out, where the new face shows neither skin nor glasses: a bare
     temple looks cut off. UNASKED for new ones where there were none: they have no temples in the photo's hair.
     """
-    before, shown = old.argmax(0), new.argmax(0)
+    before, shown = labels(old), labels(new)
     (worn, added), few = ((x == blending.GLASSES).sum() for x in (before, shown)), FEW * before.numel()
     if worn < few:
         return UNASKED * float(added >= few)

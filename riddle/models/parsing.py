@@ -70,5 +70,5 @@ def parts(logits: torch.Tensor) -> torch.Tensor:
 
 
 def labels(logits: torch.Tensor) -> torch.Tensor:
-    """Logits (N, 19, R, R) -> the likeliest class of each pixel, (N, R, R) uint8."""
-    return logits.argmax(1).to(torch.uint8)
+    """Logits (..., 19, R, R) -> the likeliest class of each pixel, (..., R, R) uint8."""
+    return logits.max(-3).indices.to(torch.uint8)  # on CPUs, argmax over this dimension takes six times as long
