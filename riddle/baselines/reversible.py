@@ -31,7 +31,7 @@ def changed(
 
     Raises WeightsMissingError, and ValueError for faces of another size.
     """
-    faces = checked(system, faces)
+    faces = checked(system.name, faces)
     network = load(system)[0]
     parts = zip(faces.split(BATCH), keys.split(BATCH), strict=True)
     return torch.cat([network.again(part, tell(network, part, key))[1] for part, key in parts])
