@@ -258,11 +258,11 @@ def _run(verb: str, files: Files, kind: Any, work: Callable, strict: bool = Fals
     unprotected = counts["faces_skipped"] + counts["faces_recognised"]
     if code == Exit.DONE and (counts["failed"] or unprotected or (strict and left_out)):
         code = Exit.FAILED if counts["failed"] else Exit.UNPROTECTED
-    total = (
-        "{files} files: {done} done, {there} there already, {failed} failed; {faces} faces "
-        f"{verb.removesuffix('e')}ed, {{faces_skipped}} left as they were"
-        f"{', {faces_recognised} still recognised' if counts['faces_recognised'] else ''}"
-    ).format(**counts)
+    total = "{files} files: {done} done, {there} there already, {failed} failed; {faces} faces {verb}ed, "
+    total += "{faces_skipped} left as they were"
+    if counts["faces_recognised"]:
+        total += ", {faces_recognised} still recognised"
+    total = total.format(**counts, verb=verb.removesuffix("e"))
     document = {"command": verb, "files": done, "left_out": left_out, "summary": counts}
     return _tell(code, document, [total] if len(pairs) > 1 else [], files.as_json)
 

@@ -46,14 +46,14 @@ def place(name: str) -> Any:
 def listed(names: Sequence[str]) -> tuple[list[Item], list[str]]:
     """These networks of others as `weights` lists them: items, sizes in bytes; lines."""
     found, lines = [], []
-    for each in (each for each in networks() if each["name"] in names):
-        asset = ASSETS[each["name"]]
+    for name in sorted(set(names)):
+        asset, state = ASSETS[name], item(name, place, name)
         known = {key: getattr(asset, key) for key in ("address", "files", "size", "sha256", "licence")}
-        found.append({key: each[key] for key in ("name", "here", "detail")} | known)
+        found.append({key: state[key] for key in ("name", "here", "detail")} | known)
         size = f"{asset.size / 1e6:,.1f} MB" if asset.size else "size not known"
         said = (f"from {asset.address}", f"as {' or '.join(asset.files)}, {size}, sha256 {asset.sha256 or 'not known'}",
                 f"terms: {asset.licence}")  # fmt: skip
-        lines += [f"{asset.name:27} {each['detail']}", *(f"{'':27} {line}" for line in said)]
+        lines += [f"{name:27} {state['detail']}", *(f"{'':27} {line}" for line in said)]
     return found, lines
 
 

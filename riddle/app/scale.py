@@ -26,7 +26,7 @@ from typer import Argument, Option
 from riddle import passwords
 from riddle.app import bulk, cli, passphrase
 from riddle.app.cli import LISTED, PLAIN, Exit, Place, PresetName, Strict
-from riddle.app.stores import Protector, Row, is_local, plan, proof, read_passphrase
+from riddle.app.stores import Line, Protector, is_local, plan, proof, read_passphrase
 from riddle.files import remove_left_over, write_text
 from riddle.progress import track
 
@@ -36,7 +36,7 @@ LOST = "its worker died over it each time, perhaps for want of memory; look at t
 app = typer.Typer(name="python -m riddle.app.scale", **PLAIN)
 
 
-def on_ray(rows: list[Row], workers: int, worker: type, options: dict[str, Any], gpus: int = 0) -> Iterator[Row]:
+def on_ray(rows: list[Line], workers: int, worker: type, options: dict[str, Any], gpus: int = 0) -> Iterator[Line]:
     """The outcomes of `worker(**options)`, called with every row, in any order.
 
     A block of rows whose worker died is done again, each row alone, as long as that brings outcomes; what then is left
@@ -46,7 +46,7 @@ def on_ray(rows: list[Row], workers: int, worker: type, options: dict[str, Any],
     import ray
 
     class Worker(worker):
-        def __call__(self, row: Row) -> dict[str, str]:
+        def __call__(self, row: Line) -> dict[str, str]:
             return {"outcome": json.dumps(super().__call__(row))}
 
     context = ray.data.DataContext.get_current()
@@ -75,7 +75,7 @@ def on_ray(rows: list[Row], workers: int, worker: type, options: dict[str, Any],
         yield {**row, "status": "failed", "reason": f"{row['source']}: {LOST}"}
 
 
-def recorded(outcomes: Iterable[Row], folder: Path) -> tuple[Counter, list[Row]]:
+def recorded(outcomes: Iterable[Line], folder: Path) -> tuple[Counter, list[Line]]:
     """Keep outcomes in photos.jsonl, one by one behind those of earlier runs.
 
     failures.jsonl lists the photos that failed, and those with a face to look at: it was skipped, it is still
@@ -83,7 +83,7 @@ def recorded(outcomes: Iterable[Row], folder: Path) -> tuple[Counter, list[Row]]
     """
     counts, listed, log = Counter(), {}, folder / "photos.jsonl"
 
-    def note(outcome: Row) -> Counter:
+    def note(outcome: Line) -> Counter:
         found, source = Counter(bulk.summary([outcome])), outcome["source"]
         if found["failed"] or any(face["reason"] for face in outcome.get("faces", [])):
             listed[source] = outcome

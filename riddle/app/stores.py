@@ -23,10 +23,10 @@ from riddle.app import bulk, passphrase
 from riddle.files import remove_left_over
 from riddle.images import MAX_BYTES
 
-Row = dict[str, Any]  # source, target: paths in their stores; there: whether the target is
+Line = dict[str, Any]  # of a photo: source, target: paths in their stores; there: whether the target is
 
 
-def plan(source: str, out: str) -> tuple[list[Row], list[str]]:
+def plan(source: str, out: str) -> tuple[list[Line], list[str]]:
     """The photos under an address with the places of their results, named as `bulk.plan` names those of a folder; and
     the files that are left out because they are no photos. Hidden files, and those under `out`, do not count.
 
@@ -112,7 +112,7 @@ class Protector:
             warm_up(self.model)
         self.start = {"start": time.perf_counter() - began, "start_cpu": time.process_time()}  # with the imports
 
-    def __call__(self, row: Row) -> dict[str, Any]:
+    def __call__(self, row: Line) -> dict[str, Any]:
         """The outcome of a row of `plan`: that of `bulk.run`, with seconds, cpu (seconds of a core), worker, and
         start and start_cpu, the seconds that this worker needed to begin."""
         began, cpu = time.perf_counter(), time.process_time()
@@ -121,7 +121,7 @@ class Protector:
         spent = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
         return outcome | spent | self.start | {"worker": f"{platform.node()}:{os.getpid()}"}
 
-    def _outcome(self, row: Row, folder: Path) -> Row:
+    def _outcome(self, row: Line, folder: Path) -> Line:
         from riddle.app import photos
 
         (store, to), (source, target) = self.stores, (row["source"], row["target"])

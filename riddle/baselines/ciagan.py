@@ -19,16 +19,14 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from riddle.baselines import regions
 from riddle.baselines.inpainting import RedrawTask, train
-from riddle.baselines.redraw import System
+from riddle.baselines.redraw import System, normal
 from riddle.baselines.redraw import protect as redrawn
 from riddle.networks import Synthesis
-from riddle.passwords import normal_from_key
 from riddle.progress import track
 from riddle.training import recipe
 
@@ -44,8 +42,8 @@ def look(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 def person(generator: Synthesis, keys: torch.Tensor) -> torch.Tensor:
     """Keys (N,) -> z (N, D) of the person of nobody whose number is the key modulo IDENTITIES."""
-    drawn = [normal_from_key(b"ciagan identity %d" % (key % IDENTITIES), generator.style_dim) for key in keys.tolist()]
-    return generator.codes.to_gaussian(generator.map(torch.from_numpy(np.stack(drawn)).to(generator.device)))
+    drawn = normal("ciagan identity", keys % IDENTITIES, generator.style_dim)
+    return generator.codes.to_gaussian(generator.map(drawn.to(generator.device)))
 
 
 # the pose, in the first slots, and the light, in the last ones, follow from the surroundings

@@ -14,15 +14,13 @@ pixels around the box, and losses on the surroundings and on the place of the ke
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from riddle.baselines import regions
 from riddle.baselines.inpainting import RedrawTask, train
-from riddle.baselines.redraw import System
+from riddle.baselines.redraw import System, normal
 from riddle.baselines.redraw import protect as redrawn
 from riddle.networks import Synthesis
-from riddle.passwords import normal_from_key
 from riddle.training import recipe
 
 
@@ -33,8 +31,7 @@ def look(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def noise(generator: Synthesis, keys: torch.Tensor) -> torch.Tensor:
     """Keys (N,) -> standard normal noise (N, D)."""
-    drawn = [normal_from_key(b"deepprivacy %d" % key, generator.style_dim) for key in keys.tolist()]
-    return torch.from_numpy(np.stack(drawn)).to(generator.device)
+    return normal("deepprivacy", keys, generator.style_dim).to(generator.device)
 
 
 # the pose, in the first slots, and the light, in the last ones, follow from the surroundings

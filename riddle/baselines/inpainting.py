@@ -18,6 +18,7 @@ from torch import nn
 from riddle.baselines.redraw import Redraw, System, record_of
 from riddle.baselines.regions import hidden, pasted
 from riddle.images import to_tensor
+from riddle.losses import lpips_loss
 from riddle.models.inversion import LiteEncoder
 from riddle.models.parsing import ParsingNet, labels
 from riddle.networks import Synthesis
@@ -113,8 +114,7 @@ class RedrawTask(Task):
             drawn = self.network.draw(z[:n])
             known = 1 - mask
             terms = {"context": ((drawn - real).square() * known).sum() / known.sum() / 3}
-            pairs = zip(self.frozen.perceive(drawn * known), self.frozen.perceive(real * known), strict=True)
-            terms["lpips"] = sum((a - b).square().sum((1, 2, 3)).mean() for a, b in pairs)
+            terms["lpips"] = lpips_loss(self.frozen.perceive(real * known), self.frozen.perceive(drawn * known))
             shown = pasted(real, drawn, mask).float()
             terms["adversarial"] = F.softplus(-self.critic(torch.cat([shown, mask, maps], 1)).float()).mean()
             terms |= self.own_terms(drawn, shown, seen, maps, keys)
@@ -196,5 +196,5 @@ def train(task: type[RedrawTask], system: System, about: str, argv: list[str] | 
     parser = frozen_parsing_net(preset, "", accelerator.device)
     made = task(config, accelerator, system, generator, encoder, frozen, parser, held_out)
     last = run(made, {"faces": faces})
-    last |= {f"val_{k}": v for k, v in made.validate().items()}
-    return finish(made, system.name, last, record_of(config, last["step"], len(faces)), made.average.own_state())
+    about = record_of(config, last["step"], len(faces))
+    return finish(made, system.name, last, about, made.average.own_state(), made.validate)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +23,7 @@ from riddle.models.efficientnet import Conv
 from riddle.models.inversion import EMBEDDING, POOLED, LiteEncoder
 from riddle.models.parsing import ParsingNet, labels
 from riddle.networks import Synthesis
+from riddle.passwords import normal_from_key
 from riddle.presets import get
 from riddle.training.frozen import frozen_encoder, frozen_generator, frozen_parsing_net
 from riddle.training.loop import LoopConfig
@@ -158,11 +160,16 @@ def load(system: System) -> tuple[Redraw, ParsingNet, Synthesis]:
     return network.eval().requires_grad_(False), frozen_parsing_net(preset, "", "cpu"), generator
 
 
-def checked(system: System, faces: torch.Tensor) -> torch.Tensor:
-    """Faces as the networks take them, on the CPU. Raises ValueError for another size than (N, 3, 128, 128)."""
+def normal(label: str, keys: torch.Tensor, size: int) -> torch.Tensor:
+    """Standard normal numbers of keys (N,), float32 (N, size); others for each label."""
+    return torch.from_numpy(np.stack([normal_from_key(f"{label} {key}".encode(), size) for key in keys.tolist()]))
+
+
+def checked(name: str, faces: torch.Tensor) -> torch.Tensor:
+    """Faces as a system's networks take them, on the CPU. Raises ValueError for another size than (N, 3, 128, 128)."""
     side = get(PRESET).resolution
     if faces.shape[1:] != (3, side, side):
-        raise ValueError(f"{system.name} takes faces (N, 3, {side}, {side}), got {tuple(faces.shape)}")
+        raise ValueError(f"{name} takes faces (N, 3, {side}, {side}), got {tuple(faces.shape)}")
     return faces.float().cpu()
 
 
@@ -172,7 +179,7 @@ def protect(system: System, faces: torch.Tensor, keys: torch.Tensor) -> torch.Te
 
     Raises WeightsMissingError, and ValueError for faces of another size.
     """
-    faces = checked(system, faces)
+    faces = checked(system.name, faces)
     network, parser, generator = load(system)
     done = []
     for part, key in zip(faces.split(BATCH), keys.split(BATCH), strict=True):

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from riddle.baselines.redraw import Redraw, System, checked, load, record_of
 from riddle.images import to_tensor
+from riddle.losses import lpips_loss
 from riddle.models.inversion import LiteEncoder
 from riddle.networks import Synthesis
 from riddle.presets import get
@@ -30,7 +31,7 @@ def changed(
 
     Raises WeightsMissingError, and ValueError for faces of another size.
     """
-    faces = checked(system, faces)
+    faces = checked(system.name, faces)
     network = load(system)[0]
     parts = zip(faces.split(BATCH), keys.split(BATCH), strict=True)
     return torch.cat([network.again(part, tell(network, part, key))[1] for part, key in parts])
@@ -75,8 +76,7 @@ class ReversibleTask(Task):
 
     def apart(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """LPIPS between faces, both (N, 3, R, R)."""
-        pairs = zip(self.frozen.perceive(a), self.frozen.perceive(b), strict=True)
-        return sum((x - y).square().sum((1, 2, 3)).mean() for x, y in pairs)
+        return lpips_loss(self.frozen.perceive(a), self.frozen.perceive(b))
 
     @torch.no_grad()
     def pictures(self, faces: torch.Tensor) -> list[torch.Tensor]:
@@ -121,6 +121,5 @@ def train(task: type[ReversibleTask], config: ReversibleConfig) -> dict:
     torch.manual_seed(config.seed)
     made = task(config, accelerator, generator, frozen_encoder(preset, "", generator), frozen, held_out)
     last = run(made, {"faces": faces})
-    last |= {f"val_{k}": v for k, v in made.validate().items()}
-    name = task.system.name
-    return finish(made, name, last, record_of(config, last["step"], len(faces)), made.average.own_state())
+    about = record_of(config, last["step"], len(faces))
+    return finish(made, task.system.name, last, about, made.average.own_state(), made.validate)

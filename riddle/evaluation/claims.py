@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from riddle.evaluation.tables import is_reason
+from riddle.evaluation.tables import is_reason, span
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 # Relation -> what proves and what disproves it, of our numbers and intervals (x) and those of the other rows (y), and
@@ -33,6 +34,7 @@ RELATIONS = {
     "a share of": ("low_x >= @limit * high_y", "high_x < @limit * low_y", False),
 }  # fmt: skip
 Tables = Mapping[str, pd.DataFrame]
+_span = partial(span, digits=".3f")
 
 
 class NotAnswered(Exception):
@@ -126,11 +128,6 @@ class Claim:
             return f"{_span(pairs.number_x / pairs.number_y)} of it (asked: {self.limit:g})"
         asked = f" (asked: within {self.limit:g})" if self.relation == "near" else ""
         return f"{_span(pairs.number_x)} against {_span(pairs.number_y)}{asked}"
-
-
-def _span(values: pd.Series) -> str:
-    low, high = f"{values.min():.3f}", f"{values.max():.3f}"
-    return low if low == high else f"{low} to {high}"
 
 
 def verdicts(tables: Tables, only: str = "") -> pd.DataFrame:

@@ -23,6 +23,7 @@ import pandas as pd
 from PIL import Image, ImageEnhance
 
 import riddle
+from riddle.demo import group_photo
 from riddle.evaluation import recognition, rows, table1
 from riddle.evaluation.runs import NotMade, Run, key_of, need, part_hash, stage
 from riddle.evaluation.tables import PICTURES, Measured, Part
@@ -91,8 +92,6 @@ def photos(run: Run, kind: str) -> list[list[str]]:
 @lru_cache(maxsize=1)
 def _protected(run: Run, kind: str, number: int) -> tuple[riddle.Riddle, np.ndarray, np.ndarray, bytes, Sealed | None]:
     """The model, the faces' places (k, 2, 3) and pictures (k, R, R, 3) in a photo, its protected file and record."""
-    from riddle.demo import group_photo  # here, because it loads the trainings
-
     model = riddle.load(run.preset, device=run.device, detector=run.detector)
     people = [run.photos.image(name) for name in photos(run, kind)[number]]
     photo = group_photo([to_tensor(p.resize((SIDE, SIDE), Image.Resampling.LANCZOS)) for p in people], SIDE)

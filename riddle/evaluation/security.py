@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -129,17 +130,19 @@ def read_out(run: Run) -> Iterator[Measured]:
     for item in (*keysearch.ATTACKED, LIT):
         of = facesets.parse(item)
         label = keysearch.ATTACKED[of.variant] + (", in the photo's light" if of.action else "")
-        ways = [(keysearch.PIXELS, UNTRAINED)]
-        pixels = (keysearch.PIXELS, INVERTED) if of.variant == "coupling" else (keysearch.PIXELS,)
-        ways += [(what, learner) for what in pixels for learner in attacks.LEARNERS]
-        ways += [(what, learner) for what in (keysearch.FILE, keysearch.OPEN) for learner in attacks.LEARNERS] * (
-            not of.action
-        )
-        for what, learner in ways:
+        read_from = [keysearch.PIXELS]
+        if of.variant == "coupling":
+            read_from.append(INVERTED)
+        if not of.action:
+            read_from += [keysearch.FILE, keysearch.OPEN]
+        for what, learner in [(keysearch.PIXELS, UNTRAINED), *product(read_from, attacks.LEARNERS)]:
             number = Measured("", f"{label}: {learner}", "", "", place=what)
             try:
-                path = None if learner == UNTRAINED else readings(run, item, what, learner)
-                seen = _known(run, item, targets) if path is None else {n: need(path, n) for n in rows.ANGULAR}
+                if learner == UNTRAINED:
+                    seen = _known(run, item, targets)
+                else:
+                    path = readings(run, item, what, learner)
+                    seen = {name: need(path, name) for name in rows.ANGULAR}
             except NotMade as why:
                 number.task, number.metric, number.against = "reversal", keysearch.READ, rows.SAME_PHOTO
                 yield number.absent(str(why))

@@ -28,7 +28,7 @@ from riddle.presets import ALL_VARIANTS
 
 PLAIN = ("photo", "inverted", *BASELINES)
 UNDONE = ("restored", "wrong")  # actions of a baseline that can restore
-ACTIONS = ("", "lit", "wrong", "restored", *PIXELS, "passwords", "wrong-passwords")
+ACTIONS = ("lit", "wrong", "restored", *PIXELS, "passwords", "wrong-passwords")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FaceSet:
 
     name: str
     variant: str  # key of ALL_VARIANTS, '' for a plain set and a baseline's
-    action: str  # one of ACTIONS, '' for a plain set
+    action: str  # one of ACTIONS, or ''
     baseline: Baseline | None = None
 
     @property
@@ -59,17 +59,12 @@ def parse(item: str) -> FaceSet:
     """A face set by its name. Raises ValueError with the names that there are."""
     variant, _, action = item.partition("-")
     system = BASELINES.get(variant)
-    if item in PLAIN or item in BASELINES or action in _actions(system):
+    actions = ("passwords",) * system.keyed + UNDONE * system.reversible if system else ()
+    if item in PLAIN or item in BASELINES or action in actions:
         return FaceSet(item, "", action, system)
-    if variant not in ALL_VARIANTS or action not in ACTIONS or item.endswith("-"):
-        raise ValueError(
-            f"unknown set of faces {item!r}; choose {', '.join(PLAIN)}, a variant ({', '.join(ALL_VARIANTS)}), or one "
-            f"with an action ({', '.join(filter(None, ACTIONS))}), as in riddle-restored"
-        )
-    return FaceSet(item, variant, action)
-
-
-def _actions(system: Baseline | None) -> tuple[str, ...]:
-    if system is None or not system.keyed:
-        return ()
-    return ("passwords", *UNDONE) if system.reversible else ("passwords",)
+    if item in ALL_VARIANTS or (variant in ALL_VARIANTS and action in ACTIONS):
+        return FaceSet(item, variant, action)
+    raise ValueError(
+        f"unknown set of faces {item!r}; choose {', '.join(PLAIN)}, a variant ({', '.join(ALL_VARIANTS)}), or one "
+        f"with an action ({', '.join(ACTIONS)}), as in riddle-restored"
+    )

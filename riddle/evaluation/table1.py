@@ -20,15 +20,7 @@ from riddle.evaluation.facesets import Embedded
 from riddle.evaluation.rows import OTHER_PHOTO, RECOGNISERS, SAME_PHOTO, TABLE1, Row, sets_of
 from riddle.evaluation.runs import Pairs, Run, read
 from riddle.evaluation.tables import PAIRED, Measured, Part
-from riddle.metrics import diversity
-from riddle.metrics.identity import (
-    accepted,
-    bootstrap_interval,
-    fold_accuracy,
-    fold_interval,
-    fold_rates,
-    fold_thresholds,
-)
+from riddle.metrics import diversity, identity
 
 FAR = 1e-3  # false accept rate of every threshold
 
@@ -51,7 +43,7 @@ def thresholds(pairs: Pairs, by: Embedded) -> dict[int, float]:
     if pairs.same.all():
         return {int(f): by.published for f in np.unique(pairs.fold)}
     photo = by.embeddings["photo"]
-    return fold_thresholds(by.similarity(photo[pairs.a], photo[pairs.b]), pairs.same, pairs.fold, FAR)
+    return identity.fold_thresholds(by.similarity(photo[pairs.a], photo[pairs.b]), pairs.same, pairs.fold, FAR)
 
 
 def rate(row: Row, pairs: Pairs, by: Embedded, at: dict[int, float], people: np.ndarray, few: np.ndarray) -> Measured:
@@ -70,7 +62,7 @@ def rate(row: Row, pairs: Pairs, by: Embedded, at: dict[int, float], people: np.
         limits = np.array([at[fold_of[i]] for i in people])[:, None]
         scores = diversity.pairs(by.embeddings[row.faces], by.similarity)
         yes = diversity.distinct(scores, limits).ravel()
-        interval = bootstrap_interval(yes, np.repeat(np.arange(len(scores)), scores.shape[1]))
+        interval = identity.bootstrap_interval(yes, np.repeat(np.arange(len(scores)), scores.shape[1]))
     elif row.reference == row.faces and pairs.of_themselves:
         return number.absent("the data set has one picture of each person")
     else:
@@ -79,11 +71,13 @@ def rate(row: Row, pairs: Pairs, by: Embedded, at: dict[int, float], people: np.
         same = pairs.same & np.isin(pairs.b, few) if row.few else pairs.same
         scores, folds = every[same], pairs.fold[same]
         limits = np.array([at[int(f)] for f in folds])
-        yes = accepted(scores, limits)
-        several = len(np.unique(folds)) > 1
-        interval = fold_interval(fold_rates(yes, folds), len(yes)) if several else bootstrap_interval(yes)
+        yes = identity.accepted(scores, limits)
+        if len(np.unique(folds)) > 1:
+            interval = identity.fold_interval(identity.fold_rates(yes, folds), len(yes))
+        else:
+            interval = identity.bootstrap_interval(yes)
         if row.faces == "photo" and not pairs.same.all():
-            number.accuracy = fold_accuracy(every, pairs.same, pairs.fold).mean
+            number.accuracy = identity.fold_accuracy(every, pairs.same, pairs.fold).mean
     lost = np.isnan(scores).ravel()
     found = float(yes[~lost].mean()) if (~lost).any() else np.nan
     return replace(number.of(interval, int(lost.sum())), rate_found=found, threshold=float(limits.mean()))

@@ -238,7 +238,7 @@ def sentences(pairs: pd.DataFrame, said: Mapping[str, str] | None = None) -> str
             silent += 1
             continue
         verdicts = "; ".join(f"**{words.get(v, v)}** in {n} of {len(part)}" for v, n in counts.items())
-        ours, other = (_range(part[c]) for c in ("mean", "mean of the other"))
+        ours, other = (span(part[c]) for c in ("mean", "mean of the other"))
         lines.append(
             f"- {', '.join(w for w in what if isinstance(w, str) and w)}: {method} {ours}, {than} {other}: {verdicts}\n"
         )
@@ -260,11 +260,12 @@ def far_from_paper(table: pd.DataFrame, methods: Collection[str]) -> str:
         ours, theirs = part["mean"], part[columns].stack().dropna().astype(float)
         how = "over twice" if ours.min() > 2 * theirs.max() else "under half" if ours.max() < theirs.min() / 2 else ""
         if how:
-            said = f"{method} {_range(ours)}, in the paper {_range(theirs)}: **{how}** the paper's"
+            said = f"{method} {span(ours)}, in the paper {span(theirs)}: **{how}** the paper's"
             lines.append(f"- {task}, {metric}: {said}\n")
     return "".join(lines)
 
 
-def _range(numbers: pd.Series) -> str:
-    low, high = (f"{x:.3g}" for x in (numbers.min(), numbers.max()))
+def span(numbers: pd.Series, digits: str = ".3g") -> str:
+    """The least and the largest number in words, or the one that both are."""
+    low, high = (format(x, digits) for x in (numbers.min(), numbers.max()))
     return low if low == high else f"{low} to {high}"

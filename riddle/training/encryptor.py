@@ -167,12 +167,12 @@ class EncryptorTask(Task):
             space = self.generator.codes
             z = self.curvature.equalise(space.to_gaussian(codes.flatten(0, 1)), self.config.damping)
             codes = space.to_w(z).unflatten(0, codes.shape[:2])
-        judges = {"lpips": self.frozen.perceive, "parsing": self.frozen.parse}
-        judges = {k: v for k, v in judges.items() if v is not None and getattr(weights, k)}
+        networks = {"lpips": self.frozen.perceive, "parsing": self.frozen.parse}
+        networks = {k: network for k, network in networks.items() if network is not None and getattr(weights, k)}
         with self.accelerator.autocast(), torch.no_grad():  # one face of nine: cheaper than features of all codes
             original = self.generator(w)
             wanted = self.frozen.embed(original)
-            references = {name: (judge, judge(original)) for name, judge in judges.items()}
+            references = {name: (network, network(original)) for name, network in networks.items()}
         parts = codes.split(1 if self.config.checkpoint else codes.shape[1], 1)
         faces, embedded, compared = zip(*(self.lean(self.view, p, original, references) for p in parts), strict=True)
         embedded = torch.cat(embedded, 1)
@@ -207,7 +207,7 @@ class EncryptorTask(Task):
         with self.accelerator.autocast():
             faces = self.generator(codes.flatten(0, 1))
             embedded = self.frozen.embed(faces).float().unflatten(0, codes.shape[:2])
-            terms = {name: COMPARED[name](known, judge(faces)) for name, (judge, known) in references.items()}
+            terms = {name: COMPARED[name](known, network(faces)) for name, (network, known) in references.items()}
         faces = faces.unflatten(0, codes.shape[:2])
         return faces, embedded, terms | {"pixel": losses.pixel_loss(original.float(), faces.float())}
 

@@ -205,10 +205,9 @@ def main(argv: list[str] | None = None) -> dict:
     task.start_from(load_tensors(config.start)) if config.start else task.start_from_published()
     last = run(task, {"faces": faces})
     task.measure_curvature(spread(faces, 192))
-    last |= {f"val_{k}": v for k, v in task.evaluate().items()}
     about = {k: getattr(config, k) for k in ("preset", "batch", "passes", "refine")}
     about |= {"steps": last["step"], "faces": len(faces), "perception": Path(config.perception or "bundled").name}
-    return finish(task, "encoder", last, about)
+    return finish(task, "encoder", last, about, evaluate=task.evaluate)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from riddle.images import to_tensor
-from riddle.losses import PerceptualFeatures, random_lpips
+from riddle.losses import PerceptualFeatures, lpips_loss, random_lpips
 from riddle.networks import Synthesis
 from riddle.presets import get
 from riddle.training import recipe
@@ -69,7 +69,7 @@ class PerceptionTask(Task):
             error = sum((a - b).square().mean() / b.square().mean() for a, b in zip(made, raw, strict=True))
             loss = self.config.raw * error
         seen = self.network(faces) if made is None else self.network.weighed(made)
-        apart = sum((a - b).square().sum((1, 2, 3)).mean() for a, b in zip(seen, wanted, strict=True))
+        apart = lpips_loss(wanted, seen)
         return loss + apart, {"apart": apart}
 
     def parts_alone(self, faces: torch.Tensor, raw: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -83,9 +83,8 @@ class PerceptionTask(Task):
         faces = to_tensor(self.held_out.to(self.accelerator.device))
         seen, wanted = self.average(faces), self.teacher(faces)
         apart = [sum((f - f.roll(1, 0)).square().sum((1, 2, 3)) for f in x) for x in (seen, wanted)]
-        error = sum((a - b).square().sum((1, 2, 3)).mean() for a, b in zip(seen, wanted, strict=True))
         return {
-            "error": round(error.item(), 5),
+            "error": round(lpips_loss(wanted, seen).item(), 5),
             "correlation": round(torch.corrcoef(torch.stack(apart))[0, 1].item(), 4),
             "distance": round(apart[0].mean().item(), 4),
             "lpips": round(apart[1].mean().item(), 4),

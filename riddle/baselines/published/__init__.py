@@ -35,13 +35,6 @@ def load(name: str) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def checked(name: str, faces: torch.Tensor) -> torch.Tensor:
-    """Faces as the networks take them, on the CPU. Raises ValueError for another size than (N, 3, 128, 128)."""
-    if faces.shape[1:] != (3, SIDE, SIDE):
-        raise ValueError(f"{name} takes faces (N, 3, {SIDE}, {SIDE}), got {tuple(faces.shape)}")
-    return faces.float().cpu()
-
-
 def landmarks(faces: torch.Tensor) -> np.ndarray:
     """dlib's 68 points (N, 68, 2) in px of framed faces; where no face is found, at the place of an average one."""
     detector, box = detection.load_detector("dlib"), np.array(BOX) * faces.shape[-1]

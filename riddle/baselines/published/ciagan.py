@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from riddle.baselines.published import BATCH, SIDE, checked, landmarks, load
+from riddle.baselines.published import BATCH, SIDE, landmarks, load
+from riddle.baselines.redraw import checked
 from riddle.images import to_tensor
 from riddle.models.anonymisers import CiaganGenerator
 

@@ -9,15 +9,17 @@ picture has, is the framed face itself.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from riddle.baselines import regions
-from riddle.baselines.published import BATCH, SIDE, checked, landmarks, load
+from riddle.baselines.published import BATCH, SIDE, landmarks, load
+from riddle.baselines.redraw import checked, normal
 from riddle.faces.detection import five_points
 from riddle.models.anonymisers import DeepPrivacyGenerator
 from riddle.models.parsing import labels
-from riddle.passwords import normal_from_key
 from riddle.presets import get
 from riddle.training.frozen import frozen_parsing_net
 
@@ -32,8 +34,7 @@ def keypoints(points: np.ndarray) -> torch.Tensor:
 def noise(keys: torch.Tensor) -> torch.Tensor:
     """Keys (N,) -> standard normal noise (N, 32, 4, 4)."""
     shape = DeepPrivacyGenerator.NOISE
-    drawn = [normal_from_key(b"deepprivacy %d" % key, int(np.prod(shape))) for key in keys.tolist()]
-    return torch.from_numpy(np.stack(drawn)).view(-1, *shape)
+    return normal("deepprivacy", keys, math.prod(shape)).view(-1, *shape)
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 
 from riddle.baselines.fit import bits_of
-from riddle.baselines.published import checked, load
+from riddle.baselines.published import load
+from riddle.baselines.redraw import checked
 
 BATCH = 12  # faces that are normalised together
 
