@@ -15,7 +15,6 @@ from riddle.models.encryptor import (
     LatentEncryptor,
     build_encryptor,
 )
-from riddle.models.stylegan2 import Generator
 from riddle.presets import PRESETS, get
 
 SMOKE = get("smoke")
@@ -24,14 +23,6 @@ SMOKE = get("smoke")
 @pytest.fixture(autouse=True)
 def _fresh():
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def codes():
-    """The Gaussian space of a random smoke generator."""
-    torch.manual_seed(1)
-    g = Generator.of(SMOKE)
-    return g.codes.measure(g.map, n=2000)
 
 
 def random_z(n=4, slots=8, dim=64):

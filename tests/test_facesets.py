@@ -14,7 +14,7 @@ from riddle import config
 from riddle.baselines import BASELINES, Baseline, random_keys
 from riddle.evaluation import facesets, recognition, runs, stages
 from riddle.evaluation.rows import PASSWORDS
-from riddle.evaluation.runs import PARTS, NotMade, Run, key_of, part_hash, read, runs_of, seconds, stage
+from riddle.evaluation.runs import PARTS, NotMade, Run, key_of, part_hash, read, runs_of, seconds
 from riddle.evaluation.tables import Part
 from riddle.faces import alignment, detection, recognizers
 from riddle.files import digest
@@ -240,13 +240,6 @@ def test_the_kept_stages_of_lfw_are_still_valid(real_data):
     assert run.version == "deep-funneled"
 
 
-def test_why_a_stage_was_not_made_stays_with_it(run):
-    def make():
-        raise NotMade("no face was found")
-
-    assert read(stage(run, run.folder / "a.npz", ("a",), make), "reason") == "no face was found"
-
-
 def test_a_test_split_is_compared_with_itself(run, home, monkeypatch):
     for name in ("00007.jpg", "00002.jpg", "00001.jpg", "00003.jpg"):
         path = home / "sets" / "ffhq" / name
@@ -327,19 +320,6 @@ def test_many_at_once_see_what_each_sees_alone(pictures, names):
             crop = loaded[name].align(Image.fromarray(faces[i]), found[i].points, found[i].landmarks)
             alone = loaded[name].embed(to_tensor(np.asarray(crop))[None])[0].numpy()
             np.testing.assert_allclose(made[name][i], alone, atol=1e-6)
-
-
-def test_those_of_one_alignment_share_their_crops(pictures, monkeypatch):
-    loaded = {name: recogniser(name) for name in ("edgeface-xs", "mobileface-v2", "mobilefacenet-casia", "dlib")}
-    cropped, align = [], recognizers.Recognizer.align
-    monkeypatch.setattr(recognizers.Recognizer, "align", lambda self, *a: cropped.append(self.name) or align(self, *a))
-    recognition.embed(loaded, *pictures)
-    assert cropped == ["edgeface-xs"] * 4 + ["dlib"] * 4
-
-
-def test_a_detection_for_each_picture(pictures):
-    with pytest.raises(ValueError, match="5 pictures but 4 detections"):
-        recognition.embed({"dlib": recogniser("dlib")}, pictures[0], [None] * 4)
 
 
 def test_detections_round_trip(tmp_path, pictures):

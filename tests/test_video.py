@@ -383,22 +383,6 @@ def test_a_parabola_is_kept_and_noise_is_not():
     assert tracking.smoothed(t, noise, 0.3)[5:-5].std() < 0.6 * noise.std()
 
 
-def test_places_between_before_and_after_the_finds():
-    seen, places = np.array([4, 5, 9]), np.array([[10.0, 0, 20, 0], [12.0, 0, 20, 0], [20.0, 4, 24, 0]])
-    out = tracking.filled(seen, places, np.array([3, 5, 7, 9]))
-    assert np.allclose(out[1:], [[12, 0, 20, 0], [16, 2, 22, 0], [20, 4, 24, 0]])
-    assert np.allclose(out[0], [8, 0, 20, 0])  # on the way it came, 2 px a frame
-    far = tracking.filled(seen, places, np.array([-50]))[0]
-    assert np.hypot(*(far[:2] - places[0, :2])) <= 10 + 1e-9, "at most half a side"
-
-
-def test_overlap_of_squares():
-    a = np.array([0.0, 0, 10, 0])
-    assert tracking.overlap(a, a) == 1 and tracking.overlap(a, a + [20, 0, 0, 0]) == 0
-    assert tracking.overlap(a, a + [5, 0, 0, 0]) == pytest.approx(50 / 150)
-    assert tracking.overlap(a, np.array([0.0, 0, 5, 0])) == pytest.approx(25 / 100)
-
-
 def test_faces_are_told_apart_by_a_recogniser_where_there_is_one(model, tmp_path, film, monkeypatch):
     def brightness(faces):  # a degree a grey level
         grey = torch.deg2rad((faces.mean((1, 2, 3)) + 1) * 127.5)
