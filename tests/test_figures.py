@@ -1,7 +1,5 @@
 """Figures: the numbers of figures 1, 7 and 8 against closed forms, the faces of every grid, and where pictures go."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Every notebook is small, parameterised, stored without output, and at small scale records numbers within bounds."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re
@@ -42,14 +40,22 @@ SMALLER = {
     "15_widgets": {"updates": 3},
     "16_security": UNTRAINED | {"dataset": "samples", "limit": 2, "detector": "dlib"},
 }
-# Of the gradient steps of an inversion, seconds a face, a trial takes so many; its kernel begins with these lines.
-PLAIN = {"RIDDLE_OFFLINE": "1", "MPLBACKEND": "agg"}
-STEPS = 5
-QUICK = f"""
+# Lines with which a trial's kernel begins: less of what takes seconds each. Gradient steps of an inversion, passwords
+# of a face, strangers to choose from, FALCO's faces and steps; in 16 steps of a search for a key, Table R's px.
+FEWER = """
+from riddle.baselines import falco
+from riddle.evaluation import rows
+from riddle.faces import fitting
 from riddle.models.inversion import LiteEncoder
-refine = LiteEncoder.refine
-LiteEncoder.refine = lambda self, faces, z, steps: refine(self, faces, z, min(steps, {STEPS}))
+falco.DRAWN, falco.STEPS, rows.PASSWORDS, fitting.CANDIDATES = 32, 2, 4, 4
+LiteEncoder.refine = lambda self, x, z, steps, refine=LiteEncoder.refine: refine(self, x, z, min(steps, 5))
 """
+SEARCH = """
+from riddle import attacks
+from riddle.evaluation import robustness
+attacks.STEPS, robustness.SIDE = 20, 256
+"""
+BEGINNINGS = dict.fromkeys(SMALLER, FEWER) | {"13_report": "", "16_security": SEARCH}
 CHECKED = ("05_table1", "06_table2", "08_table4")  # what must hold of a complete run holds for so few faces, too
 # A claim has an answer where the repository keeps the tables.
 CLAIMS, KEPT = len(claims.CLAIMS), any((ROOT / "results" / "mobile" / "tables").glob("*.csv"))
@@ -156,17 +162,10 @@ def test_each_equation_stands_beside_the_call_that_computes_it():
 def place(tmp_path_factory) -> Path:
     """A home that all notebooks of a worker share."""
     home = tmp_path_factory.mktemp("home")
-    prepare(home)
-    return home
-
-
-def prepare(home: Path) -> None:
-    startup = home / "ipython" / "profile_default" / "startup" / "quick.py"
-    startup.parent.mkdir(parents=True)
-    startup.write_text(QUICK)
     (home / "data").symlink_to(ROOT / "data")
     (home / "results" / "mobile").mkdir(parents=True)
     (home / "results" / "mobile" / "tables").symlink_to(ROOT / "results" / "mobile" / "tables")  # 13 reads them
+    return home
 
 
 def defaults_of(path: Path) -> dict:
@@ -209,10 +208,14 @@ def execute(path: Path, home: Path):
         assert "not limit and preset" in text
         text = text.replace("not limit and preset", "preset")
     source.write_text(text)
+    startup = home / "ipython" / "profile_default" / "startup" / "fewer.py"
+    startup.parent.mkdir(parents=True, exist_ok=True)
+    startup.write_text(BEGINNINGS[path.stem])
+    environment = {"RIDDLE_HOME": str(home), "IPYTHONDIR": str(home / "ipython")}
     with pytest.MonkeyPatch.context() as kernel:
         kernel.chdir(ROOT)
         kernel.delenv("RIDDLE_DATA", raising=False)
-        for name, value in {"RIDDLE_HOME": str(home), "IPYTHONDIR": str(home / "ipython"), **PLAIN}.items():
+        for name, value in (environment | {"RIDDLE_OFFLINE": "1", "MPLBACKEND": "agg"}).items():
             kernel.setenv(name, value)
         return papermill.execute_notebook(source, out, chosen, progress_bar=False)
 

@@ -1,8 +1,6 @@
 """Published files of weights, from small random networks in their layouts: what they give against the published
 formulas, written out here; whole sizes on the meta device; and what is wrong with a bad file."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

@@ -3,8 +3,6 @@
 The networks are untrained and the detector looks for green markers: what is tested holds whatever the weights are.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -654,15 +652,16 @@ def test_a_cut_clip_is_restored_by_time_and_another_one_is_refused(model, tmp_pa
 # The record
 
 
-@pytest.fixture
-def record():
-    """Two faces in eight frames; a code every two frames."""
+def two_faces():
+    """The record of two faces in eight frames; a code every two frames."""
     rng = np.random.default_rng(0)
     places = np.tile(np.array([20, 20, 16, 1], np.float32), (9, 1)) - np.arange(9, dtype=np.float32)[:, None] / 10
     codes = torch.from_numpy(rng.normal(size=(8, 2, 3)).astype(np.float16)).float()
     tracks = np.array([[0, 0, 5], [4, 3, 4]])
     return ClipRecord((60, 50), 2, np.arange(8) / 10, tracks, places, codes, [0, 3])
 
+
+record = pytest.fixture(two_faces)
 
 SECRET = bytes(32)
 
