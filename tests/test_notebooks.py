@@ -22,7 +22,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 UNTRAINED = {"preset": "smoke"}
 FEW = {"dataset": "samples", "limit": 2}
 SMALLER = {
-    "00_quickstart": {"side": 192},
+    "00_quickstart": {"side": 128},
     "01_generator": UNTRAINED,
     "02_inversion": UNTRAINED,
     "03_parsing": UNTRAINED,
@@ -36,7 +36,7 @@ SMALLER = {
     "11_table5": FEW | {"faces": 2},
     "12_qualitative": FEW | {"people": 2, "passwords": 3},
     "13_report": {},
-    "14_video": {"limit": 10, "people": 1},
+    "14_video": {"limit": 6, "people": 1, "side": 120},
     "15_widgets": {"updates": 3},
     "16_security": UNTRAINED | {"dataset": "samples", "limit": 2, "detector": "dlib"},
 }
@@ -47,7 +47,7 @@ from riddle.baselines import falco
 from riddle.evaluation import rows
 from riddle.faces import fitting
 from riddle.models.inversion import LiteEncoder
-falco.DRAWN, falco.STEPS, rows.PASSWORDS, fitting.CANDIDATES = 32, 2, 4, 4
+falco.DRAWN, falco.STEPS, rows.PASSWORDS, fitting.CANDIDATES = 32, 2, 6, 4
 LiteEncoder.refine = lambda self, x, z, steps, refine=LiteEncoder.refine: refine(self, x, z, min(steps, 5))
 """
 SEARCH = """
@@ -103,7 +103,7 @@ BOUNDS = {
         "wrong password, pixels, *": (20, 120),
     },
     "13_report": ANSWERS,
-    "14_video": {"frames": (10, 10), "faces": (1, 1)},
+    "14_video": {"frames": (6, 6), "faces": (1, 1)},
     "15_widgets": {"Restored": (0, 0.5), "Encrypted": (0.4, 2), "updates/s, moving": (0.1, 400),
                    "updates/s, at rest": (0.05, 200)},
     "16_security": {
