@@ -40,8 +40,8 @@ SMALLER = {
     "15_widgets": {"updates": 3},
     "16_security": UNTRAINED | {"dataset": "samples", "limit": 2, "detector": "dlib"},
 }
-# Lines with which a trial's kernel begins: less of what takes seconds each. Gradient steps of an inversion, passwords
-# of a face, strangers to choose from, FALCO's faces and steps; in 16 steps of a search for a key, Table R's px.
+# The cell with which a trial begins: less of what takes seconds each. Gradient steps of an inversion, passwords of a
+# face, strangers to choose from, FALCO's faces and steps; in 16 steps and groups of a search, px of Table R's faces.
 FEWER = """
 from riddle.baselines import falco
 from riddle.evaluation import rows
@@ -49,13 +49,13 @@ from riddle.faces import fitting
 from riddle.models.inversion import LiteEncoder
 falco.DRAWN, falco.STEPS, rows.PASSWORDS, fitting.CANDIDATES = 32, 2, 6, 4
 LiteEncoder.refine = lambda self, x, z, steps, refine=LiteEncoder.refine: refine(self, x, z, min(steps, 5))
-"""
+del falco, rows, fitting, LiteEncoder"""
 SEARCH = """
 from riddle import attacks
-from riddle.evaluation import robustness
-attacks.STEPS, robustness.SIDE = 20, 256
-"""
-BEGINNINGS = dict.fromkeys(SMALLER, FEWER) | {"13_report": "", "16_security": SEARCH}
+from riddle.evaluation import keysearch, robustness
+attacks.STEPS, keysearch.GROUPS, robustness.SIDE = 10, 4, 256
+del attacks, keysearch, robustness"""
+FIRST = dict.fromkeys(SMALLER, FEWER) | {"13_report": "", "16_security": SEARCH}
 CHECKED = ("05_table1", "06_table2", "08_table4")  # what must hold of a complete run holds for so few faces, too
 # A claim has an answer where the repository keeps the tables.
 CLAIMS, KEPT = len(claims.CLAIMS), any((ROOT / "results" / "mobile" / "tables").glob("*.csv"))
@@ -207,17 +207,15 @@ def execute(path: Path, home: Path):
     if path.stem in CHECKED:
         assert "not limit and preset" in text
         text = text.replace("not limit and preset", "preset")
-    source.write_text(text)
-    startup = home / "ipython" / "profile_default" / "startup" / "fewer.py"
-    startup.parent.mkdir(parents=True, exist_ok=True)
-    startup.write_text(BEGINNINGS[path.stem])
-    environment = {"RIDDLE_HOME": str(home), "IPYTHONDIR": str(home / "ipython")}
+    trial = nbformat.reads(text, as_version=4)
+    trial.cells.insert(0, nbformat.v4.new_code_cell(FIRST[path.stem]))
+    nbformat.write(trial, source)
     with pytest.MonkeyPatch.context() as kernel:
         kernel.chdir(ROOT)
         kernel.delenv("RIDDLE_DATA", raising=False)
-        for name, value in (environment | {"RIDDLE_OFFLINE": "1", "MPLBACKEND": "agg"}).items():
+        for name, value in {"RIDDLE_HOME": str(home), "RIDDLE_OFFLINE": "1", "MPLBACKEND": "agg"}.items():
             kernel.setenv(name, value)
-        return papermill.execute_notebook(source, out, chosen, progress_bar=False)
+        return papermill.execute_notebook(source, out, chosen, progress_bar=False, start_timeout=600)
 
 
 def recorded(notebook) -> dict[str, float]:
