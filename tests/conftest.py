@@ -1,9 +1,8 @@
 """Fixtures that several test files share."""
 
-from __future__ import annotations
-
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +55,56 @@ def smoke():
 
     with warnings.catch_warnings(action="ignore"):  # it says that it is untrained
         return riddle.load("smoke")
+
+
+@pytest.fixture(scope="session")
+def codes():
+    """The Gaussian space of a random smoke generator."""
+    import torch
+
+    from riddle.models.stylegan2 import Generator
+    from riddle.presets import get
+
+    torch.manual_seed(1)
+    g = Generator.of(get("smoke"))
+    return g.codes.measure(g.map, n=2000)
+
+
+@pytest.fixture(scope="session")
+def generator():
+    """The bundled generator from its published files, its space measured."""
+    from riddle.networks import published_generator
+
+    g = published_generator()
+    g.codes.measure(g.map)
+    return g
+
+
+@pytest.fixture(scope="session")
+def narrow():
+    """The bundled generator's architecture with few channels and random weights."""
+    import torch
+
+    from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN
+
+    torch.manual_seed(0)
+    g = MobileStyleGAN(channels={side: 8 for side in CHANNELS}, dim=32).eval().requires_grad_(False)
+    g.codes.measure(g.map, n=500)
+    g.cuts["128"].picture.weight *= 0.5 / g(g.sample(16)).std(0).mean()  # codes show
+    return g
+
+
+@pytest.fixture
+def encoder(narrow):
+    """An untrained encoder for it."""
+    import torch
+
+    from riddle.models.inversion import build_encoder
+    from riddle.presets import get
+
+    torch.manual_seed(1)
+    preset = replace(get("mobile"), style_dim=32, encoder_fpn=16, encoder_head=8)
+    return build_encoder(preset, narrow).eval().requires_grad_(False)
 
 
 @pytest.fixture

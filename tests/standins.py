@@ -8,8 +8,6 @@ With them every command of docs/paper.md can be tried without the public weights
 mapping network of the generators is a real one, that of `mobile`, so that passwords are spread as they should be.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

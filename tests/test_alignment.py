@@ -14,12 +14,6 @@ def rotated(points, degrees, scale=1.0, shift=(0.0, 0.0)):
     return scale * points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + shift
 
 
-def random_face(seed):
-    rng = np.random.default_rng(seed)
-    face = UPRIGHT + rng.normal(0, 5, UPRIGHT.shape)
-    return rotated(face, rng.uniform(-60, 60), rng.uniform(0.4, 3), rng.uniform(-50, 400, 2))
-
-
 def picture_with_marks(points, size, radius=3.0):
     """Black, with a Gaussian spot at each of the points, each in a picture of its own."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]]

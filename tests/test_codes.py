@@ -7,16 +7,8 @@ import pytest
 import torch
 
 from riddle.models.codes import BOUND, FINE, FLOOR, GaussianCodes, lit, soft_bound
-from riddle.networks import published_generator
 
 FRESH = 4096
-
-
-@pytest.fixture(scope="module")
-def generator():
-    g = published_generator()
-    g.codes.measure(g.map)
-    return g
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Data sets: the same images from a folder and a tar, splits, LFW's pairs, masks, and aligned faces."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle

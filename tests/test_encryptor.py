@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from riddle.models.codes import GaussianCodes
 from riddle.models.encryptor import (
     ARCHITECTURES,
     KEPT,
@@ -15,8 +14,7 @@ from riddle.models.encryptor import (
     LatentEncryptor,
     build_encryptor,
 )
-from riddle.models.stylegan2 import Generator
-from riddle.presets import PRESETS, get
+from riddle.presets import get
 
 SMOKE = get("smoke")
 
@@ -26,14 +24,6 @@ def _fresh():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="module")
-def codes():
-    """The Gaussian space of a random smoke generator."""
-    torch.manual_seed(1)
-    g = Generator.of(SMOKE)
-    return g.codes.measure(g.map, n=2000)
-
-
 def random_z(n=4, slots=8, dim=64):
     return torch.randn(n, slots, dim)
 
@@ -41,23 +31,6 @@ def random_z(n=4, slots=8, dim=64):
 def random_keys(n=4):
     """z of passwords: the same in every slot."""
     return torch.randn(n, 1, 64).expand(-1, 8, -1)
-
-
-def of_width(dim):
-    space = GaussianCodes(dim)
-    space.mean.normal_(), space.std.uniform_(0.5, 2)
-    return space
-
-
-@pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_codes_keep_their_shape_at_each_scale(name, arch):
-    preset = get(name)
-    net = build_encryptor(name, arch, of_width(preset.style_dim)).eval()
-    w, key = (torch.randn(4, preset.n_latent, preset.style_dim) for _ in range(2))
-    with torch.no_grad():
-        assert net(w, key).shape == w.shape
-        assert torch.allclose(net(w, key[:1]), net(w, key[:1].expand_as(key)), atol=1e-4)
 
 
 def test_decoder_block_equals_torchs_own_with_the_same_weights():

@@ -14,7 +14,7 @@ from riddle import config
 from riddle.baselines import BASELINES, Baseline, random_keys
 from riddle.evaluation import facesets, recognition, runs, stages
 from riddle.evaluation.rows import PASSWORDS
-from riddle.evaluation.runs import PARTS, NotMade, Run, key_of, part_hash, read, runs_of, seconds, stage
+from riddle.evaluation.runs import PARTS, NotMade, Run, key_of, part_hash, read, runs_of, seconds
 from riddle.evaluation.tables import Part
 from riddle.faces import alignment, detection, recognizers
 from riddle.files import digest
@@ -180,14 +180,6 @@ def test_a_baseline_has_a_key_for_every_picture_and_its_weights_are_part_of_the_
         facesets.parse("toy-png")
 
 
-def test_the_keys_of_cached_sets_of_faces_stay(run):
-    """Hours of results depend on them."""
-    photos = key_of(facesets.aligned(run))
-    for name, label in (("blur", "face blurring (sigma 1/16 of the crop)"), ("mosaic", "mosaicing (8 x 8 blocks)")):
-        assert key_of(facesets.faces(run, name)) == digest("faces", name, photos, "", label)
-    assert key_of(facesets.faces(run, "photo")) == digest("faces", "photo", photos, "", "")
-
-
 @pytest.mark.parametrize("item", ["", "riddle-", "photo-wrong", "riddle-jpeg60", "blur-restored", "ridle"])
 def test_names_that_are_no_set(item):
     with pytest.raises(ValueError, match="unknown set of faces.*riddle-restored"):
@@ -229,6 +221,9 @@ def test_keys_name_what_made_a_stage_and_nothing_else(run):
         embedded: ("embeddings", "dlib", key_of(found), None),
         run.folder / "embeddings" / "dlib.npz": ("judge", "dlib", None),
     }
+    labels = {"photo": "", "blur": "face blurring (sigma 1/16 of the crop)", "mosaic": "mosaicing (8 x 8 blocks)"}
+    for name, label in labels.items():
+        recipes[facesets.faces(run, name)] = ("faces", name, key_of(photos), "", label)
     for path, made_from in recipes.items():
         assert key_of(path) == digest(*made_from), path
 
@@ -238,13 +233,6 @@ def test_the_kept_stages_of_lfw_are_still_valid(real_data):
     run = Run("mobile", "lfw")
     assert (run.split_hash, run.photos.fingerprint) == ("111a5efce717", "eb4c7799f5e926ae")
     assert run.version == "deep-funneled"
-
-
-def test_why_a_stage_was_not_made_stays_with_it(run):
-    def make():
-        raise NotMade("no face was found")
-
-    assert read(stage(run, run.folder / "a.npz", ("a",), make), "reason") == "no face was found"
 
 
 def test_a_test_split_is_compared_with_itself(run, home, monkeypatch):
@@ -327,19 +315,6 @@ def test_many_at_once_see_what_each_sees_alone(pictures, names):
             crop = loaded[name].align(Image.fromarray(faces[i]), found[i].points, found[i].landmarks)
             alone = loaded[name].embed(to_tensor(np.asarray(crop))[None])[0].numpy()
             np.testing.assert_allclose(made[name][i], alone, atol=1e-6)
-
-
-def test_those_of_one_alignment_share_their_crops(pictures, monkeypatch):
-    loaded = {name: recogniser(name) for name in ("edgeface-xs", "mobileface-v2", "mobilefacenet-casia", "dlib")}
-    cropped, align = [], recognizers.Recognizer.align
-    monkeypatch.setattr(recognizers.Recognizer, "align", lambda self, *a: cropped.append(self.name) or align(self, *a))
-    recognition.embed(loaded, *pictures)
-    assert cropped == ["edgeface-xs"] * 4 + ["dlib"] * 4
-
-
-def test_a_detection_for_each_picture(pictures):
-    with pytest.raises(ValueError, match="5 pictures but 4 detections"):
-        recognition.embed({"dlib": recogniser("dlib")}, pictures[0], [None] * 4)
 
 
 def test_detections_round_trip(tmp_path, pictures):

@@ -1,7 +1,5 @@
 """Figures: the numbers of figures 1, 7 and 8 against closed forms, the faces of every grid, and where pictures go."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import riddle
-from riddle.evaluation import drawing, facesets, figures, tables
+from riddle.evaluation import drawing, facesets, figures
 from riddle.evaluation.facesets import Embedded
 from riddle.evaluation.runs import Run, read
 from riddle.faces.detection import Face
@@ -254,17 +252,6 @@ def test_diversity_has_a_line_for_everybody_and_says_who_is_missing(run, who):
     measured = table[table.method == "RiDDLE"]
     assert (measured.n + measured.undetected == 12).all() and (table.passwords == 4).all()
     assert (table.split_hash == run.split_hash).all()
-
-
-def test_only_a_complete_table_of_a_trained_preset_is_kept(run, home):
-    table, results = pd.DataFrame({"mean": [1.0]}), home / "home" / "results"
-    written = tables.write(table, *run.tables("figure8"))
-    assert written.relative_to(results).as_posix() == "runs/smoke/tables-limit3/figure8_samples.csv"
-    for trial in (Run("smoke", "samples"), Run("mobile", "samples", limit=2)):
-        tables.write(table, *trial.tables("figure8"))
-    assert [p.name for p in results.iterdir()] == ["runs"]
-    tables.write(table, *Run("mobile", "samples").tables("figure8"))
-    assert [p.name for p in (results / "mobile" / "tables").iterdir()] == ["figure8_samples.csv"]
 
 
 # ---- figure 8

@@ -21,6 +21,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_video import two_faces
 
 from riddle.app.cliprecord import ClipRecord
 from riddle.images import PhotoError, Picture, encode, open_picture
@@ -155,16 +156,8 @@ def test_changed_records(tmp_path, data, signed):
     assert record.open(bytes(32)) is None or record == make()
 
 
-@cache
-def clip():
-    """A clip's record: two faces in eight frames; a code every two frames."""
-    places = np.tile(np.array([20, 20, 16, 1], np.float32), (9, 1)) - np.arange(9, dtype=np.float32)[:, None] / 10
-    tracks, codes = np.array([[0, 0, 5], [4, 3, 4]]), torch.linspace(-2, 2, 48).view(8, 2, 3).half().float()
-    return ClipRecord((60, 50), 2, np.arange(8) / 10, tracks, places, codes)
-
-
 @settings(LIMITS, max_examples=400)
-@given(mutated([make().open(bytes(32)), clip().to_bytes()]))
+@given(mutated([make().open(bytes(32)), two_faces().to_bytes()]))
 def test_changed_contents_under_the_right_key(content):
     sealed = seal(content, bytes(32), "photo", "smoke", "ab" * 32, (40, 36), bytes(16))
     try:
@@ -175,7 +168,7 @@ def test_changed_contents_under_the_right_key(content):
         assert len(record.boxes()) == len(record.codes) == len(record.matrices) and record.codes.isfinite().all()
         Record.open(record.seal(bytes(32)), bytes(32), "x")
     with suppress(PhotoError):  # else the change was in a byte that no reader needs, such as a date
-        assert ClipRecord.from_bytes(content, "x", (60, 50)).to_bytes() == clip().to_bytes()
+        assert ClipRecord.from_bytes(content, "x", (60, 50)).to_bytes() == two_faces().to_bytes()
 
 
 VALUES = st.recursive(

@@ -7,7 +7,6 @@ from accelerate import Accelerator
 
 from riddle.models import encryptor
 from riddle.models.encryptor import KEPT
-from riddle.models.stylegan2 import Generator
 from riddle.presets import get
 from riddle.training import helper
 from riddle.training.frozen import SPREAD
@@ -16,13 +15,6 @@ from riddle.training.loop import finish, run
 
 SMOKE = get("smoke")
 EVEN = torch.ones(64)
-
-
-@pytest.fixture(scope="module")
-def codes():
-    torch.manual_seed(1)
-    g = Generator.of(SMOKE)
-    return g.codes.measure(g.map, n=2000)
 
 
 @pytest.fixture

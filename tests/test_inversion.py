@@ -12,7 +12,6 @@ from riddle.losses import PerceptualFeatures, random_lpips
 from riddle.models.curvature import Curvature, descend
 from riddle.models.inversion import build_encoder
 from riddle.models.mobilefacenet import MobileFaceNet
-from riddle.models.mobilestylegan import CHANNELS, MobileStyleGAN
 from riddle.presets import get
 from riddle.training import perception
 from riddle.training.frozen import LossNetworks
@@ -20,34 +19,17 @@ from riddle.training.inversion import InversionConfig, InversionTask
 from riddle.training.loop import make_accelerator
 
 pytestmark = pytest.mark.usefixtures("own_precision")
-SMALL = replace(get("mobile"), style_dim=32, encoder_fpn=16, encoder_head=8)
-
-
-@pytest.fixture(scope="module")
-def generator():
-    torch.manual_seed(0)
-    g = MobileStyleGAN(channels={side: 8 for side in CHANNELS}, dim=32).eval().requires_grad_(False)
-    g.codes.measure(g.map, n=500)
-    drawn = g(g.sample(16))
-    g.cuts["128"].picture.weight *= 0.5 / drawn.std(0).mean()  # codes show
-    return g
-
-
-@pytest.fixture
-def encoder(generator):
-    torch.manual_seed(1)
-    return build_encoder(SMALL, generator).eval().requires_grad_(False)
 
 
 def faces(n=2):
     return torch.rand(n, 3, 128, 128, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
 
-def test_passes_go_on_from_what_is_drawn(encoder, generator):
+def test_passes_go_on_from_what_is_drawn(encoder, narrow):
     """Two passes by hand: each adds to z what is missing from the picture of the one before."""
     x, z = faces(), torch.zeros(2, 10, 32)
     for count in (1, 2):
-        z = z + encoder.missing(x, generator(encoder.to_w(z)).clamp(-1, 1))
+        z = z + encoder.missing(x, narrow(encoder.to_w(z)).clamp(-1, 1))
         read, shown = encoder.read(x, count)
         assert torch.allclose(read, z, atol=1e-4) and torch.allclose(shown, encoder.draw(z), atol=2e-3)
         encoder.passes.fill_(count)
@@ -62,12 +44,12 @@ def nearness(encoder, x, w):
     return (encoder.compared(x) - encoder.compared(encoder._generator[0](w))).square().sum(1)
 
 
-def test_steps_of_refinement_come_nearer(encoder, generator):
+def test_steps_of_refinement_come_nearer(encoder, narrow):
     """Face by face, by the encoder's own distance; and forward takes as many as the buffer says."""
-    x = generator(generator.sample(3, seed=5)).clamp(-1, 1)
+    x = narrow(narrow.sample(3, seed=5)).clamp(-1, 1)
     with torch.no_grad():
         z = encoder.read(x, 1)[0]
-    encoder.curvature.measure(lambda z: encoder.compared(generator(encoder.to_w(z))), z, probes=2)
+    encoder.curvature.measure(lambda z: encoder.compared(narrow(encoder.to_w(z))), z, probes=2)
     w = [encoder(x, steps) for steps in (0, 3, 6)]
     near = torch.stack([nearness(encoder, x, code) for code in w])
     assert torch.allclose(w[0], encoder.to_w(z), atol=1e-4)
@@ -104,7 +86,7 @@ def test_a_step_that_leads_away_is_taken_back():
     assert (cliff(found)[:2] < cliff(z)[:2]).all()
 
 
-def test_each_part_of_a_perception_learns_from_its_teacher_s_features(generator, monkeypatch):
+def test_each_part_of_a_perception_learns_from_its_teacher_s_features(narrow, monkeypatch):
     """Alone, a part reads what the teacher's parts before it give; a step brings the student nearer."""
     torch.manual_seed(5)
     teacher = PerceptualFeatures.of(random_lpips())
@@ -112,7 +94,7 @@ def test_each_part_of_a_perception_learns_from_its_teacher_s_features(generator,
     monkeypatch.setattr(PerceptualFeatures, "of", lambda net: copy.deepcopy(teacher))
     config = perception.PerceptionConfig(out="unused", faces="", val="", bfloat16=False)
     held_out = torch.randint(0, 256, (4, 128, 128, 3), dtype=torch.uint8)
-    task = perception.PerceptionTask(config, make_accelerator(config), generator, held_out)
+    task = perception.PerceptionTask(config, make_accelerator(config), narrow, held_out)
     task.network.trunk.load_state_dict(teacher.trunk.state_dict())
     raw = teacher.raw(faces())
     for made, wanted in zip(task.parts_alone(faces(), raw), raw, strict=True):
@@ -157,13 +139,13 @@ def test_a_trained_recogniser_is_the_frozen_one_with_gradients_of_its_weights():
 
 
 @pytest.mark.parametrize("identity_lr", [0.0, 1e-4])
-def test_a_step_trains_the_encoder_and_its_recogniser_where_asked(generator, identity_lr):
+def test_a_step_trains_the_encoder_and_its_recogniser_where_asked(narrow, identity_lr):
     frozen = LossNetworks(embed=lambda x: F.normalize(F.adaptive_avg_pool2d(x, 4).flatten(1), dim=1))
     lpips = lambda a, b: (a - b).square().mean((1, 2, 3))  # noqa: E731
     held_out = torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8)
     config = InversionConfig(out="unused", data="", passes=2, identity_lr=identity_lr, bfloat16=False)
-    encoder = build_encoder(SMALL, generator)
-    task = InversionTask(config, make_accelerator(config), encoder, generator, frozen, lpips, held_out)
+    encoder = build_encoder(replace(get("mobile"), style_dim=32, encoder_fpn=16, encoder_head=8), narrow)
+    task = InversionTask(config, make_accelerator(config), encoder, narrow, frozen, lpips, held_out)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     numbers = task.step({"faces": held_out}, 0.5)
     moved = {k for k, v in encoder.state_dict().items() if not torch.equal(v, before[k])}
@@ -174,7 +156,7 @@ def test_a_step_trains_the_encoder_and_its_recogniser_where_asked(generator, ide
     assert set(task.evaluate()) == {
         "lpips", "mse", "cosine", "spread", "z_std", "lpips_refined", "cosine_refined",
     }  # fmt: skip
-    assert task.average._generator[0] is generator and task.average.steps == config.refine
+    assert task.average._generator[0] is narrow and task.average.steps == config.refine
     task.measure_curvature(held_out)
     assert task.average.curvature.size[0] > 0
     assert task.samples().shape == (4, 3, 128, 128)

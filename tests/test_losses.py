@@ -66,10 +66,16 @@ def test_eq5_identity_is_the_sum_of_its_parts():
     assert (total - without).item() == pytest.approx(parts["diversity"].item(), abs=1e-5)
 
 
-def test_eq6_pixel_is_a_mean_per_image_summed_over_images():
-    x, y = torch.randn(B, 3, 8, 8), torch.randn(B, ALL, 3, 8, 8)
-    expected = sum((x[b] - y[b, i]).abs().mean().item() for b in range(B) for i in range(ALL)) / B
-    assert losses.pixel_loss(x, y).item() == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize(
+    ("loss", "shape", "power"),
+    [(losses.pixel_loss, (3, 8, 8), 1), (losses.parsing_loss, (8, 4, 4), 2), (losses.latent_loss, (8, 5), 2)],
+    ids=["eq6 pixel", "eq8 parsing", "eq9 latent"],
+)
+def test_eq6_eq8_and_eq9_are_a_mean_per_image_summed_over_images(loss, shape, power):
+    x, y = torch.randn(B, *shape), torch.randn(B, ALL, *shape)
+    expected = sum((x[b] - y[b, i]).abs().pow(power).mean().item() for b in range(B) for i in range(ALL)) / B
+    changed = y.flatten(0, 1) if loss is losses.parsing_loss else y
+    assert loss(x, changed).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_eq7_features_give_the_distance_of_the_lpips_package():
@@ -84,18 +90,6 @@ def test_eq7_features_give_the_distance_of_the_lpips_package():
     ours = losses.PerceptualFeatures(SqueezeNet(), CHANNELS)
     ours.load_state_dict(features.state_dict())  # the encoder's, which needs no torchvision
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours(x), features(x), strict=True))
-
-
-def test_eq8_parsing_is_a_mean_square_per_image():
-    x, y = torch.randn(B, 8, 4, 4), torch.randn(B, ALL, 8, 4, 4)
-    expected = sum((x[b] - y[b, i]).pow(2).mean().item() for b in range(B) for i in range(ALL)) / B
-    assert losses.parsing_loss(x, y.flatten(0, 1)).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_eq9_latent_is_a_mean_square_per_code():
-    w, v = torch.randn(B, 8, 5), torch.randn(B, ALL, 8, 5)
-    expected = sum((w[b] - v[b, i]).pow(2).mean().item() for b in range(B) for i in range(ALL)) / B
-    assert losses.latent_loss(w, v).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_eq10_weighs_the_terms_as_the_paper_does():

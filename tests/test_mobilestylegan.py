@@ -21,13 +21,6 @@ FOLDER = Path(str(metadata.distribution("random-face").locate_file("random_face/
 GOLDEN = Path(__file__).parent / "golden" / "mobilestylegan.npz"
 
 
-@pytest.fixture(scope="module")
-def generator() -> MobileStyleGAN:
-    g = networks.published_generator()
-    g.codes.measure(g.map, n=4000)
-    return g
-
-
 def faces_codes(generator, n, seed=0):
     return generator.map(torch.randn(n, 512, generator=torch.Generator().manual_seed(seed)))
 

@@ -1,7 +1,5 @@
 """The repository holds together: ranges, lock, environment, versions, layout, and a light import."""
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import re

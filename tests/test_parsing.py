@@ -8,9 +8,7 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from riddle.faces.alignment import crop, framing_matrix
-from riddle.models.bisenet import PUBLISHED_CLASSES, BiSeNet
-from riddle.models.parsing import CLASSES, MIRRORED, PARTS, ParsingNet, labels, parts
-from riddle.published import fitting
+from riddle.models.parsing import CLASSES, MIRRORED, PARTS, ParsingNet, parts
 from riddle.training import parsing
 from riddle.training.parsing import ParsingConfig, augment, class_weights, crop_mask, evaluate
 from riddle.weights import load_metadata, load_tensors
@@ -114,29 +112,3 @@ def test_the_command_trains_a_parser_that_learns(tmp_path, monkeypatch):
     said = float(load_metadata(tmp_path / "parser.safetensors")["miou"])
     assert said == pytest.approx(iou.nanmean().item(), abs=0.01)
     assert '"val_miou"' in (tmp_path / "log.jsonl").read_text()
-
-
-def test_bisenet_has_the_published_names_and_gives_our_class_order(tmp_path):
-    net = BiSeNet().eval()
-    keys = set(net.state_dict())
-    for key in (
-        "cp.resnet.conv1.weight", "cp.resnet.layer2.0.downsample.1.running_mean", "cp.resnet.layer4.1.bn2.weight",
-        "cp.arm16.conv.conv.weight", "cp.arm32.bn_atten.bias", "cp.conv_head32.bn.weight", "cp.conv_avg.conv.weight",
-        "ffm.convblk.bn.running_var", "ffm.conv2.weight", "conv_out.conv.conv.weight", "conv_out.conv_out.weight",
-    ):  # fmt: skip
-        assert key in keys
-    assert sorted(PUBLISHED_CLASSES) == sorted(CLASSES)
-    state = {f"module.{k}": v.clone() for k, v in net.state_dict().items()}
-    state["module.conv_out16.conv_out.weight"] = torch.zeros(19, 64, 1, 1)
-    state["module.conv_out.conv_out.weight"].zero_()
-    nose = PUBLISHED_CLASSES.index("nose")
-    state["module.conv_out.conv_out.weight"][nose] = 1.0  # features are not negative: the nose wins everywhere
-    torch.save(state, tmp_path / "79999_iter.pth")
-    net.load_state_dict(fitting(tmp_path / "79999_iter.pth", "bisenet")["parser"])
-    with torch.no_grad():
-        logits = net(torch.rand(1, 3, 64, 64) * 2 - 1)
-    assert logits.shape == (1, 19, 64, 64)
-    assert (labels(logits) == CLASSES.index("nose")).all()
-    torch.save({k: v for k, v in state.items() if "ffm" not in k}, tmp_path / "79999_iter.pth")
-    with pytest.raises(ValueError, match="missing ffm"):
-        fitting(tmp_path / "79999_iter.pth", "bisenet")

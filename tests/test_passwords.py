@@ -11,15 +11,6 @@ import torch
 from scipy import stats
 
 from riddle import passwords
-from riddle.models.stylegan2 import Generator
-from riddle.presets import get
-
-
-@pytest.fixture(scope="module")
-def codes():
-    torch.manual_seed(3)
-    generator = Generator.of(get("smoke")).eval()
-    return generator.codes.measure(generator.map)
 
 
 def test_argon2id_agrees_with_another_implementation():

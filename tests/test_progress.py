@@ -19,7 +19,7 @@ class Stream(io.StringIO):
         return self.terminal
 
 
-def test_a_log_has_whole_lines(monkeypatch):
+def test_a_log_has_whole_lines_and_is_not_flooded(monkeypatch):
     monkeypatch.setattr(progress, "IN_LOG", 0.0)
     with redirect_stderr(Stream()) as stream:
         assert list(progress.track([3, 1, 2], "invert", unit="face")) == [3, 1, 2]
@@ -28,9 +28,7 @@ def test_a_log_has_whole_lines(monkeypatch):
     lines = text.splitlines()
     assert all(line.startswith("invert: ") and line == line.strip() for line in lines)
     assert lines[-1].startswith("invert: 100%") and "3/3" in lines[-1]
-
-
-def test_a_log_is_not_flooded():
+    monkeypatch.undo()
     with redirect_stderr(Stream()) as stream:
         assert sum(progress.track(iter(range(1000)), "align", total=1000)) == 499500
     assert len(stream.getvalue().splitlines()) == 2  # the first and the last

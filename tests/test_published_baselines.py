@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_published import PUBLISHED as PUBLISHED_LAYOUTS
 
 from riddle.baselines import BASELINES, PUBLISHED, random_keys, regions
 from riddle.baselines import published as authors
@@ -46,85 +47,40 @@ def points(monkeypatch):
     return at
 
 
-def conv(state, name, c_in, c_out, k, bias=True, spectral=False):
-    weight = torch.randn(c_out, c_in, k, k) / (c_in * k * k) ** 0.5
-    if spectral:
-        u, v = torch.randn(c_out), torch.randn(c_in * k * k)
-        u, v = u / u.norm(), v / v.norm()
-        state |= {f"{name}.weight_orig": 0.1 * weight + torch.outer(u, v).view(weight.shape), f"{name}.weight_u": u}
-        state[f"{name}.weight_v"] = v
-    else:
-        state[f"{name}.weight"] = weight
-    if bias:
-        state[f"{name}.bias"] = 0.3 * torch.randn(c_out)
-
-
-def norm(state, name, c):
-    state |= {f"{name}.weight": 1 + 0.3 * torch.randn(c), f"{name}.bias": 0.3 * torch.randn(c)}
-
-
 # ---- the layouts, as the authors' code writes them
 
 
+def drawn(name):
+    """A random state dict with the names and shapes of the authors' file; what it holds is about as large as theirs."""
+    state = {}
+    for key, shape in PUBLISHED_LAYOUTS[name].items():
+        state[key] = torch.randn(shape)
+        if key.endswith(("_u", "_v")):
+            state[key] /= state[key].norm()
+        elif len(shape) == 1:
+            state[key] = 0.3 * state[key] + key.endswith("weight")
+        elif name != "deepprivacy" and shape[1] != 1200:  # DeepPrivacy's network scales them; 1200: one of them is 1
+            state[key] *= ((len(shape) == 2) + 1) ** 0.5 / state[key][0].numel() ** 0.5
+    for key in [k.removesuffix("_orig") for k in state if k.endswith("_orig")]:
+        u, v, weight = (state[f"{key}_{part}"] for part in ("u", "v", "orig"))
+        state[f"{key}_orig"] = 0.1 * weight + torch.outer(u, v).view(weight.shape)
+    return state
+
+
 def ciagan_file():
-    s, down, up = {}, (6, 32, 64, 128, 256, 256), (256, 256, 128, 64, 32, 16)
-    for i in range(5):
-        a, b, c, d = *down[i : i + 2], *up[i : i + 2]
-        for name, c_in, c_out in ((f"conv{i}", a, b), (f"deconv{4 - i}", c, d)):
-            conv(s, f"{name}.conv_r1.conv2d", c_in, c_out, 3, spectral=True)
-            conv(s, f"{name}.conv_r2.conv2d", c_out, c_out, 3, spectral=True)
-            conv(s, f"{name}.conv_l.conv2d", c_in, c_out, 1, spectral=True)
-        norm(s, f"deconv{4 - i}.norm_r1", c), norm(s, f"deconv{4 - i}.norm_r2", d)
-        norm(s, f"in{i}_e", b), norm(s, f"in{4 - i}_d", d)
-    conv(s, "embed.0.conv2d", 512, 256, 3, spectral=True)
-    norm(s, "embed.1", 256)
-    for i in range(1, 5):
-        for k in (1, 2):
-            conv(s, f"res{i}.conv{k}.conv2d", 256, 256, 3, spectral=True)
-            norm(s, f"res{i}.in{k}", 256)
-    conv(s, "conv_end.0", 16, 3, 3)
-    for i, (a, b) in enumerate(((1200, 256), (256, 256), (256, 256), (256, 256), (256, 512), (512, 512), (512, 512))):
-        weight = torch.randn(b, a) * (1 if i == 0 else (2 / a) ** 0.5)
-        s |= {f"encode_one_hot.{2 * i}.weight": weight, f"encode_one_hot.{2 * i}.bias": 0.1 * torch.randn(b)}
-    for i, (a, b) in enumerate(((32, 64), (64, 128), (128, 256))):
-        conv(s, f"encode_noise.{3 * i}.conv2d", a, b, 3, spectral=True)
-        norm(s, f"encode_noise.{3 * i + 2}", b)
-    return s, s
+    state = drawn("ciagan")
+    return state, state
 
 
 def fit_file():
-    s = {}
-    for at, a, b, k, bias in (
-        (1, 19, 64, 7, False), (5, 64, 128, 3, False), (9, 128, 256, 3, False), (23, 256, 128, 3, True),
-        (28, 128, 64, 3, True), (32, 64, 3, 7, True),
-    ):  # fmt: skip
-        conv(s, f"model.{at}", a, b, k, bias)
-        if at < 32:
-            norm(s, f"model.{at + 1}", b)
-    for i in range(12, 21):
-        for k in (1, 5):
-            conv(s, f"model.{i}.conv_block.{k}", 256, 256, 3, False)
-            norm(s, f"model.{i}.conv_block.{k + 1}", 256)
     trained = {"state": {0: {"step": 5, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
-    return s, {"epoch": 29, "iter": 0, "state_dict_G": s, "state_dict_D": {"a": torch.zeros(1)}, "optimizer_G": trained}
+    rest = {"epoch": 29, "iter": 0, "state_dict_D": {"a": torch.zeros(1)}, "optimizer_G": trained}
+    return (state := drawn("fit")), {"state_dict_G": state} | rest
 
 
 def deepprivacy_file():
-    s, w = {}, (*DeepPrivacyGenerator.WIDTHS, DeepPrivacyGenerator.LAST)
-    scale = [(s, "encoder.from_rgb.conv.0", 3, w[6], 1), (s, "decoder.conv1x1.conv.0", w[0] + 7 + 32, w[0], 1)]
-    for i in range(6):
-        scale += [(s, f"encoder.basic_block{i}.layers.0", w[i + 1], w[i], 3)]
-        scale += [(s, f"encoder.basic_block{i}.layers.3", w[i], w[i], 3)]
-        scale += [(s, f"decoder.basic_block{i}.layers.0", w[i], w[i + 1], 3)]
-        scale += [(s, f"decoder.basic_block{i}.layers.3", w[i + 1], w[i + 1], 3)]
-        if i:
-            scale += [(s, f"decoder.skip_connection{i}.conv.layers.0", 2 * w[i] + 7, w[i], 1)]
-    for part in [*scale, (s, "to_rgb", w[6], 3, 1)]:
-        conv(*part)
-    for name in s:
-        if name.endswith("weight"):
-            s[name] = torch.randn_like(s[name])  # of unit variance: the network scales them
-    return s, {"running_average_generator": s, "G": {"x": torch.zeros(1)}, "D": {}, "global_step": 3}
+    state = drawn("deepprivacy")
+    return state, {"running_average_generator": state, "G": {"x": torch.zeros(1)}, "D": {}, "global_step": 3}
 
 
 LAYOUTS = {"ciagan": ciagan_file, "fit": fit_file, "deepprivacy": deepprivacy_file}

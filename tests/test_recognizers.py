@@ -18,7 +18,6 @@ from riddle.faces.alignment import crop, crop_points, framing_matrix, similarity
 from riddle.faces.detection import Face, dlib_models, load_detector
 from riddle.images import to_tensor
 from riddle.models.fixed_map import ARCFACE_POINTS, FRAMED_POINTS, fixed_map
-from riddle.models.irse import IRSEUnit
 from riddle.models.mobilefacenet import ConvBlock, FrozenPReLU, merged
 from riddle.models.onnx_network import OnnxNetwork
 from riddle.models.sphereface import SphereFace20
@@ -132,24 +131,6 @@ def test_sphereface_equals_its_layers_written_out():
     assert y.shape == (1, 512, 7, 6)
     e = y.flatten(1) @ p["fc5.weight"].T + p["fc5.bias"]
     torch.testing.assert_close(net(x), e / e.norm(), atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("c_in,stride,squeeze", [(8, 2, True), (8, 1, False), (4, 2, True)])
-def test_ir_unit_equals_its_layers_written_out(c_in, stride, squeeze):
-    torch.manual_seed(0)
-    unit = IRSEUnit(c_in, 8, stride, squeeze).eval()
-    p = dict(unit.named_parameters())
-    x = torch.randn(2, c_in, 6, 6)
-    keep = 1 / np.sqrt(1 + 1e-5)  # a fresh batch norm at test time
-    y = F.conv2d(x * keep, p["res_layer.1.weight"], padding=1)
-    y = F.conv2d(torch.where(y > 0, y, 0.25 * y), p["res_layer.3.weight"], stride=stride, padding=1) * keep
-    if squeeze:
-        hidden = torch.relu(y.mean((2, 3)) @ p["res_layer.5.fc1.weight"][:, :, 0, 0].T)
-        y = y * torch.sigmoid(hidden @ p["res_layer.5.fc2.weight"][:, :, 0, 0].T)[:, :, None, None]
-    shortcut = x[:, :, ::stride, ::stride]
-    if c_in != 8:
-        shortcut = F.conv2d(shortcut, p["shortcut_layer.0.weight"]) * keep
-    torch.testing.assert_close(unit(x), y + shortcut, atol=1e-5, rtol=1e-4)
 
 
 def test_published_weights_load_and_wrong_ones_are_named(home, monkeypatch):

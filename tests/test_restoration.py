@@ -20,10 +20,15 @@ def unit(x):
     return x.double().add(1).div(2).permute(0, 2, 3, 1).numpy()
 
 
-def test_mse_and_psnr_against_scikit_image(pair):
+def test_mse_and_psnr_against_scikit_image_and_of_the_same_face(pair):
+    """The same face has the PSNR of 8-bit rounding."""
     expected = [peak_signal_noise_ratio(a, b, data_range=1) for a, b in zip(*map(unit, pair), strict=True)]
     assert restoration.psnr(*pair) == pytest.approx(expected, abs=1e-4)
     assert -10 * np.log10(restoration.mse(*pair)) == pytest.approx(expected, abs=1e-4)
+    same = pair[0]
+    assert (restoration.mse(same, same) == 0).all() and restoration.psnr(same, same) == pytest.approx(58.92, abs=0.01)
+    with pytest.raises(ValueError, match="one shape"):
+        restoration.mse(same, pair[1][:2])
 
 
 def test_ssim_against_scikit_image(pair):
@@ -38,29 +43,12 @@ def test_ssim_against_scikit_image(pair):
     assert restoration.ssim(pair[0][:1], pair[0][:1]) == pytest.approx([1])
 
 
-def test_the_same_face_has_the_psnr_of_8_bit_rounding(pair):
-    same = pair[0]
-    assert (restoration.mse(same, same) == 0).all()
-    assert restoration.psnr(same, same) == pytest.approx(58.92, abs=0.01)
-
-
-def test_one_number_a_picture_in_order(pair):
-    a, b = pair
-    each = np.concatenate([restoration.psnr(a[i : i + 1], b[i : i + 1]) for i in range(4)])
-    assert restoration.psnr(a, b) == pytest.approx(each)
-
-
 def test_lpips_is_what_the_network_says_of_each_pair(pair, monkeypatch):
     monkeypatch.setattr(restoration, "BATCH", 3)
     a, b = pair
     network = lambda x, y: (x - y).abs().mean((1, 2, 3), keepdim=True)  # noqa: E731
     expected = (a - b).abs().mean((1, 2, 3)).numpy()
     assert restoration.lpips(a, b, network) == pytest.approx(expected)
-
-
-def test_other_shapes_are_refused(pair):
-    with pytest.raises(ValueError, match="one shape"):
-        restoration.mse(pair[0], pair[1][:2])
 
 
 # Utility

@@ -1,7 +1,5 @@
 """Many photos in folders and object stores: what a worker does holds without Ray; Ray's part, where it is installed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -188,9 +186,7 @@ def test_the_forecast_hands_blocks_to_free_workers():
     # a worker that is lost every hour redoes on average half a block of 36 s (rate * block^2 / 2) and starts again
     lossy = hours(second, start, 180_000, 10, lost=1, block=18)
     assert lossy == pytest.approx(10 * (1 + 18 / 3600 + 30 / 3600), rel=0.004)
-
-
-def test_the_quarters_show_a_cost_that_grows():
+    # a cost that grows shows in the quarters
     assert quarters(np.full(300, 2.0)) == [2.0] * 4
     assert quarters(np.arange(8.0)) == [0.5, 2.5, 4.5, 6.5]
     assert quarters(np.array([3.0, 1.0])) == [3.0, 1.0]

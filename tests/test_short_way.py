@@ -3,8 +3,6 @@
 Stand-ins for the two public files: few channels and random weights, but the mapping network, and so W, is the real one.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

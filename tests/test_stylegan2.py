@@ -84,45 +84,6 @@ def test_values_and_gradients_equal_the_grouped_formulation():
         assert (ours - oracle).abs().max() <= 1e-5 * oracle.abs().max().clamp_min(1)
 
 
-@pytest.mark.parametrize(("preset", "blocks", "slots"), [("ffhq256", 6, 14), ("ffhq1024", 8, 18)])
-def test_state_dict_is_the_common_ports(preset, blocks, slots):
-    """The names and shapes of g_ema in the port that the public FFHQ generators use."""
-    width = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
-    expected = {"input.input": (1, 512, 4, 4)}
-    for i in range(1, 9):
-        expected |= {f"style.{i}.weight": (512, 512), f"style.{i}.bias": (512,)}
-
-    def conv(name, c_in, c_out, k):
-        expected[f"{name}.conv.weight"] = (1, c_out, c_in, k, k)
-        expected[f"{name}.conv.modulation.weight"] = (c_in, 512)
-        expected[f"{name}.conv.modulation.bias"] = (c_in,)
-
-    def styled(name, c_in, c_out):
-        conv(name, c_in, c_out, 3)
-        expected[f"{name}.noise.weight"] = (1,)
-        expected[f"{name}.activate.bias"] = (c_out,)
-
-    styled("conv1", 512, 512)
-    conv("to_rgb1", 512, 3, 1)
-    expected["to_rgb1.bias"] = (1, 3, 1, 1)
-    for k in range(blocks):
-        c_in, c_out = width[2 ** (k + 2)], width[2 ** (k + 3)]
-        styled(f"convs.{2 * k}", c_in, c_out)
-        expected[f"convs.{2 * k}.conv.blur.kernel"] = (4, 4)
-        styled(f"convs.{2 * k + 1}", c_out, c_out)
-        conv(f"to_rgbs.{k}", c_out, 3, 1)
-        expected[f"to_rgbs.{k}.bias"] = (1, 3, 1, 1)
-        expected[f"to_rgbs.{k}.upsample.kernel"] = (4, 4)
-    for i in range(2 * blocks + 1):
-        side = 2 ** ((i + 5) // 2)
-        expected[f"noises.noise_{i}"] = (1, 1, side, side)
-
-    with torch.device("meta"):
-        g = Generator.of(get(preset))
-    own = {k: tuple(v.shape) for k, v in g.state_dict().items() if not k.startswith("codes.")}
-    assert own == expected and g.n_latent == slots
-
-
 def test_smaller_faces_are_means_over_pixels():
     g = make().eval()
     w = torch.randn(2, g.n_latent, g.style_dim)

@@ -69,26 +69,20 @@ def measured(task, method, against, pairs, by, people=None):
 # ---- pairs
 
 
-def test_names_are_indexed_and_targets_are_the_second_photos_of_same_pairs(pairs):
+def test_targets_are_the_second_photos_of_same_pairs_and_a_limit_keeps_every_fold_and_kind(pairs):
     assert len(pairs.names) == 2 * FOLDS * PER_FOLD and len(pairs.a) == 2 * FOLDS * PER_FOLD
     assert {pairs.names[t][-5:] for t in pairs.targets} == {"_0002"}
     assert [pairs.names[i] for i in pairs.a] == [p.a for p in listed()]
-
-
-def test_limit_keeps_every_fold_and_kind():
     few = runs.verification_pairs(list(listed()), limit=3)
     assert [(few.same & (few.fold == f)).sum() for f in range(FOLDS)] == [3] * FOLDS
     assert len(few.a) == 6 * FOLDS
 
 
-def test_people_are_different_and_drawn_by_the_seed(pairs):
+def test_people_are_different_and_drawn_by_the_seed_and_pictures_of_themselves_are_of_as_many_people(pairs):
     chosen = pairs.one_per_person(50, seed=1)
     assert len({pairs.names[i].rsplit("_", 1)[0] for i in chosen}) == len(chosen) == 50
     assert set(chosen) <= set(pairs.targets)
     assert (chosen == pairs.one_per_person(50, seed=1)).all() and (chosen != pairs.one_per_person(50, seed=2)).any()
-
-
-def test_pictures_of_themselves_are_of_different_people_whatever_their_names(pairs):
     alone = runs.self_pairs(["25_0_1_20170109.jpg", "25_0_1_20170110.jpg", "31_1_0_20170109.jpg"])
     assert alone.of_themselves and len(alone.one_per_person(50, seed=0)) == 3 and not pairs.of_themselves
 

@@ -202,9 +202,13 @@ def test_a_time_limit_ends_cleanly(tmp_path, faces):
     assert train(tmp_path, faces, steps=1000, minutes=1.5)[1]["step"] == 0  # an earlier part counts
 
 
-def test_the_rate_warms_up_and_ends_at_zero():
+def test_the_rate_warms_up_and_ends_at_zero_and_the_average_is_exponential():
     assert rate_share(0.1, 0.1) == pytest.approx(1) and rate_share(0.05, 0.1) == pytest.approx(0.5)
     assert rate_share(1.0, 0.1) == pytest.approx(0) and rate_share(1.5, 0.1) == pytest.approx(0)
+    a, b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.constant_(a.weight, 1.0), nn.init.constant_(b.weight, 3.0)
+    update_average(a, b, 0.75)
+    assert a.weight.item() == pytest.approx(1.5)
 
 
 def test_batches_cover_every_item_each_epoch_and_start_anywhere():
@@ -218,13 +222,6 @@ def test_batches_cover_every_item_each_epoch_and_start_anywhere():
     assert torch.equal(next(batches(tensors, 3, seed=1, start=4))["x"], drawn[4]["x"])
     with pytest.raises(ValueError, match="fewer than one batch"):
         next(batches(tensors, 11, 0, 0))
-
-
-def test_average_is_exponential():
-    a, b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
-    nn.init.constant_(a.weight, 1.0), nn.init.constant_(b.weight, 3.0)
-    update_average(a, b, 0.75)
-    assert a.weight.item() == pytest.approx(1.5)
 
 
 def test_memory_is_kept_where_glibc_allows_it():

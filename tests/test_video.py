@@ -3,8 +3,6 @@
 The networks are untrained and the detector looks for green markers: what is tested holds whatever the weights are.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -383,22 +381,6 @@ def test_a_parabola_is_kept_and_noise_is_not():
     assert tracking.smoothed(t, noise, 0.3)[5:-5].std() < 0.6 * noise.std()
 
 
-def test_places_between_before_and_after_the_finds():
-    seen, places = np.array([4, 5, 9]), np.array([[10.0, 0, 20, 0], [12.0, 0, 20, 0], [20.0, 4, 24, 0]])
-    out = tracking.filled(seen, places, np.array([3, 5, 7, 9]))
-    assert np.allclose(out[1:], [[12, 0, 20, 0], [16, 2, 22, 0], [20, 4, 24, 0]])
-    assert np.allclose(out[0], [8, 0, 20, 0])  # on the way it came, 2 px a frame
-    far = tracking.filled(seen, places, np.array([-50]))[0]
-    assert np.hypot(*(far[:2] - places[0, :2])) <= 10 + 1e-9, "at most half a side"
-
-
-def test_overlap_of_squares():
-    a = np.array([0.0, 0, 10, 0])
-    assert tracking.overlap(a, a) == 1 and tracking.overlap(a, a + [20, 0, 0, 0]) == 0
-    assert tracking.overlap(a, a + [5, 0, 0, 0]) == pytest.approx(50 / 150)
-    assert tracking.overlap(a, np.array([0.0, 0, 5, 0])) == pytest.approx(25 / 100)
-
-
 def test_faces_are_told_apart_by_a_recogniser_where_there_is_one(model, tmp_path, film, monkeypatch):
     def brightness(faces):  # a degree a grey level
         grey = torch.deg2rad((faces.mean((1, 2, 3)) + 1) * 127.5)
@@ -670,15 +652,16 @@ def test_a_cut_clip_is_restored_by_time_and_another_one_is_refused(model, tmp_pa
 # The record
 
 
-@pytest.fixture
-def record():
-    """Two faces in eight frames; a code every two frames."""
+def two_faces():
+    """The record of two faces in eight frames; a code every two frames."""
     rng = np.random.default_rng(0)
     places = np.tile(np.array([20, 20, 16, 1], np.float32), (9, 1)) - np.arange(9, dtype=np.float32)[:, None] / 10
     codes = torch.from_numpy(rng.normal(size=(8, 2, 3)).astype(np.float16)).float()
     tracks = np.array([[0, 0, 5], [4, 3, 4]])
     return ClipRecord((60, 50), 2, np.arange(8) / 10, tracks, places, codes, [0, 3])
 
+
+record = pytest.fixture(two_faces)
 
 SECRET = bytes(32)
 

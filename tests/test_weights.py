@@ -1,7 +1,5 @@
 """Weights: the order of places, downloads, and the safetensors files."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import re

@@ -1,7 +1,5 @@
 """The interactive page without a browser: what its controller draws and measures, and that its widgets follow."""
 
-from __future__ import annotations
-
 import io
 import re
 from types import SimpleNamespace
