@@ -213,6 +213,36 @@ def test_a_stranger_of_another_light_pose_or_no_other_identity_fits_worse():
     assert torch.allclose(less, torch.tensor([0.0, 2.0 * fitting.TASTE[0], 3.0 * fitting.TASTE[1]]), atol=1e-5)
 
 
+def test_a_new_face_beyond_the_old_ones_outline_costs():
+    """The same face, and one that reaches onto the photo's background."""
+    recogniser = SimpleNamespace(
+        device="cpu", from_crop=lambda x: x.flatten(1), similarity=lambda a, b: torch.zeros(len(b))
+    )
+    shown, wide = torch.zeros(2, 3, 64, 64), logits(face=(0.0, 1.0))
+    parsed = iter([torch.stack([logits(), logits(), wide]) * 20, torch.stack([logits()] * 2) * 20])
+    own, beyond = fitting.misfit(shown, shown[0], lambda x: next(parsed), recogniser).tolist()
+    assert beyond > own + 0.5
+
+
+def test_the_best_of_all_is_drawn_larger_and_compared_again(monkeypatch):
+    codes, asked = torch.arange(20.0), []
+
+    def draw(chosen, side=32):
+        asked.append((chosen.tolist(), side))
+        return chosen[:, None, None, None].expand(-1, 3, side, side)
+
+    def misfit(faces, under, *_):
+        """Of the small faces the first ones are good; of the large ones, those with the largest number."""
+        assert faces.shape[1:] == under.shape
+        return faces[:, 0, 0, 0] * (1 if len(asked) == 1 else -1)
+
+    monkeypatch.setattr(fitting, "misfit", misfit)
+    assert fitting.best(draw, codes, 1024, torch.zeros(3, 32, 32)) == fitting.FINALISTS - 1
+    assert asked == [(codes.tolist(), 32), (codes[: fitting.FINALISTS].tolist(), fitting.SIDE)]
+    asked.clear()
+    assert fitting.best(draw, codes, 32, torch.zeros(3, 32, 32)) == 0 and len(asked) == 1, "no larger one is drawn"
+
+
 def test_glasses_that_stick_out_or_that_nobody_wore_cost():
     worn, wide = logits(glasses=True), logits(face=(0.0, 1.0))
     assert (

@@ -47,7 +47,7 @@ from riddle.baselines import falco
 from riddle.evaluation import rows
 from riddle.faces import fitting
 from riddle.models.inversion import LiteEncoder
-falco.DRAWN, falco.STEPS, rows.PASSWORDS, fitting.CANDIDATES = 32, 2, 6, 4
+falco.DRAWN, falco.STEPS, rows.PASSWORDS, fitting.CANDIDATES, fitting.FINALISTS = 32, 2, 6, 4, 2
 LiteEncoder.refine = lambda self, x, z, steps, refine=LiteEncoder.refine: refine(self, x, z, min(steps, 5))
 del falco, rows, fitting, LiteEncoder"""
 SEARCH = """
