@@ -75,8 +75,8 @@ def outline(old: torch.Tensor, new: torch.Tensor, fine: bool = False) -> np.ndar
     hair, hat, ears, the wall beside a turned head. New hair over a face is left out: hair that starts at a rim looks
     cut. The soft rim lies inside; the old face's glasses are replaced whole. Where the old one shows face or nearly
     so, `core` is in the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not
-    stay in the photo. What is surely background stays. fine: as `protect` pastes, with a narrower rim, and with the old
-    brows, eyes and mouth replaced whole.
+    stay in the photo. What is surely background stays. fine: as `protect` pastes, with a narrower rim, with the old
+    brows, eyes and mouth replaced whole, and without the new face's background beside a narrower cheek.
     """
     before, after, soften = labels(old), labels(new), SHARP if fine else SOFTEN
 
@@ -96,7 +96,8 @@ def outline(old: torch.Tensor, new: torch.Tensor, fine: bool = False) -> np.ndar
     beside = blurred(old.softmax(0)[list(BESIDE_CLASSES)].sum(0) > SURE, GLASSES_RIM)
     if (near * core(side)).sum() < 0.5 * core(side).sum():  # then the parser is wrong
         near, beside = torch.ones(()), torch.zeros(())
-    inner = torch.maximum(core(side) * near, core(side, EYES)) * (1 - beside) * (1 - over_skin)
+    bare = blurred(new.softmax(0)[list(BESIDE_CLASSES)].sum(0) > SURE, soften) if fine else torch.zeros(())
+    inner = torch.maximum(core(side) * near * (1 - bare), core(side, EYES)) * (1 - beside) * (1 - over_skin)
     return np.maximum(np.maximum(within, without), inner.numpy())
 
 

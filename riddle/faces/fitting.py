@@ -12,7 +12,7 @@ from riddle.faces import blending
 from riddle.faces.recognizers import Recognizer
 from riddle.models.parsing import labels
 
-BARE, CUT, LIGHT = 8.0, 4.0, 2.0  # weights of terms of `misfit`
+BARE, CUT, LIGHT = 16.0, 4.0, 2.0  # weights of terms of `misfit`
 EXPOSED, UNASKED = 4.0, 0.3  # costs of old glasses that stick out, and of new ones where there were none
 FEW = 0.01  # share of the crop below which glasses are hardly any
 LIKE, FAR = 4.0, 0.2  # weight of a recogniser's similarity; that of strangers in one surroundings, which costs nothing
@@ -76,8 +76,8 @@ def misfit(
         glasses  see `of_glasses`
         critic   its two logits, by TASTE: a twisted face, a beard below a woman's hair
 
-    The weights of all but `cut` and `critic` were chosen on 48 faces in the places of six people of CelebA-HQ's
-    validation split, of which 20 passed for real by eye; those of these two by the looks of what is chosen, on 864
+    The weights of all but `bare`, `cut` and `critic` were chosen on 48 faces in the places of six people of CelebA-HQ's
+    validation split, of which 20 passed for real by eye; those of these three by the looks of what is chosen, on 864
     faces in the places of 18 such people.
     """
     old, *new = parser(torch.cat([under[None].to(faces), faces]))
