@@ -220,11 +220,12 @@ class Riddle:
         logits = self._parsed(under, before)
         skins = [blending.skin(pair) for pair in logits] or [blending.core(under.shape[-1])] * count
         masks = blending.outlines(logits, under) if masks is None else masks
-        photo = np.array(image)
+        photo, places = np.array(image), zip(matrices, before, strict=True)
+        old = [to_tensor(alignment.crop(image, m, face.shape[-1])) for m, face in places] if fine else under
 
         def matched(i: int, face: Tensor) -> Image.Image:
-            old = to_tensor(alignment.crop(image, matrices[i], face.shape[-1])) if fine else under[i]
-            return to_image(blending.match_colours(face, old, skins[i], torch.from_numpy(masks[i]) if fine else None))
+            rim = torch.from_numpy(masks[i]) if fine else None
+            return to_image(blending.match_colours(face, old[i], skins[i], rim))
 
         for i in range(count) if shown is not None else ():
             blending.unblend(photo, matched(i, shown[i]), matrices[i], masks[i])

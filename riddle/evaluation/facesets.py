@@ -22,10 +22,10 @@ from riddle.aligned import align
 from riddle.baselines import random_keys
 from riddle.evaluation import recognition
 from riddle.evaluation.rows import FEW, PASSWORDS, PEOPLE, PIXELS, RECOGNISERS
-from riddle.evaluation.runs import NotMade, Run, is_current, key_of, need, part_hash, read, save, stage
+from riddle.evaluation.runs import NotMade, Run, is_current, key_of, need, part_hash, read, save, stage, write
 from riddle.evaluation.setnames import UNDONE, FaceSet, parse
 from riddle.faces import alignment, detection, recognizers
-from riddle.files import digest, replace_file
+from riddle.files import digest
 from riddle.images import jpeg, to_bytes, to_tensor
 from riddle.models.codes import lit
 from riddle.presets import get
@@ -75,8 +75,7 @@ def codes(run: Run, _: str = "") -> Path:
         for n, part in enumerate(track(to_tensor(read(photos, "faces")[targets]).split(BATCH), "invert")):
             path, key = run.folder / "inverted" / f"{n:04}.npz", digest(*made_from, n)
             if not is_current(path, key):
-                with replace_file(path) as temporary:
-                    np.savez(temporary, key=np.array(key), codes=model.invert(part).cpu())
+                write(path, key, {"codes": model.invert(part).cpu().numpy()})
             kept.append(path)
         return {"codes": np.concatenate([read(path, "codes") for path in kept]), "targets": targets}
 

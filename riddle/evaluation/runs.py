@@ -238,12 +238,17 @@ def is_current(path: Path, key: str) -> bool:
 
 def save(run: Run, path: Path, key: str, arrays: dict[str, np.ndarray], seconds: float) -> Path:
     """Write a stage's file, whole or not at all, and how long it took as a line of times.jsonl."""
-    with replace_file(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, key=np.array(key), **arrays)
+    write(path, key, arrays)
     line = {"stage": str(path.relative_to(run.folder).with_suffix("")), "seconds": round(seconds, 2)}
     with open(run.folder / "times.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
     return path
+
+
+def write(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays and the hash of what made them, whole or not at all."""
+    with replace_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, key=np.array(key), **arrays)
 
 
 def read(path: Path, name: str) -> Any:
