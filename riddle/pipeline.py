@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from riddle import networks, passwords
-from riddle.faces import alignment, blending, fitting, outcomes, recognizers
-from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, doubtful, find_all, framed, load_detector
+from riddle.faces import alignment, blending, fitting, outcomes
+from riddle.faces.detection import AutoDetector, Face, FaceNotFoundError, find_all, framed, load_detector
 from riddle.images import Picture, open_picture, to_image, to_tensor
 from riddle.models.codes import lit
 from riddle.models.inversion import LiteEncoder
@@ -94,15 +94,10 @@ class Riddle:
         "auto" asks both detectors; where there are surer ones, a doubtful face is left out with a warning. Raises
         FaceNotFoundError, with the file's name, when there is none; ValueError for another pick.
         """
-        picture, both = open_picture(photo), isinstance(self.detector, AutoDetector)
+        picture = open_picture(photo)
         found = self._found(picture)
-        sure = [face for face in found if not (both and doubtful(face))]
-        if 0 < len(sure) < len(found):
-            places = "; ".join(",".join(f"{v:.0f}" for v in face.box) for face in found if doubtful(face))
-            cause = f"{picture.name}: doubtful whether a face is at {places}; left as it is"
-            warnings.warn(f"{cause}; look, and pass faces= to replace it too", stacklevel=2)
-            found = sure
-        return outcomes.picked(found, pick, picture.rgb.size)
+        sure = outcomes.sure(found, picture.name) if isinstance(self.detector, AutoDetector) else found
+        return outcomes.picked(sure, pick, picture.rgb.size)
 
     def _found(self, picture: Picture) -> list[Face]:
         both = isinstance(self.detector, AutoDetector)
@@ -234,22 +229,13 @@ class Riddle:
             put(photo, matched(i, faces[i]), matrices[i], masks[i])
         return Image.fromarray(photo)
 
-    def strangers(self, w: Tensor, under: Tensor, keys: Callable, sides: Sequence) -> tuple[Tensor, Tensor, list[int]]:
-        """Who takes the places of k faces: codes in z, as a record keeps them, those that are drawn, the keys' turns.
-
-        w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; sides: k, in px, for `fitting.best` of many, or ().
-        """
-        k, name = len(w), self.preset.identity
-        recogniser = recognizers.at_hand(name, self.device) if len(sides) and self.mask == "parser" else None
-        tries = fitting.CANDIDATES if recogniser else 1
-        own = torch.cat([keys([turn] * k).expand(k, -1, -1) for turn in range(tries)])
-        z = self.generator.codes.to_record(self.encrypt(w.repeat(tries, 1, 1), own))  # rounded: as the picture shows it
-        codes = self.generator.codes.to_w(z)
-        z, seen = (x.unflatten(0, (tries, k)) for x in (z, lit(codes, self.decrypt(codes, own))))
-        turns, by = [0] * k, (partial(self._batched, self.parser, batch=32), recogniser, self.critic)
-        for i in range(k if recogniser else 0):
-            turns[i] = fitting.best(self.synthesize, seen[:, i], self.side_for(sides[i]), under[i], *by)
-        return z[turns, range(k)], seen[turns, range(k)], turns
+    def settled(self, w: Tensor, under: Tensor) -> Tensor:
+        """Codes (k, L, D) of faces -> of what is seen once they are pasted into crops (k, 3, R, R); without a parser:
+        as they are. The generator draws no seams: a face comes back with the outline, hair and light of its place."""
+        faces = self.synthesize(w)
+        logits = self._parsed(under, faces)
+        pasted = [fitting.in_place(*place).pasted for place in zip(faces, under, logits, strict=bool(logits))]
+        return self.invert(torch.stack(pasted), refine=0) if pasted else w
 
     def protect(
         self, photo: Photo, passphrase: str | Tensor, pick: str = "all", *, faces: Sequence[Face] | None = None,
@@ -264,9 +250,9 @@ class Riddle:
         account for every face, also for those left as they are, of which it warns. Raises FaceNotFoundError where no
         face can be replaced; ValueError for a salt and no record to keep it.
 
-        With a passphrase, a record and the recogniser at hand, each face becomes the stranger who fits best.
-        What is pasted has the fine slots of the face behind it, and so the photo's light; the record's codes are
-        encrypted in all slots.
+        With a passphrase, a record and the recogniser at hand, each face becomes the stranger who fits best. What is
+        pasted has the fine slots of the face behind it, and so the photo's light, and with a record it is `settled`;
+        the record's codes are encrypted in all slots.
         """
         if salt and not record:
             raise ValueError("a salt needs the record to keep it: leave out salt=, or record=False")
@@ -276,13 +262,14 @@ class Riddle:
         under = self.crops(picture.rgb, matrices)
         w, salt = self.invert(under, refine=refine), salt or (passwords.random_salt() if record else None)
         secret = self.secret(passphrase, salt)
-        keys, sides = partial(self.keys, passphrase, secret, salt), np.hypot(*matrices[:, :, 0].T)
-        z, seen, turns = self.strangers(w, under, keys, sides if record and isinstance(passphrase, str) else ())
-        drawn, large = self.draw(seen, matrices)
+        keys, space = partial(self.keys, passphrase, secret, salt), self.generator.codes
+        z, seen, turns = fitting.strangers(self, w, under, keys, record and isinstance(passphrase, str))
+        shown = space.to_record(self.settled(seen, under) if record else seen)
+        drawn, large = self.draw(space.to_w(shown), matrices)
         masks = blending.halved(blending.outlines(self._parsed(under, large), under, fine=True))
         image = picture.with_pixels(self.paste(picture.rgb, under, large, matrices, masks=masks, fine=True))
         own = self.preset.name, self.weights_hash, picture.rgb.size, salt
-        kept = Record(*own, matrices, z.cpu(), look_of(image), masks=masks, turns=turns) if record else None
+        kept = Record(*own, matrices, z, look_of(image), (), masks, turns, shown) if record else None
         look = partial(outcomes.looked_at, picture.rgb, faces, left, self.detector, self.preset.identity, self.device)
         return Protected(image, drawn, kept, secret, look, picture.profile)
 
@@ -294,10 +281,10 @@ class Riddle:
 
         The right passphrase opens the record (the picture's own, or `record`, from a sidecar): the faces' original
         pixels, where it keeps them, or its codes, which are decrypted. A wrong one does not, and there may be no
-        record: then the faces are detected (or `faces`, or what it gives when called), inverted again and decrypted,
-        which shows strangers, or people less exactly: `source` says which. The picture may be resized or cropped.
-        Raises RecordError for a record that is damaged, or of another preset, other weights or another picture;
-        FaceNotFoundError where none is found.
+        record: then the faces are detected (or `faces`, or what it gives when called), inverted again and decrypted.
+        `source` says which. That shows strangers, `settled` where there is a record, or people less exactly. The
+        picture may be resized or cropped. Raises RecordError for a record that is damaged, or of another preset, other
+        weights or another picture; FaceNotFoundError where none is found.
         """
         known = isinstance(photo, Protected)
         picture = photo.picture if known else open_picture(photo)
@@ -305,25 +292,26 @@ class Riddle:
         salt = None if record is None else record.salt
         secret = self.secret(passphrase, salt)
         opened = record and Record.fitting(record, secret, picture, self.preset, self.weights_hash)
+        keys, space, source = partial(self.keys, passphrase, secret, salt), self.generator.codes, "inversion"
         if opened is None:
-            found = faces() if callable(faces) else faces
-            matrices = framed(found or self.detect(picture))
-            codes = self.invert(self.crops(picture.rgb, matrices))
+            matrices = framed((faces() if callable(faces) else faces) or self.detect(picture))
+            under = self.crops(picture.rgb, matrices)
+            codes, pasted = self.invert(under), None
+            decrypted = lit(self.decrypt(codes, keys([0] * len(codes))), codes)
+            decrypted = decrypted if record is None else self.settled(decrypted, under)  # of a wrong passphrase
         else:
-            matrices, codes = opened.matrices, self.generator.codes.to_w(opened.codes.to(self.device))
-        turns = [0] * len(matrices) if opened is None else opened.turns
-        decrypted = self.decrypt(codes, self.keys(passphrase, secret, salt, turns))
-        if opened is None:
-            source, decrypted, shown = "inversion", lit(decrypted, codes), None
-        else:
-            pasted, large = lit(codes, decrypted), self.side_for(256)  # as `protect` drew it
-            matrices = opened.places_in(picture, lambda: self.synthesize(pasted, large), lambda: self.detect(picture))
+            codes, source = space.to_w(opened.codes.to(self.device)), "codes"
+            decrypted = self.decrypt(codes, keys(opened.turns))
+            pasted = lit(codes, decrypted) if opened.shown is None else space.to_w(opened.shown.to(self.device))
+            large = partial(self.synthesize, pasted, self.side_for(256))
+            matrices = opened.places_in(picture, large, lambda: self.detect(picture))
             if opened.originals:
                 kept = opened.uncovered(picture, matrices)
                 faces, image = self.crops(kept, matrices), picture.with_pixels(kept)
                 return Restored(image, faces, "original", matrices, picture.profile)
-            source, shown = "codes", self.draw(pasted, matrices)[1]
-        under, (drawn, large) = self.crops(picture.rgb, matrices), self.draw(decrypted, matrices)
+            under = self.crops(picture.rgb, matrices)
+        shown = None if pasted is None else self.draw(pasted, matrices)[1]
+        drawn, large = self.draw(decrypted, matrices)
         image = self.paste(picture.rgb, under, large, matrices, shown, opened and opened.masks, fine=True)
         return Restored(picture.with_pixels(image), drawn, source, matrices, picture.profile)
 

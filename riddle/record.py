@@ -9,6 +9,8 @@ The seal's content (riddle.seal) is a numpy .npz file of these arrays:
     lengths    (k,) int64, theirs
     masks      (k, M, M) uint8, 0 to 255, by which the faces were pasted; older files lack them
     turns      (k,) uint8, which of its keys each face has (`passwords.face_passwords`); 0 in older files
+    shown      (k, L, D) float16, the codes of the faces that were pasted, in z, where these are not `codes` itself in
+               the photo's light (`Riddle.settled`)
 
 In XMP the sealed record is one property, `riddle:record`, in base64.
 """
@@ -59,6 +61,7 @@ class Record:
     originals: tuple[bytes, ...] = ()  # PNG files; none, or one a face
     masks: np.ndarray | None = None  # (k, M, M) in [0, 1], by which the faces were pasted, rounded to 1/255
     turns: Sequence[int] = ()  # k, which of its keys each face has; default: 0
+    shown: torch.Tensor | None = None  # (k, L, D) in z, of the faces that were pasted, exact in float16
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple(self.turns) or (0,) * len(self.codes))
@@ -69,11 +72,13 @@ class Record:
 
     def seal(self, secret: bytes) -> Sealed:
         """The record as a file carries it; secret: 32 bytes, of the passphrase under `salt`."""
-        out, masks = io.BytesIO(), {} if self.masks is None else {"masks": np.rint(255 * self.masks).astype("u1")}
+        out, halves = io.BytesIO(), {"codes": self.codes, "shown": self.shown}
+        more = {name: z.cpu().numpy().astype("<f2") for name, z in halves.items() if z is not None}
+        more |= {} if self.masks is None else {"masks": np.rint(255 * self.masks).astype("u1")}
         np.savez(
-            out, codes=self.codes.numpy().astype("<f2"), matrices=np.asarray(self.matrices, "<f8"), look=self.look,
+            out, matrices=np.asarray(self.matrices, "<f8"), look=self.look,
             originals=np.frombuffer(b"".join(self.originals), np.uint8), turns=np.array(self.turns, "u1"),
-            lengths=np.array([len(png) for png in self.originals], "<i8"), **masks,
+            lengths=np.array([len(png) for png in self.originals], "<i8"), **more,
         )  # fmt: skip
         return seal(out.getvalue(), secret, "photo", self.preset, self.weights, self.size, self.salt)
 
@@ -85,9 +90,9 @@ class Record:
         if content is None:
             return None
         with reading(name):
-            codes, matrices, look, png, lengths, masks, turns = arrays(
-                content, MAX_RECORD, ["masks", "turns"], codes="f4", matrices="f8", look="u1", originals="u1",
-                lengths="i8", masks="u1", turns="u1",
+            codes, matrices, look, png, lengths, masks, turns, shown = arrays(
+                content, MAX_RECORD, ["masks", "turns", "shown"], codes="f4", matrices="f8", look="u1", originals="u1",
+                lengths="i8", masks="u1", turns="u1", shown="f4",
             )  # fmt: skip
             k = len(codes)
             if codes.ndim != 3 or not k or not np.isfinite(codes).all():
@@ -102,11 +107,16 @@ class Record:
                 masks = masks / np.float32(255)
             if turns is not None and turns.shape != (k,):
                 raise ValueError(f"turns of shape {turns.shape}")
+            if shown is not None and (shown.shape != codes.shape or not np.isfinite(shown).all()):
+                raise ValueError(f"shown codes of shape {shown.shape}")
             ends = np.cumsum([0, *lengths])
             originals = tuple(png[a:b].tobytes() for a, b in zip(ends, ends[1:], strict=False))
-            codes = torch.from_numpy(codes)
-            own = sealed.preset, sealed.weights, sealed.size, sealed.salt
-            return cls(*own, matrices, codes, look, originals, masks, () if turns is None else turns.tolist())
+            codes, shown = (None if x is None else torch.from_numpy(x) for x in (codes, shown))
+            own, given = (
+                (sealed.preset, sealed.weights, sealed.size, sealed.salt),
+                () if turns is None else turns.tolist(),
+            )
+            return cls(*own, matrices, codes, look, originals, masks, given, shown)
 
     @classmethod
     def fitting(cls, sealed: Sealed, secret: bytes, picture: Picture, preset: Preset, weights: str) -> Record | None:

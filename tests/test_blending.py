@@ -202,7 +202,7 @@ def test_a_stranger_of_another_light_pose_or_no_other_identity_fits_worse():
         """Of the old face itself, of one in shadow, and of a third one by what the parser sees of it."""
         parsed = iter([torch.stack([logits(), logits(), logits(), *shown]) * 20, torch.stack([logits()] * 3) * sure])
         three = torch.stack([old, shadow, old])
-        return fitting.misfit(three, old, lambda x: next(parsed)[: len(x)], recogniser, critic)
+        return fitting.misfit(three, old, lambda x: next(parsed)[: len(x)], recogniser, critic)[0]
 
     own, dark, third = misfits(narrow).tolist()
     assert own == pytest.approx(fitting.LIKE * 0.1, abs=0.02)  # the similarity alone: 0.3, of which 0.2 cost nothing
@@ -220,27 +220,29 @@ def test_a_new_face_beyond_the_old_ones_outline_costs():
     )
     shown, wide = torch.zeros(2, 3, 64, 64), logits(face=(0.0, 1.0))
     parsed = iter([torch.stack([logits(), logits(), wide]) * 20, torch.stack([logits()] * 2) * 20])
-    own, beyond = fitting.misfit(shown, shown[0], lambda x: next(parsed), recogniser).tolist()
-    assert beyond > own + 0.5
+    (own, beyond), pasted = fitting.misfit(shown, shown[0], lambda x: next(parsed), recogniser)
+    assert beyond > own + 0.5 and pasted.shape == shown.shape
 
 
-def test_the_best_of_all_is_drawn_larger_and_compared_again(monkeypatch):
-    codes, asked = torch.arange(20.0), []
+def test_the_best_of_all_are_settled_and_compared_again(monkeypatch):
+    codes, asked, under = torch.arange(20.0), [], torch.zeros(3, 8, 8)
 
-    def draw(chosen, side=32):
-        asked.append((chosen.tolist(), side))
-        return chosen[:, None, None, None].expand(-1, 3, side, side)
+    def drawn(chosen):
+        return chosen[:, None, None, None].expand(-1, 3, 8, 8)
 
-    def misfit(faces, under, *_):
-        """Of the small faces the first ones are good; of the large ones, those with the largest number."""
-        assert faces.shape[1:] == under.shape
-        return faces[:, 0, 0, 0] * (1 if len(asked) == 1 else -1)
+    def misfit(faces, *by):
+        """Of the first faces the first ones are good; of the settled ones, those with the largest number. What is seen
+        in its place is a hundredth brighter."""
+        assert by == (under, by[1], "a recogniser", "a critic")
+        asked.append(faces[:, 0, 0, 0].tolist())
+        return faces[:, 0, 0, 0] * (1 if len(asked) == 1 else -1), faces + 0.01
 
+    model = SimpleNamespace(synthesize=drawn, invert=lambda x, refine: x[:, 0, 0, 0] + refine, critic="a critic")
+    model.parser = model._batched = lambda *_, **__: None
     monkeypatch.setattr(fitting, "misfit", misfit)
-    assert fitting.best(draw, codes, 1024, torch.zeros(3, 32, 32)) == fitting.FINALISTS - 1
-    assert asked == [(codes.tolist(), 32), (codes[: fitting.FINALISTS].tolist(), fitting.SIDE)]
-    asked.clear()
-    assert fitting.best(draw, codes, 32, torch.zeros(3, 32, 32)) == 0 and len(asked) == 1, "no larger one is drawn"
+    turn, code = fitting.best(model, codes, under, "a recogniser")
+    assert turn == fitting.FINALISTS - 1 and code == pytest.approx(turn + 0.01)
+    assert asked[0] == codes.tolist() and asked[1] == pytest.approx([n + 0.01 for n in range(fitting.FINALISTS)])
 
 
 def test_glasses_that_stick_out_or_that_nobody_wore_cost():

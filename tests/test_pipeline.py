@@ -327,7 +327,7 @@ def test_the_record_follows_a_picture_that_was_resized_or_cropped(
     back = now.restore(edited(out.image, cut, scale), "pw", record=out.sealed)
     places = alignment.moved(out.record.matrices, scale, -scale * np.array(cut) + (scale - 1) / 2)
     sides = np.hypot(*places[:, :, 0].T)[:, None, None]
-    assert (np.abs(back.matrices - places) / sides).max() < (1e-8 if exact else 0.02)
+    assert (np.abs(back.matrices - places) / sides).max() < (1e-8 if exact else 1 / 32)  # a pixel of the face
     assert back.source == ("original" if originals else "codes")
     if not originals:
         assert (back.faces - inverted).abs().max() < 0.05
@@ -400,20 +400,20 @@ def test_each_face_becomes_the_stranger_that_fits_best(monkeypatch, photo):
     tried: list[torch.Tensor] = []
 
     def misfit(new, old, parser, recogniser, critic):
-        """For the larger face the 12th is best, for the smaller one the first."""
+        """For the larger face the 12th is best, for the smaller one the first; settled, the first of each."""
         tried.append(new)
-        return (torch.arange(len(new)) - (11 if len(tried) == 1 else 0)).abs().float()
+        return (torch.arange(len(new)) - (11 if len(tried) == 1 else 0)).abs().float(), new
 
     monkeypatch.setattr(fitting, "misfit", misfit)
     monkeypatch.setattr(recognizers, "at_hand", lambda *_: "a recogniser")
     out = model.protect(photo, "pw", salt=SALT)
-    assert out.record.turns == (11, 0) and [len(new) for new in tried] == [fitting.CANDIDATES] * 2
+    assert out.record.turns == (11, 0)
+    assert [len(new) for new in tried] == [fitting.CANDIDATES, fitting.FINALISTS] * 2
     keys = model.keys("pw", out.secret, SALT, [11, 0])
     w = model.invert(model.crops(photo, out.record.matrices))
     assert torch.allclose(out.record.codes, model.generator.codes.to_record(model.encrypt(w, keys)).cpu())
-    for face, new in zip(out.drawn, (tried[0][11], tried[1][0]), strict=True):
-        assert torch.allclose(new, face, atol=1e-5) and (tried[0][0] - face).abs().mean() > 0.01
     opened = Record.open(Sealed.from_text(out.sealed.text.encode(), "x", "photo"), out.secret, "x")
+    assert torch.equal(model.synthesize(model.generator.codes.to_w(opened.shown)), out.drawn)
     assert opened.turns == (11, 0) and model.restore(out, "pw").source == "codes"
     assert (model.restore(out, "pw").faces - model.synthesize(w)).abs().mean() < 0.01
     monkeypatch.setattr(recognizers, "at_hand", lambda *_: None)  # a face that fits may be the person's: the first

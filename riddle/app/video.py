@@ -215,7 +215,7 @@ def _turns(model: Riddle, tracks: list[Track], keys: Callable) -> list[int]:
     """Which of its keys each face has: that of the stranger who fits best where the face is largest."""
     means = np.stack([face.mean_code() for face in tracks])
     w = model.generator.codes.to_w(torch.from_numpy(means).to(model.device, torch.float32))
-    return model.strangers(w, torch.stack([face.crop for face in tracks]), keys, [fitting.SIDE] * len(tracks))[2]
+    return fitting.strangers(model, w, torch.stack([face.crop for face in tracks]), keys, many=True)[2]
 
 
 def _faces(record: ClipRecord, done: str, seen: dict[int, int] | None = None) -> list[ClipFace]:

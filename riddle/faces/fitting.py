@@ -1,43 +1,64 @@
-"""How well a stranger fits into a photo, and how little it resembles the person whose place it takes."""
+"""Which stranger takes a face's place: how well each fits into the photo, and how little it resembles the person."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-from riddle.faces import blending
+from riddle.faces import blending, recognizers
 from riddle.faces.recognizers import Recognizer
+from riddle.models.codes import lit
 from riddle.models.parsing import labels
+
+if TYPE_CHECKING:
+    from riddle.pipeline import Riddle
 
 BARE, CUT, LIGHT = 16.0, 4.0, 2.0  # weights of terms of `misfit`
 EXPOSED, UNASKED = 4.0, 0.3  # costs of old glasses that stick out, and of new ones where there were none
 FEW = 0.01  # share of the crop below which glasses are hardly any
 LIKE, FAR = 4.0, 0.2  # weight of a recogniser's similarity; that of strangers in one surroundings, which costs nothing
 TASTE = 0.2, 0.2  # weights of the critic's logits: the face, and the person
-CANDIDATES, FINALISTS = (
-    48,
-    8,
-)  # strangers of whom a face becomes the one that fits best, and those drawn larger for that
-SIDE = 256  # px at most of a finalist
+CANDIDATES, FINALISTS = 24, 8  # strangers of whom a face becomes the one that fits best; those compared twice for that
 SHADE = 0.03  # of the side; finer detail than this is no shade
 
 
-def best(
-    draw: Callable[..., torch.Tensor], codes: torch.Tensor, side: int, under: torch.Tensor, *by: Callable | None
-) -> int:  # fmt: skip
-    """Which of n codes (n, L, D) draws the new face that fits best in the place of an old one, by `misfit`.
+def strangers(
+    model: Riddle, w: torch.Tensor, under: torch.Tensor, keys: Callable[[list[int]], torch.Tensor], many: bool
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Who takes the places of k faces: codes in z, as a record keeps them, those that are drawn, the keys' turns.
 
-    All are compared as `draw(codes)` shows them, (n, 3, R, R), and the best FINALISTS again as `draw(codes, side)`
-    does, if side is larger than R: hair over a brow often shows in larger faces only. under, by: as for `misfit`.
+    w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; many: choose by `best`, where parser and recogniser are.
     """
-    order = misfit(draw(codes), under, *by).argsort()
-    if side <= under.shape[-1]:
-        return int(order[0])
-    large = draw(codes[order[:FINALISTS]], min(side, SIDE))
-    return int(order[misfit(F.adaptive_avg_pool2d(large, under.shape[-1]), under, *by).argmin()])
+    k, space = len(w), model.generator.codes
+    recogniser = recognizers.at_hand(model.preset.identity, model.device) if many and model.mask == "parser" else None
+    tries = CANDIDATES if recogniser else 1
+    own = torch.cat([keys([turn] * k).expand(k, -1, -1) for turn in range(tries)])
+    z = space.to_record(model.encrypt(w.repeat(tries, 1, 1), own))  # rounded: as the picture shows it
+    codes = space.to_w(z)
+    z, seen = (x.unflatten(0, (tries, k)) for x in (z, lit(codes, model.decrypt(codes, own))))
+    if recogniser is None:
+        return z[0], seen[0], [0] * k
+    turns, chosen = zip(*(best(model, seen[:, i], under[i], recogniser) for i in range(k)), strict=True)
+    return z[turns, range(k)], torch.stack(chosen), list(turns)
+
+
+def best(
+    model: Riddle, codes: torch.Tensor, under: torch.Tensor, recogniser: Recognizer
+) -> tuple[int, torch.Tensor]:  # fmt: skip
+    """Which of n codes (n, L, D) draws the new face that fits best in the place of an old one, (3, R, R), by `misfit`,
+    and the code (L, D) that shows it there, `settled`.
+
+    All are compared as they are drawn, and the best FINALISTS again when they are settled.
+    """
+    by = under, partial(model._batched, model.parser, batch=32), recogniser, model.critic
+    costs, pasted = misfit(model.synthesize(codes), *by)
+    order = costs.argsort()[:FINALISTS]
+    settled = model.invert(pasted[order], refine=0)
+    first = int(misfit(model.synthesize(settled), *by)[0].argmin())
+    return int(order[first]), settled[first]
 
 
 class Place(NamedTuple):
@@ -61,8 +82,9 @@ def in_place(face: torch.Tensor, under: torch.Tensor, logits: torch.Tensor) -> P
 def misfit(
     faces: torch.Tensor, under: torch.Tensor, parser: Callable[[torch.Tensor], torch.Tensor], recogniser: Recognizer,
     critic: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """How much each of n new faces would stand out in the place of an old one, or resemble it: (n,), small is good.
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """How much each of n new faces would stand out in the place of an old one, or resemble it: (n,), small is good; and
+    what the crop shows then, (n, 3, R, R).
 
     faces: (n, 3, R, R) in [-1, 1], the new ones; under: (3, R, R), the old one; parser: faces -> logits (n, 19, R, R);
     critic: as riddle.models.critic has it. A sum of eight terms, all of the face as it would be pasted:
@@ -102,7 +124,7 @@ def misfit(
     embeddings = recogniser.from_crop(both)
     alike = recogniser.similarity(embeddings[:1].expand(len(faces), -1), embeddings[1:]).cpu()
     liked = critic(both[1:]).cpu() @ torch.tensor(TASTE) if critic else 0
-    return torch.tensor(sums) + unsure + LIKE * (alike - FAR).clamp_min(0) - liked
+    return torch.tensor(sums) + unsure + LIKE * (alike - FAR).clamp_min(0) - liked, both[1:]
 
 
 def of_glasses(old: torch.Tensor, new: torch.Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,16 @@ def _skipped(face: Face, size: tuple[int, int], reason: str) -> FaceReport:
 def listed(faces: Sequence[FaceReport]) -> str:
     """Places and reasons of faces, of the first MOST."""
     return "; ".join(f"the face at {','.join(map(str, face.box))}: {face.reason}" for face in faces[:MOST])
+
+
+def sure(found: Sequence[Face], name: str | Path) -> list[Face]:
+    """The faces of a photo that are not doubtful, or all where all are; it warns of those left out, with the name."""
+    left = [",".join(f"{v:.0f}" for v in face.box) for face in found if doubtful(face)]
+    if not 0 < len(left) < len(found):
+        return list(found)
+    cause = f"{name}: doubtful whether a face is at {'; '.join(left)}; left as it is"
+    warnings.warn(f"{cause}; look, and pass faces= to replace it too", stacklevel=3)
+    return [face for face in found if not doubtful(face)]
 
 
 def picked(found: Sequence[Face], pick: str, size: tuple[int, int]) -> list[Face]:
