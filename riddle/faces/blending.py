@@ -31,11 +31,11 @@ EYES = 0.8  # the part of `core`, by its axes, that is replaced whatever the par
 SPREAD, FLOOR = 0.22, 0.1  # a pixel's surroundings: their width, of the side; the weight of the average in them
 FEATHER, POWER = 0.15, 3.0  # of `ellipse`: its soft rim, share of the half side; 2 is an ellipse, more is squarer
 # Widths of the detail whose contrast is matched, of the side; bounds of the factors.
-DETAIL, PORES, GRAIN = 0.03, 0.003, (0.6, 2.0)
+DETAIL, PORES, GRAIN = 0.03, 0.003, (0.6, 1.4)
 EDGE, REACH, FADE = 0.02, 0.06, 0.04  # of `_to_rim`: widths of the rim and of its reach, of the side; more fades sooner
 BRIGHT = 0.75  # brightness at which `shoulder` begins
 THROAT, LEAST = 0.03, 0.06  # how far below the jaw an outline reaches: blurred by the first, of the side, to the second
-SOFTEN, SHARP = 0.045, 0.025  # widths of an outline's soft rim, of the side; the narrow one is that of `protect`
+RIM, FINE_RIM = (0.045, 0.5), (0.03, 0.75)  # an outline's soft rim: its blur, of the side, and the level it begins at
 STRIP = 256  # rows blended at once
 MOST = 0.95  # largest mask value: beyond it, `unblend` would enlarge rounding and compression over twentyfold
 INNER = 0.4  # mask value at which `paste_inside` begins; farther out the surroundings stay as they are
@@ -76,11 +76,12 @@ def outline(old: torch.Tensor, new: torch.Tensor, fine: bool = False) -> np.ndar
     hair, hat, ears, the wall beside a turned head. New hair over a face is left out: hair that starts at a rim looks
     cut. The soft rim lies inside; the old face's glasses are replaced whole. Where the old one shows face or nearly
     so, `core` is in the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not
-    stay in the photo. What is surely background stays. fine: as `protect` pastes, with a narrower rim, with the old
-    brows, eyes and mouth replaced whole, without the new face's background beside a narrower cheek, and with the throat
-    next to the jaw, so that the rim lies there: an old beard does not line a new chin.
+    stay in the photo. What is surely background stays. fine: as `protect` pastes. The rim is narrower and lies farther
+    inside, on skin, where the photo's strands of hair end. The old brows, eyes and mouth are replaced whole. The new
+    face's background beside a narrower cheek is left out. The throat next to the jaw is replaced, too, so that the rim
+    lies there: an old beard does not line a new chin.
     """
-    before, after, soften = labels(old), labels(new), SHARP if fine else SOFTEN
+    before, after, (soften, rim) = labels(old), labels(new), FINE_RIM if fine else RIM
 
     def of(classes: tuple[int, ...], shown: torch.Tensor) -> torch.Tensor:
         return torch.isin(shown, torch.tensor(classes, device=shown.device))
@@ -92,7 +93,7 @@ def outline(old: torch.Tensor, new: torch.Tensor, fine: bool = False) -> np.ndar
     face, side = of(FACE_CLASSES, before), len(before)
     throat = of(NECK_CLASSES if fine else (), before) & (blurred(face, THROAT) > LEAST).to(face.device)
     within = (face | throat) & of(FACE_CLASSES + NECK_CLASSES, after)
-    within = smoothstep(2 * blurred(within, soften).numpy() - 1)
+    within = smoothstep((blurred(within, soften).numpy() - rim) / (1 - rim))
     gone = of((GLASSES,), before) & ~of(HAIR_CLASSES, after) | of(FEATURE_CLASSES if fine else (), before)
     without = smoothstep(blurred(gone, GLASSES_RIM).numpy() / 0.2)
     over_skin = blurred(of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0]), soften)
