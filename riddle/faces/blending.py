@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import label
 
 from riddle.models.parsing import labels
 
@@ -34,6 +35,7 @@ FEATHER, POWER = 0.15, 3.0  # of `ellipse`: its soft rim, share of the half side
 DETAIL, PORES, GRAIN = 0.03, 0.003, (0.6, 1.4)
 EDGE, REACH, FADE = 0.02, 0.06, 0.04  # of `_to_rim`: widths of the rim and of its reach, of the side; more fades sooner
 BRIGHT = 0.75  # brightness at which `shoulder` begins
+FRINGE = 0.2  # share of hair around a pixel from which it belongs to a fringe
 THROAT, LEAST = 0.03, 0.06  # how far below the jaw an outline reaches: blurred by the first, of the side, to the second
 RIM, FINE_RIM = (0.045, 0.5), (0.03, 0.75)  # an outline's soft rim: its blur, of the side, and the level it begins at
 STRIP = 256  # rows blended at once
@@ -77,9 +79,9 @@ def outline(old: torch.Tensor, new: torch.Tensor, fine: bool = False) -> np.ndar
     cut. The soft rim lies inside; the old face's glasses are replaced whole. Where the old one shows face or nearly
     so, `core` is in the mask, except old skin under new hair: the parser may take an eye for hair, and the eye must not
     stay in the photo. What is surely background stays. fine: as `protect` pastes. The rim is narrower and lies farther
-    inside, on skin, where the photo's strands of hair end. The old brows, eyes and mouth are replaced whole. The new
-    face's background beside a narrower cheek is left out. The throat next to the jaw is replaced, too, so that the rim
-    lies there: an old beard does not line a new chin.
+    inside, on skin, where the photo's strands of hair end. The old brows, eyes and mouth are replaced whole,
+    but for a brow in a fringe that both have. The new face's background beside a narrower cheek is left out. The throat
+    next to the jaw is replaced, too, so that the rim lies there: an old beard does not line a new chin.
     """
     before, after, (soften, rim) = labels(old), labels(new), FINE_RIM if fine else RIM
 
@@ -90,13 +92,15 @@ def outline(old: torch.Tensor, new: torch.Tensor, fine: bool = False) -> np.ndar
         rows = gaussian(len(pixels), max(width * len(pixels), 0.5))
         return rows @ pixels.float().cpu() @ rows.T
 
-    face, side = of(FACE_CLASSES, before), len(before)
+    face, hair, side = of(FACE_CLASSES, before), of(HAIR_CLASSES, after), len(before)
     throat = of(NECK_CLASSES if fine else (), before) & (blurred(face, THROAT) > LEAST).to(face.device)
-    within = (face | throat) & of(FACE_CLASSES + NECK_CLASSES, after)
+    fringe = hair & (blurred(of(HAIR_CLASSES, before), soften) > FRINGE).to(face.device)
+    gone = of((GLASSES,), before) & ~hair | of(FEATURE_CLASSES if fine else (), before) & ~fringe
+    one = _middle(face | throat | gone) if fine else face | throat | gone
+    within = one & (face | throat) & of(FACE_CLASSES + NECK_CLASSES, after)
     within = smoothstep((blurred(within, soften).numpy() - rim) / (1 - rim))
-    gone = of((GLASSES,), before) & ~of(HAIR_CLASSES, after) | of(FEATURE_CLASSES if fine else (), before)
-    without = smoothstep(blurred(gone, GLASSES_RIM).numpy() / 0.2)
-    over_skin = blurred(of(HAIR_CLASSES, after) & (before == SKIN_CLASSES[0]), soften)
+    without = smoothstep(blurred(one & gone, GLASSES_RIM).numpy() / 0.2)
+    over_skin = blurred(hair & (before == SKIN_CLASSES[0]), soften)
     near = torch.from_numpy(smoothstep(2 * blurred(face, soften).numpy()))
     beside = blurred(old.softmax(0)[list(BESIDE_CLASSES)].sum(0) > SURE, GLASSES_RIM)
     if (near * core(side)).sum() < 0.5 * core(side).sum():  # then the parser is wrong
@@ -104,6 +108,13 @@ def outline(old: torch.Tensor, new: torch.Tensor, fine: bool = False) -> np.ndar
     bare = blurred(new.softmax(0)[list(BESIDE_CLASSES)].sum(0) > SURE, soften) if fine else torch.zeros(())
     inner = torch.maximum(core(side) * near * (1 - bare), core(side, EYES)) * (1 - beside) * (1 - over_skin)
     return np.maximum(np.maximum(within, without), inner.numpy())
+
+
+def _middle(pixels: torch.Tensor) -> torch.Tensor:
+    """Of pixels (R, R), true or false, the connected parts that reach into `core`: a parser sees skin in hats, too."""
+    parts, _ = label(pixels.cpu().numpy())
+    inner = np.unique(parts[core(len(parts)).numpy() > 0.5])
+    return torch.from_numpy(np.isin(parts, inner[inner > 0])).to(pixels.device)
 
 
 def outlines(logits: Sequence[torch.Tensor], under: torch.Tensor, fine: bool = False) -> np.ndarray:
