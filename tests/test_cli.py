@@ -624,4 +624,4 @@ def test_a_weak_passphrase_is_told_how_soon_it_is_guessed_and_a_strong_or_very_l
     cost = r"\(a guess costs 0.1 seconds of a core, and a record tells which one is right\)"
     assert re.search(rf"weak: 1,000 processor cores guess it in {told} {cost}; take five", passphrase.weakness(text))
     assert passphrase.weakness("quilt lamp seven order moon") == passphrase.weakness("lamp Oder 7 quilt! " * 20) == ""
-    assert all("two hours" in passphrase.weakness(text) for text in passphrase.PUBLISHED)
+    assert all("stands in a manual" in passphrase.weakness(f"{text}\n") for text in passphrase.PUBLISHED)

@@ -1,13 +1,16 @@
-"""The critic: its features, its two regressions, and what it says of faces that it has never seen."""
+"""Faces in the places of others: how they settle there, and the critic that tells who belongs."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
 import riddle
+from riddle.faces import fitting
+from riddle.models.codes import lit
 from riddle.models.critic import Critic
 from riddle.training import critic as training
 from riddle.training import publish
@@ -47,6 +50,27 @@ def test_each_face_comes_first_and_its_surroundings_stay(model, faces):
     own, *strangers = (there - faces).abs().mean(2)
     assert (there[..., :8, :8] == faces[..., :8, :8]).all()  # a corner is no face
     assert all((own < other)[:, 56:96, 40:88].float().mean() > 0.7 for other in strangers)
+
+
+@torch.no_grad()
+def test_a_settled_stranger_meets_its_surroundings_and_stays_a_stranger(model, faces):
+    w = model.invert(faces, refine=0)
+    plain = lit(model.encrypt(w, model.random_password(4, seed=2)), w)
+
+    def seams(codes):
+        """The mean difference along the rim, between what is pasted and what lies there."""
+        shown = model.synthesize(codes)
+        places = [fitting.in_place(*place) for place in zip(shown, faces, model._parsed(faces, shown), strict=True)]
+        rims = [place.mask * (1 - place.mask) for place in places]
+        return [
+            float(((place.matched - face).abs().mean(0) * rim).sum() / rim.sum())
+            for place, face, rim in zip(places, faces, rims, strict=True)
+        ]
+
+    settled = model.settled(plain, faces)
+    assert settled.shape == plain.shape and np.mean(seams(settled)) < 0.8 * np.mean(seams(plain))
+    own, stranger, now = (model.encoder.recognise(x)[0] for x in (faces, *map(model.synthesize, (plain, settled))))
+    assert (F.cosine_similarity(now, stranger) > F.cosine_similarity(now, own)).all()
 
 
 @torch.no_grad()

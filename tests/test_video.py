@@ -687,6 +687,17 @@ def test_a_record_comes_back_as_it_was_written(record):
     assert np.array_equal(again.faces(6)[0][1], record.places[8])
 
 
+def test_a_shift_is_added_to_every_code_of_its_face(record):
+    shift = torch.stack([torch.zeros_like(record.codes[0]), torch.full_like(record.codes[0], 0.5)])
+    again = reopened(replace(record, shift=shift))
+    assert torch.equal(again.shift, shift) and again.faces(3)[0][0] != again.faces(3)[1][0]
+    for n in (3, 4):
+        for (number, _, code), (_, _, plain) in zip(again.faces(n), record.faces(n), strict=True):
+            assert torch.allclose(code, plain + (0.5 if number == 4 else 0))
+    with pytest.raises(RecordError, match="damaged"):
+        reopened(replace(record, shift=shift[:1]))
+
+
 def test_a_damaged_older_or_newer_record_is_refused(record, tmp_path):
     data, beside = sealed(record).data, tmp_path / "x.mp4.riddle"
     refused = {

@@ -10,6 +10,7 @@ file of these arrays:
     places   (M, 4) float32, face by face, one row per frame: centre x and y of the face's square, and the vector of its
              upper side, in px of the upright frame
     turns    (T,) uint8, which of its keys each face has (`passwords.face_passwords`); 0 in older files
+    shift    (T, L, D) float16, in z, what was added to each face's codes when it was painted; 0 in older files
     codes    (K, L, D) float16, in z, face by face, those of the frames j * every, from the last one at or before a
              face's first frame to the first one after its last; between them a code is the mean of the two, by distance
 """
@@ -45,6 +46,7 @@ class ClipRecord:
     places: np.ndarray
     codes: torch.Tensor  # in z; float32, exact in float16
     turns: Sequence[int] = ()  # default: 0
+    shift: torch.Tensor | None = None  # default: 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple(self.turns) or (0,) * len(self.tracks))
@@ -57,20 +59,22 @@ class ClipRecord:
     def faces(self, n: int | None) -> list[tuple[int, np.ndarray, torch.Tensor]]:
         """The faces in frame n, the largest first: track, place (4,), code (L, D) in z; n None: no faces."""
         found, row, code = [], 0, 0
-        for track, first, count in self.tracks.tolist():
+        for i, (track, first, count) in enumerate(self.tracks.tolist()):
             if n is not None and first <= n < first + count:
                 k, share = code + n // self.every - first // self.every, n % self.every / self.every
-                between = self.codes[k] + share * (self.codes[k + 1] - self.codes[k])
-                found.append((track, self.places[row + n - first], between))
+                code_here = self.codes[k] + share * (self.codes[k + 1] - self.codes[k])
+                code_here = code_here if self.shift is None else code_here + self.shift[i]
+                found.append((track, self.places[row + n - first], code_here))
             row, code = row + count, code + code_count(first, count, self.every)
         return sorted(found, key=lambda face: -float(np.hypot(*face[1][2:])))
 
     def to_bytes(self) -> bytes:
         """The .npz file."""
-        out = io.BytesIO()
+        out, more = io.BytesIO(), {} if self.shift is None else {"shift": self.shift.numpy().astype("<f2")}
         np.savez_compressed(
             out, every=self.every, times=self.times, tracks=self.tracks, places=self.places,
             codes=self.codes.numpy().astype("<f2"), turns=np.array(self.turns, "u1"),
+            **more,
         )  # fmt: skip
         return out.getvalue()
 
@@ -90,9 +94,11 @@ class ClipRecord:
         """The record in a .npz file. Raises RecordError, with the clip's name, when it is damaged or too large."""
         with reading(name):
             types = {"every": "i8", "times": "f8", "tracks": "i8", "places": "f4", "codes": "f4", "turns": "u1"}
-            every, times, tracks, places, codes, turns = arrays(content, MAX_RECORD, ["turns"], **types)
+            read = arrays(content, MAX_RECORD, ["turns", "shift"], **types, shift="f4")
+            (every, times, tracks, places, codes, turns), shift = read[:-1], read[-1]
+            codes, shift = (None if x is None else torch.from_numpy(x) for x in (codes, shift))
             turns = () if turns is None else turns.tolist()
-            record = cls(size, int(every), times, tracks, places, torch.from_numpy(codes), turns)
+            record = cls(size, int(every), times, tracks, places, codes, turns, shift)
             record._check()
             return record
 
@@ -118,6 +124,9 @@ class ClipRecord:
         number = code_count(first, count, self.every).sum()
         must(self.codes.ndim == 3 and len(self.codes) == number, f"codes of shape {tuple(self.codes.shape)}")
         must(self.codes.isfinite().all(), "codes that are not finite")
+        if self.shift is not None:
+            must(self.shift.shape == (len(self.tracks), *self.codes.shape[1:]), "a shift for other faces")
+            must(self.shift.isfinite().all(), "a shift that is not finite")
 
 
 def code_count(first: int | np.ndarray, count: int | np.ndarray, every: int) -> int | np.ndarray:

@@ -106,7 +106,7 @@ def _work(
             sealed.must_fit(model.preset, model.weights_hash, clip.upright_size, source)
             carried = ClipRecord.open(sealed, secret, source)
         if carried is not None:
-            faces, record = _faces(carried, done), changed(model, carried, keys)
+            faces, record = _faces(carried, done), replace(changed(model, carried, keys), shift=None)
         else:
             record, faces, notes = _surveyed(model, clip, keys, secret, done, strict, work)
             if not protects:
@@ -197,7 +197,8 @@ def _surveyed(
             refuse(clip.path, skipped)
         own = record_of(times, tracks, clip, model)
         if done == "protected":
-            own = replace(own, turns=_turns(model, [face for face in tracks if face.good], keys))
+            turns, shift = _fitted(model, [face for face in tracks if face.good], keys)
+            own = replace(own, turns=turns, shift=shift)
         record = changed(model, own, keys)
         if done == "restored":
             record = replace(record, codes=lit(record.codes, own.codes))
@@ -211,11 +212,18 @@ def _surveyed(
     return record, faces, told["notes"]
 
 
-def _turns(model: Riddle, tracks: list[Track], keys: Callable) -> list[int]:
-    """Which of its keys each face has: that of the stranger who fits best where the face is largest."""
-    means = np.stack([face.mean_code() for face in tracks])
-    w = model.generator.codes.to_w(torch.from_numpy(means).to(model.device, torch.float32))
-    return fitting.strangers(model, w, torch.stack([face.crop for face in tracks]), keys, many=True)[2]
+def _fitted(model: Riddle, tracks: list[Track], keys: Callable) -> tuple[list[int], torch.Tensor]:
+    """Which of its keys each face has: that of the stranger who fits best where the face is largest; and the shift
+    (n, L, D) in z by which the stranger of its mean code becomes the settled one (`Riddle.settled`).
+
+    A clip has one shift a face: to settle each frame anew would make the face flicker.
+    """
+    space, means = model.generator.codes, np.stack([face.mean_code() for face in tracks])
+    w = space.to_w(torch.from_numpy(means).to(model.device, torch.float32))
+    z, _, turns = fitting.strangers(model, w, torch.stack([face.crop for face in tracks]), keys, many=True)
+    codes = space.to_w(z)
+    plain, place = lit(codes, model.decrypt(codes, keys(turns))), model.synthesize(w)  # the pose of the mean code
+    return turns, (space.to_record(model.settled(plain, place)) - space.to_record(plain)).cpu().half().float()
 
 
 def _faces(record: ClipRecord, done: str, seen: dict[int, int] | None = None) -> list[ClipFace]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BARE, CUT, LIGHT = 16.0, 4.0, 2.0  # weights of terms of `misfit`
 EXPOSED, UNASKED = 4.0, 1.0  # costs of old glasses that stick out, and of new ones where there were none
-FEW = 0.01  # share of the crop below which glasses are hardly any
+FEW = 0.004  # share of the crop below which glasses are hardly any
 LIKE, FAR = 4.0, 0.2  # weight of a recogniser's similarity; that of strangers in one surroundings, which costs nothing
 TASTE = 0.2, 0.2  # weights of the critic's logits: the face, and the person
 CANDIDATES, FINALISTS = 24, 8  # strangers of whom a face becomes the one that fits best; those compared twice for that
