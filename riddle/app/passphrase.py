@@ -41,9 +41,7 @@ def weakness(text: str) -> str:
     """A warning that says how soon a passphrase is guessed; "" for a strong one. The estimate is zxcvbn's (Wheeler,
     2016): the guesses of somebody who knows common words, names, dates and keyboard patterns."""
     if text.strip().lower() in PUBLISHED:
-        return (
-            "this passphrase is weak: it stands in a manual that everybody can read; take five or more random words"
-        )
+        return "this passphrase is weak: it stands in a manual that everybody can read; take five or more random words"
     from zxcvbn import zxcvbn  # its lists of words load with it, and only protecting asks
 
     days = float(zxcvbn(text[:LONGEST], PUBLISHED)["guesses"]) * GUESS / CORES / 86400

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,9 +12,6 @@ from riddle.faces import blending, recognizers
 from riddle.faces.recognizers import Recognizer
 from riddle.models.codes import lit
 from riddle.models.parsing import labels
-
-if TYPE_CHECKING:
-    from riddle.pipeline import Riddle
 
 BARE, CUT, LIGHT = 16.0, 4.0, 2.0  # weights of terms of `misfit`
 EXPOSED, UNASKED = 4.0, 1.0  # costs of old glasses that stick out, and of new ones where there were none
@@ -26,11 +23,12 @@ SHADE = 0.03  # of the side; finer detail than this is no shade
 
 
 def strangers(
-    model: Riddle, w: torch.Tensor, under: torch.Tensor, keys: Callable[[list[int]], torch.Tensor], many: bool
+    model: Any, w: torch.Tensor, under: torch.Tensor, keys: Callable[[list[int]], torch.Tensor], many: bool
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """Who takes the places of k faces: codes in z, as a record keeps them, those that are drawn, the keys' turns.
 
-    w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; many: choose by `best`, where parser and recogniser are.
+    model: a `Riddle`; w: (k, L, D); under: (k, 3, R, R); keys: k turns -> keys; many: choose by `best`, where parser
+    and recogniser are.
     """
     k, space = len(w), model.generator.codes
     recogniser = recognizers.at_hand(model.preset.identity, model.device) if many and model.mask == "parser" else None
@@ -46,7 +44,7 @@ def strangers(
 
 
 def best(
-    model: Riddle, codes: torch.Tensor, under: torch.Tensor, recogniser: Recognizer
+    model: Any, codes: torch.Tensor, under: torch.Tensor, recogniser: Recognizer
 ) -> tuple[int, torch.Tensor]:  # fmt: skip
     """Which of n codes (n, L, D) draws the new face that fits best in the place of an old one, (3, R, R), by `misfit`,
     and the code (L, D) that shows it there, `settled`.
