@@ -1,7 +1,7 @@
 """The names of the sets of faces that the tables compare: `photo`, `inverted`, a baseline, or variant and action.
 
     riddle                    encrypted, each picture by its own random password
-    riddle-lit                encrypted, drawn in the light of the photo as `protect` pastes it
+    riddle-lit                encrypted, drawn in the light of the photo, as `protect` does before it fits
     riddle-wrong              decrypted with a wrong password
     riddle-restored           decrypted with the right one, from the code that was kept
     riddle-png                restored from the encrypted picture: 8 bits per channel, inverted again, decrypted
