@@ -234,8 +234,7 @@ class Riddle:
         as they are. The generator draws no seams: a face comes back with the outline, hair and light of its place."""
         faces = self.synthesize(w)
         logits = self._parsed(under, faces)
-        pasted = [fitting.in_place(*place).pasted for place in zip(faces, under, logits, strict=bool(logits))]
-        return self.invert(torch.stack(pasted), refine=0) if pasted else w
+        return self.invert(fitting.pasted(faces, under, logits), refine=0) if logits else w
 
     def protect(
         self, photo: Photo, passphrase: str | Tensor, pick: str = "all", *, faces: Sequence[Face] | None = None,

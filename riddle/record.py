@@ -112,11 +112,9 @@ class Record:
             ends = np.cumsum([0, *lengths])
             originals = tuple(png[a:b].tobytes() for a, b in zip(ends, ends[1:], strict=False))
             codes, shown = (None if x is None else torch.from_numpy(x) for x in (codes, shown))
-            own, given = (
-                (sealed.preset, sealed.weights, sealed.size, sealed.salt),
-                () if turns is None else turns.tolist(),
-            )
-            return cls(*own, matrices, codes, look, originals, masks, given, shown)
+            own = sealed.preset, sealed.weights, sealed.size, sealed.salt
+            turns = () if turns is None else turns.tolist()
+            return cls(*own, matrices, codes, look, originals, masks, turns, shown)
 
     @classmethod
     def fitting(cls, sealed: Sealed, secret: bytes, picture: Picture, preset: Preset, weights: str) -> Record | None:

@@ -62,9 +62,9 @@ class ClipRecord:
         for i, (track, first, count) in enumerate(self.tracks.tolist()):
             if n is not None and first <= n < first + count:
                 k, share = code + n // self.every - first // self.every, n % self.every / self.every
-                code_here = self.codes[k] + share * (self.codes[k + 1] - self.codes[k])
-                code_here = code_here if self.shift is None else code_here + self.shift[i]
-                found.append((track, self.places[row + n - first], code_here))
+                between = self.codes[k] + share * (self.codes[k + 1] - self.codes[k])
+                between = between if self.shift is None else between + self.shift[i]
+                found.append((track, self.places[row + n - first], between))
             row, code = row + count, code + code_count(first, count, self.every)
         return sorted(found, key=lambda face: -float(np.hypot(*face[1][2:])))
 
@@ -94,8 +94,8 @@ class ClipRecord:
         """The record in a .npz file. Raises RecordError, with the clip's name, when it is damaged or too large."""
         with reading(name):
             types = {"every": "i8", "times": "f8", "tracks": "i8", "places": "f4", "codes": "f4", "turns": "u1"}
-            read = arrays(content, MAX_RECORD, ["turns", "shift"], **types, shift="f4")
-            (every, times, tracks, places, codes, turns), shift = read[:-1], read[-1]
+            types |= {"shift": "f4"}
+            every, times, tracks, places, codes, turns, shift = arrays(content, MAX_RECORD, ["turns", "shift"], **types)
             codes, shift = (None if x is None else torch.from_numpy(x) for x in (codes, shift))
             turns = () if turns is None else turns.tolist()
             record = cls(size, int(every), times, tracks, places, codes, turns, shift)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -75,6 +75,11 @@ def in_place(face: torch.Tensor, under: torch.Tensor, logits: torch.Tensor) -> P
     mask = torch.from_numpy(blending.outline(*logits, fine=True)).float()
     matched = blending.match_colours(face, under, where, mask)
     return Place(where, mask, matched, under + mask * (matched - under))
+
+
+def pasted(faces: torch.Tensor, under: torch.Tensor, logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What the crops `under` (k, 3, R, R) show with new faces in their places, each `in_place`: (k, 3, R, R)."""
+    return torch.stack([in_place(*place).pasted for place in zip(faces, under, logits, strict=True)])
 
 
 def misfit(

@@ -55,8 +55,7 @@ def pasted(model: riddle.Riddle, faces: torch.Tensor, strangers: int, seed: int)
     many, under = w.repeat(strangers, 1, 1), faces.repeat(1 + strangers, 1, 1, 1)
     keys = model.random_password(len(many), seed)
     new = model.synthesize(torch.cat([w, lit(model.encrypt(many, keys), many)]))
-    places = zip(new, under, model._parsed(under, new), strict=True)
-    return torch.stack([fitting.in_place(*place).pasted for place in places]).unflatten(0, (1 + strangers, len(faces)))
+    return fitting.pasted(new, under, model._parsed(under, new)).unflatten(0, (1 + strangers, len(faces)))
 
 
 def _drawn(path: str, count: int, seed: int) -> Iterator[torch.Tensor]:
